@@ -1,0 +1,60 @@
+"""The exceptions of this package.
+
+::
+
+    LightningLMError
+    |-- ConfigurationError (ValueError)     a setting that cannot work: says what came, what is needed, what to change
+    |-- DataError (ValueError)              text, tokens or a store that cannot be used
+    |   `-- FingerprintError                the data is not what the run or the store was made with
+    |-- TokenizerError (ValueError)         text that cannot be encoded, or a vocabulary that cannot be built
+    |-- CheckpointError (ValueError)        a checkpoint that is truncated, foreign or of another configuration
+    `-- MissingDependencyError (ImportError)  an optional package is needed; the message holds the pip command
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigurationError",
+    "DataError",
+    "FingerprintError",
+    "LightningLMError",
+    "MissingDependencyError",
+    "TokenizerError",
+]
+
+
+class LightningLMError(Exception):
+    """Base of every exception that this package raises on purpose."""
+
+
+class ConfigurationError(LightningLMError, ValueError):
+    """A setting that cannot work."""
+
+
+class DataError(LightningLMError, ValueError):
+    """Text, tokens or a token store that cannot be used."""
+
+
+class FingerprintError(DataError):
+    """The data differs from what the run or the store was made with."""
+
+
+class TokenizerError(LightningLMError, ValueError):
+    """Text that cannot be encoded, or a vocabulary that cannot be built."""
+
+
+class CheckpointError(LightningLMError, ValueError):
+    """A checkpoint that is truncated, foreign, or of another configuration."""
+
+
+class MissingDependencyError(LightningLMError, ImportError):
+    """An optional package is needed.
+
+    Args:
+        package: The name to install.
+        purpose: What it is needed for, as the end of "... is needed to".
+        extra: The extra of ``lightning-lm`` that brings it, if there is one.
+    """
+
+    def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
+        target = f'"lightning-lm[{extra}]"' if extra else package
+        super().__init__(f"The package {package!r} is needed to {purpose}. Install it with: pip install {target}")

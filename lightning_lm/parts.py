@@ -1,0 +1,72 @@
+"""Parts: small frozen dataclasses that describe what to build, and travel through YAML and checkpoints as plain data.
+
+A variant is a new part, never a new flag. A part is written as a plain dictionary, so that a checkpoint that holds it
+can be loaded with ``weights_only=True``; only classes that derive from `Part` are ever built from such a dictionary.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from lightning_lm.errors import ConfigurationError
+
+__all__ = ["Part"]
+
+_KEY = "part"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Base of every part. Subclasses are frozen, keyword-only dataclasses."""
+
+    registry: ClassVar[dict[str, type["Part"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Part.registry[cls.__name__] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this part as plain data (dictionaries, lists, numbers, strings)."""
+        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {_KEY: type(self).__name__, **fields}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build the part that `to_dict` described.
+
+        Raises:
+            ConfigurationError: If the data names no known part, a part of another kind, or an unknown field.
+        """
+        part = _build(data)
+        if not isinstance(part, cls):
+            raise ConfigurationError(f"Expected a {cls.__name__}, got {type(part).__name__}.")
+        return part
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.to_dict()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_build(item) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    fields = {key: _build(item) for key, item in value.items() if key != _KEY}
+    if _KEY not in value:
+        return fields
+    cls = Part.registry.get(value[_KEY])
+    if cls is None:
+        raise ConfigurationError(
+            f"No part is called {value[_KEY]!r}. If it is your own class, import its module before loading."
+        )
+    unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+    if unknown:
+        raise ConfigurationError(f"{cls.__name__} has no field {sorted(unknown)}; was this written by another version?")
+    return cls(**fields)

@@ -1,0 +1,98 @@
+"""What one part may ask of another. Anything that has these attributes fits; nothing has to inherit."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+__all__ = ["LanguageModel", "Tokenizer"]
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A causal language model: token ids in, next-token logits out.
+
+    ``hidden`` and ``head`` exist for losses that never build all logits:
+    ``forward(ids) == soft-cap(head(hidden(ids)))``.
+    """
+
+    head: nn.Linear
+    """Weight [vocab, d_model]; shared with the embedding where these are tied."""
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: Any | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Return next-token logits."""
+        ...
+
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: Any | None = None,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Return the normalised features that ``head`` turns into logits."""
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Special tokens and their ids."""
+        ...
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that separates documents and ends an answer, if there is one."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides which ids a text gets."""
+        ...
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Return the ids of a text. Special tokens written in it are ordinary text unless allowed."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text as an unsigned integer array."""
+        ...
+
+    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
+        """Yield the ids of texts that follow each other, in bounded memory."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+    def token_byte_lengths(self) -> np.ndarray:
+        """Return int64 [vocab_size]: UTF-8 bytes of text that each id stands for, 0 for special tokens."""
+        ...
+
+    def save(self, path: Path | str) -> None:
+        """Write everything needed to load it again into a folder."""
+        ...
+
+    def to_files(self) -> dict[str, str]:
+        """Return the content of every file that `save` writes, by name; checkpoints carry it."""
+        ...

@@ -1,0 +1,32 @@
+"""Names that every part shares: what the axes of a tensor mean, what a batch holds, which targets are ignored.
+
+Axis names used in shape annotations: ``batch`` (rows), ``seq`` (token positions of a row), ``vocab`` (token ids),
+``d_model`` (features of the residual stream), ``heads``, ``kv_heads``, ``head_dim``.
+"""
+
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+__all__ = ["IGNORE_INDEX", "TokenBatch"]
+
+IGNORE_INDEX = -100
+"""Label of a position at which nothing is learned or measured (the value of torch and transformers)."""
+
+
+class TokenBatch(TypedDict):
+    """Rows of tokens, as every LightningModule of this package receives them.
+
+    ``labels`` are not shifted: ``labels[:, t]`` is the token at position ``t`` or ``IGNORE_INDEX``, and the prediction
+    made at ``t - 1`` is compared with it. In packed rows the first token of each document has the label
+    ``IGNORE_INDEX``, so that no target crosses a document boundary.
+    """
+
+    input_ids: Tensor
+    """int64 [batch, seq]."""
+    labels: Tensor
+    """int64 [batch, seq], ``IGNORE_INDEX`` where nothing is learned."""
+    position_ids: NotRequired[Tensor]
+    """int64 [batch, seq], from 0 again at each document."""
+    document_ids: NotRequired[Tensor]
+    """int64 [batch, seq], equal within a document and non-decreasing along a row; padding is a document of its own."""
