@@ -1,0 +1,178 @@
+"""Advantages: how much better an answer, or a token of it, was than expected.
+
+Rewards come as one row per prompt and one column per sampled answer. A group whose answers all earned the same reward
+gets zeros, decided by equality: the standard deviation of eight times 0.7 is not zero in float32 but 6e-8, and dividing
+by it would turn rounding noise into a gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.parts import Part
+
+__all__ = ["GroupAdvantage", "explained_variance", "gae", "group_advantages", "whiten"]
+
+Baseline = Literal["group", "leave_one_out", "batch", "none"]
+Scale = Literal["group", "batch", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupAdvantage(Part):
+    """How rewards become advantages; call it with rewards [prompts, samples].
+
+    Args:
+        baseline: What is subtracted: the mean of the prompt's answers (``group``), of the prompt's other answers
+            (``leave_one_out``), of all answers (``batch``), or nothing.
+        scale: What is divided by: the standard deviation of the prompt's answers, of all answers, or nothing.
+        eps: Added to the standard deviation, in units of reward.
+
+    Source:
+        Shao et al. 2024 (GRPO), arXiv:2402.03300, section 4.1.2; Ahmadian et al. 2024 (leave one out),
+        arXiv:2402.14740; Liu et al. 2025 (no scale: Dr. GRPO), arXiv:2503.20783.
+    """
+
+    baseline: Baseline = "group"
+    scale: Scale = "group"
+    eps: float = 1e-4
+
+    def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
+        """Return the advantage of each answer."""
+        return group_advantages(rewards, baseline=self.baseline, scale=self.scale, eps=self.eps)
+
+
+def group_advantages(
+    rewards: Float[Tensor, "prompts samples"],
+    *,
+    baseline: Baseline = "group",
+    scale: Scale = "group",
+    eps: float = 1e-4,
+) -> Float[Tensor, "prompts samples"]:
+    """Subtract a baseline from each reward and scale the difference; see `GroupAdvantage` for the choices.
+
+    Raises:
+        ConfigurationError: If a baseline or scale of the group is asked for and there is one sample per prompt.
+    """
+    samples = rewards.shape[1]
+    if samples < 2 and (baseline in ("group", "leave_one_out") or scale == "group"):
+        raise ConfigurationError(
+            f"A group has {samples} sample per prompt; its baseline needs at least 2. Raise the number of samples, or "
+            "use baseline='batch' with scale='batch' or 'none'."
+        )
+    rewards = rewards.float()
+    flat = _is_constant(rewards)
+    centred = rewards - _BASELINES[baseline](rewards)
+    if baseline in ("group", "leave_one_out"):
+        centred = centred.masked_fill(flat, 0.0)
+    elif baseline == "batch" and bool((rewards == rewards[0, 0]).all()):
+        centred = torch.zeros_like(centred)
+    return centred / (_SCALES[scale](rewards) + eps) if scale != "none" else centred
+
+
+def _is_constant(rewards: Tensor) -> Tensor:
+    return rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
+
+
+def _leave_one_out(rewards: Tensor) -> Tensor:
+    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+
+
+_BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
+    "group": lambda rewards: rewards.mean(1, keepdim=True),
+    "leave_one_out": _leave_one_out,
+    "batch": lambda rewards: rewards.mean(),
+    "none": torch.zeros_like,
+}
+_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "group": lambda rewards: rewards.std(1, keepdim=True),
+    "batch": lambda rewards: rewards.std(),
+}
+
+
+def gae(
+    rewards: Float[Tensor, "rows seq"],
+    values: Float[Tensor, "rows seq"],
+    mask: Bool[Tensor, "rows seq"],
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+) -> tuple[Float[Tensor, "rows seq"], Float[Tensor, "rows seq"]]:
+    """Return generalised advantage estimates and the returns that a critic learns.
+
+    ``A_t = sum_l (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l})``. The value after an answer's last token is 0.
+    Masked tokens (padding, a tool's output) are stepped over: the estimate passes from the token before to the token
+    after them, undiscounted.
+
+    Args:
+        rewards: Reward of each token.
+        values: The critic's estimate before each token, without gradient.
+        mask: The policy's own tokens.
+        gamma: Discount a token.
+        lam: 0 trusts the critic, 1 the rewards.
+
+    Returns:
+        Advantages and returns (advantage + value), 0 where masked.
+
+    Source:
+        Schulman et al. 2016, arXiv:1506.02438, equation 16.
+    """
+    following = torch.zeros_like(values[:, 0])
+    advantage = torch.zeros_like(following)
+    columns = []
+    for t in range(values.shape[1] - 1, -1, -1):
+        keep = mask[:, t]
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        advantage = torch.where(keep, delta + gamma * lam * advantage, advantage)
+        following = torch.where(keep, values[:, t], following)
+        columns.append(torch.where(keep, advantage, 0.0))
+    advantages = torch.stack(columns[::-1], dim=1)
+    return advantages, (advantages + values).masked_fill(~mask, 0.0)
+
+
+def whiten(
+    values: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    *,
+    shift_mean: bool = True,
+    all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
+    eps: float = 1e-8,
+) -> Float[Tensor, "*shape"]:
+    """Scale unmasked values to variance 1 and, unless told otherwise, mean 0; masked ones become 0.
+
+    Args:
+        values: What to whiten.
+        mask: Which values count.
+        shift_mean: Subtract the mean; otherwise it stays as it was.
+        all_reduce: Sums a float64 [3] over ranks (count, sum, sum of squares about a common origin); the default is
+            one process.
+        eps: Added to the variance.
+    """
+    kept = values.double().masked_fill(~mask, 0.0)
+    count, total, _ = all_reduce(torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])).unbind()
+    mean = total / count.clamp(min=1)
+    deviation = (values.double() - mean).masked_fill(~mask, 0.0)
+    # A second pass about the mean: the difference of two large sums would lose the variance of nearly equal values.
+    squares = all_reduce(torch.stack([torch.zeros_like(total), torch.zeros_like(total), deviation.square().sum()]))[2]
+    variance = squares / (count - 1).clamp(min=1)
+    scaled = deviation * torch.rsqrt(variance + eps)
+    return (scaled if shift_mean else scaled + mean).masked_fill(~mask, 0.0).to(values.dtype)
+
+
+def explained_variance(
+    values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
+) -> Float[Tensor, ""]:
+    """Return the share of the returns' variance that the critic explains: 1 is perfect, 0 a constant, below 0 worse.
+
+    Returns of no variance give 0.
+    """
+    kept_values, kept_returns = values[mask].double(), returns[mask].double()
+    if kept_returns.numel() < 2:
+        return torch.zeros((), dtype=torch.float32, device=values.device)
+    variance = kept_returns.var()
+    explained = 1 - (kept_returns - kept_values).var() / variance
+    return torch.where(variance > 0, explained, torch.zeros_like(explained)).float()

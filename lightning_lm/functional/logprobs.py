@@ -1,0 +1,140 @@
+"""Log-probabilities and entropies of tokens, summed in float32 whatever the dtype of the logits.
+
+A log-softmax in bfloat16 is off by up to 0.065 nats at a vocabulary of 152k: enough to move a policy ratio by 7 %.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+__all__ = [
+    "TokenScores",
+    "entropy",
+    "linear_token_scores",
+    "masked_mean",
+    "masked_normalize",
+    "sequence_logprobs",
+    "token_logprobs",
+]
+
+
+class TokenScores(NamedTuple):
+    """What a loss over sampled tokens needs to know of each of them, in nats."""
+
+    logprobs: Float[Tensor, "*tokens"]
+    entropies: Float[Tensor, "*tokens"]
+
+
+def masked_mean(values: Float[Tensor, "*shape"], mask: Shaped[Tensor, "*shape"], dim: int | None = None) -> Tensor:
+    """Average the values whose mask is set; 0 where none is.
+
+    Args:
+        values: What to average. Masked values may be infinite or NaN: they are never read.
+        mask: Boolean, or 0 and 1.
+        dim: The dimension to average over; all of them if ``None``.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False])).item()
+        2.0
+    """
+    keep = mask.bool()
+    kept = values.float().masked_fill(~keep, 0.0)
+    if dim is None:
+        return kept.sum() / keep.sum().clamp(min=1)
+    return kept.sum(dim) / keep.sum(dim).clamp(min=1)
+
+
+def masked_normalize(
+    values: Float[Tensor, "*shape"], mask: Shaped[Tensor, "*shape"], constant: float | Tensor, dim: int | None = None
+) -> Tensor:
+    """Sum the values whose mask is set and divide by a constant that does not depend on the mask.
+
+    With a constant for all sequences a long answer weighs as much a token as a short one (Dr. GRPO).
+
+    Args:
+        values: What to sum. Masked values are never read.
+        mask: Boolean, or 0 and 1.
+        constant: The divisor.
+        dim: The dimension to sum over; all of them if ``None``.
+
+    Source:
+        Liu et al. 2025, arXiv:2503.20783, section 3.2.
+    """
+    kept = values.float().masked_fill(~mask.bool(), 0.0)
+    return (kept.sum() if dim is None else kept.sum(dim)) / constant
+
+
+def token_logprobs(
+    logits: Float[Tensor, "*tokens vocab"], ids: Int[Tensor, "*tokens"], *, temperature: float = 1.0
+) -> Float[Tensor, "*tokens"]:
+    """Return the log-probability of each given token, in nats and float32.
+
+    Args:
+        logits: Scores of every id at each position, aligned with ``ids`` (already shifted).
+        ids: The token at each position.
+        temperature: What the logits were divided by when the tokens were sampled; the policy is that distribution.
+    """
+    scaled = logits.float() / temperature
+    return -F.cross_entropy(scaled.flatten(0, -2), ids.flatten().long(), reduction="none").view(ids.shape)
+
+
+def entropy(logits: Float[Tensor, "*tokens vocab"], *, temperature: float = 1.0) -> Float[Tensor, "*tokens"]:
+    """Return the entropy of each next-token distribution, in nats and float32.
+
+    An id that is ruled out (a logit of minus infinity) counts nothing, and passes no NaN backward.
+    """
+    logp = F.log_softmax(logits.float() / temperature, dim=-1)
+    probabilities = logp.exp()
+    return -(probabilities * logp.masked_fill(probabilities == 0, 0.0)).sum(-1)
+
+
+def sequence_logprobs(logprobs: Float[Tensor, "rows seq"], mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, " rows"]:
+    """Return the log-probability of each row's unmasked tokens together, in nats."""
+    return logprobs.masked_fill(~mask, 0.0).sum(-1)
+
+
+def linear_token_scores(
+    hidden: Float[Tensor, "*tokens d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    ids: Int[Tensor, "*tokens"],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 1024,
+) -> TokenScores:
+    """Return log-probabilities and entropies from features, without ever holding all logits.
+
+    Each chunk's logits are built, used and dropped, and built again in the backward pass. The entropies carry no
+    gradient: they are for the log.
+
+    Args:
+        hidden: Features of each position, aligned with ``ids`` (already shifted).
+        weight: The output head.
+        ids: The token at each position.
+        temperature: Divides the logits.
+        softcap: If given, logits become ``softcap * tanh(logits / softcap)`` first.
+        chunk: Positions whose logits are held at once.
+    """
+    parts = [
+        checkpoint(_chunk_scores, rows, weight, targets, temperature, softcap, use_reentrant=False)
+        for rows, targets in zip(
+            torch.split(hidden.flatten(0, -2), chunk), torch.split(ids.flatten(), chunk), strict=True
+        )
+    ]
+    logprobs, entropies = (torch.cat(column).view(ids.shape) for column in zip(*parts, strict=True))
+    return TokenScores(logprobs, entropies)
+
+
+def _chunk_scores(
+    rows: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    logits = F.linear(rows, weight.to(rows.dtype)).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    with torch.no_grad():
+        entropies = entropy(logits.detach(), temperature=temperature)
+    return token_logprobs(logits, targets, temperature=temperature), entropies

@@ -1,0 +1,297 @@
+"""Losses on pairs of answers, one preferred to the other: the DPO family and the Bradley-Terry reward loss.
+
+With ``log-ratio = log pi(answer) - log pi_ref(answer)``, summed over the answer's tokens, every loss here is a value
+that maps the log-ratios of a pair to one number per pair. All of them are even-handed at the start: where the policy
+equals its reference the sigmoid loss is ln 2, whatever the pair.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.parts import Part
+
+__all__ = [
+    "IPO",
+    "NCA",
+    "APODown",
+    "APOZero",
+    "ChosenNLL",
+    "Hinge",
+    "PairLogProbs",
+    "PreferenceLoss",
+    "Robust",
+    "Sigmoid",
+    "SimPO",
+    "WeightedLosses",
+    "bradley_terry_loss",
+]
+
+
+class PairLogProbs(NamedTuple):
+    """Log-probabilities of the answers of each pair, in nats, summed over the answer's tokens."""
+
+    chosen: Float[Tensor, " pairs"]
+    rejected: Float[Tensor, " pairs"]
+    reference_chosen: Float[Tensor, " pairs"]
+    reference_rejected: Float[Tensor, " pairs"]
+    chosen_lengths: Float[Tensor, " pairs"]
+    """Tokens of the preferred answer, at least 1."""
+    rejected_lengths: Float[Tensor, " pairs"]
+
+    @property
+    def chosen_logratio(self) -> Float[Tensor, " pairs"]:
+        """How much likelier the preferred answer has become, in nats."""
+        return self.chosen - self.reference_chosen
+
+    @property
+    def rejected_logratio(self) -> Float[Tensor, " pairs"]:
+        """How much likelier the other answer has become, in nats."""
+        return self.rejected - self.reference_rejected
+
+    @property
+    def margin(self) -> Float[Tensor, " pairs"]:
+        """Difference of the two log-ratios, in nats: what DPO raises."""
+        return self.chosen_logratio - self.rejected_logratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceLoss(Part):
+    """Base of the losses on pairs. Call it with `PairLogProbs`; it returns one loss per pair."""
+
+    needs_reference = True
+
+    @abstractmethod
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        """Return the loss of each pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid(PreferenceLoss):
+    """DPO, with the label smoothing of conservative DPO.
+
+    ``-(1 - s) log sigmoid(beta * margin) - s log sigmoid(-beta * margin)``
+
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
+        label_smoothing: Probability ``s`` that a pair is labelled the wrong way round.
+        length_normalize: Use log-ratios per token instead of per answer.
+
+    Source:
+        Rafailov et al. 2023, arXiv:2305.18290, equation 7; Mitchell 2023, "A note on DPO with noisy preferences".
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    length_normalize: bool = False
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        margin = pairs.margin
+        if self.length_normalize:
+            margin = pairs.chosen_logratio / pairs.chosen_lengths - pairs.rejected_logratio / pairs.rejected_lengths
+        right, wrong = F.logsigmoid(self.beta * margin), F.logsigmoid(-self.beta * margin)
+        return -(1 - self.label_smoothing) * right - self.label_smoothing * wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust(PreferenceLoss):
+    """DPO that is unbiased when a known share of the pairs is labelled the wrong way round.
+
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
+        flip_rate: Share of wrong labels, below one half.
+
+    Source:
+        Chowdhury et al. 2024, arXiv:2403.00409, equation 11.
+    """
+
+    beta: float = 0.1
+    flip_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip_rate < 0.5:
+            raise ConfigurationError(f"flip_rate={self.flip_rate} must be at least 0 and below 0.5.")
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        right, wrong = F.logsigmoid(self.beta * pairs.margin), F.logsigmoid(-self.beta * pairs.margin)
+        return (self.flip_rate * wrong - (1 - self.flip_rate) * right) / (1 - 2 * self.flip_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPO(PreferenceLoss):
+    """Squared distance of the margin from ``1 / (2 beta)``, so that a certain preference does not push for ever.
+
+    The log-ratios are means over tokens, as its authors have corrected it; sums would tie the target to the length.
+
+    Source:
+        Azar et al. 2023, arXiv:2310.12036, equation 17.
+    """
+
+    beta: float = 0.1
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        margin = pairs.chosen_logratio / pairs.chosen_lengths - pairs.rejected_logratio / pairs.rejected_lengths
+        return (margin - 1 / (2 * self.beta)).square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinge(PreferenceLoss):
+    """``max(0, 1 - beta * margin)``: nothing is learned of a pair once it is clearly apart.
+
+    Source:
+        Zhao et al. 2023 (SLiC), arXiv:2305.10425; Liu et al. 2023 (RSO), arXiv:2309.06657, section 3.2.
+    """
+
+    beta: float = 0.1
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        return F.relu(1 - self.beta * pairs.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NCA(PreferenceLoss):
+    """Noise-contrastive alignment of pairs: raises the preferred answer's own likelihood, not only the margin.
+
+    Source:
+        Chen et al. 2024, arXiv:2402.05369, table 1 (two answers).
+    """
+
+    beta: float = 0.1
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        chosen, rejected = self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+        return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class APOZero(PreferenceLoss):
+    """Anchored preference: the preferred answer becomes likelier, the other less likely. For answers better than ours.
+
+    Source:
+        D'Oosterlinck et al. 2024, arXiv:2408.06266, section 4.
+    """
+
+    beta: float = 0.1
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        chosen, rejected = self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+        return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class APODown(PreferenceLoss):
+    """Anchored preference: both answers become less likely, the rejected one more so. For answers worse than ours.
+
+    Source:
+        D'Oosterlinck et al. 2024, arXiv:2408.06266, section 4.
+    """
+
+    beta: float = 0.1
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        chosen, margin = self.beta * pairs.chosen_logratio, self.beta * pairs.margin
+        return torch.sigmoid(chosen) + 1 - torch.sigmoid(margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPO(PreferenceLoss):
+    """Log-probability per token as the reward, without a reference model, and a target margin.
+
+    Args:
+        beta: Scale of the reward. Unitless.
+        target_margin: How far apart the rewards should be.
+
+    Source:
+        Meng et al. 2024, arXiv:2405.14734, equation 6.
+    """
+
+    beta: float = 2.0
+    target_margin: float = 1.0
+
+    needs_reference = False
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        chosen = self.beta * pairs.chosen / pairs.chosen_lengths
+        rejected = self.beta * pairs.rejected / pairs.rejected_lengths
+        return -F.logsigmoid(chosen - rejected - self.target_margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenNLL(PreferenceLoss):
+    """Negative log-likelihood per token of the preferred answer: keeps it likely while the margin grows.
+
+    Source:
+        Pang et al. 2024, arXiv:2404.19733, equation 1 (its NLL term).
+    """
+
+    needs_reference = False
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        return -pairs.chosen / pairs.chosen_lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedLosses(PreferenceLoss):
+    """A weighted sum of losses, for example DPO with a share of `ChosenNLL`.
+
+    Source:
+        Wang et al. 2024 (MPO), arXiv:2411.10442, section 3.1.
+    """
+
+    losses: tuple[PreferenceLoss, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.losses) != len(self.weights) or not self.losses:
+            raise ConfigurationError(f"{len(self.losses)} losses need as many weights, got {len(self.weights)}.")
+
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]
+        """Whether any of the losses compares with a reference model."""
+        return any(loss.needs_reference for loss in self.losses)
+
+    @override
+    def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
+        weighted = [weight * loss(pairs) for loss, weight in zip(self.losses, self.weights, strict=True)]
+        return torch.stack(weighted).sum(0)
+
+
+def bradley_terry_loss(
+    chosen: Float[Tensor, " pairs"],
+    rejected: Float[Tensor, " pairs"],
+    *,
+    margin: Float[Tensor, " pairs"] | float = 0.0,
+    center_coefficient: float = 0.0,
+) -> Float[Tensor, " pairs"]:
+    """Return the loss of a reward model on each pair.
+
+    ``-log sigmoid(chosen - rejected - margin) + c (chosen + rejected)^2``. The first term does not see a shift of all
+    rewards; the second holds their mean near zero.
+
+    Args:
+        chosen: Reward of the preferred answer.
+        rejected: Reward of the other.
+        margin: How much better the preferred answer is, in units of reward.
+        center_coefficient: The factor ``c``.
+
+    Source:
+        Ouyang et al. 2022, arXiv:2203.02155, equation 1; Touvron et al. 2023, arXiv:2307.09288, equation 2 (margin);
+        Eisenstein et al. 2023, arXiv:2312.09244, section 2 (centring).
+    """
+    return -F.logsigmoid(chosen - rejected - margin) + center_coefficient * (chosen + rejected).square()
