@@ -1,0 +1,181 @@
+"""Let any causal language model of ``transformers`` stand where one of ours can."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_lm.errors import ConfigurationError, MissingDependencyError
+
+__all__ = ["TransformersCache", "TransformersModel"]
+
+_SCALES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class TransformersCache:
+    """The key-value cache of a `TransformersModel`: right-aligned rows, as in `lightning_lm.models.cache`.
+
+    Args:
+        past: A ``transformers`` cache.
+        max_length: Most columns that may be written.
+        starts: First valid column of each row, int64 [batch], where prompts are padded on the left.
+    """
+
+    def __init__(self, past: Any, max_length: int, starts: Int[Tensor, " batch"] | None = None) -> None:
+        self.past = past
+        self.max_length = max_length
+        self.starts = starts
+
+    @property
+    def length(self) -> int:
+        """Columns written so far."""
+        return int(self.past.get_seq_length())
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep these rows and drop the others."""
+        self.past.batch_select_indices(rows)
+        if self.starts is not None:
+            self.starts = self.starts[rows]
+
+    def columns(self, width: int) -> tuple[Int[Tensor, "batch width"] | None, Bool[Tensor, "batch columns"] | None]:
+        """Return positions and validity mask for the next columns, or nothing where all rows start at column 0."""
+        total = self.length + width
+        if total > self.max_length:
+            raise ConfigurationError(
+                f"The cache holds {self.max_length} columns and {total} are needed; make it with max_length={total}."
+            )
+        if self.starts is None:
+            return None, None
+        offsets = torch.arange(total, device=self.starts.device) - self.starts[:, None]
+        return offsets[:, self.length :].clamp(min=0), offsets >= 0
+
+
+class TransformersModel(nn.Module):
+    """A ``transformers`` causal language model that meets `lightning_lm.protocols.LanguageModel`.
+
+    Packed rows are handled by ``transformers`` itself, which keeps documents apart where positions restart.
+
+    Args:
+        model: For example ``AutoModelForCausalLM.from_pretrained(...)``.
+
+    Raises:
+        ConfigurationError: If the model is not a decoder whose logits are ``soft-cap(head(hidden))``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        _check_supported(model)
+        self.model = model
+        self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output embedding of the model."""
+        head: nn.Linear = self.model.get_output_embeddings()  # type: ignore[operator]
+        return head
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: TransformersCache | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Return next-token logits."""
+        logits: Tensor = self.head(
+            self.hidden(input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache)
+        )
+        if self.logit_softcap is None:
+            return logits
+        return self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: TransformersCache | None = None,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Return the features that ``head`` turns into logits.
+
+        Raises:
+            ConfigurationError: If documents are given together with a cache, or with positions that do not restart
+                at each of them.
+        """
+        mask: Tensor | None = None
+        if cache is not None:
+            if document_ids is not None:
+                raise ConfigurationError("A cache holds one document per row; leave document_ids out.")
+            positions, mask = cache.columns(input_ids.shape[1])
+            position_ids = positions if position_ids is None else position_ids
+        elif document_ids is not None:
+            position_ids = _restarting_positions(document_ids, position_ids)
+        elif position_ids is not None:
+            # Without a mask transformers would read a jump in the positions as the border of a document.
+            mask = torch.ones_like(input_ids, dtype=torch.bool)
+        output = self.model.base_model(  # type: ignore[operator]
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=mask,
+            past_key_values=None if cache is None else cache.past,
+            use_cache=cache is not None,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def make_cache(
+        self, batch_size: int, max_length: int, starts: Int[Tensor, " batch"] | None = None
+    ) -> TransformersCache:
+        """Return an empty cache; it grows as columns are written.
+
+        Args:
+            batch_size: Number of rows; decided by the first call all the same.
+            max_length: Most columns that may be written.
+            starts: First valid column of each row, int64 [batch], where prompts are padded on the left.
+
+        Raises:
+            ConfigurationError: If ``starts`` is not one number per row.
+        """
+        if starts is not None and starts.shape != (batch_size,):
+            raise ConfigurationError(f"starts has shape {tuple(starts.shape)}; give one number for each of the rows.")
+        try:
+            from transformers import DynamicCache
+        except ImportError as error:
+            raise MissingDependencyError("transformers", "cache keys and values of its models", "hf") from error
+        config: Any = self.model.config
+        return TransformersCache(DynamicCache(config=config), max_length, starts)
+
+
+def _check_supported(model: nn.Module) -> None:
+    config = getattr(model, "config", None)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if config is None or not isinstance(head, nn.Linear) or getattr(config, "is_encoder_decoder", False):
+        raise ConfigurationError(
+            f"{type(model).__name__} is not a causal language model of transformers with a linear head; "
+            "give what AutoModelForCausalLM.from_pretrained returns."
+        )
+    scaled = [name for name in _SCALES_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise ConfigurationError(
+            f"{type(model).__name__} multiplies its logits ({scaled[0]}={getattr(config, scaled[0])}); only models "
+            "whose logits are soft-cap(head(hidden)) can be used. Fold the factor into the weight of the head."
+        )
+
+
+def _restarting_positions(
+    document_ids: Int[Tensor, "batch seq"], position_ids: Int[Tensor, "batch seq"] | None
+) -> Int[Tensor, "batch seq"]:
+    """Return positions that count from 0 in each document, which is how transformers is told of documents."""
+    columns = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = torch.ones_like(document_ids, dtype=torch.bool)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    restarting = columns - torch.where(starts, columns, 0).cummax(dim=1).values
+    if position_ids is not None and not torch.equal(position_ids, restarting):
+        raise ConfigurationError(
+            "transformers tells documents apart by positions that restart at 0 in each; these position_ids do not. "
+            "Leave position_ids out, or load the model with lightning_lm.models.load_huggingface."
+        )
+    return restarting

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, T5Config
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.protocols import LanguageModel
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+CONFIGS = {
+    "gpt2": GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=None),
+    "llama": LlamaConfig(vocab_size=61, **SIZES),
+    "mistral": MistralConfig(vocab_size=61, sliding_window=5, num_key_value_heads=2, **SIZES),
+    "gemma2": Gemma2Config(vocab_size=61, final_logit_softcapping=2.0, num_key_value_heads=2, **SIZES),
+}
+
+
+def make(name, implementation=None):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation).eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 61, (3, 17), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_logits_are_those_of_the_model(name, ids):
+    model = make(name)
+    wrapped = TransformersModel(model)
+    assert isinstance(wrapped, LanguageModel)
+    assert wrapped.head.weight.shape == (61, 32)
+    torch.testing.assert_close(wrapped(ids), model(ids).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        ("gpt2", "sdpa"),
+        ("llama", "sdpa"),
+        ("llama", "eager"),
+        ("mistral", "sdpa"),
+        ("mistral", "eager"),
+        ("gemma2", "eager"),
+    ],
+)
+@torch.no_grad()
+def test_each_document_of_a_row_gets_the_logits_it_has_alone(name, implementation, ids):
+    model = TransformersModel(make(name, implementation))
+    documents = torch.tensor([0] * 7 + [1] * 1 + [2] * 9).expand(3, -1).contiguous()
+    documents[1] = 4
+    packed = model(ids, document_ids=documents)
+    for row, start, stop in [(0, 0, 7), (0, 7, 8), (0, 8, 17), (1, 0, 17), (2, 8, 17)]:
+        alone = model(ids[row : row + 1, start:stop])
+        torch.testing.assert_close(packed[row : row + 1, start:stop], alone, rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_positions_alone_do_not_part_a_row(ids):
+    model = TransformersModel(make("llama"))
+    positions = torch.arange(17).repeat(3, 1)
+    torch.testing.assert_close(model(ids, position_ids=positions + 5), model(ids), rtol=0, atol=1e-5)
+    restarting = positions % 8
+    changed = ids.clone()
+    changed[:, 0] = (ids[:, 0] + 1) % 61
+    difference = model(ids, position_ids=restarting) - model(changed, position_ids=restarting)
+    assert difference[:, -1].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_cached_logits_of_left_padded_rows_equal_uncached_ones(name, ids):
+    model = TransformersModel(make(name))
+    starts = torch.tensor([0, 4, 9])
+    cache = model.make_cache(3, 17, starts)
+    pieces = [model(ids[:, :10], cache=cache), model(ids[:, 10:11], cache=cache)]
+    assert cache.length == 11
+    kept = torch.tensor([0, 2])
+    cache.select(kept)
+    last = model(ids[kept, 11:], cache=cache)
+    for row, start in enumerate(starts.tolist()):
+        alone = model(ids[row : row + 1, start:])[0]
+        torch.testing.assert_close(torch.cat(pieces, dim=1)[row, start:], alone[: 11 - start], rtol=0, atol=1e-5)
+        if row in (0, 2):
+            torch.testing.assert_close(last[row // 2], alone[11 - start :], rtol=0, atol=1e-5)
+
+
+def test_what_cannot_work_is_refused(ids):
+    model = TransformersModel(make("llama"))
+    documents = torch.zeros_like(ids)
+    documents[:, 8:] = 1
+    with pytest.raises(ConfigurationError, match="restart at 0"):
+        model(ids, document_ids=documents, position_ids=torch.arange(17).repeat(3, 1))
+    cache = model.make_cache(3, 16)
+    with pytest.raises(ConfigurationError, match="max_length=17"):
+        model(ids, cache=cache)
+    with pytest.raises(ConfigurationError, match="leave document_ids out"):
+        model(ids, document_ids=documents, cache=cache)
+    with pytest.raises(ConfigurationError, match="one number"):
+        model.make_cache(3, 16, torch.zeros(2, dtype=torch.int64))
+
+
+def test_other_models_are_refused():
+    with pytest.raises(ConfigurationError, match="AutoModelForCausalLM"):
+        TransformersModel(torch.nn.Linear(2, 2))
+    scaled = make("llama")
+    scaled.config.logits_scaling = 8.0
+    with pytest.raises(ConfigurationError, match=r"logits_scaling=8\.0"):
+        TransformersModel(scaled)
+    scaled.config = T5Config()
+    with pytest.raises(ConfigurationError, match="AutoModelForCausalLM"):
+        TransformersModel(scaled)
