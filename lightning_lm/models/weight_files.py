@@ -1,0 +1,145 @@
+"""Folders of safetensors files: tensors in and out one at a time, written so that a kill leaves no half file."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_lm.errors import CheckpointError
+
+__all__ = ["StoredTensor", "read_json", "read_tensors", "write_json", "write_tensors"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "*.pth", "*.pt", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is made only when its file is written."""
+
+    name: str
+    num_bytes: int
+    make: Callable[[], Tensor]
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and value of each tensor of a folder, holding one at a time.
+
+    Args:
+        folder: Holds ``model.safetensors``, or shards and their index.
+
+    Raises:
+        CheckpointError: If there are no safetensors files, a shard is missing, or a file is truncated.
+    """
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - the handle is not iterable
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file ({error}); fetch or save it again."
+            ) from error
+
+
+def write_tensors(folder: Path, tensors: Sequence[StoredTensor], *, max_shard_bytes: int) -> None:
+    """Write tensors as one file, or as shards with an index where one file would be too large.
+
+    Files of an earlier save that the new ones do not replace are removed at the end.
+
+    Args:
+        folder: Created if needed.
+        tensors: What to write. A shard's tensors are made together and dropped before the next shard.
+        max_shard_bytes: Largest file, in bytes, unless a single tensor is larger.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _plan(tensors, max_shard_bytes)
+    names = [_SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        _replace(folder / name, lambda path, shard=shard: _save(path, shard))  # type: ignore[misc]
+    if len(shards) > 1:
+        weight_map = {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard}
+        total = sum(item.num_bytes for item in tensors)
+        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        names.append(_INDEX)
+    for stale in [*folder.glob("model*.safetensors"), folder / _INDEX]:
+        if stale.name not in names:
+            stale.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        CheckpointError: If the file is missing or holds no JSON object.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}; give a folder that holds a Hugging Face checkpoint.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); fetch or save it again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, not an object with settings.")
+    return data
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all."""
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        paths = sorted({folder / name for name in read_json(folder / _INDEX).get("weight_map", {}).values()})
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {len(missing)} of {len(paths)} shards: {missing[:4]}; fetch them.")
+        return paths
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds {pickles[0]}, a pickle, which can run any code when it is opened; only safetensors are "
+            'read. If you trust it, convert it once: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
+        )
+    raise CheckpointError(f"{folder} has neither {_SINGLE} nor {_INDEX}; give a folder with a Hugging Face checkpoint.")
+
+
+def _plan(tensors: Sequence[StoredTensor], max_shard_bytes: int) -> list[list[StoredTensor]]:
+    shards: list[list[StoredTensor]] = [[]]
+    used = 0
+    for item in tensors:
+        if shards[-1] and used + item.num_bytes > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(item)
+        used += item.num_bytes
+    return shards
+
+
+def _shard_name(index: int, count: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _save(path: Path, shard: Sequence[StoredTensor]) -> None:
+    save_file({item.name: item.make().contiguous() for item in shard}, path, metadata={"format": "pt"})
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
