@@ -1,6 +1,6 @@
 """What one part may ask of another. Anything that has these attributes fits; nothing has to inherit."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["LanguageModel", "Tokenizer"]
+__all__ = ["LanguageModel", "RewardFunction", "Tokenizer"]
 
 
 @runtime_checkable
@@ -95,4 +95,15 @@ class Tokenizer(Protocol):
 
     def to_files(self) -> dict[str, str]:
         """Return the content of every file that `save` writes, by name; checkpoints carry it."""
+        ...
+
+
+@runtime_checkable
+class RewardFunction(Protocol):
+    """Judges completions: one number per sample, ``None`` where it does not apply. May be async."""
+
+    def __call__(
+        self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
+        """Return the reward of each sample; ``columns`` holds ``completion_ids`` and the data's other columns."""
         ...

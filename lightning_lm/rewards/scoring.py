@@ -1,0 +1,171 @@
+"""Calls several rewards on a batch of samples, and keeps the run alive when one of them fails.
+
+A reward is foreign code: it may raise, hang, or return NaN. Each of these is reported with the sample, that one reward
+counts as "not applicable" there, and training goes on, unless the run was asked to stop.
+"""
+
+import asyncio
+import inspect
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lightning_lm.errors import LightningLMError
+from lightning_lm.parts import Part
+from lightning_lm.protocols import RewardFunction
+
+__all__ = ["RewardError", "RewardFailure", "RewardTable", "Scoring", "reward_name", "score"]
+
+
+class RewardError(LightningLMError, RuntimeError):
+    """A reward failed and the run was asked to stop at that."""
+
+
+@dataclass(frozen=True)
+class RewardFailure:
+    """One sample that one reward could not judge."""
+
+    reward: str
+    sample: int
+    reason: str
+    completion: str
+
+    def __str__(self) -> str:
+        return (
+            f"Reward {self.reward!r} failed on sample {self.sample}: {self.reason}. Its completion: {self.completion!r}"
+        )
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """What every reward said of every sample.
+
+    Args:
+        names: One name per reward.
+        values: float64 [samples, rewards], NaN where a reward does not apply.
+        totals: float64 [samples], the weighted sum of those that apply; NaN where none does.
+        failures: The samples that a reward could not judge.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    totals: np.ndarray
+    failures: tuple[RewardFailure, ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Part):
+    """How rewards are called.
+
+    Args:
+        timeout_s: How long one reward may take for a whole batch. Seconds.
+        stop_on_failure: Raise `RewardError` at the first failure instead of reporting it.
+    """
+
+    timeout_s: float = 60.0
+    stop_on_failure: bool = False
+
+
+def reward_name(reward: RewardFunction) -> str:
+    """Return what a reward is called in logs: its ``name``, its function's name, or its class."""
+    named = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
+    return str(named)
+
+
+def score(
+    rewards: Sequence[RewardFunction],
+    weights: Sequence[float],
+    *,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    scoring: Scoring | None = None,
+) -> RewardTable:
+    """Call each reward on all samples and add up what they say.
+
+    Args:
+        rewards: Functions of the form of `RewardFunction`, sync or async.
+        weights: One factor per reward.
+        prompts: The prompt of each sample.
+        completions: What the model wrote after it.
+        columns: Further columns of the samples, passed on by name.
+        scoring: Time limit, and what to do when a reward fails.
+
+    Raises:
+        RewardError: If a reward fails and ``scoring.stop_on_failure`` is set.
+    """
+    scoring = scoring or Scoring()
+    samples = {"prompts": list(prompts), "completions": list(completions), **(columns or {})}
+    values = np.full((len(completions), len(rewards)), np.nan)
+    failures: list[RewardFailure] = []
+    for place, reward in enumerate(rewards):
+        values[:, place], failed = _judge(reward, samples, scoring)
+        failures += failed
+    if failures and scoring.stop_on_failure:
+        raise RewardError(str(failures[0]))
+    silent = np.isnan(values)
+    totals = np.where(silent, 0.0, values * np.asarray(weights, dtype=float)).sum(1)
+    totals[silent.all(1)] = np.nan
+    return RewardTable(tuple(map(reward_name, rewards)), values, totals, tuple(failures))
+
+
+def _judge(
+    reward: RewardFunction, samples: Mapping[str, Sequence[Any]], scoring: Scoring
+) -> tuple[np.ndarray, list[RewardFailure]]:
+    """Return one reward's values, NaN where it has none, and its failures."""
+    count = len(samples["completions"])
+    answer, reason = _call(reward, samples, scoring.timeout_s)
+    if reason is None:
+        return _checked(reward, answer, samples)
+    if count == 1 or reason.startswith("no answer"):
+        # A reward that hangs is not asked again: each further call could hang as long.
+        return np.full(count, np.nan), [_failure(reward, samples, sample, reason) for sample in range(count)]
+    values, failures = np.full(count, np.nan), []
+    for sample in range(count):
+        alone = {name: column[sample : sample + 1] for name, column in samples.items()}
+        single, found = _judge(reward, alone, scoring)
+        values[sample] = single[0]
+        failures += [_failure(reward, samples, sample, failure.reason) for failure in found]
+    return values, failures
+
+
+def _checked(
+    reward: RewardFunction, answer: Any, samples: Mapping[str, Sequence[Any]]
+) -> tuple[np.ndarray, list[RewardFailure]]:
+    count = len(samples["completions"])
+    answer = list(answer)
+    if len(answer) != count:
+        reason = f"it returned {len(answer)} values for {count} samples"
+        return np.full(count, np.nan), [_failure(reward, samples, sample, reason) for sample in range(count)]
+    failures = [
+        _failure(reward, samples, sample, f"it returned {value!r}")
+        for sample, value in enumerate(answer)
+        if value is not None and not math.isfinite(value)
+    ]
+    values = np.array([np.nan if value is None or not math.isfinite(value) else float(value) for value in answer])
+    return values, failures
+
+
+def _failure(reward: RewardFunction, samples: Mapping[str, Sequence[Any]], sample: int, reason: str) -> RewardFailure:
+    return RewardFailure(reward_name(reward), sample, reason, str(samples["completions"][sample])[:200])
+
+
+def _call(reward: RewardFunction, samples: Mapping[str, Sequence[Any]], timeout_s: float) -> tuple[Any, str | None]:
+    """Return the reward's answer, or the reason why there is none. A call that hangs is left behind in its thread."""
+    box: list[tuple[Any, str | None]] = []
+    thread = threading.Thread(target=_answer_into, args=(box, lambda: reward(**samples)), daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return box[0] if box else (None, f"no answer within {timeout_s:g} s")
+
+
+def _answer_into(box: list[tuple[Any, str | None]], call: Callable[[], Any]) -> None:
+    try:
+        answer = call()
+        box.append((asyncio.run(answer) if inspect.iscoroutine(answer) else answer, None))
+    except Exception as error:  # noqa: BLE001 - a reward is foreign code, and what it raises is data here
+        box.append((None, f"{type(error).__name__}: {error}"))
