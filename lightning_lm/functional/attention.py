@@ -1,0 +1,209 @@
+"""Causal self-attention: one function that takes the cheapest exact way for the device and the shape.
+
+``causal_attention`` scores few pairs of tokens that it could leave out. Documents packed into one row are attended one
+by one instead of under a mask; a sliding window is cut into blocks of queries with their own span of keys; a single
+new query over cached keys needs no mask at all. Every way gives the same numbers as the textbook formula.
+"""
+
+import math
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["Documents", "causal_attention"]
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Where the documents of packed rows begin and end. Made once per batch and read by every layer."""
+
+    ids: Int[Tensor, "batch seq"]
+    """Equal inside a document, different in neighbouring ones."""
+    runs: tuple[tuple[int, int], ...]
+    """(count, length) of documents of equal length that follow each other, rows laid end to end; empty off the CPU."""
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_ids(cls, document_ids: Int[Tensor, "batch seq"]) -> "Documents | None":
+        """Find the documents, or return ``None`` where each row is a single one and plain causal attention is right.
+
+        Off the CPU nothing is read back from the device, so ``None`` is never returned there.
+        """
+        if document_ids.device.type != "cpu":
+            return cls(ids=document_ids, runs=())
+        seq = document_ids.size(1)
+        starts = torch.ones_like(document_ids, dtype=torch.bool)
+        torch.ne(document_ids[:, 1:], document_ids[:, :-1], out=starts[:, 1:])
+        places = [*starts.flatten().nonzero().flatten().tolist(), starts.numel()]
+        lengths = (end - start for start, end in pairwise(places))
+        runs = tuple((len(list(group)), length) for length, group in groupby(lengths))
+        return None if runs == ((document_ids.size(0), seq),) else cls(ids=document_ids, runs=runs)
+
+    def mask(self, window: int | None = None) -> Bool[Tensor, "batch 1 seq seq"]:
+        """Return which keys each query may see: earlier ones of its own document (within the window)."""
+        if window not in self._masks:
+            causal = band(self.ids.size(1), self.ids.size(1), window, device=self.ids.device)
+            self._masks[window] = (causal & (self.ids[:, :, None] == self.ids[:, None, :])).unsqueeze(1)
+        return self._masks[window]
+
+    def positions(self) -> Int[Tensor, "batch seq"]:
+        """Return the place of each token in its document, from 0."""
+        columns = torch.arange(self.ids.size(1), device=self.ids.device).expand_as(self.ids)
+        begins = torch.zeros_like(self.ids)
+        begins[:, 1:] = torch.where(self.ids[:, 1:] != self.ids[:, :-1], columns[:, 1:], 0)
+        return columns - begins.cummax(dim=1).values
+
+
+def band(queries: int, keys: int, window: int | None, *, device: torch.device) -> Bool[Tensor, "queries keys"]:
+    """Return which keys each query may see, where the queries are the last of the keys."""
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def causal_attention(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    *,
+    mask: Documents | Bool[Tensor, "#batch 1 queries keys"] | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads queries head_dim"]:
+    """Attend from each query to the keys up to its own place.
+
+    The queries are the last of the keys, so that keys of earlier calls (a cache) may stand before them.
+
+    Args:
+        query: ``heads`` is a multiple of ``kv_heads``; each key head serves a group of neighbouring query heads.
+        key: One per column seen so far.
+        value: Like ``key``.
+        mask: `Documents` confines each query to its own document. A boolean tensor decides everything: True is seen,
+            and ``window`` is not looked at.
+        window: Number of keys a query sees, itself included; ``None`` for all.
+        softcap: Scores are squeezed to ``softcap * tanh(score / softcap)``.
+        scale: Multiplies the scores; ``None`` for ``1 / sqrt(head_dim)``.
+        dropout: Probability with which a weight is dropped. Zero outside training.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; soft cap: Gemma 2,
+        arXiv:2408.00118, section 2.
+    """
+    options = _Options(softcap, query.size(-1) ** -0.5 if scale is None else scale, dropout)
+    if isinstance(mask, Documents):
+        if mask.runs:
+            return _per_document(query, key, value, mask.runs, window, options)
+        mask = mask.mask(window)
+    if mask is not None:
+        return _attend(query, key, value, options, mask=mask)
+    return _causal(query, key, value, window, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    softcap: float | None
+    scale: float
+    dropout: float
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None, options: _Options) -> Tensor:
+    queries, keys = query.size(2), key.size(2)
+    if queries == 1:  # the newest token sees all it is given
+        if window is not None and keys > window:
+            key, value = key[:, :, -window:], value[:, :, -window:]
+        return _attend(query, key, value, options)
+    if queries == keys and (window is None or window >= keys):
+        return _attend(query, key, value, options, causal=True)
+    if queries == keys and window is not None:
+        return _banded(query, key, value, window, options)
+    return _attend(query, key, value, options, mask=band(queries, keys, window, device=query.device))
+
+
+@torch.compiler.disable
+def _per_document(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: tuple[tuple[int, int], ...],
+    window: int | None,
+    options: _Options,
+) -> Tensor:
+    """Attend inside each document, without a mask.
+
+    Rows laid end to end are a list of documents; neighbours of equal length form a batch. Splitting gives views, and
+    its backward is one concatenation. The lengths differ from batch to batch, so a compiler must not specialise on them.
+    """
+    batch = query.size(0)
+    sizes = [count * length for count, length in runs]
+    flat = [x.transpose(1, 2).flatten(0, 1).split(sizes) for x in (query, key, value)]
+    out = []
+    for (count, length), *parts in zip(runs, *flat, strict=True):
+        q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
+        out.append(_causal(q, k, v, window, options).transpose(1, 2).flatten(0, 1))
+    return torch.cat(out).unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _banded(query: Tensor, key: Tensor, value: Tensor, window: int, options: _Options) -> Tensor:
+    """Attend within a sliding window in time linear in the length.
+
+    The first ``window`` queries see all before them. After these each block of queries sees the same band: the
+    ``window`` keys before the block and the block itself.
+    """
+    length = query.size(2)
+    first = _attend(query[:, :, :window], key[:, :, :window], value[:, :, :window], options, causal=True)
+    block = min(window, 128)
+    blocks, tail = divmod(length - window, block)
+    out = [first]
+    if blocks:
+        out.append(_blocks(query, key, value, (window, block, blocks), options))
+    if tail:
+        span = slice(length - tail - window, length)
+        visible = band(tail, tail + window, window, device=query.device)
+        out.append(_attend(query[:, :, -tail:], key[:, :, span], value[:, :, span], options, mask=visible))
+    return torch.cat(out, dim=2)
+
+
+def _blocks(query: Tensor, key: Tensor, value: Tensor, shape: tuple[int, int, int], options: _Options) -> Tensor:
+    """Attend from blocks of queries, each to its own span of keys, with all blocks of all heads as one batch."""
+    window, block, blocks = shape
+    batch, heads, _, dim = query.shape
+    kv_heads = key.size(1)
+    end = window + blocks * block
+    q = query[:, :, window:end].unflatten(1, (kv_heads, -1)).unflatten(3, (blocks, block))
+    q = q.transpose(2, 3).reshape(batch * kv_heads, blocks, -1, dim)  # heads of a group share their keys
+    k, v = (x[:, :, :end].unfold(2, window + block, block).flatten(0, 1).transpose(2, 3) for x in (key, value))
+    visible = band(block, window + block, window, device=query.device).repeat(heads // kv_heads, 1)
+    out = _attend(q, k, v, options, mask=visible)
+    return out.view(batch, kv_heads, blocks, -1, block, dim).transpose(2, 3).reshape(batch, heads, -1, dim)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: _Options,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Weigh the values by the softmax of the scores, in one kernel where there is no soft cap."""
+    grouped = query.size(1) != key.size(1)
+    if options.softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, options.dropout, causal, scale=options.scale, enable_gqa=grouped
+        )
+    if grouped:
+        key, value = (x.repeat_interleave(query.size(1) // x.size(1), dim=1) for x in (key, value))
+    if causal:
+        mask = band(query.size(2), key.size(2), None, device=query.device)
+    scores = (query * options.scale) @ key.transpose(-2, -1)
+    scores = options.softcap * torch.tanh(scores / options.softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32), options.dropout).to(value.dtype)
+    return weights @ value

@@ -1,0 +1,155 @@
+"""Causal self-attention with any number of key heads, rotary positions, normalised queries and a sliding window."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.attention import causal_attention
+from lightning_lm.functional.rope import rotate
+from lightning_lm.models.cache import LayerCache
+from lightning_lm.models.context import Context
+from lightning_lm.models.init import residual_output
+from lightning_lm.models.norms import Norm
+from lightning_lm.models.positions import Rope
+from lightning_lm.parts import Part
+
+__all__ = ["Attention", "Mixer", "SelfAttention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer(Part):
+    """Base of the layers that carry information from token to token."""
+
+    def build(self, d_model: int, *, norm: Norm) -> nn.Module:
+        """Return a module with ``forward(x, context, state)`` and ``make_state(max_length)``.
+
+        Args:
+            d_model: Features of the residual stream.
+            norm: The model's normalisation, for mixers that normalise inside.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Mixer):
+    """Causal self-attention.
+
+    Args:
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads, each shared by a group of query heads; ``None`` for ``num_heads``, 1 for
+            multi-query attention.
+        head_dim: Features of a head; ``None`` for ``d_model / num_heads``.
+        rope: Rotary positions; ``None`` for none.
+        qk_norm: Normalise queries and keys with the model's norm: each ``head`` by itself, or all heads together
+            (``full``).
+        window: Keys a query sees, itself included; ``None`` for all.
+        softcap: Scores are squeezed to ``softcap * tanh(score / softcap)``.
+        scale: Multiplies the scores; ``None`` for ``1 / sqrt(head_dim)``.
+        bias: Which projections have biases.
+        dropout: Probability with which an attention weight is dropped in training.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; query and key norm:
+        Henry et al. 2020, arXiv:2010.04245; window: Beltagy et al. 2020, arXiv:2004.05150.
+    """
+
+    num_heads: int = 8
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    rope: Rope | None = Rope()
+    qk_norm: Literal["head", "full"] | None = None
+    window: int | None = None
+    softcap: float | None = None
+    scale: float | None = None
+    bias: Literal["none", "qkv", "all"] = "none"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ConfigurationError(
+                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}. Use a divisor of it."
+            )
+        if self.window is not None and self.window < 1:
+            raise ConfigurationError(f"window={self.window} would let a token see nothing; use at least 1, or null.")
+
+    def build(self, d_model: int, *, norm: Norm) -> nn.Module:
+        """Return a module with ``forward(x, context, state)`` and ``make_state(max_length)``."""
+        return SelfAttention(self, d_model, norm=norm)
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention.
+
+    Args:
+        part: The description.
+        d_model: Features of the residual stream.
+        norm: Normalisation of queries and keys, where the description asks for it.
+    """
+
+    def __init__(self, part: Attention, d_model: int, *, norm: Norm) -> None:
+        super().__init__()
+        if part.head_dim is None and d_model % part.num_heads:
+            raise ConfigurationError(
+                f"num_heads={part.num_heads} does not divide d_model={d_model}. Change one of them, or give head_dim."
+            )
+        self.part = part
+        self.num_heads = part.num_heads
+        self.num_kv_heads = part.num_kv_heads or part.num_heads
+        self.head_dim = part.head_dim or d_model // part.num_heads
+        width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q = nn.Linear(d_model, width, bias=part.bias != "none")
+        self.k = nn.Linear(d_model, kv_width, bias=part.bias != "none")
+        self.v = nn.Linear(d_model, kv_width, bias=part.bias != "none")
+        self.o = residual_output(nn.Linear(width, d_model, bias=part.bias == "all"))
+        if part.qk_norm is not None:
+            full = part.qk_norm == "full"
+            self.q_norm = norm.build(width if full else self.head_dim)
+            self.k_norm = norm.build(kv_width if full else self.head_dim)
+
+    def make_state(self, max_length: int) -> LayerCache:
+        """Return an empty memory of keys and values for up to ``max_length`` columns."""
+        return LayerCache(max_length, self.part.window)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq d_model"], context: Context, state: LayerCache | None = None
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Mix each token with those it may see.
+
+        Args:
+            x: Features of the new tokens.
+            context: Where they stand.
+            state: Keys and values of earlier tokens; the new ones are added.
+        """
+        part = self.part
+        q, k, v = self._project(x)
+        if part.rope is not None:
+            cos, sin = context.rotations[part.rope, self.head_dim]
+            q = rotate(q, cos, sin, interleaved=part.rope.interleaved)
+            k = rotate(k, cos, sin, interleaved=part.rope.interleaved)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if state is not None:
+            k, v = state.append(k, v)
+        mixed = causal_attention(
+            q,
+            k,
+            v,
+            mask=context.mask(k.size(2), part.window),
+            window=part.window,
+            softcap=part.softcap,
+            scale=part.scale,
+            dropout=part.dropout if self.training else 0.0,
+        )
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, ``[batch, seq, heads, head_dim]``."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.part.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (projected.unflatten(-1, (-1, self.head_dim)) for projected in (q, k, v))
+        if self.part.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v

@@ -1,0 +1,110 @@
+"""Keys and values of the tokens seen so far, so that a new token costs one column of work.
+
+All rows share one count of columns: prompts of different lengths are padded on the left, and ``starts`` says where each
+row really begins. A layer with a sliding window keeps the columns that can still be seen, and no more.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_lm.errors import ConfigurationError
+
+__all__ = ["KVCache", "LayerCache"]
+
+
+class LayerCache:
+    """Keys and values of one layer, in a buffer that is taken when the first ones arrive.
+
+    Args:
+        max_length: Columns that will be asked for at most.
+        window: Keys a query sees, itself included; ``None`` for all.
+    """
+
+    def __init__(self, max_length: int, window: int | None = None) -> None:
+        self.keep = None if window is None or 2 * window >= max_length else window - 1
+        self.capacity = max_length if self.keep is None else 2 * (self.keep + 1)
+        self.used = 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(
+        self, keys: Float[Tensor, "batch kv_heads new head_dim"], values: Float[Tensor, "batch kv_heads new head_dim"]
+    ) -> tuple[Float[Tensor, "batch kv_heads seen head_dim"], Float[Tensor, "batch kv_heads seen head_dim"]]:
+        """Add new columns and return all that are held, the new ones last."""
+        if self.keys is None or self.values is None:
+            shape = (*keys.shape[:2], self.capacity, keys.size(3))
+            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        end = self.used + keys.size(2)
+        if end > self.capacity:
+            return self._append_and_forget(keys, values)
+        self.keys[:, :, self.used : end] = keys
+        self.values[:, :, self.used : end] = values
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _append_and_forget(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the columns that a window can still see to the front. Happens once per ``window`` new columns."""
+        assert self.keep is not None
+        assert self.keys is not None
+        assert self.values is not None
+        first = max(self.used - self.keep, 0)
+        seen_keys = torch.cat((self.keys[:, :, first : self.used], keys), dim=2)
+        seen_values = torch.cat((self.values[:, :, first : self.used], values), dim=2)
+        self.used = min(self.keep, seen_keys.size(2))
+        self.keys[:, :, : self.used] = seen_keys[:, :, seen_keys.size(2) - self.used :]
+        self.values[:, :, : self.used] = seen_values[:, :, seen_values.size(2) - self.used :]
+        return seen_keys, seen_values
+
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep these rows, in this order."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class KVCache:
+    """What every layer remembers, and the count of columns that all rows share.
+
+    Args:
+        layers: The memory of each layer, with ``append`` and ``select``.
+        batch_size: Rows.
+        max_length: Columns that will be held at most.
+        starts: int64 [batch], the first real column of each row; columns before it are never seen. ``None`` where all
+            rows begin in column 0.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerCache], *, batch_size: int, max_length: int, starts: Tensor | None = None
+    ) -> None:
+        if starts is not None and starts.shape != (batch_size,):
+            raise ConfigurationError(f"starts needs one column per row: shape ({batch_size},), not {starts.shape}.")
+        self.layers = list(layers)
+        self.batch_size, self.max_length = batch_size, max_length
+        self.length = 0
+        self.starts = starts
+        self.last_start = 0 if starts is None else int(starts.max())
+        """From this column on every row is real. A plain number, so that no step has to wait for the device."""
+
+    def reserve(self, batch_size: int, new: int) -> None:
+        """Refuse columns that do not fit.
+
+        Raises:
+            ConfigurationError: If the cache has no room for ``new`` columns, or other rows.
+        """
+        if batch_size != self.batch_size:
+            raise ConfigurationError(f"The cache holds {self.batch_size} rows, but {batch_size} came.")
+        if self.length + new > self.max_length:
+            raise ConfigurationError(
+                f"The cache holds {self.length} of max_length={self.max_length} columns; {new} more do not fit. "
+                "Make it with a larger max_length."
+            )
+
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep these rows, in this order; the others leave the batch."""
+        self.batch_size = len(rows)
+        if self.starts is not None:
+            self.starts = self.starts[rows]
+        for layer in self.layers:
+            layer.select(rows)

@@ -1,0 +1,91 @@
+"""What one forward pass knows about its tokens: made once, read by every layer."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.attention import Documents, band
+from lightning_lm.models.cache import KVCache
+from lightning_lm.models.positions import Rope
+
+__all__ = ["Context", "make_context"]
+
+
+@dataclass(eq=False, kw_only=True)
+class Context:
+    """Places of the tokens of one forward pass.
+
+    Positions are counted from the beginning of a row, a document or a prompt; columns are places in the row.
+    """
+
+    positions: slice | Tensor
+    """A slice where all rows stand at the same positions, else int64 [batch, seq]."""
+    num_positions: int
+    """All positions are below this number."""
+    documents: Documents | None = None
+    cache: KVCache | None = None
+    new: int = 0
+    """Columns of this pass."""
+    rotations: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Cosines and sines at the positions, for each kind of rotary embedding in the model."""
+    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
+
+    def mask(self, num_keys: int, window: int | None) -> Documents | Bool[Tensor, "#batch 1 queries keys"] | None:
+        """Return what confines the queries of a layer beyond causality and its window.
+
+        Args:
+            num_keys: Keys the layer holds; they end with this pass's columns.
+            window: The layer's sliding window.
+        """
+        if self.cache is None or self.documents is not None:
+            return self.documents
+        first = self.cache.length + self.new - num_keys
+        if self.new == 1 and window is not None:
+            first = max(first, self.cache.length + 1 - window)
+        if self.cache.starts is None or first >= self.cache.last_start:
+            return None
+        if (window, num_keys) not in self._masks:
+            self._masks[window, num_keys] = self._row_mask(self.cache.starts, num_keys, window)
+        return self._masks[window, num_keys]
+
+    def _row_mask(self, starts: Tensor, num_keys: int, window: int | None) -> Bool[Tensor, "batch 1 queries keys"]:
+        """Hide what lies before a row's start. A query there sees itself, so that its softmax is not 0 / 0."""
+        visible = band(self.new, num_keys, window, device=starts.device)
+        assert self.cache is not None
+        columns = torch.arange(num_keys, device=starts.device) + (self.cache.length + self.new - num_keys)
+        itself = columns[-self.new :, None] == columns
+        return (visible & ((columns >= starts[:, None])[:, None] | itself)).unsqueeze(1)
+
+
+def make_context(
+    input_ids: Tensor, position_ids: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
+) -> Context:
+    """Work out where the tokens of a forward pass stand.
+
+    Raises:
+        ConfigurationError: If packed documents are combined with a cache, or the cache is full.
+    """
+    batch, new = input_ids.shape
+    if cache is not None:
+        if document_ids is not None:
+            raise ConfigurationError("Packed documents cannot be cached: give each its own row, padded on the left.")
+        cache.reserve(batch, new)
+    first = 0 if cache is None else cache.length
+    positions: slice | Tensor = slice(first, first + new)
+    num_positions = first + new
+    documents = None if document_ids is None else Documents.from_ids(document_ids)
+    if position_ids is not None:
+        positions = position_ids
+        if position_ids.device.type == "cpu":
+            num_positions = max(num_positions, int(position_ids.max()) + 1)
+    elif cache is not None and cache.starts is not None:
+        columns = torch.arange(first, first + new, device=input_ids.device)
+        positions = (columns - cache.starts[:, None]).clamp(min=0)
+        if first == 0 and new > 1:
+            documents = Documents.from_ids((columns >= cache.starts[:, None]).long())
+    elif documents is not None:
+        positions = documents.positions()
+    return Context(positions=positions, num_positions=num_positions, documents=documents, cache=cache, new=new)

@@ -1,0 +1,101 @@
+"""Normalisation layers, as parts. The modules are those of torch wherever torch has them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_lm.parts import Part
+
+__all__ = ["LayerNorm", "NoNorm", "Norm", "OffsetRMSNorm", "RMSNorm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Part):
+    """Base of the normalisations."""
+
+    def build(self, size: int) -> nn.Module:
+        """Return the module that normalises the last ``size`` features."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSNorm(Norm):
+    """Divide by the root mean square, then multiply by a learned gain.
+
+    Args:
+        eps: Added to the mean square.
+        offset: The gain is ``offset + weight``; Gemma uses 1 and starts its weights at 0.
+        affine: Whether there is a gain at all.
+
+    Source:
+        Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
+    """
+
+    eps: float = 1e-6
+    offset: float = 0.0
+    affine: bool = True
+
+    def build(self, size: int) -> nn.Module:
+        """Return the module that normalises the last ``size`` features."""
+        if self.offset and self.affine:
+            return OffsetRMSNorm(size, eps=self.eps, offset=self.offset)
+        return nn.RMSNorm(size, eps=self.eps, elementwise_affine=self.affine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm(Norm):
+    """Subtract the mean, divide by the standard deviation, then multiply by a learned gain and add a bias.
+
+    Args:
+        eps: Added to the variance.
+        bias: Whether a bias is added.
+        affine: Whether there is a gain (and a bias) at all.
+
+    Source:
+        Ba et al. 2016, arXiv:1607.06450, equation 4.
+    """
+
+    eps: float = 1e-5
+    bias: bool = True
+    affine: bool = True
+
+    def build(self, size: int) -> nn.Module:
+        """Return the module that normalises the last ``size`` features."""
+        return nn.LayerNorm(size, eps=self.eps, elementwise_affine=self.affine, bias=self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNorm(Norm):
+    """Leave the features as they are."""
+
+    def build(self, size: int) -> nn.Module:  # noqa: ARG002
+        """Return the module that normalises the last ``size`` features."""
+        return nn.Identity()
+
+
+class OffsetRMSNorm(nn.Module):
+    """RMS normalisation whose gain is ``offset + weight``, so that weight decay pulls it to the offset, not to 0.
+
+    Args:
+        size: Features that are normalised together.
+        eps: Added to the mean square.
+        offset: Gain of a zero weight.
+    """
+
+    def __init__(self, size: int, *, eps: float = 1e-6, offset: float = 1.0) -> None:
+        super().__init__()
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start with a gain of one."""
+        nn.init.constant_(self.weight, 1.0 - self.offset)
+
+    def forward(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
+        """Normalise the last axis."""
+        gain = self.offset + self.weight.float()
+        return F.rms_norm(x.float(), gain.shape, gain, self.eps).to(x.dtype)

@@ -1,0 +1,167 @@
+"""The transformer: token ids in, next-token logits out.
+
+Read this page first. `models.attention` mixes tokens, `models.ffn` transforms each by itself, `models.config` says what
+can be chosen. Kernels and parallelism are applied from outside and never appear here.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightning_lm.models.attention import SelfAttention
+from lightning_lm.models.cache import KVCache, LayerCache
+from lightning_lm.models.config import Layer, TransformerConfig
+from lightning_lm.models.context import Context, make_context
+from lightning_lm.models.positions import RotaryTable
+from lightning_lm.models.roles import with_role
+
+__all__ = ["Block", "Transformer"]
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model.
+
+    Args:
+        config: What it is made of; its ``vocab_size`` must be known.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        assert config.vocab_size is not None
+        self.config = config
+        self.logit_softcap = config.logit_softcap
+        self.embed = with_role(nn.Embedding(config.vocab_size, config.d_model), "embedding")
+        if config.positions is not None:
+            self.positions = config.positions.build(config.d_model, config.context_length)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in config.depth_pattern)
+        self.norm = config.norm.build(config.d_model) if config.final_norm else nn.Identity()
+        self.head = with_role(nn.Linear(config.d_model, config.vocab_size, bias=False), "head")
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        self._rotary = self._rotary_tables()
+        if not self.embed.weight.is_meta:
+            self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Return next-token logits. The arguments are those of `hidden`."""
+        features = self.hidden(input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache)
+        logits = self.head(features)
+        if self.logit_softcap is not None:
+            logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+        return cast(Tensor, logits)
+
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Return the normalised features that ``head`` turns into logits.
+
+        Args:
+            input_ids: Tokens; with a cache, those after the ones it holds.
+            position_ids: Place of each token in its document; counted where left out.
+            document_ids: Equal inside a document; no token sees another document's.
+            cache: Keys and values of earlier tokens, from `make_cache`; the new ones are added.
+        """
+        context = make_context(input_ids, position_ids, document_ids, cache)
+        for key, table in self._rotary.items():
+            context.rotations[key] = table(context.positions, context.num_positions, input_ids.device)
+        x = self._embed(input_ids, context)
+        for index, block in enumerate(self.layers):
+            x = block(x, context, None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.length += input_ids.size(1)
+        return cast(Tensor, self.norm(x))
+
+    def _embed(self, input_ids: Tensor, context: Context) -> Tensor:
+        x = self.embed(input_ids)
+        if self.config.embed_scale is not None:
+            x = x * self.config.embed_scale
+        if self.config.positions is not None:
+            x = x + self.positions(context.positions, context.num_positions, input_ids.device)
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def make_cache(self, batch_size: int, max_length: int, starts: Int[Tensor, "batch"] | None = None) -> KVCache:
+        """Return an empty cache of keys and values.
+
+        Args:
+            batch_size: Rows.
+            max_length: Tokens that a row will hold at most, prompt included.
+            starts: First real column of each row, for prompts padded on the left.
+        """
+        layers = [block.mixer.make_state(max_length) for block in self.layers]
+        return KVCache(layers, batch_size=batch_size, max_length=max_length, starts=starts)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw every parameter anew, for instance after ``to_empty`` of a model made on the meta device."""
+        self.config.init.apply(self, num_layers=self.config.num_layers, generator=generator)
+
+    def _rotary_tables(self) -> dict[tuple[object, int], RotaryTable]:
+        """One table of cosines and sines for each kind of rotary embedding in the layers."""
+        mixers = [module for module in self.modules() if isinstance(module, SelfAttention) and module.part.rope]
+        kinds = {(mixer.part.rope, mixer.head_dim) for mixer in mixers}
+        return {(rope, size): RotaryTable(rope, size, self.config.context_length) for rope, size in kinds if rope}
+
+
+class Block(nn.Module):
+    """One layer of the transformer.
+
+    Args:
+        config: Norm, residual form and dropout.
+        layer: Mixer and feed-forward.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: Layer) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.dropout = config.dropout
+        self.mixer_norm = config.norm.build(config.d_model)
+        self.mixer = layer.mixer.build(config.d_model, norm=config.norm)
+        self.ffn = None if layer.ffn is None else layer.ffn.build(config.d_model)
+        if self.ffn is not None:
+            self.ffn_norm = config.norm.build(config.d_model)
+        if config.residual == "sandwich":
+            self.mixer_post_norm = config.norm.build(config.d_model)
+            if self.ffn is not None:
+                self.ffn_post_norm = config.norm.build(config.d_model)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq d_model"], context: Context, state: LayerCache | None = None
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Mix the tokens, then transform each."""
+        match self.residual:
+            case "pre":
+                x = x + self._mix(self.mixer_norm(x), context, state)
+                return x if self.ffn is None else x + self._transform(self.ffn_norm(x))
+            case "post":
+                x = self.mixer_norm(x + self._mix(x, context, state))
+                return x if self.ffn is None else self.ffn_norm(x + self._transform(x))
+            case "sandwich":
+                x = x + self.mixer_post_norm(self._mix(self.mixer_norm(x), context, state))
+                return x if self.ffn is None else x + self.ffn_post_norm(self._transform(self.ffn_norm(x)))
+            case "reordered":
+                x = x + self.mixer_norm(self._mix(x, context, state))
+                return x if self.ffn is None else x + self.ffn_norm(self._transform(x))
+            case "parallel":
+                mixed = x + self._mix(self.mixer_norm(x), context, state)
+                return mixed if self.ffn is None else mixed + self._transform(self.ffn_norm(x))
+
+    def _mix(self, x: Tensor, context: Context, state: LayerCache | None) -> Tensor:
+        return F.dropout(self.mixer(x, context, state), self.dropout, self.training)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        assert self.ffn is not None
+        return F.dropout(self.ffn(x), self.dropout, self.training)
