@@ -10,7 +10,9 @@ from lightning_lm.rewards.answers import (
     Reward,
     same_answer,
 )
+from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
 from lightning_lm.rewards.expressions import ExpressionError, parse_expression, same_value
+from lightning_lm.rewards.sandbox import Sandbox, SandboxResult
 from lightning_lm.rewards.scoring import RewardError, RewardFailure, RewardTable, Scoring, reward_name, score
 from lightning_lm.rewards.shape import FormatTags, LengthReward, OverlongPenalty
 
@@ -18,6 +20,8 @@ __all__ = [
     "AfterHashes",
     "AnswerExtractor",
     "Boxed",
+    "CodeOutput",
+    "CodeTests",
     "ExactAnswer",
     "ExpressionError",
     "FormatTags",
@@ -29,7 +33,10 @@ __all__ = [
     "RewardError",
     "RewardFailure",
     "RewardTable",
+    "Sandbox",
+    "SandboxResult",
     "Scoring",
+    "extract_code",
     "parse_expression",
     "reward_name",
     "same_answer",

@@ -1,0 +1,92 @@
+"""Programs that try to get out, programs that try to win without solving anything, and honest ones."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
+from lightning_lm.rewards.sandbox import Sandbox
+
+QUICK = Sandbox(time_s=10)
+
+
+def test_an_honest_program_runs() -> None:
+    result = QUICK.run("import json, math\nprint(json.dumps(math.gcd(12, 18)), input())", stdin="hello\n")
+    assert result.stderr == ""
+    assert result.stdout == "6 hello\n"
+    assert result.ok
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "import socket; socket.create_connection(('127.0.0.1', 80))",
+        "import socket; socket.socketpair()",
+        "import os; os.fork()",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.kill(os.getppid(), 9)",
+        "print(open('/etc/passwd').read())",
+        "import os; print(os.listdir('/'))",
+        "import os; print(open(f'/proc/{os.getppid()}/environ').read())",
+        "open('/tmp/escaped', 'w')",
+        "import os; os.link('/etc/hostname', 'here')",
+        "import os; os.unlink('../stdin')",
+        "import ctypes; assert ctypes.CDLL(None).syscall(425, 8, b'0' * 120) >= 0, 'PermissionError'",
+    ],
+)
+def test_no_way_out(escape: str) -> None:
+    result = QUICK.run(escape)
+    assert not result.ok
+    assert "PermissionError" in result.stderr or "cross-device link" in result.stderr  # Landlock's word for a hard link
+
+
+def test_the_environment_and_the_files_of_the_parent_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "token")
+    (tmp_path / "key").write_text("private")
+    assert "SECRET" not in QUICK.run("import os; print(dict(os.environ))").stdout
+    assert "private" not in QUICK.run(f"print(open({str(tmp_path / 'key')!r}).read())").stdout
+
+
+def test_threads_and_the_working_folder_may_be_used() -> None:
+    program = (
+        "import threading\nt = threading.Thread(target=lambda: open('note', 'w').write('x')); t.start(); t.join()\n"
+    )
+    result = QUICK.run(program + "print(open('note').read())")
+    assert (result.stdout, result.stderr) == ("x\n", "")
+
+
+def test_time_memory_and_output_are_limited() -> None:
+    assert Sandbox(time_s=1).run("while True: pass").timed_out
+    assert "MemoryError" in QUICK.run("x = bytearray(1 << 30)").stderr
+    flood = QUICK.run("while True: print('x' * 1000)")
+    assert not flood.ok
+    assert len(flood.stdout) <= 1 << 20
+
+
+def test_code_tests_reward_only_programs_that_reach_the_end() -> None:
+    completions = [
+        "Sure:\n```python\ndef add(a, b):\n    return a + b\n```\nDone.",
+        "def add(a, b):\n    return a - b",
+        "import sys; sys.exit(0)",
+        "import os; os._exit(0)",
+        "def add(:",
+        "anything",
+    ]
+    tests = ["assert add(1, 2) == 3"] * 5 + [None]
+    rewards = CodeTests(sandbox=QUICK)(prompts=[""] * 6, completions=completions, tests=tests)
+    assert rewards == [1.0, 0.0, 0.0, 0.0, 0.0, None]
+
+
+def test_code_output_is_judged_outside() -> None:
+    cases = [{"input": "2\n", "output": "4"}, {"input": "-3\n", "output": "9\n"}]
+    completions = ["```py\nprint(int(input()) ** 2)\n```", "print(4)", "print('4\\n9')"]
+    assert CodeOutput(sandbox=QUICK)(prompts=[""] * 3, completions=completions, cases=[cases] * 3) == [1.0, 0.5, 0.0]
+
+
+def test_extract_code() -> None:
+    assert extract_code("a\n```python\nx = 1\n```\n```\ny = 2\n```") == "y = 2\n"
+    assert extract_code("x = 1") == "x = 1"
+    assert os.path.exists("/etc/passwd")  # what the escape above asked for is really there
