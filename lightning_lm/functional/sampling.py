@@ -1,0 +1,169 @@
+"""From next-token logits to a token: what each decoding option does to a row of logits, and how one id is drawn.
+
+Every function takes logits ``[batch, vocab]`` and returns logits of the same shape in which an excluded token is
+``-inf``; reductions are in float32 or better. `lightning_lm.generation.Sampling` puts them in order.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = [
+    "draw",
+    "keep_min_p",
+    "keep_top_k",
+    "keep_top_p",
+    "penalize_counts",
+    "penalize_repetition",
+    "scale_by_temperature",
+    "token_log_probs",
+]
+
+
+def penalize_repetition(
+    logits: Float[Tensor, "batch vocab"], seen: Bool[Tensor, "batch vocab"], penalty: float
+) -> Float[Tensor, "batch vocab"]:
+    """Make tokens less likely that the prompt or the answer already holds.
+
+    CTRL divides the logit of a seen token by the penalty, which would reward a token whose logit is negative. So a
+    negative logit is multiplied instead, as every implementation does since.
+
+    Args:
+        logits: One row per sequence.
+        seen: True where the sequence holds the token.
+        penalty: Above 1 discourages, below 1 encourages repetition. Unitless.
+
+    Source:
+        Keskar et al. 2019, arXiv:1909.05858, section 4.1.
+    """
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalized, logits)
+
+
+def penalize_counts(
+    logits: Float[Tensor, "batch vocab"],
+    counts: Int[Tensor, "batch vocab"],
+    *,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+) -> Float[Tensor, "batch vocab"]:
+    """Lower the logit of a token by a constant once it was generated, and by another each time it was.
+
+    Args:
+        logits: One row per sequence.
+        counts: How often the answer (not the prompt) holds the token so far.
+        presence: Subtracted once from a token that occurs. In logits.
+        frequency: Subtracted for each occurrence. In logits.
+
+    Source:
+        OpenAI API reference, ``presence_penalty`` and ``frequency_penalty``.
+    """
+    wide = _at_least_float32(logits)
+    times = counts.to(wide.dtype)
+    return (wide - frequency * times - presence * times.clamp(max=1)).to(logits.dtype)
+
+
+def scale_by_temperature(logits: Float[Tensor, "batch vocab"], temperature: float) -> Float[Tensor, "batch vocab"]:
+    """Sharpen (below 1) or flatten (above 1) the distribution; 0 leaves only the likeliest token.
+
+    The largest logit of a row becomes 0, so that a tiny temperature cannot overflow. Of equally likely tokens the one
+    with the lowest id is the likeliest.
+
+    Args:
+        logits: One row per sequence.
+        temperature: Divisor of the logits, at least 0. Unitless.
+    """
+    if temperature == 0:
+        best = logits.argmax(dim=-1, keepdim=True)
+        return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch vocab"]:
+    """Keep the ``k`` likeliest tokens, and those exactly as likely as the last of them.
+
+    Args:
+        logits: One row per sequence.
+        k: At least 1; a number above the vocabulary keeps all.
+
+    Source:
+        Fan et al. 2018, arXiv:1805.04833, section 5.4.
+    """
+    if k >= logits.shape[-1]:
+        return logits
+    threshold = logits.topk(k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < threshold, -math.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
+    """Keep the smallest set of likeliest tokens whose probability reaches ``p``; at least one token stays.
+
+    Of equally likely tokens the lower id comes first.
+
+    Args:
+        logits: One row per sequence.
+        p: Probability mass to keep, above 0 and at most 1.
+
+    Source:
+        Holtzman et al. 2019, arXiv:1904.09751, section 3.1.
+    """
+    if p >= 1:
+        return logits
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = _at_least_float32(ordered).softmax(dim=-1)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    excluded = mass_before >= p
+    excluded[..., 0] = False
+    return logits.masked_fill(excluded.scatter(-1, ids, excluded), -math.inf)
+
+
+def keep_min_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
+    """Keep the tokens that are at least ``p`` times as likely as the likeliest.
+
+    Args:
+        logits: One row per sequence.
+        p: Share of the largest probability, from 0 (keeps all) to 1 (keeps the likeliest).
+
+    Source:
+        Nguyen et al. 2024, arXiv:2407.01082, section 3.
+    """
+    if p <= 0:
+        return logits
+    threshold = logits.amax(dim=-1, keepdim=True) + math.log(p)
+    return logits.masked_fill(logits < threshold, -math.inf)
+
+
+def draw(logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Draw one token per row from the softmax of its logits, by inverting the cumulative distribution.
+
+    One uniform number decides a row, so a row's draw depends on nothing but its own logits and that number, whatever
+    else is in the batch. A row that has no distribution (it holds NaN, or nothing but ``-inf``) gives the id
+    ``vocab``, which no token has.
+
+    Args:
+        logits: One row per sequence.
+        uniforms: Independent numbers of [0, 1), best in float64.
+    """
+    # float64 because the rounding of a float32 sum over a large vocabulary is larger than many of its probabilities.
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    cumulative = _at_least_float32(logits).softmax(dim=-1).to(dtype).cumsum(dim=-1)
+    below_one = 1 - torch.finfo(dtype).eps / 2  # rounding to this type may have made a 1 of the number
+    targets = uniforms.to(dtype).clamp(max=below_one)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0]
+
+
+def token_log_probs(logits: Float[Tensor, "batch vocab"], ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Return the log-probability of one token per row.
+
+    Args:
+        logits: One row per sequence.
+        ids: The token of each row.
+    """
+    logits = _at_least_float32(logits)
+    return logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+
+def _at_least_float32(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,124 @@
+"""Next-token logits for rows that grow: through a key-value cache, or by running the model over the whole prefix."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.protocols import LanguageModel
+
+__all__ = ["CachedForward", "Forward", "PrefixForward", "forward_for"]
+
+
+class Forward(Protocol):
+    """Rows of tokens and the logits of what follows each."""
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; return logits [rows, vocab]."""
+        ...
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, int64; one may be named several times."""
+        ...
+
+
+class CachedForward:
+    """Reads each token once. Prompts are aligned on the right, so that all rows append to the same column.
+
+    Args:
+        model: Has ``make_cache`` as `lightning_lm.models.Transformer` has it.
+        prompts: Token ids of each row, at least one.
+        max_new_tokens: Most tokens that will be generated after a prompt.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        self._model = model
+        lengths = [len(prompt) for prompt in prompts]
+        width = max(lengths)
+        device = _device(model)
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.int64)
+        starts = None if min(lengths) == width else torch.tensor([width - n for n in lengths], device=device)
+        self._prompt_ids = ids.to(device)
+        # The last generated token is never read, so the cache is one shorter than the text.
+        self._cache = model.make_cache(len(prompts), width + max_new_tokens - 1, starts=starts)
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; return logits [rows, vocab]."""
+        model = self._model
+        if not isinstance(model, LanguageModel):
+            return _logits(model(self._prompt_ids, cache=self._cache))[:, -1]
+        # Only the last position goes through the head: all logits of a long prompt may not fit into memory.
+        hidden = model.hidden(self._prompt_ids, cache=self._cache)[:, -1]
+        logits: Tensor = model.head(hidden)
+        softcap = getattr(model, "logit_softcap", None)
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
+        return _logits(self._model(ids[:, None], cache=self._cache))[:, -1]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, int64; one may be named several times."""
+        self._cache.select(rows)
+
+
+class PrefixForward:
+    """Runs the model over everything so far at each step: slow, but any causal model will do.
+
+    Prompts are aligned on the left; what stands behind the end of a row cannot reach back to it.
+
+    Args:
+        model: Maps int64 ids [rows, seq] to logits [rows, seq, vocab], or to an object that has them as ``logits``.
+        prompts: Token ids of each row, at least one.
+        max_new_tokens: Most tokens that will be generated after a prompt.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Any], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        self._model = model
+        width = max(len(prompt) for prompt in prompts) + max_new_tokens
+        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], dtype=torch.int64)
+        self._ids = ids.to(_device(model))
+        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._ids.device)
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; return logits [rows, vocab]."""
+        logits = _logits(self._model(self._ids[:, : int(self._lengths.max())]))
+        rows = torch.arange(len(self._lengths), device=logits.device)
+        return logits[rows, self._lengths - 1]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
+        self._ids.scatter_(1, self._lengths[:, None], ids[:, None])
+        self._lengths += 1
+        return self.prefill()
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, int64; one may be named several times."""
+        self._ids, self._lengths = self._ids[rows], self._lengths[rows]
+
+
+def forward_for(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Forward:
+    """Return the fastest way to run this model over growing rows."""
+    kind = CachedForward if hasattr(model, "make_cache") else PrefixForward
+    return kind(model, prompts, max_new_tokens)
+
+
+def _device(model: Any) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _logits(output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        raise ConfigurationError(
+            f"The model returned {type(output).__name__}; generation needs logits [rows, seq, vocab], or an object "
+            "that has them as .logits."
+        )
+    return logits

@@ -1,0 +1,264 @@
+"""Text from a language model: batches of prompts, several answers each, or one answer as a stream."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.generation.batch import Batch, Ends, FinishReason, Row
+from lightning_lm.generation.forward import forward_for
+from lightning_lm.generation.limits import check_length
+from lightning_lm.generation.sampling import Sampler, Sampling
+from lightning_lm.generation.text import AnswerText
+from lightning_lm.protocols import Tokenizer
+
+__all__ = ["Completion", "Generator"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Args:
+        prompt_ids: The ids that it continues, with the mark that a text prompt was given at its front.
+        token_ids: The generated ids. The id that ended the answer, and the ids that spelt a stop string, are among
+            them: training on the answer needs them.
+        text: The generated text, without an end-of-sequence token and without the stop string and what follows it.
+            Empty where there is no tokenizer.
+        finish_reason: ``"eos"``: the tokenizer's end of sequence came. ``"stop"``: a stop id or stop string came.
+            ``"length"``: ``max_new_tokens`` were generated.
+        log_probs: Natural-log probability of each generated id under the model's own distribution, before penalties,
+            temperature and truncation; ``None`` if not asked for.
+    """
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    log_probs: tuple[float, ...] | None = None
+
+
+class Generator:
+    """Continues prompts with a language model.
+
+    Prompts of different lengths go through the model together, a prompt is read once however many answers it gets,
+    and a finished row leaves the batch. Greedy decoding gives a row what it would give it alone; so does sampling.
+    The model is in evaluation mode meanwhile, and afterwards each of its modules is in the mode it had.
+
+    Args:
+        model: A `lightning_lm.models.Transformer`, anything else with ``make_cache``, or any callable from ids
+            [rows, seq] to logits [rows, seq, vocab]; the last is run over the whole text at each step.
+        tokenizer: Needed for text prompts, stop strings, streaming and ``Completion.text``. Its ``eos_id`` ends an
+            answer.
+        batch_size: Most rows that are decoded together; ``None`` takes all at once. Does not change any answer.
+        prefix_ids: Put before every text prompt (not before prompts given as ids). ``None`` takes the tokenizer's
+            ``bos_id`` if it has such an attribute, and else its ``eos_id``: documents begin with it in training.
+        steps_agree: For sharded models, whose ranks must run equally many forward passes: called on every rank
+            between two steps with whether this rank has unfinished rows; returns whether any rank has (an all-reduce).
+            A rank that is done then runs along on one row. All ranks must call with the same ``max_new_tokens``,
+            ``batch_size`` and number of prompts and samples.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None = None,
+        *,
+        batch_size: int | None = None,
+        prefix_ids: Sequence[int] | None = None,
+        steps_agree: Callable[[bool], bool] | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size} holds no row; give at least 1, or None for all at once.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._prefix_ids = _begin_mark(tokenizer) if prefix_ids is None else list(prefix_ids)
+        self._steps_agree = steps_agree
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+        max_new_tokens: int = 128,
+        stop_ids: Iterable[int] = (),
+        stop_strings: Sequence[str] = (),
+        num_samples: int = 1,
+        log_probs: bool = False,
+    ) -> list[Completion]:
+        """Return ``num_samples`` answers to each prompt: first those to the first prompt, then those to the second.
+
+        Args:
+            prompts: Texts, or token ids.
+            sampling: How tokens are chosen.
+            max_new_tokens: Most tokens of an answer.
+            stop_ids: Ids that end an answer, besides the tokenizer's ``eos_id``.
+            stop_strings: Texts that end an answer.
+            num_samples: Answers per prompt.
+            log_probs: Whether to return the log-probabilities of the generated tokens.
+
+        Raises:
+            ConfigurationError: If something is missing (a tokenizer, a prompt), or prompt and answer are longer than
+                learned positions reach.
+        """
+        ends = self._ends(max_new_tokens, stop_ids)
+        if num_samples < 1:
+            raise ConfigurationError(f"num_samples={num_samples} asks for no answer; give at least 1.")
+        prompt_ids = [self._prompt_ids(prompt, index) for index, prompt in enumerate(prompts)]
+        check_length(self.model, max(map(len, prompt_ids), default=0), max_new_tokens)
+        rows = [
+            Row(ids, (index, sample), self._answer_text(ids, stop_strings) if stop_strings else None)
+            for index, ids in enumerate(prompt_ids)
+            for sample in range(num_samples)
+        ]
+        sampling = _with_seed(sampling)
+        with _evaluating(self.model):
+            for batch in self._batches(rows):
+                for _ in self._batch(batch, sampling, ends, log_probs=log_probs).steps():
+                    pass
+        return [self._completion(row, ends, log_probs=log_probs) for row in rows]
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+        max_new_tokens: int = 128,
+        stop_ids: Iterable[int] = (),
+        stop_strings: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yield the text of one answer as it grows: the same text that `generate` returns for this prompt alone.
+
+        Only whole characters come, and nothing that may turn out to be the begin of a stop string. Between the pieces
+        the model stays in evaluation mode; close or exhaust the iterator to restore it.
+
+        Args:
+            prompt: A text, or token ids.
+            sampling: How tokens are chosen.
+            max_new_tokens: Most tokens of the answer.
+            stop_ids: Ids that end it, besides the tokenizer's ``eos_id``.
+            stop_strings: Texts that end it.
+
+        Raises:
+            ConfigurationError: As `generate`.
+        """
+        ends = self._ends(max_new_tokens, stop_ids)
+        ids = self._prompt_ids(prompt, 0)
+        check_length(self.model, len(ids), max_new_tokens)
+        text = self._answer_text(ids, stop_strings)
+        batch = [Row(ids, (0, 0), text)]
+        return self._pieces(text, batch, _with_seed(sampling), ends)
+
+    @torch.no_grad()
+    def _pieces(self, text: AnswerText, rows: list[Row], sampling: Sampling, ends: Ends) -> Iterator[str]:
+        with _evaluating(self.model):
+            for _ in self._batch(rows, sampling, ends).steps():
+                if piece := text.take():
+                    yield piece
+            text.finish()
+            if piece := text.take():
+                yield piece
+
+    def _batch(self, rows: list[Row], sampling: Sampling, ends: Ends, *, log_probs: bool = False) -> Batch:
+        distinct = {row.key[0]: row.prompt_ids for row in rows}
+        sampler = Sampler(
+            sampling,
+            [row.prompt_ids for row in rows],
+            keys=[row.key for row in rows],
+            max_new_tokens=ends.max_new_tokens,
+        )
+        forward = forward_for(self.model, list(distinct.values()), ends.max_new_tokens)
+        return Batch(
+            rows, forward=forward, sampler=sampler, ends=ends, log_probs=log_probs, steps_agree=self._steps_agree
+        )
+
+    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Cut into batches of rows with prompts of similar length, the longest first: memory runs out early if ever."""
+        if self._batch_size is None:
+            return iter([rows] if rows else [])
+        ordered = sorted(rows, key=lambda row: -len(row.prompt_ids))
+        return (list(batch) for batch in _chunks(ordered, self._batch_size))
+
+    def _completion(self, row: Row, ends: Ends, *, log_probs: bool) -> Completion:
+        assert row.finish_reason is not None
+        text = ""
+        if self.tokenizer is not None:
+            answer = row.text
+            if answer is None:
+                answer = AnswerText(self.tokenizer, row.prompt_ids)
+                answer.push(row.token_ids[:-1] if row.token_ids[-1] in ends.ids else row.token_ids)
+            answer.finish()
+            text = answer.text
+        return Completion(
+            tuple(row.prompt_ids),
+            tuple(row.token_ids),
+            text,
+            row.finish_reason,
+            tuple(row.log_probs) if log_probs else None,
+        )
+
+    def _prompt_ids(self, prompt: str | Sequence[int], index: int) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ConfigurationError("A text prompt needs a tokenizer: Generator(model, tokenizer), or give ids.")
+            ids = [*self._prefix_ids, *self.tokenizer.encode(prompt)]
+        else:
+            ids = [int(token) for token in prompt]
+        if not ids:
+            raise ConfigurationError(
+                f"Prompt {index} is empty and there is no token to begin a text with; give at least one token, or "
+                "prefix_ids."
+            )
+        return ids
+
+    def _answer_text(self, prompt_ids: Sequence[int], stop_strings: Sequence[str]) -> AnswerText:
+        if self.tokenizer is None:
+            raise ConfigurationError("Stop strings and streaming need a tokenizer: Generator(model, tokenizer).")
+        if isinstance(stop_strings, str) or not all(stop_strings):
+            raise ConfigurationError(f"stop_strings={stop_strings!r} must be a list of texts that are not empty.")
+        return AnswerText(self.tokenizer, prompt_ids, stop_strings)
+
+    def _ends(self, max_new_tokens: int, stop_ids: Iterable[int]) -> Ends:
+        if max_new_tokens < 1:
+            raise ConfigurationError(f"max_new_tokens={max_new_tokens} leaves nothing to generate; give at least 1.")
+        eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
+        return Ends(max_new_tokens, eos_id, frozenset(int(token) for token in stop_ids))
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Put a module into evaluation mode, and each of its parts back into the mode it had."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _begin_mark(tokenizer: Tokenizer | None) -> list[int]:
+    if tokenizer is None:
+        return []
+    mark = getattr(tokenizer, "bos_id", tokenizer.eos_id)
+    return [] if mark is None else [mark]
+
+
+def _with_seed(sampling: Sampling) -> Sampling:
+    if sampling.seed is not None or sampling.greedy:
+        return sampling
+    return dataclasses.replace(sampling, seed=int(torch.randint(2**62, ())))
+
+
+def _chunks(rows: list[Row], size: int) -> Iterator[tuple[Row, ...]]:
+    iterator = iter(rows)
+    while chunk := tuple(itertools.islice(iterator, size)):
+        yield chunk

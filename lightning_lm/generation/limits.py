@@ -1,0 +1,56 @@
+"""How long prompt and answer may be together."""
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.models.positions import PositionTable
+
+__all__ = ["check_length"]
+
+
+def check_length(model: Any, prompt_length: int, max_new_tokens: int) -> None:
+    """Refuse a text that learned positions do not reach, and warn of one longer than the model was made for.
+
+    Rotary and sinusoidal positions go on for ever, but what a model says beyond its training length is usually poor.
+
+    Args:
+        model: Anything that generates; one that tells nothing of its length passes.
+        prompt_length: Tokens of the longest prompt.
+        max_new_tokens: Most tokens after it. The last of them is never read, so it needs no position.
+
+    Raises:
+        ConfigurationError: If the positions are learned and there are too few.
+    """
+    needed = prompt_length + max_new_tokens - 1
+    limit, learned = _context_length(model)
+    if limit is None or needed <= limit:
+        return
+    message = (
+        f"The longest prompt has {prompt_length} tokens and max_new_tokens={max_new_tokens}, which needs {needed} "
+        f"positions; the model was made for context_length={limit}"
+    )
+    if learned:
+        raise ConfigurationError(
+            f"{message} and its learned positions end there. Shorten the prompt, or set max_new_tokens to at most "
+            f"{max(limit - prompt_length + 1, 0)}."
+        )
+    warnings.warn(f"{message}. Its positions go on, but quality usually falls behind that length.", stacklevel=3)
+
+
+def _context_length(model: Any) -> tuple[int | None, bool]:
+    """Return how many positions a model was made for, if it says so, and whether it has learned each of them."""
+    if not isinstance(model, nn.Module):
+        return None, False
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, PositionTable)]
+    if tables:
+        return min(tables), True
+    config = getattr(model, "config", None) or getattr(getattr(model, "model", None), "config", None)
+    limit = getattr(config, "context_length", None)
+    if limit is not None:
+        return int(limit), False
+    limit = getattr(config, "max_position_embeddings", None)  # transformers
+    rotary = any(getattr(config, name, None) is not None for name in ("rope_parameters", "rope_theta"))
+    return (None if limit is None else int(limit)), not rotary
