@@ -1,0 +1,39 @@
+"""Training FLOPs per token of any module: from the parts of our own models, by counting one row for others."""
+
+import torch
+from lightning.pytorch import LightningModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_lm.callbacks.aside import set_aside
+
+__all__ = ["training_flops_per_token"]
+
+_TRAINING_OVER_FORWARD = 3  # the backward pass multiplies each matrix twice: by the gradient, for input and for weight
+
+
+def training_flops_per_token(pl_module: LightningModule, context_length: int) -> float:
+    """Return the FLOPs that training takes per token of a row, or 0 where they cannot be counted.
+
+    Args:
+        pl_module: Its ``model`` if that is one of ours, else whatever its ``forward(input_ids)`` computes.
+        context_length: Tokens in a row, which decides the share of attention.
+    """
+    return _count_by_running(pl_module, context_length)
+
+
+def _count_by_running(pl_module: LightningModule, context_length: int) -> float:
+    """Run one row; fused attention counts as its two matrix products, and compiled parts run as they are written."""
+    row = torch.zeros(1, context_length, dtype=torch.int64, device=pl_module.device)
+    counter = FlopCounterMode(display=False)
+    with (
+        set_aside(pl_module, pl_module.device),
+        torch.compiler.set_stance("force_eager"),
+        sdpa_kernel(SDPBackend.MATH),
+        counter,
+    ):
+        try:
+            pl_module(row)
+        except NotImplementedError:  # a LightningModule without forward has nothing to be counted
+            return 0.0
+    return _TRAINING_OVER_FORWARD * counter.get_total_flops() / context_length

@@ -1,0 +1,241 @@
+"""One line that says where a training run stands, drawn twice a second in a terminal and seldom in a log file."""
+
+import math
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+import rich
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, Timer
+from rich.live import Live
+from rich.text import Text
+
+from lightning_lm.callbacks.batches import num_predictions
+from lightning_lm.callbacks.logits import field_of
+from lightning_lm.callbacks.readable import clock, short
+
+__all__ = ["LMProgressBar"]
+
+_BAR_CELLS = 20
+_WINDOW_REFRESHES = 20
+_FORECAST_AFTER_STEPS = 2  # the first step compiles and allocates: a forecast from it alone is far off
+
+
+class _Mark(NamedTuple):
+    """A moment of the run; the rate is what happened between two of them."""
+
+    time_s: float
+    tokens: int
+    steps: int
+
+
+class LMProgressBar(ProgressBar):
+    """Show step, loss, tokens per second, validation loss, elapsed time and time left in one line.
+
+    It takes the place of Lightning's own bar, whose share of a small model's step is larger than the model's: here a
+    step costs two comparisons, and everything else happens at most ``1 / refresh_s`` times a second. Values come from
+    ``trainer.callback_metrics`` (``train/loss``, ``val/loss``, ``val/bits_per_byte``), so the loss is the last that was
+    logged; a module that logs none shows the loss of its last batch.
+
+    Where the output is not a terminal (a log file, CI), a plain line is printed every ``plain_every_s`` seconds and
+    after each validation.
+
+    Args:
+        refresh_s: Least seconds between two drawings.
+        plain_every_s: Seconds between two lines where there is no terminal.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.callbacks import LMProgressBar
+        >>> trainer = Trainer(callbacks=[LMProgressBar()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, *, refresh_s: float = 0.5, plain_every_s: float = 30.0) -> None:
+        super().__init__()
+        self._refresh_s = refresh_s
+        self._plain_every_s = plain_every_s
+        self._enabled = True
+        self._live: Live | None = None
+        self._next_s = 0.0
+        self._tokens = 0
+        self._outputs: Any = None
+        self._shown_step: int | None = None
+        self._start = _Mark(0.0, 0, 0)
+        self._marks: deque[_Mark] = deque(maxlen=_WINDOW_REFRESHES)
+        self._validation_start_s = 0.0
+        self._total_steps: int | None = None
+        self._replicas = 1
+
+    def enable(self) -> None:
+        """Show the line again."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls this on ranks other than 0."""
+        self._enabled = False
+        self._close()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the line."""
+        rich.get_console().print(*args, **kwargs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the run starts, which after a resume is not 0."""
+        total = trainer.estimated_stepping_batches
+        self._total_steps = int(total) if math.isfinite(total) else None
+        self._replicas = (getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}).get("num_replicas", 1)
+        self._tokens = 0
+        self._start = _Mark(time.monotonic(), 0, trainer.global_step)
+        self._marks.clear()
+        self._marks.append(self._start)
+        self._wait()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count; draw if it is time."""
+        self._tokens += num_predictions(batch)
+        self._outputs = outputs
+        if self._enabled and time.monotonic() >= self._next_s:
+            self._show(self._training_line(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the final state standing."""
+        if self._enabled and self._shown_step != trainer.global_step:
+            self._show(self._training_line(trainer))
+        self._close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the rate."""
+        self._validation_start_s = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the rate leave out the validation; in a log file, say what it gave."""
+        pause_s = time.monotonic() - self._validation_start_s
+        self._marks = deque((mark._replace(time_s=mark.time_s + pause_s) for mark in self._marks), _WINDOW_REFRESHES)
+        if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking and not _in_terminal():
+            self._show(self._training_line(trainer))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw if it is time."""
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._evaluated(trainer, "validation", batch_idx, batches[dataloader_idx])
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw if it is time."""
+        self._evaluated(trainer, "test", batch_idx, trainer.num_test_batches[dataloader_idx])
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw if it is time."""
+        self._evaluated(trainer, "prediction", batch_idx, trainer.num_predict_batches[dataloader_idx])
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the terminal back."""
+        self._close()
+
+    def _evaluated(self, trainer: Trainer, what: str, batch_idx: int, num_batches: float) -> None:
+        if self._enabled and _in_terminal() and time.monotonic() >= self._next_s:
+            total = f"/{num_batches:,}" if math.isfinite(num_batches) else ""
+            fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+            line = _progress(trainer.global_step, self._total_steps) if fitting else Text()
+            self._show(line.append(f"  {what} batch {batch_idx + 1:,}{total}", "green"))
+
+    def _training_line(self, trainer: Trainer) -> Text:
+        step, now = trainer.global_step, time.monotonic()
+        self._shown_step = None if _in_terminal() else step
+        self._marks.append(_Mark(now, self._tokens, step))
+        metrics = trainer.callback_metrics
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append_text(_progress(step, self._total_steps))
+        loss = metrics.get("train/loss", field_of(self._outputs, "loss"))
+        line.append(_value("loss", loss), "cyan")
+        line.append(_value("val", metrics.get("val/loss")), "green")
+        line.append(_value("bits/byte", metrics.get("val/bits_per_byte")), "green")
+        line.append(self._rate())
+        line.append(f"  {clock(now - self._start.time_s)}", "dim")
+        left_s = self._seconds_left(trainer, step, now)
+        line.append(" elapsed" if left_s is None else f" elapsed, {clock(left_s)} left", "dim")
+        return line
+
+    def _rate(self) -> str:
+        first, last = self._marks[0], self._marks[-1]
+        if last.time_s <= first.time_s:
+            return ""
+        tokens_per_s = self._replicas * (last.tokens - first.tokens) / (last.time_s - first.time_s)
+        if tokens_per_s:
+            return f"  {short(tokens_per_s)} tok/s"
+        return f"  {(last.steps - first.steps) / (last.time_s - first.time_s):.2f} steps/s"
+
+    def _seconds_left(self, trainer: Trainer, step: int, now: float) -> float | None:
+        forecasts = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]
+        if step == self._total_steps:
+            return None
+        done = step - self._start.steps
+        if self._total_steps is not None and done >= _FORECAST_AFTER_STEPS:
+            forecasts.append((now - self._start.time_s) / done * (self._total_steps - step))
+        return min((left_s for left_s in forecasts if left_s is not None), default=None)
+
+    def _show(self, line: Text) -> None:
+        console = rich.get_console()
+        if not _in_terminal():
+            console.print(line.plain, highlight=False, soft_wrap=True)
+        else:
+            if self._live is None:
+                self._live = Live(console=console, auto_refresh=False)
+                self._live.start()
+            self._live.update(line, refresh=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        self._next_s = time.monotonic() + (self._refresh_s if _in_terminal() else self._plain_every_s)
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _in_terminal() -> bool:
+    return rich.get_console().is_terminal
+
+
+def _progress(step: int, total: int | None) -> Text:
+    if not total:
+        return Text(f"step {step:,}", "bold")
+    share = min(1.0, step / total)
+    filled = round(share * _BAR_CELLS)
+    bar = ("━" * filled, "magenta"), ("━" * (_BAR_CELLS - filled), "bright_black")
+    return Text.assemble(*(bar if _in_terminal() else ("step",)), (f" {step:,}/{total:,}", "bold"), f" {share:4.0%}")
+
+
+def _value(name: str, value: Any) -> str:
+    return "" if value is None else f"  {name} {float(value):.4f}"

@@ -1,0 +1,28 @@
+"""Numbers as a person reads them."""
+
+__all__ = ["clock", "short"]
+
+
+def short(number: float) -> str:
+    """Return three digits and a unit.
+
+    Example:
+        >>> short(950), short(12_345), short(5_600_000)
+        ('950', '12.3k', '5.6M')
+    """
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Return minutes and seconds, and hours where there are any.
+
+    Example:
+        >>> clock(83.4), clock(3723)
+        ('1:23', '1:02:03')
+    """
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

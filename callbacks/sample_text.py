@@ -1,0 +1,145 @@
+"""Completions of a few prompts while a model trains: the quickest look at whether it learns what it should."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rich
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.text import Text
+from torch import Tensor
+
+from lightning_lm.callbacks.aside import set_aside
+from lightning_lm.callbacks.logits import logits_of
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.generation import Generator, Sampling
+from lightning_lm.protocols import LanguageModel, Tokenizer
+
+__all__ = ["SampleText"]
+
+
+class SampleText(Callback):
+    """Print completions of prompts, and write them to TensorBoard, after each validation and at the end of a fit.
+
+    Global random numbers, training modes and gradients are as if nothing had happened, so a run with samples and one
+    without are bit-equal. Every rank generates the same text, because the ranks of a sharded model need each other;
+    rank 0 shows it. A strategy that can gather the weights meanwhile offers ``generation_context(module)``.
+
+    Any module serves: its ``model`` if that is a `lightning_lm.protocols.LanguageModel`, otherwise its own
+    ``forward(input_ids)``.
+
+    Args:
+        prompts: Texts to continue.
+        every_n_steps: Optimizer steps between samples; left out, samples follow validations.
+        max_new_tokens: Most tokens of a completion.
+        sampling: How tokens are chosen. Without a seed, 0 is taken: the same noise each time shows the model's change.
+        tokenizer: Left out, ``trainer.datamodule.tokenizer`` is taken.
+
+    Raises:
+        ConfigurationError: At fit start, if there is no tokenizer.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.callbacks import SampleText
+        >>> samples = SampleText(["def main("], every_n_steps=100)
+        >>> trainer = Trainer(callbacks=[samples], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str] = ("def main(", "The "),
+        *,
+        every_n_steps: int | None = None,
+        max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(temperature=0.8, top_p=0.95),  # noqa: B008 - a frozen value
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ConfigurationError(f"every_n_steps={every_n_steps} is never; give at least 1, or null.")
+        self._prompts = list(prompts)
+        self._every_n_steps = every_n_steps
+        self._max_new_tokens = max_new_tokens
+        self._sampling = sampling if sampling.seed is not None else dataclasses.replace(sampling, seed=0)
+        self._tokenizer = tokenizer
+        self._last_step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse early rather than after the first validation."""
+        self._find_tokenizer(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run."""
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Sample if it is time."""
+        if self._every_n_steps is not None and trainer.global_step % self._every_n_steps == 0:
+            self._sample(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample unless steps decide."""
+        if self._every_n_steps is None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._sample(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample from the final weights."""
+        self._sample(trainer, pl_module)
+
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        texts = self._complete(trainer, pl_module)
+        if trainer.is_global_zero:
+            _print(trainer.global_step, self._prompts, texts)
+            _write(trainer, self._prompts, texts)
+
+    def _complete(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
+        generator = Generator(_language_model(trainer, pl_module), self._find_tokenizer(trainer))
+        gather = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
+        with set_aside(pl_module, pl_module.device), gather(pl_module), trainer.precision_plugin.val_step_context():
+            completions = generator.generate(
+                self._prompts, sampling=self._sampling, max_new_tokens=self._max_new_tokens
+            )
+        return [completion.text for completion in completions]
+
+    def _find_tokenizer(self, trainer: Trainer) -> Tokenizer:
+        tokenizer = self._tokenizer or getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        if tokenizer is None:
+            raise ConfigurationError(
+                "SampleText found no tokenizer. Train with a datamodule that has one (TextDataModule), or give "
+                "SampleText(tokenizer=...)."
+            )
+        return tokenizer
+
+
+def _language_model(trainer: Trainer, pl_module: LightningModule) -> LanguageModel | Callable[[Tensor], Tensor]:
+    model = getattr(pl_module, "model", None)
+    if isinstance(model, LanguageModel):
+        return model
+    return lambda input_ids: logits_of(trainer, pl_module, input_ids)
+
+
+def _print(step: int, prompts: list[str], texts: list[str]) -> None:
+    console = rich.get_console()
+    for prompt, text in zip(prompts, texts, strict=True):
+        console.print(Text.assemble((f"sample at step {step:,}: ", "dim"), (prompt, "bold"), _visible(text)))
+
+
+def _write(trainer: Trainer, prompts: list[str], texts: list[str]) -> None:
+    for logger in trainer.loggers:
+        add_text = getattr(logger.experiment, "add_text", None)
+        if add_text is None:
+            continue
+        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            # TensorBoard reads Markdown: indented lines stay as they are.
+            indented = "    " + f"{prompt}{text}".replace("\n", "\n    ")
+            add_text(f"samples/{index}", indented, global_step=trainer.global_step)
+
+
+def _visible(text: str) -> str:
+    """Replace control characters: an untrained model's bytes must not command the terminal."""
+    return "".join(mark if mark.isprintable() or mark in "\n\t" else "\N{REPLACEMENT CHARACTER}" for mark in text)
