@@ -4,6 +4,7 @@
 
     LightningLMError
     |-- ConfigurationError (ValueError)     a setting that cannot work: says what came, what is needed, what to change
+    |   `-- UsageError                      a word on the command line or in YAML that means nothing, and its place
     |-- DataError (ValueError)              text, tokens or a store that cannot be used
     |   `-- FingerprintError                the data is not what the run or the store was made with
     |-- TokenizerError (ValueError)         text that cannot be encoded, or a vocabulary that cannot be built
@@ -19,6 +20,7 @@ __all__ = [
     "LightningLMError",
     "MissingDependencyError",
     "TokenizerError",
+    "UsageError",
 ]
 
 
@@ -28,6 +30,10 @@ class LightningLMError(Exception):
 
 class ConfigurationError(LightningLMError, ValueError):
     """A setting that cannot work."""
+
+
+class UsageError(ConfigurationError):
+    """A word on the command line or in a YAML file that means nothing: a misspelt key, a class that does not exist."""
 
 
 class DataError(LightningLMError, ValueError):

@@ -1,0 +1,115 @@
+"""The ``lightning-lm`` command: Lightning's verbs over YAML, and the verbs that need no Trainer.
+
+Nothing heavy is imported before the verb is known, so that ``--help`` answers at once.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lightning_lm import __version__
+from lightning_lm.errors import LightningLMError, UsageError
+
+__all__ = ["main"]
+
+
+class _Verb(NamedTuple):
+    summary: str
+    module: str
+
+
+_TRAINER = "lightning_lm.cli.trainer"
+_VERBS = {
+    "fit": _Verb("train a model (the main job)", _TRAINER),
+    "validate": _Verb("measure a checkpoint on the validation text", _TRAINER),
+    "test": _Verb("measure a checkpoint on the test text", _TRAINER),
+    "predict": _Verb("run a checkpoint over a data set", _TRAINER),
+    "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.generation.command"),
+    "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.tokenizers.command"),
+    "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),
+}
+_USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status.
+
+    Args:
+        argv: Words after the program's name; those of the process when left out.
+
+    Returns:
+        0 when all went well, 1 after an error, 2 after a mistake on the command line or in the YAML, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return _USAGE_ERROR
+    except LightningLMError as error:
+        print(f"\nError ({type(error).__name__}): {error}", file=sys.stderr)
+        return _FAILURE
+    except KeyboardInterrupt:
+        print("\nStopped by the user.", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away (`| head`): nothing is left to say, or to flush
+        return _FAILURE
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"lightning-lm {__version__}")
+        return 0
+    name, *rest = words
+    if name not in _VERBS:
+        return _unknown_verb(name)
+    module = importlib.import_module(_VERBS[name].module)
+    if module.__name__ == _TRAINER:
+        module.run(name, rest)
+        return 0
+    return _run_command(name, module, rest)
+
+
+def _run_command(name: str, module: Any, words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"lightning-lm {name}", description=_VERBS[name].summary)
+    module.add_arguments(parser)
+    arguments = parser.parse_args(words)
+    if name == "generate":
+        from lightning_lm.modules import load_model
+
+        status = module.run(arguments, load_model)
+    else:
+        status = module.run(arguments)
+    return status or 0
+
+
+def _unknown_verb(name: str) -> int:
+    import difflib
+
+    near = difflib.get_close_matches(name, _VERBS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    print(f"Unknown verb {name!r}.{hint} The verbs are: {', '.join(_VERBS)}.", file=sys.stderr)
+    return _USAGE_ERROR
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {verb.summary}" for name, verb in _VERBS.items()]
+    return "\n".join(
+        [
+            "usage: lightning-lm VERB [options]",
+            "",
+            "Language models with a stock PyTorch Lightning Trainer.",
+            "",
+            *lines,
+            "",
+            "  lightning-lm fit --config pretrain/quickstart         train from a recipe or a YAML file",
+            "  lightning-lm fit --config my.yaml --ckpt_path last    go on where its newest run stopped",
+            "  lightning-lm VERB --help                              the options of a verb",
+        ]
+    )

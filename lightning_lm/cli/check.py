@@ -1,0 +1,188 @@
+"""Finds misspelt keys and class names before anything is parsed, and says where they stand.
+
+jsonargparse refuses them too, but after one line for each alternative that it tried. What this check cannot know
+(a class that takes ``**kwargs``, an annotation it cannot read) it lets through.
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from lightning_lm.cli.overlays import Place, Setting
+from lightning_lm.cli.signatures import Argument, accepted_classes, accepts_text, arguments_of, subclasses_by_name
+from lightning_lm.errors import UsageError
+
+__all__ = ["Checker", "command_line_settings"]
+
+_CONSTANTS = ("null", "none", "true", "false")
+_SPEC = ("class_path", "init_args", "dict_kwargs")
+
+
+def command_line_settings(words: Iterable[str]) -> Setting:
+    """Return ``--a.b value`` options as the nested settings that they stand for.
+
+    Args:
+        words: The command line behind the verb; ``--config`` is passed over.
+    """
+    root: dict[str, Setting] = {}
+    rest = list(words)
+    for index, word in enumerate(rest):
+        if not word.startswith("--") or word == "--":
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals and index + 1 < len(rest) and not rest[index + 1].startswith("--"):
+            value = rest[index + 1]
+        if name != "config" and name.split(".")[-1] != "help":
+            _insert(root, name.split("."), _command_line_value(value))
+    return Setting(root)
+
+
+class Checker:
+    """Walks settings beside the signatures of the classes that they describe.
+
+    Args:
+        top_level: What may stand at the top.
+        classes: Classes that are known without being named, by key: the default model and data module.
+    """
+
+    def __init__(self, top_level: Mapping[str, Argument], classes: Mapping[str, type]) -> None:
+        self._top_level = dict(top_level)
+        self._classes = dict(classes)
+
+    def check(self, root: Setting) -> None:
+        """Check one overlay, or the command line; those that apply earlier must be checked earlier.
+
+        Args:
+            root: What the user wrote.
+
+        Raises:
+            UsageError: If a key or a class does not exist.
+        """
+        self._check_keys(root, self._top_level, "the configuration", "")
+
+    def _check_keys(self, setting: Setting, arguments: dict[str, Argument], owner: str, path: str) -> None:
+        for written, child in setting.value.items():
+            key = written.removesuffix("+")
+            if key not in arguments:
+                raise UsageError(_unknown_key(written, child.place, owner, arguments, path))
+            self._check_value(child, arguments[key], f"{path}.{key}".lstrip("."))
+
+    def _check_value(self, setting: Setting, argument: Argument, path: str) -> None:
+        if isinstance(setting.value, list):
+            for index, item in enumerate(setting.value):
+                self._classes.pop(f"{path}[{index}]", None)
+                self._check_value(item, Argument(argument.annotation), f"{path}[{index}]")
+        elif isinstance(setting.value, dict):
+            self._check_mapping(setting, argument, path)
+        elif isinstance(setting.value, str) and not accepts_text(argument.annotation):
+            self._remember(path, _named_class(setting, argument.annotation, path))
+
+    def _check_mapping(self, setting: Setting, argument: Argument, path: str) -> None:
+        content = setting.value
+        if "class_path" in content:
+            self._remember(path, _named_class(content["class_path"], argument.annotation, path))
+        cls = self._classes.get(path) or _default_class(argument)
+        if cls is None:
+            return
+        arguments = arguments_of(cls)
+        is_spec = not content.keys().isdisjoint(_SPEC)
+        if is_spec:
+            stray = next((key for key in content if key not in _SPEC), None)
+            if stray is not None:
+                raise UsageError(_stray_key(stray, content[stray].place, cls, path))
+        fields = content.get("init_args") if is_spec else setting
+        if arguments is not None and fields is not None and isinstance(fields.value, dict):
+            self._check_keys(fields, arguments, cls.__name__, path)
+
+    def _remember(self, path: str, cls: type | None) -> None:
+        if cls is None or self._classes.get(path) is cls:
+            return
+        for below in [known for known in self._classes if known.startswith(f"{path}.")]:
+            del self._classes[below]
+        self._classes[path] = cls
+
+
+def _insert(root: dict[str, Setting], keys: list[str], leaf: Setting) -> None:
+    *parents, last = keys
+    for key in parents:
+        below = root.setdefault(key, Setting({}))
+        if not isinstance(below.value, dict):  # `--model Name --model.option value`
+            below = root[key] = Setting({"class_path": below})
+        root = below.value
+    root[last] = leaf
+
+
+def _command_line_value(text: str) -> Setting:
+    try:
+        value = yaml.safe_load(text) if text[:1] in ("[", "{") else text
+    except yaml.YAMLError:
+        value = text
+    return _placed(value)
+
+
+def _placed(value: Any) -> Setting:
+    if isinstance(value, dict):
+        return Setting({str(key): _placed(item) for key, item in value.items()})
+    if isinstance(value, list):
+        return Setting([_placed(item) for item in value])
+    return Setting(value)
+
+
+def _named_class(setting: Setting, annotation: Any, path: str) -> type | None:
+    name, expected = setting.value, accepted_classes(annotation)
+    if not isinstance(name, str) or not expected:
+        return None
+    if "." in name:
+        return _imported(setting, path)
+    known = subclasses_by_name(expected)
+    if name not in known and re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in _CONSTANTS:
+        kinds = " or ".join(cls.__name__ for cls in expected)
+        raise UsageError(
+            f"Unknown class {name!r} for {path}.{_nearest(name, known)}\n"
+            f"  Written in {setting.place}; needed is a {kinds}."
+        )
+    return known.get(name)
+
+
+def _imported(setting: Setting, path: str) -> type | None:
+    module, _, name = setting.value.rpartition(".")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", setting.value) or module == "":
+        return None  # the path of a file with settings
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"The class {setting.value!r} for {path} cannot be imported: {error}.\n  Written in {setting.place}."
+        ) from error
+    return found if isinstance(found, type) else None
+
+
+def _default_class(argument: Argument) -> type | None:
+    expected = accepted_classes(argument.annotation)
+    cls = type(argument.default)
+    return cls if any(base in cls.__mro__ for base in expected) else None
+
+
+def _unknown_key(key: str, place: Place, owner: str, arguments: dict[str, Argument], path: str) -> str:
+    return (
+        f"Unknown key {key!r} in {owner}.{_nearest(key, arguments)}\n"
+        f"  Written in {place}, as {path + '.' if path else ''}{key}.\n"
+        f"  {owner[0].upper()}{owner[1:]} takes: {', '.join(arguments)}."
+    )
+
+
+def _stray_key(key: str, place: Place, cls: type, path: str) -> str:
+    near = _nearest(key, _SPEC)
+    return (
+        f"Key {key!r} stands beside class_path in {path}.{near}\n"
+        f"  Written in {place}. Arguments of {cls.__name__} belong under init_args."
+    )
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(choice) for choice in near)}?" if near else ""

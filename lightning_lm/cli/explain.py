@@ -1,0 +1,90 @@
+"""One readable block from jsonargparse's report, which lists every alternative that it tried."""
+
+import re
+from collections.abc import Sequence
+
+from lightning_lm.cli.overlays import Place, Setting
+
+__all__ = ["explain"]
+
+_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":')
+_OPTION = re.compile(r"Option '(?P<key>[^']+)' is not accepted")
+_FRAME = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Problem with given|Parser key|^$")
+_ALTERNATIVE = re.compile(
+    r"Expected a <class 'NoneType'>|does not correspond to a subclass|dot import path|No module named"
+)
+
+
+def explain(message: str, layers: Sequence[Setting]) -> str:
+    """Return what is wrong, and where it was written.
+
+    Args:
+        message: What jsonargparse says.
+        layers: The overlays and the command line, in the order in which they apply.
+    """
+    keys, reason = _deepest_reason(message)
+    if reason is None:
+        return message.strip()
+    option = _OPTION.search(reason)
+    if option:
+        keys, reason = [*keys, option["key"]], "there is no such key"
+    path = ".".join(keys)
+    lines = [f"{path}: {reason}" if path else reason]
+    place = _place(layers, path.split("."))
+    if place is not None:
+        lines.append(f"  Written in {place}.")
+    return "\n".join(lines)
+
+
+def _deepest_reason(message: str) -> tuple[list[str], str | None]:
+    """Return the keys that lead to the innermost complaint, and that complaint (alternatives joined by "or")."""
+    frames: list[tuple[int, str]] = []
+    keys: list[str] = []
+    reasons: list[str] = []
+    for line in message.splitlines():
+        text = line.lstrip(" -")
+        indent = len(line) - len(text)
+        frames = [frame for frame in frames if frame[0] < indent]
+        match = _KEY.search(text)
+        if match:
+            frames.append((indent, match["key"]))
+        if _FRAME.search(text) or _ALTERNATIVE.search(text) or len(frames) < len(keys):
+            continue
+        if len(frames) > len(keys):
+            keys, reasons = [key for _, key in frames], []
+        reasons.append(_plain_words(text))
+    return keys, " or ".join(dict.fromkeys(reasons)).replace(" or needs ", " or ") or None
+
+
+def _plain_words(reason: str) -> str:
+    reason = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", reason)
+    reason = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", reason)
+    reason = re.sub(r"Expected an? (.*?)(?:\. Got value: (.*))?$", r"needs \1, got \2", reason).removesuffix(", got ")
+    return reason.replace("the following arguments are required:", "missing:")
+
+
+def _place(layers: Sequence[Setting], keys: Sequence[str]) -> Place | None:
+    """Return the place of the last setting of a key, or of the nearest key above it that was written at all."""
+    best: tuple[int, Place | None] = (0, None)
+    for layer in layers:
+        depth, setting = 0, layer
+        for key in keys:
+            below = _below(setting, key)
+            if below is None:
+                break
+            depth, setting = depth + 1, below
+        if depth >= max(best[0], 1):
+            best = (depth, setting.place)
+    return best[1]
+
+
+def _below(setting: Setting, key: str) -> Setting | None:
+    for holder in (setting, _init_args(setting)):
+        if holder is not None and isinstance(holder.value, dict) and key in holder.value:
+            found: Setting = holder.value[key]
+            return found
+    return None
+
+
+def _init_args(setting: Setting) -> Setting | None:
+    return setting.value.get("init_args") if isinstance(setting.value, dict) else None

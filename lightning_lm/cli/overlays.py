@@ -1,0 +1,160 @@
+"""YAML files as ``--config`` takes them: recipe names, stacked overlays, and the line on which every key stands.
+
+A file may name the overlays it builds on, which are then read first::
+
+    base: [base/trainer, base/llama]
+    trainer: {max_steps: 800}
+
+A name is a file beside the one that names it, a path from the working directory, or a recipe of the package.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_lm.cli.recipes import find_recipe, recipe_names
+from lightning_lm.errors import UsageError
+
+__all__ = ["Overlay", "Place", "Setting", "expand_configs", "read_overlays"]
+
+_BASE = "base"
+_FLAGS = ("--config", "-c")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the user wrote something: a line of a file, or the command line."""
+
+    path: Path | None = None
+    line: int = 0
+
+    def __str__(self) -> str:
+        return "the command line" if self.path is None else f"{self.path}, line {self.line}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value as the user wrote it, with its place.
+
+    Args:
+        value: A scalar, a list of settings, or a dictionary of settings.
+        place: Where its key stands.
+    """
+
+    value: Any
+    place: Place = field(default_factory=Place)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One YAML file without its ``base`` key.
+
+    Args:
+        path: The file.
+        root: Its content, with places.
+    """
+
+    path: Path
+    root: Setting
+
+    def to_yaml(self) -> str:
+        """Return the content as YAML text without comments."""
+        return yaml.safe_dump(_plain(self.root), sort_keys=False, allow_unicode=True) if self.root.value else "{}\n"
+
+
+def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
+    """Replace every ``--config NAME`` by the YAML text of the overlays that it stands for.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The new command line, and the overlays in the order in which they apply.
+
+    Raises:
+        UsageError: If a file is missing or unreadable, or overlays name each other in a circle.
+    """
+    expanded: list[str] = []
+    overlays: list[Overlay] = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag not in _FLAGS:
+            expanded.append(word)
+            continue
+        if not equals:
+            value = next(rest, "")
+        layers = read_overlays(value)
+        overlays += layers
+        expanded += [f"--config={layer.to_yaml()}" for layer in layers]
+    return expanded, overlays
+
+
+def read_overlays(name: str, *, beside: Path | None = None, opened: tuple[Path, ...] = ()) -> list[Overlay]:
+    """Read a YAML file and, before it, the overlays that it names as its base.
+
+    Args:
+        name: A path or the name of a recipe.
+        beside: The folder of the file in which the name was written.
+        opened: Files that are being read, to find circles.
+    """
+    path = _find(name, beside)
+    if path in opened:
+        chain = " -> ".join(str(file) for file in (*opened, path))
+        raise UsageError(f"These overlays name each other as their base: {chain}.")
+    root = _read(path)
+    base = root.value.pop(_BASE, Setting([]))
+    names = _plain(base)
+    layers: list[Overlay] = []
+    for below in [names] if isinstance(names, str) else names:
+        layers += read_overlays(below, beside=path.parent, opened=(*opened, path))
+    return [*layers, Overlay(path, root)]
+
+
+def _find(name: str, beside: Path | None) -> Path:
+    candidates = [Path(name)] if beside is None else [beside / name, beside / f"{name}.yaml", Path(name)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    recipe = find_recipe(name) if name else None
+    if recipe is None:
+        raise UsageError(
+            f"--config {name!r} is neither a file nor a recipe. The recipes are: {', '.join(recipe_names())}."
+        )
+    return recipe
+
+
+def _read(path: Path) -> Setting:
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = _setting(node, path, 1)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if root.value is None:
+        return Setting({}, root.place)
+    if not isinstance(root.value, dict):
+        raise UsageError(f"{path} must hold keys and values, such as `trainer:`, at its top level.")
+    return root
+
+
+def _setting(node: yaml.Node | None, path: Path, line: int) -> Setting:
+    place = Place(path, line)
+    if isinstance(node, yaml.MappingNode):
+        loader = yaml.SafeLoader("")
+        loader.flatten_mapping(node)  # YAML's merge keys: `<<: *defaults`
+        return Setting({str(k.value): _setting(v, path, k.start_mark.line + 1) for k, v in node.value}, place)
+    if isinstance(node, yaml.SequenceNode):
+        return Setting([_setting(item, path, item.start_mark.line + 1) for item in node.value], place)
+    value = None if node is None else yaml.SafeLoader("").construct_object(node)
+    return Setting(value, place)
+
+
+def _plain(setting: Setting) -> Any:
+    if isinstance(setting.value, dict):
+        return {key: _plain(item) for key, item in setting.value.items()}
+    if isinstance(setting.value, list):
+        return [_plain(item) for item in setting.value]
+    return setting.value

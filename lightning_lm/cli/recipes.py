@@ -1,0 +1,101 @@
+"""The recipes that come with the package: where they are, and the verb that lists, shows and copies them."""
+
+import argparse
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning_lm.errors import ConfigurationError
+
+__all__ = ["add_arguments", "find_recipe", "recipe_names", "recipes_folder", "run"]
+
+_SUFFIX = ".yaml"
+
+
+def recipes_folder() -> Path:
+    """Return the folder that holds the recipes: inside the installed package, or at the root of a checkout."""
+    spec = find_spec("lightning_lm.recipes")
+    assert spec is not None, "the recipes are missing from this installation"
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def recipe_names() -> list[str]:
+    """Return the names that ``--config`` accepts, as ``pretrain/quickstart``; base overlays are left out."""
+    folder = recipes_folder()
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{_SUFFIX}"))
+    return sorted(name for name in names if not name.startswith("base/"))
+
+
+def find_recipe(name: str) -> Path | None:
+    """Return the file of a recipe, given as ``pretrain/quickstart`` or ``recipes/pretrain/quickstart.yaml``.
+
+    Args:
+        name: A name of `recipe_names`, with or without the folder's name in front and the suffix behind.
+    """
+    folder = recipes_folder()
+    relative = Path(name.removeprefix("recipes/")).with_suffix(_SUFFIX)
+    if relative.is_absolute() or ".." in relative.parts:
+        return None
+    path = folder / relative
+    return path if path.is_file() else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``lightning-lm recipes`` takes.
+
+    Args:
+        parser: The parser of the verb.
+    """
+    actions = parser.add_subparsers(dest="action", metavar="{list,show,copy}")
+    actions.add_parser("list", help="print the names (the default)")
+    show = actions.add_parser("show", help="print a recipe")
+    show.add_argument("name", help="for example pretrain/quickstart")
+    copy = actions.add_parser("copy", help="copy a recipe to a file of your own, to change it")
+    copy.add_argument("name", help="for example pretrain/quickstart")
+    copy.add_argument("target", nargs="?", type=Path, help="file or folder; the recipe's own file name when left out")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List, show or copy recipes.
+
+    Args:
+        arguments: What the parser of `add_arguments` returned.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigurationError: If no recipe has that name, or the target exists.
+    """
+    if arguments.action == "show":
+        print(_existing(arguments.name).read_text(encoding="utf-8"), end="")
+    elif arguments.action == "copy":
+        print(f"Wrote {_copy(_existing(arguments.name), arguments.target)}")
+    else:
+        for name in recipe_names():
+            print(f"{name:<32} {_title(name)}")
+    return 0
+
+
+def _title(name: str) -> str:
+    first = _existing(name).read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _existing(name: str) -> Path:
+    path = find_recipe(name)
+    if path is None:
+        raise ConfigurationError(f"No recipe is called {name!r}. There are: {', '.join(recipe_names())}.")
+    return path
+
+
+def _copy(source: Path, target: Path | None) -> Path:
+    target = Path(source.name) if target is None else target
+    if target.is_dir():
+        target = target / source.name
+    if target.exists():
+        raise ConfigurationError(f"{target} exists already; give another name or remove it first.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target

@@ -1,0 +1,36 @@
+"""Writes the whole configuration of a run beside its logs."""
+
+import os
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+__all__ = ["SaveConfig"]
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write ``config.yaml`` into the folder of the run, in one step.
+
+    A run that goes on with other settings keeps the earlier ones as ``config.1.yaml``, ``config.2.yaml``, ...;
+    Lightning's own callback refuses to start there.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file on the first rank when training starts."""
+        folder = trainer.log_dir  # asks the first rank, so every rank has to
+        if stage != "fit" or folder is None or not trainer.is_global_zero:
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _write(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_unset=False))
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists():
+        if path.read_text(encoding="utf-8") == text:
+            return
+        number = 1 + len(list(path.parent.glob(f"{path.stem}.*{path.suffix}")))
+        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

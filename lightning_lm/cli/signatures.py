@@ -1,0 +1,102 @@
+"""What a class takes, as far as a configuration can know: names, types and defaults of its arguments."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from types import NoneType
+from typing import Any
+
+__all__ = ["Argument", "accepted_classes", "accepts_text", "arguments_of", "subclasses_by_name"]
+
+_PLAIN = (bool, int, float, complex, bytes, NoneType, list, tuple, dict, set, frozenset, object)
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument of a class.
+
+    Args:
+        annotation: Its type; ``Any`` where that is unknown.
+        default: Its default, or ``None``.
+    """
+
+    annotation: Any
+    default: Any = None
+
+
+def arguments_of(target: Callable[..., Any]) -> dict[str, Argument] | None:
+    """Return the arguments of a class or function by name, or ``None`` if it takes any (``**kwargs``).
+
+    Args:
+        target: A class, or a function that builds something.
+    """
+    parameters = inspect.signature(target).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    hints = _hints(target)
+    return {p.name: Argument(hints.get(p.name, Any), _default(target, p)) for p in parameters}
+
+
+def accepted_classes(annotation: Any) -> list[type]:
+    """Return the classes of which an annotation takes instances, containers and unions opened, plain data left out.
+
+    Args:
+        annotation: For example ``list[Callback] | Callback | None``, which gives ``[Callback]``.
+    """
+    leaves = dict.fromkeys(_leaves(annotation))
+    return [leaf for leaf in leaves if isinstance(leaf, type) and leaf not in (*_PLAIN, str)]
+
+
+def accepts_text(annotation: Any) -> bool:
+    """Tell whether a bare word can be meant as it is, and not as the name of a class.
+
+    Args:
+        annotation: The type of an argument.
+    """
+    return any(leaf is str or not isinstance(leaf, type) for leaf in _leaves(annotation))
+
+
+def subclasses_by_name(bases: list[type]) -> dict[str, type]:
+    """Return every known class below (and including) the given ones by its short name.
+
+    Args:
+        bases: Where to start.
+    """
+    found: dict[str, type] = {}
+    waiting, seen = list(bases), set(bases)
+    while waiting:
+        cls = waiting.pop(0)
+        if not cls.__name__.startswith("_"):
+            found.setdefault(cls.__name__, cls)
+        below: list[type] = [sub for sub in type.__subclasses__(cls) if sub not in seen]
+        seen.update(below)
+        waiting += below
+    return found
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        return {}  # annotations that exist for a type checker only: every value is let through
+
+
+def _default(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    if dataclasses.is_dataclass(target):
+        field = next(field for field in dataclasses.fields(target) if field.name == parameter.name)
+        if field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+    return None if parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        yield str
+    elif not arguments:
+        yield annotation
+    for argument in arguments:
+        if argument is not Ellipsis and typing.get_origin(annotation) is not typing.Literal:
+            yield from _leaves(argument)

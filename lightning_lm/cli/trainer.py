@@ -1,0 +1,134 @@
+"""Lightning's verbs: ``fit``, ``validate``, ``test`` and ``predict``, from YAML and the command line."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lightning_lm import __version__
+from lightning_lm.cli.check import Checker, command_line_settings
+from lightning_lm.cli.explain import explain
+from lightning_lm.cli.overlays import expand_configs
+from lightning_lm.cli.resume import newest_checkpoint, run_folder
+from lightning_lm.cli.save_config import SaveConfig
+from lightning_lm.cli.signatures import Argument, arguments_of
+from lightning_lm.datamodules import TextDataModule
+from lightning_lm.errors import CheckpointError, UsageError
+from lightning_lm.modules import PretrainModule
+from lightning_lm.parts import Part
+from lightning_lm.strategies import AtomicCheckpointIO
+
+__all__ = ["CommandLine", "run"]
+
+_PARTS = ("callbacks", "data", "datamodules", "models", "modules", "optim", "strategies", "tokenizers")
+_SEED = 1
+_DEFAULTS = {"model": PretrainModule, "data": TextDataModule}
+_NOT_IN_YAML = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+
+
+def run(verb: str, words: Sequence[str]) -> None:
+    """Parse, build and run one of the Trainer's verbs.
+
+    Args:
+        verb: The name of a method of the Trainer.
+        words: The command line behind the verb.
+
+    Raises:
+        UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.
+    """
+    for name in _PARTS:  # short class names resolve once their modules are imported
+        importlib.import_module(f"lightning_lm.{name}")
+    set_parsing_settings(subclasses_enabled=[Part])
+    CommandLine(verb, words)
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with this package's defaults: any module and data module, ours where none is named.
+
+    Args:
+        verb: The name of a method of the Trainer.
+        words: The command line behind the verb.
+    """
+
+    def __init__(self, verb: str, words: Sequence[str]) -> None:
+        expanded, overlays = expand_configs(words)
+        self._layers = [*(overlay.root for overlay in overlays), command_line_settings(expanded)]
+        checker = Checker(_top_level(verb), {"trainer": Trainer, **_DEFAULTS})
+        for layer in self._layers:
+            checker.check(layer)
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=_SEED,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, "dump_header": [f"lightning-lm {__version__}"]},
+            args=[verb, *expanded],
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Make `PretrainModule` and `TextDataModule` the defaults, so that YAML need not name them."""
+        parser.set_defaults({key: {"class_path": _path(cls)} for key, cls in _DEFAULTS.items()})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the expanded command line, and report a mistake in one block that starts with the mistake."""
+        assert isinstance(args, list)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UsageError(explain(str(error), self._layers)) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Settle which checkpoint to load, and that loading one runs no code from it."""
+        config = self.config[self.subcommand]
+        if config.get("weights_only") is None:
+            config["weights_only"] = True
+        if config.get("ckpt_path") == "last":
+            self._use_newest_checkpoint(config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer; checkpoints are written atomically unless another plugin is asked for."""
+        plugins = self.config_init[self.subcommand]["trainer"].get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def _use_newest_checkpoint(self, config: Any) -> None:
+        path, folder = newest_checkpoint(config["trainer"]), run_folder(config["trainer"])
+        if path is None:
+            if self.subcommand != "fit":
+                raise CheckpointError(
+                    f"--ckpt_path last: there is no last*.ckpt under {folder}; give the path of a file."
+                )
+            config["ckpt_path"] = None
+            print(f"No checkpoint under {folder}: training starts from the beginning.", file=sys.stderr)
+            return
+        config["ckpt_path"] = str(path)
+        logger = config["trainer"].get("logger")
+        if hasattr(logger, "get") and folder in path.parents and logger["init_args"].get("version") is None:
+            logger["init_args"]["version"] = path.relative_to(folder).parts[0]
+
+
+def _top_level(verb: str) -> dict[str, Argument]:
+    arguments = arguments_of(getattr(Trainer, verb)) or {}
+    own = {name: argument for name, argument in arguments.items() if name not in _NOT_IN_YAML}
+    return {
+        "seed_everything": Argument(bool | int),
+        "trainer": Argument(Trainer),
+        "model": Argument(LightningModule),
+        "data": Argument(LightningDataModule),
+        **own,
+        "print_config": Argument(str),
+    }
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
