@@ -5,10 +5,12 @@ A head of ``head_dim`` features is read as ``head_dim / 2`` planes. At position 
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = [
     "llama3_frequencies",
@@ -136,13 +138,40 @@ def rotate(
         Su et al. 2021, arXiv:2104.09864, equation 34; the split into halves is that of GPT-NeoX.
     """
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    if x.dtype != cos.dtype:
+        return _Rotation.apply(x.to(cos.dtype), cos, sin, interleaved).to(x.dtype)
+    return _Rotation.apply(x, cos, sin, interleaved) if x.requires_grad else _turn(x, cos, sin, interleaved)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Write ``(a cos - b sin, b cos + a sin)`` straight into the result, for each plane ``(a, b)``."""
+    result = torch.empty_like(x)
     rotary_dim = 2 * cos.size(-1)
-    turned, rest = (x, None) if rotary_dim == x.size(-1) else x.split([rotary_dim, x.size(-1) - rotary_dim], dim=-1)
+    if rotary_dim < x.size(-1):
+        result[..., rotary_dim:] = x[..., rotary_dim:]
+    (a, b), (new_a, new_b) = _planes(x, rotary_dim, interleaved), _planes(result, rotary_dim, interleaved)
+    torch.mul(a, cos, out=new_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=new_b).addcmul_(a, sin)
+    return result
+
+
+def _planes(x: Tensor, rotary_dim: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     if interleaved:
-        first, second = turned[..., 0::2], turned[..., 1::2]
-    else:
-        first, second = turned.chunk(2, dim=-1)
-    pair = (first * cos - second * sin, second * cos + first * sin)
-    result = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
-    result = result.to(x.dtype)
-    return result if rest is None else torch.cat((result, rest), dim=-1)
+        return x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
+    return x[..., : rotary_dim // 2], x[..., rotary_dim // 2 : rotary_dim]
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _turn(x, cos, sin, interleaved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(upstream[0], cos, -sin, ctx.interleaved), None, None, None

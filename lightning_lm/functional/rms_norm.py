@@ -1,0 +1,56 @@
+"""Root-mean-square normalisation, with a backward that reads memory as seldom as it can on a CPU."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["rms_norm"]
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch size"], weight: Float[Tensor, " size"] | None, *, eps: float = 1e-6
+) -> Float[Tensor, "*batch size"]:
+    """Divide by the root mean square of the last axis, then multiply by a gain.
+
+    Torch composes this of six differentiated steps on a CPU, which makes it five times as slow as its layer norm;
+    there the gradient is written out. Half precision is computed in float32.
+
+    Args:
+        x: Features.
+        weight: Gain of each feature; ``None`` for one.
+        eps: Added to the mean square.
+
+    Source:
+        Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
+    """
+    written_out = x.device.type == "cpu" and x.requires_grad and weight is not None and x.dtype == weight.dtype
+    if written_out and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+        return _RMSNorm.apply(x, weight, eps)
+    if weight is None or weight.dtype == x.dtype:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, eps).to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With ``r = 1 / rms(x)``: ``dx = r (w g - x r^2 mean(w g x))`` and ``dw = sum(r g x)`` share the product ``g x``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = upstream
+        x, weight, scale = ctx.saved_tensors
+        product = gradient * x
+        grad_weight = scale.flatten() @ product.flatten(0, -2)
+        along = (product @ weight).unsqueeze(-1).mul_(scale.square()).div_(-x.size(-1))
+        grad_x = torch.mul(x, along, out=product).addcmul_(gradient, weight).mul_(scale)
+        return grad_x, grad_weight, None
