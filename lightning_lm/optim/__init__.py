@@ -1,1 +1,30 @@
-"""Placeholder."""
+"""Optimizers, what routes parameters to them, learning-rate schedules, and rules for skipping bad steps."""
+
+from lightning_lm.optim.combined import CombinedOptimizer
+from lightning_lm.optim.guard import NonFinite, NormHistory, SkipRule, Spike
+from lightning_lm.optim.muon import MuonOptimizer, MuonScaling, orthogonalize
+from lightning_lm.optim.parts import SGD, AdamW, Muon, OptimizerPart, RoledParameter
+from lightning_lm.optim.schedules import WSD, Constant, Cosine, InverseSquareRoot, Linear, Schedule, ScheduledLR
+
+__all__ = [
+    "SGD",
+    "WSD",
+    "AdamW",
+    "CombinedOptimizer",
+    "Constant",
+    "Cosine",
+    "InverseSquareRoot",
+    "Linear",
+    "Muon",
+    "MuonOptimizer",
+    "MuonScaling",
+    "NonFinite",
+    "NormHistory",
+    "OptimizerPart",
+    "RoledParameter",
+    "Schedule",
+    "ScheduledLR",
+    "SkipRule",
+    "Spike",
+    "orthogonalize",
+]

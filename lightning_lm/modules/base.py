@@ -1,0 +1,300 @@
+"""What every training module shares: the model, the exact loss, optimizer and schedule, logging, checkpoints."""
+
+import abc
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.models import ModelConfig, parameter_roles
+from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_weights, config_differences
+from lightning_lm.modules.window import GradientWindow, gradient_norm
+from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
+from lightning_lm.parts import Part
+
+__all__ = ["Compile", "LMModule"]
+
+Compile = Literal["none", "blocks"]
+"""What `torch.compile` is applied to, in place: nothing, or each layer of the model."""
+
+
+class LMModule(LightningModule, abc.ABC):
+    """Trains a language model with automatic optimization.
+
+    The gradient of every optimizer step is exactly that of the sum over target tokens divided by their number over all
+    ranks and micro-batches. Numbers reach the loggers every ``trainer.log_every_n_steps`` steps, as means over the
+    tokens since the last time: ``train/loss``, ``train/lr``, ``train/grad_norm``, ``train/tokens``. What is random in a
+    step (dropout) depends only on seed, rank, step and micro-batch, so a resumed run repeats it.
+
+    Args:
+        model: What to train: a config, built once the tokenizer is known, or a module.
+        optimizer: Chooses by the parameters' roles.
+        schedule: Factor on the learning rates.
+        skip: When to leave out a step; costs one synchronisation with the device at every step.
+        compile: What `torch.compile` is applied to.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig | nn.Module,
+        *,
+        optimizer: OptimizerPart = AdamW(),
+        schedule: Schedule = Cosine(warmup=0.01),
+        skip: SkipRule | None = None,
+        compile: Compile = "none",
+    ) -> None:
+        super().__init__()
+        self.model_config = model if isinstance(model, ModelConfig) else None
+        if isinstance(model, nn.Module):
+            self.model = model
+        self.optimizer_part, self.schedule, self.skip, self.compile_what = optimizer, schedule, skip, compile
+        self.last_metrics: dict[str, float] = {}
+        """The numbers that were logged last, by name."""
+        self.skipped_steps = 0
+        self.tokens_seen = torch.zeros((), dtype=torch.int64)
+        """Target tokens that the model was trained on, over all ranks; on the module's device while it trains."""
+        self._window = GradientWindow()
+        self._interval = torch.zeros(2, dtype=torch.float64)
+        self._history = NormHistory()
+        self._seed: int | None = None
+        self._grad_norm: Tensor | None = None
+        self._evaluated: Tensor | None = None
+
+    @abc.abstractmethod
+    def training_loss(self, batch: Any) -> TokenLoss:
+        """Return the sums of a micro-batch."""
+
+    @abc.abstractmethod
+    def evaluate_batch(self, batch: Any) -> dict[str, Tensor]:
+        """Return ``nll_sum`` (float64, nats), ``num_tokens`` (int64) and ``target_ids`` of a batch, without gradients."""
+
+    # --- model ---
+
+    def configure_model(self) -> None:
+        """Build the model, once."""
+        if hasattr(self, "model"):
+            return
+        assert self.model_config is not None
+        self.model = self.model_config.build(self._vocab_size())
+        if self.compile_what == "blocks":
+            _compile_blocks(self.model)
+
+    def _vocab_size(self) -> int | None:
+        tokenizer = self._tokenizer()
+        return None if tokenizer is None else int(tokenizer.vocab_size)
+
+    def _tokenizer(self) -> Any:
+        trainer = self._trainer
+        return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+
+    # --- optimization ---
+
+    def configure_optimizers(self) -> Any:
+        """Return one optimizer and one schedule, stepped after every optimizer step."""
+        optimizer = self.optimizer_part.build(self.model, parameter_roles(self.model))
+        tokens = self.schedule.horizon_tokens
+        position = None if tokens is None else lambda: int(self.tokens_seen)
+        horizon = self._horizon() if tokens is None else tokens
+        scheduler = ScheduledLR(optimizer, self.schedule, horizon=horizon, position=position)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _horizon(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if steps != float("inf"):
+            return int(steps)
+        if self.schedule.needs_horizon:
+            raise ConfigurationError(
+                f"{type(self.schedule).__name__} needs the length of the run, and the Trainer has none. "
+                "Set max_steps or max_epochs, give the schedule horizon_tokens, or use Constant."
+            )
+        return 1
+
+    # --- one training step ---
+
+    def on_fit_start(self) -> None:
+        """Move the counters to the device and agree on the seed.
+
+        Raises:
+            ConfigurationError: If the strategy keeps the gradients to itself.
+        """
+        if self.trainer.strategy.handles_gradient_accumulation:
+            raise ConfigurationError(
+                f"{type(self.trainer.strategy).__name__} accumulates gradients out of reach, so their mean over target "
+                "tokens cannot be made exact. Use DDP, FSDP2 or one of lightning_lm.strategies."
+            )
+        self._window.clear()
+        self.tokens_seen, self._interval = self.tokens_seen.to(self.device), self._interval.to(self.device)
+        if self._seed is None:
+            self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**62))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the sum over the micro-batch's target tokens, scaled; see `GradientWindow`."""
+        trainer = self.trainer
+        self._seed_step(batch_idx % trainer.accumulate_grad_batches)
+        return self._window.add(self.training_loss(batch), positions=batch["labels"].numel(), trainer=trainer)
+
+    def _seed_step(self, micro_batch: int) -> None:
+        assert self._seed is not None
+        seed = self._seed
+        for part in (self.global_rank, self.trainer.global_step, micro_batch):
+            seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradients exact, measure them, and drop them if the step is to be skipped."""
+        trainer = self.trainer
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        totals = self._window.close(parameters, trainer)
+        self.tokens_seen += totals.num_tokens.long()
+        self._interval += torch.stack(totals)
+        logs = trainer.log_every_n_steps > 0 and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+        self._grad_norm = gradient_norm(parameters) if logs or self.skip or trainer.gradient_clip_val else None
+        if self.skip is not None and self._grad_norm is not None:
+            self._skip_if_bad(self.skip, self._grad_norm.item(), optimizer)
+        if logs:
+            self._log_interval(optimizer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that is already known, where Lightning would measure it again."""
+        plain = type(self.trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
+        if not gradient_clip_val or self._grad_norm is None or gradient_clip_algorithm == "value" or not plain:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._grad_norm)
+
+    def _skip_if_bad(self, rule: SkipRule, norm: float, optimizer: Optimizer) -> None:
+        reason = rule.reason(norm, self._history)
+        if reason is None:
+            return
+        self.skipped_steps += 1
+        rank_zero_warn(f"Step {self.trainer.global_step + 1} is skipped: {reason}.")
+        optimizer.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+
+    # --- logging ---
+
+    def _log_interval(self, optimizer: Optimizer) -> None:
+        nll, tokens = self._interval.tolist()
+        self._interval.zero_()
+        assert self._grad_norm is not None
+        metrics = {
+            "train/loss": nll / tokens if tokens else math.nan,
+            "train/lr": float(optimizer.param_groups[0]["lr"]),
+            "train/grad_norm": self._grad_norm.item(),
+            "train/tokens": float(self.tokens_seen),
+        }
+        if self.skip is not None:
+            metrics["train/skipped_steps"] = float(self.skipped_steps)
+        self.last_metrics.update(metrics)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step + 1)
+
+    # --- evaluation ---
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add up a batch, and return its sums for callbacks."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add up a batch, and return its sums for callbacks."""
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: Any) -> dict[str, Tensor]:
+        sums = self.evaluate_batch(batch)
+        both = torch.stack((sums["nll_sum"].double(), sums["num_tokens"].double()))
+        # Out of place: what was made under inference mode may not be updated outside it.
+        self._evaluated = both if self._evaluated is None else self._evaluated + both
+        return sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/loss``: nats per target token over all batches and ranks."""
+        self._log_evaluation("val/loss")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/loss``: nats per target token over all batches and ranks."""
+        self._log_evaluation("test/loss")
+
+    def _log_evaluation(self, name: str) -> None:
+        sums = self._evaluated
+        if sums is None:
+            sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._evaluated = None
+        nll, tokens = torch.as_tensor(self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")).tolist()
+        if tokens:
+            self.last_metrics[name] = nll / tokens
+            self.log(name, nll / tokens, sync_dist=True)
+
+    # --- checkpoints ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to build the model again and to go on exactly."""
+        tokenizer = self._tokenizer()
+        checkpoint[ENTRY] = {
+            "version": VERSION,
+            "module": type(self).__name__,
+            "model": self._model_description(),
+            "tokenizer": tokenizer.to_files() if hasattr(tokenizer, "to_files") else None,
+            "tokens_seen": int(self.tokens_seen),
+            "interval": self._interval.tolist(),
+            "skipped_steps": self.skipped_steps,
+            "norm_history": self._history.state_dict(),
+            "seed": self._seed,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this model, and take the counters from it.
+
+        Raises:
+            CheckpointError: If another kind of module, or another model, wrote it.
+        """
+        entry = checkpoint.get(ENTRY)
+        if entry is None:
+            raise CheckpointError(
+                "The checkpoint was not written by a module of lightning-lm. Load its 'state_dict' into the model and "
+                "start a new run from there."
+            )
+        description = self._model_description()
+        if description is not None and entry["model"] is not None:
+            self._check_model(entry["model"], description)
+        check_weights(checkpoint["state_dict"], self.state_dict(), source="The checkpoint")
+        self.tokens_seen = torch.tensor(entry["tokens_seen"])
+        self._interval = torch.tensor(entry["interval"], dtype=torch.float64)
+        self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
+        self._history = NormHistory(**entry["norm_history"])
+
+    def _model_description(self) -> dict[str, Any] | None:
+        config = getattr(getattr(self, "model", None), "config", None)
+        return config.to_dict() if isinstance(config, Part) else None
+
+    def _check_model(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        differences = config_differences(found, wanted)
+        if differences:
+            raise CheckpointError(
+                f"The checkpoint holds another model: {'; '.join(differences)}. Resume with the configuration that wrote "
+                "it, or start without the checkpoint."
+            )
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """Compile every layer of a stack in place, which leaves parameter names as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                block.compile()

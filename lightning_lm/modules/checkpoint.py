@@ -1,0 +1,131 @@
+"""What our checkpoints carry besides Lightning's own entries, and reading them without running anyone's code."""
+
+import contextlib
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.errors import CheckpointError
+from lightning_lm.models import ModelConfig
+from lightning_lm.protocols import Tokenizer
+
+__all__ = ["ENTRY", "VERSION", "check_weights", "config_differences", "load_model", "read_checkpoint", "reading"]
+
+ENTRY = "lightning_lm"
+"""Key of our entry in a checkpoint."""
+VERSION = 1
+"""Layout of our entry."""
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Turn whatever goes wrong while a checkpoint is read into an error that says what to do.
+
+    Raises:
+        CheckpointError: If the file is truncated, is no checkpoint, or holds more than tensors and plain data.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds objects other than tensors and plain data, or is no checkpoint. It was not loaded, because "
+            "unpickling foreign objects can run any code. If you trust its author, load it with torch.load(..., "
+            "weights_only=False) yourself and save its tensors anew."
+        ) from error
+    except (RuntimeError, EOFError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: it is truncated or no checkpoint. Use an earlier checkpoint of the run "
+            f"(often in the same folder). torch says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; only tensors and plain data are accepted.
+
+    Raises:
+        CheckpointError: If the file is truncated, is no checkpoint, or holds anything else.
+        FileNotFoundError: If there is no such file.
+    """
+    with reading(path):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is no Lightning checkpoint: it has no 'state_dict'.")
+    return checkpoint
+
+
+def load_model(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
+    """Return the model of a checkpoint, with its weights and ready for use, and its tokenizer if it carries one.
+
+    Args:
+        path: A ``.ckpt`` that a module of this package wrote.
+
+    Raises:
+        CheckpointError: If the file is truncated, foreign, or holds the weights of another model.
+        FileNotFoundError: If there is no such file.
+    """
+    checkpoint = read_checkpoint(path)
+    entry = checkpoint.get(ENTRY)
+    if entry is None or entry["model"] is None:
+        raise CheckpointError(
+            f"{path} does not describe its model: it was written by a module that is not ours, or that was given an "
+            "nn.Module in place of a config. Build the model yourself and load checkpoint['state_dict']."
+        )
+    model = ModelConfig.from_dict(entry["model"]).build()
+    prefix = "model."
+    weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
+    check_weights(weights, model.state_dict(), source=str(path))
+    floating = [value.dtype for value in weights.values() if value.is_floating_point()]
+    model.to(floating[0]).load_state_dict(weights)
+    return model.eval(), _tokenizer(entry["tokenizer"])
+
+
+def _tokenizer(files: dict[str, str] | None) -> Tokenizer | None:
+    if files is None:
+        return None
+    from lightning_lm.tokenizers import tokenizer_from_files
+
+    return tokenizer_from_files(files)
+
+
+def check_weights(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], *, source: str) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: If they differ.
+    """
+    problems = [f"{name} is missing" for name in needed if name not in found]
+    problems += [f"{name} is not part of this model" for name in found if name not in needed]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in needed.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{source} holds the weights of another model: {'; '.join(problems[:3])}{more}. "
+            "Use the configuration that wrote it, or start without it."
+        )
+
+
+def config_differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Return one line for every field in which two descriptions (`Part.to_dict`) differ."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        names = [*wanted, *(name for name in found if name not in wanted)]
+        return [
+            line
+            for name in names
+            for line in config_differences(found.get(name), wanted.get(name), f"{path}.{name}" if path else name)
+        ]
+    if found == wanted:
+        return []
+    return [f"{path}: {_brief(found)} in the checkpoint, {_brief(wanted)} here"]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

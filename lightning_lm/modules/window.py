@@ -1,0 +1,82 @@
+"""One optimizer step's worth of micro-batches: its sums, and the gradient of the mean over all of its target tokens."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_lm.functional.cross_entropy import TokenLoss
+
+__all__ = ["GradientWindow", "WindowTotals", "gradient_norm"]
+
+
+class WindowTotals(NamedTuple):
+    """Sums over all ranks and micro-batches of one optimizer step, float64 scalars."""
+
+    nll_sum: Tensor
+    num_tokens: Tensor
+
+
+class GradientWindow:
+    """Makes gradients exactly those of the sum over target tokens divided by the global count of target tokens.
+
+    Lightning divides every micro-batch's loss by ``accumulate_grad_batches`` and data-parallel strategies average over
+    ranks, which weighs micro-batches equally instead of tokens. Here each micro-batch gives its sum times a constant;
+    when the window is complete, the counts are added up over ranks and the gradients multiplied once.
+
+    The constant is a power of two near ``1 / positions of a micro-batch``: sums stay in the range of fp16 gradients, and
+    scaling by it rounds nothing, so the result does not depend on it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._constant: float | None = None
+
+    def add(self, loss: TokenLoss, *, positions: int, trainer: Trainer) -> Tensor:
+        """Count a micro-batch and return what `backward` must get.
+
+        Args:
+            loss: Sums of the micro-batch.
+            positions: Its size, targets or not; the first of a run sets the constant for all ranks.
+            trainer: Knows by how much Lightning will divide.
+        """
+        if self._constant is None:
+            size = trainer.strategy.broadcast(positions)
+            self._constant = 2.0 ** -round(math.log2(max(1, size)))
+        sums = torch.stack((loss.nll_sum.double(), loss.num_tokens.double()))
+        self._sums = sums if self._sums is None else self._sums + sums
+        return loss.loss_sum * (self._constant * trainer.accumulate_grad_batches)
+
+    def close(self, parameters: Iterable[nn.Parameter], trainer: Trainer) -> WindowTotals:
+        """Add up over ranks, rescale the gradients and begin a new window.
+
+        Args:
+            parameters: Hold the gradients, after unscaling and before clipping.
+            trainer: Knows the ranks.
+        """
+        assert self._sums is not None
+        assert self._constant is not None
+        sums, self._sums = self._sums, None
+        if trainer.world_size > 1:
+            sums = torch.as_tensor(trainer.strategy.reduce(sums, reduce_op="sum"))
+        totals = WindowTotals(*sums.unbind())
+        # A window without targets has zero gradients, which stay zero.
+        factor = trainer.world_size / self._constant / totals.num_tokens.clamp(min=1)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor.item() if factor.device.type == "cpu" else factor)
+        return totals
+
+    def clear(self) -> None:
+        """Forget an unfinished window and the constant."""
+        self._sums = self._constant = None
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the 2-norm of all gradients together, whole also where they are sharded."""
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole

@@ -1,0 +1,177 @@
+"""Muon: momentum whose update is orthogonalised, for the matrices of a network."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_lm.errors import ConfigurationError
+
+__all__ = ["MuonOptimizer", "MuonScaling", "orthogonalize"]
+
+MuonScaling = Literal["original", "match_adamw"]
+"""How the step follows the shape: ``max(1, rows / columns) ** 0.5``, or ``0.2 * max(rows, columns) ** 0.5``."""
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
+    """Bring all singular values of matrices near one (0.7 to 1.2) and keep their singular vectors.
+
+    Args:
+        matrices: One or more matrices, [..., rows, columns].
+        steps: Newton-Schulz iterations.
+        dtype: Type of the products. Default: bfloat16 on a GPU, float32 elsewhere.
+
+    Source:
+        Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (the quintic).
+    """
+    dtype = dtype or _product_dtype(matrices)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+    stack = wide.to(dtype).reshape(-1, *wide.shape[-2:])
+    # In half precision the Gram matrix loses the small singular values.
+    through_gram = stack.shape[-1] >= 2 * stack.shape[-2] and dtype in (torch.float32, torch.float64)
+    stack = (_iterate_gram if through_gram else _iterate)(stack, steps)
+    wide = stack.reshape(wide.shape).to(matrices.dtype)
+    return wide.mT if tall else wide
+
+
+def _product_dtype(matrices: Tensor) -> torch.dtype:
+    if matrices.dtype == torch.float64:
+        return torch.float64
+    return torch.bfloat16 if matrices.device.type == "cuda" else torch.float32
+
+
+def _iterate(stack: Tensor, steps: int) -> Tensor:
+    """X <- a X + (b A + c A A) X with A = X X'."""
+    a, b, c = _COEFFICIENTS
+    for _ in range(steps):
+        gram = stack @ stack.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        stack = torch.baddbmm(stack, polynomial, stack, beta=a)
+    return stack
+
+
+def _iterate_gram(stack: Tensor, steps: int) -> Tensor:
+    """Do the same in the space of the Gram matrix, which is small for wide matrices (1.4 to 1.8 times as fast).
+
+    Every iterate is a polynomial in the first Gram matrix times the first X; these polynomials commute and are
+    symmetric, so the wide matrix is needed only at the start and at the end.
+    """
+    a, b, c = _COEFFICIENTS
+    gram = stack @ stack.mT
+    product: Tensor | None = None
+    for step in range(steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if step < steps - 1:
+            gram = polynomial @ gram @ polynomial
+    return stack if product is None else product @ stack
+
+
+class MuonOptimizer(Optimizer):
+    """SGD with momentum whose update is made orthogonal, with decoupled weight decay.
+
+    Parameters of equal shape are orthogonalised together; those with more than two dimensions are stacks of matrices
+    (one per expert). Vectors, embeddings and output heads belong to AdamW.
+
+    Args:
+        params: Parameters or groups; each at least two-dimensional.
+        lr: Learning rate before scaling by the shape. Unitless.
+        momentum: Share of the old momentum kept at a step. Unitless.
+        nesterov: Look ahead by one step of the momentum.
+        weight_decay: Share of a weight taken away at a step, times the learning rate. Unitless.
+        steps: Newton-Schulz iterations.
+        scaling: "original" (Jordan), or "match_adamw": an update as large as AdamW's, so that its learning rate and
+            weight decay carry over.
+
+    Raises:
+        ConfigurationError: If a parameter has fewer than two dimensions.
+
+    Source:
+        Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982, equation 4 (match_adamw).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        steps: int = 5,
+        scaling: MuonScaling = "original",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "steps": steps,
+            "scaling": scaling,
+        }
+        super().__init__(params, defaults)
+        shapes = [tuple(param.shape) for group in self.param_groups for param in group["params"]]
+        flat = [shape for shape in shapes if len(shape) < 2]
+        if flat:
+            raise ConfigurationError(f"Muon orthogonalises matrices and got shape {flat[0]}; give it to AdamW.")
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; parameters without a gradient stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [param.grad for param in params if param.grad is not None]
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        momenta = [self.state[param]["momentum_buffer"] for param in params]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, param in enumerate(params):
+            by_shape[tuple(sorted(param.shape[-2:]))].append(index)
+        for members in by_shape.values():
+            _apply(group, [params[index] for index in members], [updates[index] for index in members])
+
+
+def _apply(group: dict[str, Any], params: list[Tensor], updates: list[Tensor]) -> None:
+    """Orthogonalise updates of one shape (or its transpose) together and add them."""
+    wide = [update.mT if update.shape[-2] > update.shape[-1] else update for update in updates]
+    stack = torch.cat([update.reshape(-1, *update.shape[-2:]) for update in wide])
+    parts = torch.split(orthogonalize(stack, steps=group["steps"]), [update[..., 0, 0].numel() for update in wide])
+    for param, part in zip(params, parts, strict=True):
+        tall = param.shape[-2] > param.shape[-1]
+        delta = (part.mT if tall else part).reshape(param.shape)
+        param.add_(delta, alpha=-group["lr"] * _shape_factor(param, group["scaling"]))
+
+
+def _shape_factor(param: Tensor, scaling: MuonScaling) -> float:
+    rows, columns = param.shape[-2:]
+    if scaling == "match_adamw":
+        return float(0.2 * max(rows, columns) ** 0.5)
+    return float(max(1.0, rows / columns) ** 0.5)

@@ -1,0 +1,151 @@
+"""Optimizers as parts: which parameters they take follows from the parameters' roles."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.optim.combined import CombinedOptimizer
+from lightning_lm.optim.muon import MuonOptimizer, MuonScaling
+from lightning_lm.parts import Part
+
+__all__ = ["SGD", "AdamW", "Muon", "OptimizerPart", "RoledParameter"]
+
+
+class RoledParameter(NamedTuple):
+    """A parameter to train."""
+
+    name: str
+    parameter: nn.Parameter
+    role: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerPart(Part, abc.ABC):
+    """Base of every optimizer that YAML can name."""
+
+    def build(self, model: nn.Module, roles: Mapping[str, str]) -> CombinedOptimizer:
+        """Return one optimizer for all parameters of a model that need gradients.
+
+        Args:
+            model: Holds the parameters.
+            roles: Role of each parameter by its name; `lightning_lm.models.parameter_roles` makes it.
+
+        Raises:
+            ConfigurationError: If no parameter needs a gradient.
+        """
+        trained = [
+            RoledParameter(name, parameter, roles[name])
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+        if not trained:
+            raise ConfigurationError("No parameter of the model needs a gradient; unfreeze some before training.")
+        return CombinedOptimizer(self.children(trained))
+
+    @abc.abstractmethod
+    def children(self, parameters: Sequence[RoledParameter]) -> list[Optimizer]:
+        """Return torch optimizers that share out these parameters among themselves."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(OptimizerPart):
+    """AdamW, fused where torch has it.
+
+    Source:
+        Loshchilov and Hutter 2017, arXiv:1711.05101; the defaults are those of Brown et al. 2020, arXiv:2005.14165.
+    """
+
+    lr: float = 6e-4
+    """Peak learning rate. Unitless."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Shares of the old first and second moment kept at a step."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Share of a weight taken away at a step, times the learning rate."""
+    no_decay: tuple[str, ...] = ("vector",)
+    """Roles without weight decay."""
+
+    def children(self, parameters: Sequence[RoledParameter]) -> list[Optimizer]:
+        """Return one AdamW with a group that decays and one that does not."""
+        groups = _decay_groups("adamw", parameters, self.weight_decay, self.no_decay)
+        fused = all(entry.parameter.device.type in ("cpu", "cuda") for entry in parameters)
+        betas = (self.betas[0], self.betas[1])
+        return [torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=fused)] if groups else []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD(OptimizerPart):
+    """Stochastic gradient descent with momentum."""
+
+    lr: float = 0.1
+    """Peak learning rate. Unitless."""
+    momentum: float = 0.9
+    """Share of the old momentum kept at a step."""
+    weight_decay: float = 0.0
+    """Share of a weight added to its gradient."""
+
+    def children(self, parameters: Sequence[RoledParameter]) -> list[Optimizer]:
+        """Return one SGD with a group that decays and one that does not."""
+        groups = _decay_groups("sgd", parameters, self.weight_decay, ("vector",))
+        return [torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)] if groups else []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon(OptimizerPart):
+    """Muon for the matrices, AdamW for everything else."""
+
+    lr: float = 0.02
+    """Peak learning rate of the matrices. Unitless."""
+    momentum: float = 0.95
+    """Share of the old momentum kept at a step."""
+    nesterov: bool = True
+    """Look ahead by one step of the momentum."""
+    weight_decay: float = 0.1
+    """Share of a weight taken away at a step, times the learning rate."""
+    steps: int = 5
+    """Newton-Schulz iterations."""
+    scaling: MuonScaling = "original"
+    """How the learning rate follows the shape of the matrix."""
+    adamw: AdamW = AdamW()
+    """Takes the parameters that are no matrices."""
+
+    def children(self, parameters: Sequence[RoledParameter]) -> list[Optimizer]:
+        """Return a Muon for the role "matrix" and an AdamW for the others."""
+        matrices = [entry for entry in parameters if entry.role == "matrix"]
+        others = [entry for entry in parameters if entry.role != "matrix"]
+        muon = [self._muon(matrices)] if matrices else []
+        return [*muon, *self.adamw.children(others)]
+
+    def _muon(self, matrices: Sequence[RoledParameter]) -> MuonOptimizer:
+        return MuonOptimizer(
+            [{"params": _named(matrices), "name": "muon"}],
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            steps=self.steps,
+            scaling=self.scaling,
+        )
+
+
+def _decay_groups(
+    name: str, parameters: Sequence[RoledParameter], weight_decay: float, no_decay: Sequence[str]
+) -> list[dict[str, Any]]:
+    decayed = [entry for entry in parameters if entry.role not in no_decay]
+    rest = [entry for entry in parameters if entry.role in no_decay]
+    groups = [
+        {"params": _named(decayed), "weight_decay": weight_decay, "name": name},
+        {"params": _named(rest), "weight_decay": 0.0, "name": f"{name}_no_decay"},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _named(parameters: Sequence[RoledParameter]) -> list[tuple[str, nn.Parameter]]:
+    return [(entry.name, entry.parameter) for entry in parameters]
