@@ -142,7 +142,7 @@ class Perplexity(Callback):
             named |= {f"/dataloader_idx_{index}": total for index, total in enumerate(totals)}
         for suffix, (nll, tokens, num_bytes) in named.items():
             for name, value in _metrics(nll, tokens, num_bytes).items():
-                pl_module.log(f"{stage}/{name}{suffix}", value, sync_dist=True)
+                pl_module.log(f"{stage}/{name}{suffix}", value, sync_dist=True, add_dataloader_idx=not suffix)
         if not whole[1]:
             rank_zero_warn(f"Not one token of this evaluation is a target, so {stage}/loss is not logged.")
 

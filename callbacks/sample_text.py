@@ -52,7 +52,7 @@ class SampleText(Callback):
         *,
         every_n_steps: int | None = None,
         max_new_tokens: int = 64,
-        sampling: Sampling = Sampling(temperature=0.8, top_p=0.95),  # noqa: B008 - a frozen value
+        sampling: Sampling = Sampling(temperature=0.8, top_p=0.95),
         tokenizer: Tokenizer | None = None,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:

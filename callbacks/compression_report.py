@@ -1,0 +1,96 @@
+"""The end of a run: the model beside gzip and xz, where everything lies, and what to type next."""
+
+from collections.abc import Iterable, Iterator
+
+import rich
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.table import Table
+from rich.text import Text
+
+from lightning_lm.callbacks.emission import emit
+from lightning_lm.callbacks.next_steps import commands, left_by
+from lightning_lm.callbacks.readable import short
+from lightning_lm.evals.compression import gzip_bits_per_byte, xz_bits_per_byte
+
+__all__ = ["CompressionReport"]
+
+
+class CompressionReport(Callback):
+    """Set the model's validation bits per byte beside what everyone knows, and say what to type next.
+
+    A language model is a compressor, so its loss in bits per byte is the size to which it would compress the
+    validation text. ``gzip -9`` and ``xz -9`` of the same text, concatenated, and a unigram model over tokens tell
+    whether that is any good. The values also go to the loggers (``report/gzip_bits_per_byte``, ...).
+
+    It needs `Perplexity` for the model's own value, the last that was validated, and a datamodule with
+    ``validation_texts()``; the comparison is left out without texts. Checkpoint, logs and commands are always shown.
+
+    Args:
+        max_bytes: Compress no more than this beginning of the validation text; xz takes about a second per megabyte.
+        prompt: Of the ``generate`` command that is shown.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.callbacks import CompressionReport, Perplexity
+        >>> trainer = Trainer(callbacks=[Perplexity(), CompressionReport()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, *, max_bytes: int = 32_000_000, prompt: str = "def main(") -> None:
+        self._max_bytes = max_bytes
+        self._prompt = prompt
+        self._validated_step: int | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note when the model was measured."""
+        if not trainer.sanity_checking:
+            self._validated_step = trainer.global_step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compress, log and print, on rank 0."""
+        if not trainer.is_global_zero:
+            return
+        console = rich.get_console()
+        text = _beginning(_validation_texts(trainer), self._max_bytes)
+        if text:
+            values = {"gzip -9": gzip_bits_per_byte(text), "xz -9": xz_bits_per_byte(text)}
+            emit(trainer, {f"report/{name.split()[0]}_bits_per_byte": value for name, value in values.items()})
+            model = trainer.callback_metrics.get("val/bits_per_byte")
+            if model is not None:
+                values[self._model_name(trainer)] = float(model)
+            console.print(_table(values, len(text)))
+        left = left_by(trainer)
+        console.print(Text(f"checkpoint  {left.checkpoint or 'none was written'}"), soft_wrap=True)
+        console.print(Text(f"logs        {left.logs or 'none were written'}"), soft_wrap=True)
+        for command in commands(trainer, left, self._prompt):
+            console.print(Text(f"  {command}", "bold"), soft_wrap=True)
+
+    def _model_name(self, trainer: Trainer) -> str:
+        late = self._validated_step in (None, trainer.global_step)
+        return "this model" if late else f"this model at step {self._validated_step:,}"
+
+
+def _validation_texts(trainer: Trainer) -> Iterable[str]:
+    texts = getattr(trainer.datamodule, "validation_texts", None)  # type: ignore[attr-defined]
+    return () if texts is None else texts()
+
+
+def _beginning(texts: Iterable[str], max_bytes: int) -> bytes:
+    def pieces() -> Iterator[bytes]:
+        room = max_bytes
+        for text in texts:
+            piece = text.encode()[:room]
+            room -= len(piece)
+            yield piece
+            if not room:
+                return
+
+    return b"".join(pieces())
+
+
+def _table(values: dict[str, float], num_bytes: int) -> Table:
+    table = Table(title=f"Bits per byte of the validation text ({short(num_bytes)}B)", title_justify="left", box=None)
+    table.add_column("compressor")
+    table.add_column("bits per byte", justify="right")
+    for name, value in sorted(values.items(), key=lambda item: item[1]):
+        table.add_row(name, f"{value:.3f}", style="bold green" if name.startswith("this model") else "")
+    return table
