@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = ["Argument", "accepted_classes", "accepts_text", "arguments_of", "subclasses_by_name"]
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PLAIN = (bool, int, float, complex, bytes, NoneType, list, tuple, dict, set, frozenset, object)
 
 
@@ -26,16 +27,23 @@ class Argument:
 
 
 def arguments_of(target: Callable[..., Any]) -> dict[str, Argument] | None:
-    """Return the arguments of a class or function by name, or ``None`` if it takes any (``**kwargs``).
+    """Return the arguments of a class or function by name, or ``None`` if it takes any.
+
+    A constructor that takes ``**settings`` is taken to pass them on to that of the next class above.
 
     Args:
         target: A class, or a function that builds something.
     """
-    parameters = inspect.signature(target).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    hints = _hints(target)
-    return {p.name: Argument(hints.get(p.name, Any), _default(target, p)) for p in parameters}
+    found: dict[str, Argument] = {}
+    for function in _constructors(target):
+        hints, parameters = _hints(function), inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            if parameter.name != "self" and parameter.kind not in _VARIADIC:
+                default = _default(target, parameter)
+                found.setdefault(parameter.name, Argument(hints.get(parameter.name, Any), default))
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return found
+    return None
 
 
 def accepted_classes(annotation: Any) -> list[type]:
@@ -75,8 +83,13 @@ def subclasses_by_name(bases: list[type]) -> dict[str, type]:
     return found
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+def _constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:
+    if not isinstance(target, type):
+        return [target]
+    return [vars(cls)["__init__"] for cls in target.__mro__ if cls is not object and "__init__" in vars(cls)]
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):
@@ -85,8 +98,8 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _default(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     if dataclasses.is_dataclass(target):
-        field = next(field for field in dataclasses.fields(target) if field.name == parameter.name)
-        if field.default_factory is not dataclasses.MISSING:
+        field = next((field for field in dataclasses.fields(target) if field.name == parameter.name), None)
+        if field is not None and field.default_factory is not dataclasses.MISSING:
             return field.default_factory()
     return None if parameter.default is inspect.Parameter.empty else parameter.default
 

@@ -1,0 +1,63 @@
+"""What every test shares: one thread, shapes checked at run time, the wheel that is built once."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Annotated shapes are checked against what really flows. Must come before these packages are imported for the first time.
+install_import_hook(["lightning_lm.functional", "lightning_lm.models"], "beartype.beartype")
+
+import lightning_lm  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    """Say which copy of the package is under test: CI must test the installed wheel."""
+    return f"lightning_lm: {Path(lightning_lm.__file__).parent}"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Return the root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the source distribution of this checkout, built from a copy so that the checkout stays as it is."""
+    import shutil
+
+    source, target = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("sdist")
+    skipped = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "lightning_logs", "tests")
+    shutil.copytree(ROOT, source, ignore=skipped)
+    backend = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", backend, target], cwd=source, check=True, capture_output=True)
+    return next(target.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="session")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel built from the source distribution, as an index would serve it."""
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", target, sdist]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(target.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def staged(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that holds the package as it is once installed; tools that cannot see the mapping read this."""
+    target = tmp_path_factory.mktemp("stage")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    return target

@@ -1,0 +1,112 @@
+"""The wheel holds the tree, the mapping holds in every way of installing, and no mapped folder is imported twice."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+MAPPED = ("callbacks", "strategies", "recipes")
+
+
+def run(code: str, *, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that sees no installed copy of the package (-S), only third-party packages."""
+    third_party = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
+    header = f"import sys; sys.path[:0] = {[str(path)] if path else []}; sys.path += {third_party};"
+    return subprocess.run([sys.executable, "-S", "-c", header + code], cwd=cwd, capture_output=True, text=True)
+
+
+def expected_files(root: Path) -> set[str]:
+    files = {path.relative_to(root) for path in (root / "lightning_lm").rglob("*")}
+    for name in MAPPED:
+        files |= {Path("lightning_lm", path.relative_to(root)) for path in (root / name).rglob("*")}
+    wanted = (".py", ".yaml", ".md", ".typed")
+    return {file.as_posix() for file in files if file.suffix in wanted or file.name == "py.typed"}
+
+
+def test_the_wheel_from_the_sdist_holds_every_file_of_the_tree_and_no_other(root, wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert packed == expected_files(root)
+
+
+def test_nothing_but_the_package_lands_in_site_packages(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.split("/")[0] for name in archive.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"lightning_lm"}
+
+
+def test_the_wheel_knows_its_command_its_licence_and_its_extras(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        info = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
+        points = archive.read(f"{info}/entry_points.txt").decode()
+        metadata = archive.read(f"{info}/METADATA").decode()
+        licence = archive.read(f"{info}/licenses/LICENSE").decode()
+    assert "lightning-lm = lightning_lm.cli:main" in points
+    assert "License-Expression: Apache-2.0" in metadata
+    assert {"dev", "hf", "files", "sentencepiece"} <= {
+        line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra")
+    }
+    assert "Version 2.0, January 2004" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_the_version_is_written_the_same_in_both_places(root):
+    import lightning_lm
+
+    assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"] == lightning_lm.__version__
+
+
+def test_an_installed_wheel_finds_its_mapped_folders_and_recipes(staged, tmp_path):
+    code = (
+        "import lightning_lm, lightning_lm.callbacks, lightning_lm.strategies;"
+        "from lightning_lm.cli.recipes import recipe_names, recipes_folder;"
+        "print(lightning_lm.callbacks.__file__, recipes_folder(), *recipe_names())"
+    )
+    result = run(code, cwd=tmp_path, path=staged)
+    assert result.returncode == 0, result.stderr
+    callbacks, recipes, *names = result.stdout.split()
+    assert Path(callbacks) == staged / "lightning_lm" / "callbacks" / "__init__.py"
+    assert Path(recipes) == staged / "lightning_lm" / "recipes"
+    assert "pretrain/quickstart" in names
+
+
+def test_a_checkout_works_without_an_installation(root, tmp_path):
+    code = "import lightning_lm.callbacks as c; from lightning_lm.cli.recipes import recipes_folder; print(c.__file__, recipes_folder())"
+    result = run(code, cwd=tmp_path, path=root)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(root / "callbacks" / "__init__.py"), str(root / "recipes")]
+
+
+def test_a_new_file_in_a_mapped_folder_is_seen_at_once(root, tmp_path):
+    for name in ("lightning_lm", "callbacks", "setup.py"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "strategies").mkdir()
+    (tmp_path / "strategies" / "__init__.py").touch()
+    (tmp_path / "strategies" / "brand_new.py").write_text("ANSWER = 42\n")
+    code = (  # the package resolves symbolic links to find its checkout, so it is told where this one is
+        f"import lightning_lm; lightning_lm.__path__[:] = [{str(tmp_path / 'lightning_lm')!r}, {str(tmp_path)!r}];"
+        "from lightning_lm.strategies.brand_new import ANSWER; print(ANSWER)"
+    )
+    result = run(code, cwd=tmp_path, path=tmp_path)
+    assert result.stdout.strip() == "42", result.stderr
+
+
+@pytest.mark.parametrize("name", ["callbacks", "strategies"])
+def test_a_mapped_folder_refuses_any_other_name(root, tmp_path, name):
+    result = run(f"import {name}", cwd=tmp_path, path=root)
+    assert result.returncode != 0
+    assert f"lightning_lm.{name}" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["callbacks", "strategies"])
+def test_mapped_folders_use_absolute_imports_only(root, name):
+    import ast
+
+    for file in (root / name).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}:{node.lineno} imports relatively"
+                assert not (node.module or "").split(".")[0] in MAPPED, f"{file}:{node.lineno}"
