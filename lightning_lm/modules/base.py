@@ -74,7 +74,7 @@ class LMModule(LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def evaluate_batch(self, batch: Any) -> dict[str, Tensor]:
-        """Return ``nll_sum`` (float64, nats), ``num_tokens`` (int64) and ``target_ids`` of a batch, without gradients."""
+        """Return ``nll_sum`` (float64, nats), ``num_tokens`` (int64) and ``target_ids`` of a batch, detached."""
 
     # --- model ---
 
@@ -158,7 +158,8 @@ class LMModule(LightningModule, abc.ABC):
         totals = self._window.close(parameters, trainer)
         self.tokens_seen += totals.num_tokens.long()
         self._interval += torch.stack(totals)
-        logs = trainer.log_every_n_steps > 0 and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logs = every > 0 and (trainer.global_step + 1) % every == 0
         self._grad_norm = gradient_norm(parameters) if logs or self.skip or trainer.gradient_clip_val else None
         if self.skip is not None and self._grad_norm is not None:
             self._skip_if_bad(self.skip, self._grad_norm.item(), optimizer)
@@ -287,8 +288,8 @@ class LMModule(LightningModule, abc.ABC):
         differences = config_differences(found, wanted)
         if differences:
             raise CheckpointError(
-                f"The checkpoint holds another model: {'; '.join(differences)}. Resume with the configuration that wrote "
-                "it, or start without the checkpoint."
+                f"The checkpoint holds another model: {'; '.join(differences)}. Resume with the configuration that "
+                "wrote it, or start without the checkpoint."
             )
 
 

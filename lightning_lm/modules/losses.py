@@ -3,11 +3,13 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import TokenLoss, cross_entropy, linear_cross_entropy
 from lightning_lm.parts import Part
+from lightning_lm.protocols import LanguageModel
 
 __all__ = ["CrossEntropy", "TokenLossPart", "next_token_inputs", "next_token_targets"]
 
@@ -42,11 +44,12 @@ class CrossEntropy(TokenLossPart):
             output = model(**inputs)
             logits = getattr(output, "logits", output)
             return cross_entropy(logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+        language_model = cast(LanguageModel, model)
         return linear_cross_entropy(
-            model.hidden(**inputs),
-            model.head.weight,
+            language_model.hidden(**inputs),
+            language_model.head.weight,
             targets,
-            bias=model.head.bias,
+            bias=language_model.head.bias,
             softcap=getattr(model, "logit_softcap", None),
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,

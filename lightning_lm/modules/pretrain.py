@@ -1,15 +1,15 @@
 """Pretraining: the next token of running text."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig
-from lightning_lm.modules.base import LMModule
+from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart, next_token_targets
+from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 
 __all__ = ["PretrainModule"]
 
@@ -21,14 +21,28 @@ class PretrainModule(LMModule):
 
     Args:
         model: What to train: a config, built once the tokenizer is known, or a module.
+        optimizer: Chooses by the parameters' roles.
+        schedule: Factor on the learning rates.
         loss: What is summed over the target tokens.
-        settings: Keyword arguments of `LMModule`.
+        skip: When to leave out a step; costs one synchronisation with the device at every step.
+        compile: What `torch.compile` is applied to, in place.
+
+    Example:
+        >>> from lightning_lm.models import TransformerConfig
+        >>> module = PretrainModule(TransformerConfig(vocab_size=50, d_model=16, num_layers=1))
     """
 
     def __init__(
-        self, model: ModelConfig | nn.Module, *, loss: TokenLossPart = CrossEntropy(), **settings: Any
+        self,
+        model: ModelConfig | nn.Module,
+        *,
+        optimizer: OptimizerPart = AdamW(),
+        schedule: Schedule = Cosine(warmup=0.01),
+        loss: TokenLossPart = CrossEntropy(),
+        skip: SkipRule | None = None,
+        compile: Compile = "none",
     ) -> None:
-        super().__init__(model, **settings)
+        super().__init__(model, optimizer=optimizer, schedule=schedule, skip=skip, compile=compile)
         self.loss = loss
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:

@@ -27,8 +27,8 @@ class GradientWindow:
     ranks, which weighs micro-batches equally instead of tokens. Here each micro-batch gives its sum times a constant;
     when the window is complete, the counts are added up over ranks and the gradients multiplied once.
 
-    The constant is a power of two near ``1 / positions of a micro-batch``: sums stay in the range of fp16 gradients, and
-    scaling by it rounds nothing, so the result does not depend on it.
+    The constant is a power of two near ``1 / positions of a micro-batch``: sums stay in the range of fp16 gradients,
+    and scaling by it rounds nothing, so the result does not depend on it.
     """
 
     def __init__(self) -> None:

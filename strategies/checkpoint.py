@@ -1,0 +1,114 @@
+"""Checkpoint files that are whole or not there, and that run no code when they are loaded."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+
+from lightning_lm.errors import CheckpointError
+from lightning_lm.modules.checkpoint import reading
+
+__all__ = ["AtomicCheckpointIO"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes each checkpoint beside its target and renames it when it is complete and on the disk.
+
+    A kill or a full disk at any moment leaves the previous file as it was. Lightning's own way writes into the system's
+    temporary folder first, which may be small, and moves file by file across disks. Loading accepts only tensors and
+    plain data, whatever ``Trainer.fit(weights_only=...)`` says. Addresses such as ``s3://`` are left to Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.strategies import AtomicCheckpointIO
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()], logger=False, enable_checkpointing=False)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: Tensors and plain data.
+            path: Where it will lie; folders are made.
+            storage_options: Not used here.
+
+        Raises:
+            CheckpointError: If it cannot be written, for instance because the disk is full.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: _PATH,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint, with ``weights_only=True`` always.
+
+        Args:
+            path: File or address.
+            map_location: Where tensors go; default: they stay on the CPU.
+            weights_only: Not used: nothing else is ever loaded.
+
+        Raises:
+            CheckpointError: If it is truncated, is no checkpoint, or holds more than tensors and plain data.
+            FileNotFoundError: If there is no such file.
+        """
+        with reading(path):
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+        return checkpoint
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Any]:
+    """Give a temporary file in the folder of the target, and put it in its place if all went well."""
+    for left_behind in target.parent.glob(f".{target.name}.*.tmp"):  # by a run that was killed while it saved
+        left_behind.unlink(missing_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer wraps what the file system says
+        raise CheckpointError(
+            f"{target} was not written: {_reason(error)}. "
+            f"{'The previous file of that name is untouched. ' if target.exists() else ''}"
+            "Free some space on this disk or save elsewhere (ModelCheckpoint's dirpath)."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the file system said, however deep torch has wrapped it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
