@@ -1,1 +1,27 @@
-"""Placeholder."""
+"""From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
+
+from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan
+from lightning_lm.data.sources import Files, Source, Texts, as_source
+from lightning_lm.data.split import Split, hold_out
+from lightning_lm.data.standard_library import StandardLibrary
+from lightning_lm.data.store import TokenStore
+from lightning_lm.data.stream import TokenStream
+from lightning_lm.data.tokenize import tokenize
+
+__all__ = [
+    "BestFit",
+    "Concatenate",
+    "Files",
+    "OnePerRow",
+    "Packing",
+    "RowPlan",
+    "Source",
+    "Split",
+    "StandardLibrary",
+    "Texts",
+    "TokenStore",
+    "TokenStream",
+    "as_source",
+    "hold_out",
+    "tokenize",
+]

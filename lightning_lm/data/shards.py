@@ -1,0 +1,171 @@
+"""Chunks of a corpus, tokenized by several processes into one file each, which a later run finds again."""
+
+import concurrent.futures
+import hashlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lm.data.store import token_dtype
+from lightning_lm.errors import DataError, TokenizerError
+from lightning_lm.protocols import Tokenizer
+
+__all__ = ["Chunk", "chunks_of", "encode_chunks", "read_shard"]
+
+_CHUNK_BYTES = 1 << 21
+_HEADER = 16
+
+
+class Chunk(NamedTuple):
+    """Documents that are tokenized together."""
+
+    texts: list[str]
+    num_bytes: int
+    digest: str
+
+
+def chunks_of(documents: Iterable[str], salt: str) -> Iterator[Chunk]:
+    """Group documents to about 2 MB, each group named by a digest of its text and of the salt."""
+    texts: list[str] = []
+    num_bytes, digest = 0, hashlib.sha256(salt.encode())
+    for text in documents:
+        data = text.encode("utf-8", "surrogatepass")
+        if not data:
+            continue
+        texts.append(text)
+        num_bytes += len(data)
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+        if num_bytes >= _CHUNK_BYTES:
+            yield Chunk(texts, num_bytes, digest.hexdigest())
+            texts = []
+            num_bytes, digest = 0, hashlib.sha256(salt.encode())
+    if texts:
+        yield Chunk(texts, num_bytes, digest.hexdigest())
+
+
+def encode_chunks(
+    chunks: Iterable[Chunk], tokenizer: Tokenizer, folder: Path, num_workers: int
+) -> Iterator[tuple[Path, int]]:
+    """Write a shard for each chunk that has none yet; yield its path and the chunk's bytes, in order.
+
+    Raises:
+        DataError: If a process that tokenized was killed.
+        TokenizerError: If a text cannot be encoded, or the tokenizer gives ids outside its vocabulary.
+    """
+    chunks = iter(chunks)
+    head = list(itertools.islice(chunks, 2))
+    chunks = itertools.chain(head, chunks)
+    if num_workers > 1 and len(head) > 1:
+        yield from _encode_in_processes(chunks, tokenizer, folder, num_workers)
+        return
+    for chunk in chunks:
+        path = folder / chunk.digest
+        if not _is_whole(path, tokenizer):
+            _write_shard(chunk.texts, tokenizer, path)
+        yield path, chunk.num_bytes
+
+
+def read_shard(path: Path, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the tokens of a shard and the length of each of its documents."""
+    data = path.read_bytes()
+    num_documents = int.from_bytes(data[:8], "little")
+    lengths = np.frombuffer(data, np.int64, num_documents, offset=_HEADER)
+    return np.frombuffer(data, dtype, offset=_HEADER + lengths.nbytes), lengths
+
+
+def _encode_in_processes(
+    chunks: Iterable[Chunk], tokenizer: Tokenizer, folder: Path, num_workers: int
+) -> Iterator[tuple[Path, int]]:
+    # A forked process has the tokenizer already and needs no `if __name__ == "__main__"` in the user's script.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context(method), _start_worker, (tokenizer, os.getpid())
+    )
+    waiting: deque[tuple[Path, int, concurrent.futures.Future[None] | None]] = deque()
+    try:
+        for chunk in chunks:
+            path = folder / chunk.digest
+            future = None if _is_whole(path, tokenizer) else pool.submit(_work, chunk.texts, path)
+            waiting.append((path, chunk.num_bytes, future))
+            if len(waiting) > 2 * num_workers:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A process that tokenized was killed, perhaps for want of memory. Finished parts are kept: "
+            "call again, with a smaller num_workers if it was memory."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(path: Path, num_bytes: int, future: "concurrent.futures.Future[None] | None") -> tuple[Path, int]:
+    if future is not None:
+        future.result()
+    return path, num_bytes
+
+
+_of_worker: dict[str, Tokenizer] = {}
+
+
+def _start_worker(tokenizer: Tokenizer, parent: int) -> None:
+    _of_worker["tokenizer"] = tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent was killed: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _work(texts: list[str], path: Path) -> None:
+    _write_shard(texts, _of_worker["tokenizer"], path)
+
+
+def _write_shard(texts: list[str], tokenizer: Tokenizer, path: Path) -> None:
+    dtype, eos_id = token_dtype(tokenizer.vocab_size), tokenizer.eos_id
+    end = np.array([] if eos_id is None else [eos_id], dtype=dtype)
+    documents = tokenizer.encode_batch(texts)
+    largest = max((int(ids.max()) for ids in documents if len(ids)), default=0)
+    if largest >= tokenizer.vocab_size:
+        raise TokenizerError(
+            f"The tokenizer gave the id {largest}, but says that its vocab_size is {tokenizer.vocab_size}."
+        )
+    lengths = np.array([len(ids) + len(end) for ids in documents], dtype=np.int64)
+    tokens = [part for ids in documents for part in (ids.astype(dtype, copy=False), end)]
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            kept = lengths[lengths > 0]
+            file.write(len(kept).to_bytes(8, "little") + int(lengths.sum()).to_bytes(8, "little"))
+            file.write(kept.tobytes())
+            file.write(np.concatenate(tokens).tobytes())
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path, tokenizer: Tokenizer) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+    num_documents, num_tokens = int.from_bytes(header[:8], "little"), int.from_bytes(header[8:], "little")
+    size = _HEADER + 8 * num_documents + token_dtype(tokenizer.vocab_size).itemsize * num_tokens
+    return path.stat().st_size == size

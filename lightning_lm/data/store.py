@@ -1,0 +1,189 @@
+"""The token store: a corpus as numbers on disk, mapped into memory so that opening it costs nothing.
+
+A store is a folder of three files: ``tokens.bin`` (every token, 16 or 32 bits, documents one after the other),
+``index.npy`` (where each document ends, int64) and ``meta.json``.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lm.errors import DataError
+
+__all__ = ["TokenStore", "token_dtype", "write_store"]
+
+_FORMAT = 1
+_KEYS = {"format", "dtype", "vocab_size", "eos_id", "num_tokens", "num_documents", "num_bytes", "tokenizer", "source"}
+
+
+class TokenStore:
+    """A tokenized corpus on disk, checked when it is opened and never read as a whole.
+
+    Args:
+        path: The folder that `tokenize` wrote.
+
+    Attributes:
+        path: The folder.
+        meta: The content of ``meta.json``.
+        tokens: Every token, uint16 or uint32 [num_tokens], memory-mapped.
+        ends: Where each document ends in ``tokens``, int64 [num_documents], memory-mapped.
+
+    Raises:
+        DataError: If the folder is no store, or a store that was cut short or changed.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.meta = _read_meta(self.path)
+        self.tokens = self._map_tokens()
+        self.ends = self._map_ends()
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        """Return the tokens of one document, end-of-text token included."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Document {index} of {len(self)}.")
+        index %= len(self)
+        return self.tokens[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[str]]:
+        return TokenStore, (str(self.path),)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, end-of-text tokens included."""
+        return len(self.tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text that was tokenized."""
+        return int(self.meta["num_bytes"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the tokenizer."""
+        return int(self.meta["vocab_size"])
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends each document, if the tokenizer has one."""
+        eos_id = self.meta["eos_id"]
+        return None if eos_id is None else int(eos_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest (SHA-256) of the tokens, of the documents' ends and of the end-of-text id."""
+        return str(self.meta["fingerprint"])
+
+    def verify(self) -> None:
+        """Read every token and compare with the fingerprint.
+
+        Raises:
+            DataError: If a byte of the store has changed since it was written.
+        """
+        digest = _new_digest(self.tokens.dtype, self.eos_id)
+        for begin in range(0, len(self.tokens), 1 << 24):
+            digest.update(self.tokens[begin : begin + (1 << 24)].tobytes())
+        digest.update(self.ends.tobytes())
+        if digest.hexdigest() != self.fingerprint:
+            raise DataError(f"{self.path} has changed since it was written. Delete the folder and tokenize again.")
+
+    def _map_tokens(self) -> NDArray[Any]:
+        path, dtype = self.path / "tokens.bin", np.dtype(self.meta["dtype"])
+        needed = self.meta["num_tokens"] * dtype.itemsize
+        found = path.stat().st_size if path.is_file() else 0
+        if found != needed:
+            raise _damaged(self.path, f"tokens.bin has {found} bytes, meta.json says {needed}")
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+
+    def _map_ends(self) -> NDArray[np.int64]:
+        try:
+            ends = np.asarray(np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(self.path, f"index.npy cannot be read ({error})") from error
+        if ends.dtype != np.int64 or ends.shape != (self.meta["num_documents"],):
+            raise _damaged(self.path, "index.npy does not belong to meta.json")
+        if ends[-1] != self.num_tokens or ends[0] < 1 or np.any(np.diff(ends) < 1):
+            raise _damaged(self.path, "index.npy does not divide tokens.bin into documents")
+        return ends
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest of uint16 and uint32 that holds every id."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def write_store(path: Path, shards: Iterable[tuple[NDArray[Any], NDArray[np.int64]]], meta: dict[str, Any]) -> None:
+    """Write a store into a new folder, which no reader takes for a store before its last file is there.
+
+    Args:
+        path: The folder to make; the caller renames it into place.
+        shards: Tokens and lengths of documents, in order.
+        meta: What ``meta.json`` says besides counts and fingerprint: dtype, vocab_size, eos_id, ...
+
+    Raises:
+        DataError: If there is no token to write.
+    """
+    path.mkdir()
+    digest = _new_digest(np.dtype(meta["dtype"]), meta["eos_id"])
+    lengths: list[NDArray[np.int64]] = []
+    with (path / "tokens.bin").open("wb") as file:
+        for tokens, counts in shards:
+            data = tokens.tobytes()
+            file.write(data)
+            digest.update(data)
+            lengths.append(counts)
+        _sync(file)
+    ends = np.cumsum(np.concatenate(lengths), dtype=np.int64) if lengths else np.zeros(0, np.int64)
+    if not len(ends):
+        raise DataError("The corpus is empty: it holds no document with any text. Check the path and the separator.")
+    digest.update(ends.tobytes())
+    with (path / "index.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ends))
+        file.write(ends.tobytes())
+        _sync(file)
+    counts_of = {"num_tokens": int(ends[-1]), "num_documents": len(ends), "fingerprint": digest.hexdigest()}
+    with (path / "meta.json").open("w", encoding="utf-8") as text:
+        json.dump({"format": _FORMAT, **meta, **counts_of}, text, indent=2)
+        _sync(text)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _new_digest(dtype: np.dtype[Any], eos_id: int | None) -> "hashlib._Hash":
+    return hashlib.sha256(f"{dtype.name}:{eos_id}:".encode())
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is no token store (it has no meta.json). Make one with lightning_lm.data.tokenize."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"meta.json cannot be read ({error})") from error
+    if not isinstance(meta, dict) or not _KEYS | {"fingerprint"} <= set(meta):
+        raise DataError(f"{path} is no token store: its meta.json lacks {sorted(_KEYS - set(meta))}.")
+    if meta["format"] != _FORMAT:
+        raise DataError(
+            f"{path} has format {meta['format']}, this version reads {_FORMAT}. Delete it and tokenize again."
+        )
+    return meta
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"The token store {path} is damaged: {what}. Delete the folder and tokenize again.")

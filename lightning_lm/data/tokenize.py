@@ -1,0 +1,172 @@
+"""Turning documents into a token store: in parallel, once, and from where it stopped if it was stopped.
+
+A chunk's tokens are a file named after a digest of its text, so a run that was killed finds its finished chunks again.
+The store is put together beside its place and renamed into it: it is there as a whole or not at all.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from lightning_lm.data.lock import locked
+from lightning_lm.data.shards import chunks_of, encode_chunks, read_shard
+from lightning_lm.data.sources import Source, as_source
+from lightning_lm.data.store import TokenStore, token_dtype, write_store
+from lightning_lm.errors import DataError, FingerprintError
+from lightning_lm.protocols import Tokenizer
+
+__all__ = ["tokenize"]
+
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+def tokenize(
+    source: Source | str | Path | Iterable[Any],
+    tokenizer: Tokenizer,
+    out: Path | str,
+    *,
+    num_workers: int | None = None,
+    show_progress: bool = True,
+    overwrite: bool = False,
+) -> TokenStore:
+    """Write the tokens of a source into a folder, or open it if it holds them already.
+
+    Each document becomes its tokens and, if the tokenizer has one, the end-of-text token.
+
+    Args:
+        source: A path, a `Source`, or an iterable of strings or of records with a text.
+        tokenizer: Makes the tokens.
+        out: The folder of the store.
+        num_workers: Processes that tokenize; one per core if left out.
+        show_progress: Draw a progress bar on standard error.
+        overwrite: Replace what lies in ``out`` if it is damaged or holds something else.
+
+    Raises:
+        DataError: If there is no text, or the disk is full. Finished parts stay and are used by the next call.
+        FingerprintError: If ``out`` holds another source's or another tokenizer's tokens.
+    """
+    job = _Job(as_source(source), tokenizer, Path(out), overwrite)
+    if (store := job.finished()) is not None:
+        return store
+    try:
+        with locked(job.folder):
+            if (store := job.finished()) is None:
+                store = job.run(num_workers or _num_cores(), show_progress)
+            shutil.rmtree(job.folder, ignore_errors=True)
+    except OSError as error:
+        raise _explained(error, job.out) from error
+    return store
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    source: Source
+    tokenizer: Tokenizer
+    out: Path
+    overwrite: bool
+
+    @property
+    def folder(self) -> Path:
+        """Where finished chunks wait until the store is complete."""
+        return self.out.with_name(f"{self.out.name}.partial")
+
+    def meta(self) -> dict[str, Any]:
+        """Return what the store's ``meta.json`` says about its making."""
+        return {
+            "dtype": token_dtype(self.tokenizer.vocab_size).name,
+            "vocab_size": self.tokenizer.vocab_size,
+            "eos_id": self.tokenizer.eos_id,
+            "tokenizer": self.tokenizer.fingerprint,
+            "source": self.source.fingerprint,
+        }
+
+    def finished(self) -> TokenStore | None:
+        """Return the store that lies in ``out``, if it holds what this job would write."""
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return None
+        try:
+            store, meta = TokenStore(self.out), self.meta()
+        except DataError:
+            if self.overwrite:
+                return None
+            raise
+        if meta["source"] is not None and all(store.meta[key] == value for key, value in meta.items()):
+            return store
+        if self.overwrite:
+            return None
+        what = "tokenizer" if store.meta["tokenizer"] != meta["tokenizer"] else "text"
+        raise FingerprintError(
+            f"{self.out} already holds a token store made with another {what}. "
+            "Choose another folder, delete this one, or pass overwrite=True."
+        )
+
+    def run(self, num_workers: int, show_progress: bool) -> TokenStore:
+        """Tokenize what has no shard yet, put the shards together, and move the store into its place."""
+        store, meta = self.folder / "store", self.meta()
+        shutil.rmtree(store, ignore_errors=True)
+        try:
+            with _progress(self.source.num_bytes, show_progress) as advance:
+                shards: list[Path] = []
+                chunks = chunks_of(self.source.documents(), salt=self.tokenizer.fingerprint)
+                for path, num_bytes in encode_chunks(chunks, self.tokenizer, self.folder, num_workers):
+                    shards.append(path)
+                    advance(num_bytes)
+            meta["num_bytes"] = advance.total
+            write_store(store, (read_shard(path, np.dtype(meta["dtype"])) for path in shards), meta)
+            if self.out.exists():
+                self.out.rename(self.folder / f"replaced.{os.getpid()}")
+            store.rename(self.out)
+        finally:
+            shutil.rmtree(store, ignore_errors=True)
+        return TokenStore(self.out)
+
+
+class _Counter:
+    """Adds up the bytes that are done and shows them."""
+
+    def __init__(self, progress: Progress, size: int | None) -> None:
+        self.total = 0
+        self._progress = progress
+        self._begin = time.monotonic()
+        self._task = progress.add_task("Tokenizing", total=size, rate="")
+
+    def __call__(self, num_bytes: int) -> None:
+        self.total += num_bytes
+        megabytes = self.total / 1e6
+        rate = megabytes / max(time.monotonic() - self._begin, 1e-6)
+        self._progress.update(self._task, completed=self.total, rate=f"{megabytes:.1f} MB, {rate:.1f} MB/s")
+
+    def finish(self) -> None:
+        self._progress.update(self._task, total=self.total, completed=self.total)
+
+
+@contextlib.contextmanager
+def _progress(size: int | None, show: bool) -> Iterator[_Counter]:
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}")
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not show) as progress:
+        counter = _Counter(progress, size)
+        yield counter
+        counter.finish()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _explained(error: OSError, out: Path) -> DataError:
+    if error.errno in _DISK_FULL:
+        return DataError(
+            f"The disk is full, so {out} was not written ({error.strerror}). Free some space or choose another folder; "
+            f"what was finished is kept in {out}.partial and the next call goes on from there."
+        )
+    return DataError(f"{out} cannot be written: {error.strerror or error}.")
