@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def write_tensors(folder: Path, tensors: Sequence[StoredTensor], *, max_shard_by
     shards = _plan(tensors, max_shard_bytes)
     names = [_SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        _replace(folder / name, lambda path, shard=shard: _save(path, shard))  # type: ignore[misc]
+        _replace(folder / name, partial(_save, shard=shard))
     if len(shards) > 1:
         weight_map = {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard}
         total = sum(item.num_bytes for item in tensors)

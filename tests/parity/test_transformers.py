@@ -1,0 +1,153 @@
+"""Our models against those of transformers: the same weights must give the same logits, in both directions."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from lightning_lm.models.huggingface import load_huggingface, save_huggingface
+from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
+
+TOLERANCE = 1e-5  # float32, two layers, logits of order 1: the order of sums differs, nothing else
+SEQUENCE = 48
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 88,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    **NO_TOKENS,
+}
+GPT2_SIZES = {"vocab_size": 97, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, **NO_TOKENS}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(**GPT2_SIZES),
+    "gpt2 with exact GELU, wide, untied, unscaled": GPT2Config(
+        **GPT2_SIZES, activation_function="gelu", n_inner=72, tie_word_embeddings=False, scale_attn_weights=False
+    ),
+    "llama": LlamaConfig(**SIZES),
+    "llama tied, with biases, heads of another size, GEGLU": LlamaConfig(
+        **SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, head_dim=24, hidden_act="gelu"
+    ),
+    "llama with multi-query attention": LlamaConfig(**{**SIZES, "num_key_value_heads": 1}),
+    "llama with Llama-3 scaling": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "llama with YaRN scaling": LlamaConfig(**SIZES, rope_parameters=YARN),
+    "llama with YaRN scaling, all settings": LlamaConfig(
+        **SIZES, rope_parameters={**YARN, "beta_fast": 8.0, "beta_slow": 0.5, "attention_factor": 1.3}
+    ),
+    "llama with YaRN scaling of DeepSeek's kind": LlamaConfig(
+        **SIZES, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}
+    ),
+    "llama with linear scaling": LlamaConfig(
+        **SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+    ),
+    "mistral with a window shorter than the sequence": MistralConfig(**SIZES, sliding_window=7),
+    "mistral without a window": MistralConfig(**SIZES, sliding_window=None),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen2 with windows in the upper layers": Qwen2Config(
+        **{**SIZES, "num_hidden_layers": 3}, use_sliding_window=True, sliding_window=7, max_window_layers=1
+    ),
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "qwen3 with alternating windows": Qwen3Config(
+        **{**SIZES, "num_hidden_layers": 4},
+        use_sliding_window=True,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+}
+
+
+def randomised(model):
+    """Draw every parameter, gains and biases too, so that none of them is a one or a zero that hides a mistake."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * 0.15 if parameter.dim() > 1 else parameter + noise * 0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 97, (2, SEQUENCE), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda name: name.replace(" ", "_"))
+def theirs(request):
+    return randomised(AutoModelForCausalLM.from_config(CONFIGS[request.param], attn_implementation="eager"))
+
+
+@torch.no_grad()
+def test_a_saved_model_of_transformers_gives_the_same_logits_here(theirs, ids, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    ours = load_huggingface(tmp_path).eval()
+    expected = theirs(ids).logits
+    assert expected.std() > 0.3
+    torch.testing.assert_close(ours(ids), expected, rtol=0, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_an_export_opens_in_transformers_without_a_word_and_gives_the_same_logits(theirs, ids, tmp_path, caplog):
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_huggingface(tmp_path / "theirs").eval()
+    save_huggingface(ours, tmp_path / "ours")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="transformers"):
+            warnings.simplefilter("error")
+            again, report = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.message for record in caplog.records] == []
+    assert not any(report.values()), report
+    torch.testing.assert_close(again.eval()(ids).logits, theirs(ids).logits, rtol=0, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_the_export_is_read_back_bit_for_bit(theirs, ids, tmp_path):
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_huggingface(tmp_path / "theirs")
+    save_huggingface(ours, tmp_path / "ours", max_shard_bytes=50_000)
+    again = load_huggingface(tmp_path / "ours")
+    assert again.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in ours.state_dict().items())
+    assert torch.equal(again.eval()(ids), ours.eval()(ids))
+    assert config_to_huggingface(again.config) == config_to_huggingface(ours.config)
+
+
+def test_both_spellings_of_the_rotary_settings_mean_the_same():
+    old = {"model_type": "llama", **SIZES, "rope_theta": 10_000.0, "rope_scaling": dict(LLAMA3)}
+    del old["rope_scaling"]["rope_theta"]
+    new = {"model_type": "llama", **SIZES, "rope_parameters": LLAMA3}
+    older = {**old, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert config_from_huggingface(old) == config_from_huggingface(new)
+    assert config_from_huggingface(older).layers.mixer.rope.scaling.factor == 2.0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_config_json_leaves_out_is_what_transformers_assumes(name):
+    config = CONFIGS[name]
+    assert config_from_huggingface(config.to_diff_dict()) == config_from_huggingface(config.to_dict())
