@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_lm.errors import TokenizerError
+
 __all__ = ["learn_merges"]
 
 _WORD_END = -1
@@ -87,21 +89,24 @@ class _LinkedWords:
         counts = np.fromiter((word_counts[word] for word in words), dtype=np.int64, count=len(words))
         text = np.frombuffer(b"".join(words), dtype=np.uint8)
         size = len(text) + len(words) + 1
-        index = np.int32 if size < 2**31 else np.int64
+        if size > np.iinfo(np.int32).max:
+            raise TokenizerError(
+                f"The distinct words hold {len(text):,} bytes; train on a sample of the corpus instead."
+            )
         inside = np.arange(1, len(text) + 1) + np.repeat(np.arange(len(words)), lengths)
         self.ids = np.full(size, _WORD_END, dtype=np.int32)
         self.ids[inside] = text
         self.weights = np.zeros(size, dtype=np.int64)
         self.weights[inside] = np.repeat(counts, lengths)
-        self.next = np.arange(1, size + 1, dtype=index)
-        self.previous = np.arange(-1, size - 1, dtype=index)
+        self.next: NDArray[np.int32] = np.arange(1, size + 1, dtype=np.int32)
+        self.previous: NDArray[np.int32] = np.arange(-1, size - 1, dtype=np.int32)
 
     def initial_pairs(self) -> _PairGroups:
         places = ((self.ids[:-1] >= 0) & (self.ids[1:] >= 0)).nonzero()[0]
-        keys = (self.ids[places] << 8 | self.ids[places + 1]).astype(np.uint16)
-        order = np.argsort(keys, kind="stable")
+        keys = self.ids[places].astype(np.int64) << 8 | self.ids[places + 1]
+        order = np.argsort(keys.astype(np.uint16), kind="stable")
         firsts, counts, starts = self._groups(keys[order], places[order])
-        left, right = np.divmod(firsts.astype(np.int64), 256)
+        left, right = np.divmod(firsts, 256)
         return _PairGroups(left, right, counts, starts, places[order])
 
     def standing(self, pair: _Pair) -> _Places:
@@ -124,7 +129,7 @@ class _LinkedWords:
         self.previous[after] = left
         return self._pairs_around(left, after, new_id)
 
-    def _pairs_around(self, places: _Places, after: _Places, new_id: int) -> _PairGroups:
+    def _pairs_around(self, places: _Places, after: NDArray[np.int32], new_id: int) -> _PairGroups:
         before = self.previous[places]
         before_ids = self.ids[before].astype(np.int64)
         after_ids = self.ids[after].astype(np.int64)
@@ -149,13 +154,14 @@ class _LinkedWords:
         return keys[starts[:-1]], np.add.reduceat(self.weights[places], starts[:-1]), starts
 
 
-def _every_other_in_runs(places: _Places, following: _Ints) -> _Places:
+def _every_other_in_runs(places: _Places, following: NDArray[np.int32]) -> _Places:
     """Return the places at which a token can be merged with an equal one, from left to right, without overlap."""
     index = np.arange(len(places))
     starts_run = np.ones(len(places), dtype=bool)
     starts_run[1:] = following[places[:-1]] != places[1:]
     start_of_run = np.maximum.accumulate(np.where(starts_run, index, 0))
-    return places[(index - start_of_run) % 2 == 0]
+    chosen: _Places = places[(index - start_of_run) % 2 == 0]
+    return chosen
 
 
 class _PairQueue:

@@ -1,0 +1,275 @@
+"""What all tokenizers of this package share: batches, streams, special tokens in text, fingerprints, files."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lm.errors import TokenizerError
+from lightning_lm.tokenizers.streams import avoiding_special, rejoin, special_expression
+
+__all__ = ["END_OF_TEXT", "MARKER", "BaseTokenizer", "ByteTableTokenizer"]
+
+END_OF_TEXT = "<|endoftext|>"
+"""The special token that ends a document, unless another is chosen."""
+
+MARKER = "lightning_lm_tokenizer.json"
+"""The file that tells which kind of tokenizer a folder holds. It is written last."""
+
+_FORMAT = 1
+
+
+class BaseTokenizer(ABC):
+    """Base of the tokenizers here; meets `lightning_lm.protocols.Tokenizer`.
+
+    Args:
+        special_tokens: Special tokens and their ids.
+        eos_token: The special token that ends a document. Left out: ``<|endoftext|>`` if it is one of them, or the only
+            one there is.
+    """
+
+    def __init__(self, special_tokens: Mapping[str, int], eos_token: str | None = None) -> None:
+        if "" in special_tokens:
+            raise TokenizerError("A special token is an empty string; leave it out.")
+        if eos_token is None:
+            eos_token = END_OF_TEXT if END_OF_TEXT in special_tokens else None
+            if len(special_tokens) == 1:
+                (eos_token,) = special_tokens
+        elif eos_token not in special_tokens:
+            raise TokenizerError(f"eos_token={eos_token!r} is none of the special tokens {list(special_tokens)}.")
+        self._special = dict(special_tokens)
+        self._special_expression = special_expression(self._special)
+        self.eos_token = eos_token
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Special tokens and their ids."""
+        return MappingProxyType(self._special)
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that separates documents and ends an answer, if there is one."""
+        return None if self.eos_token is None else self._special[self.eos_token]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides which ids a text gets."""
+        return hashlib.sha256(json.dumps(sorted(self.to_files().items())).encode()).hexdigest()
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Return the ids of a text. Special tokens written in it are ordinary text unless allowed.
+
+        Raises:
+            TokenizerError: If the text holds a lone surrogate, which has no UTF-8 form.
+        """
+        refuse_surrogates(text)
+        if not allow_special or self._special_expression is None:
+            return self._encode_ordinary(text)
+        ids: list[int] = []
+        end = 0
+        for match in self._special_expression.finditer(text):
+            ids += self._encode_ordinary(text[end : match.start()])
+            ids.append(self._special[match.group()])
+            end = match.end()
+        return ids + self._encode_ordinary(text[end:])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
+        """Return the ids of each text, as uint16 where the vocabulary allows it and uint32 otherwise."""
+        return [np.asarray(self.encode(text), dtype=self._dtype) for text in texts]
+
+    def encode_iterable(self, texts: Iterable[str], *, allow_special: bool = False) -> Iterator[int]:
+        """Yield the ids of texts that follow each other, in bounded memory.
+
+        The ids are those of the joined text, wherever it was cut: text is held back up to the last place where it may
+        be cut for certain, such as before a space. A text without such a place is encoded as a whole.
+        """
+        last_cut = avoiding_special(self._last_cut, self._special) if allow_special else self._last_cut
+        for chunk in rejoin(texts, last_cut):
+            yield from self.encode(chunk, allow_special=allow_special)
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def token_byte_lengths(self) -> NDArray[np.int64]:
+        """Return int64 [vocab_size]: UTF-8 bytes of text that each id stands for, 0 for special tokens."""
+
+    def bytes_per_token(self, text: str) -> float:
+        """Return how many UTF-8 bytes of a text one token stands for on average; 0 for an empty text."""
+        return len(text.encode()) / max(1, len(self.encode(text)))
+
+    @abstractmethod
+    def to_files(self) -> dict[str, str]:
+        """Return the content of every file that `save` writes, by name; checkpoints carry it."""
+
+    @classmethod
+    @abstractmethod
+    def from_files(cls, files: Mapping[str, str]) -> Self:
+        """Return the tokenizer that `to_files` described."""
+
+    def save(self, path: Path | str) -> None:
+        """Write everything needed to load it again into a folder.
+
+        A new folder appears complete or not at all. In an existing one other files stay, and `MARKER`, without which
+        the folder does not load, is taken away first and written last.
+        """
+        write_files(Path(path), self.to_files())
+
+    @abstractmethod
+    def _encode_ordinary(self, text: str) -> list[int]:
+        """Return the ids of a text that holds no lone surrogates and in which nothing is special."""
+
+    def _last_cut(self, text: str) -> int:  # noqa: ARG002  (kinds that can cut a text look at it)
+        """Return the last place where a text can be cut without changing its ids, 0 if there is none."""
+        return 0
+
+    @property
+    def _dtype(self) -> type[np.unsignedinteger[Any]]:
+        return np.uint16 if self.vocab_size <= 2**16 else np.uint32
+
+    def _marker(self, **settings: Any) -> dict[str, str]:
+        content = {"format": _FORMAT, "kind": type(self).__name__, **settings, "eos_token": self.eos_token}
+        return {MARKER: json.dumps(content, ensure_ascii=False, indent=1)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, special_tokens={list(self._special)})"
+
+
+class ByteTableTokenizer(BaseTokenizer):
+    """A tokenizer in which every id stands for fixed bytes.
+
+    Args:
+        table: The bytes of each id, special tokens included; ``b""`` where an id is not used.
+        special_tokens: Special tokens and their ids.
+        eos_token: As in `BaseTokenizer`.
+    """
+
+    def __init__(self, table: Sequence[bytes], special_tokens: Mapping[str, int], eos_token: str | None = None) -> None:
+        super().__init__(special_tokens, eos_token)
+        self._table = list(table)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self._table)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizerError: If an id is not in the vocabulary.
+        """
+        numbers = as_list(ids, self.vocab_size)
+        return b"".join(map(self._table.__getitem__, numbers)).decode("utf-8", errors="replace")
+
+    def token_byte_lengths(self) -> NDArray[np.int64]:
+        """Return int64 [vocab_size]: UTF-8 bytes of text that each id stands for, 0 for special tokens."""
+        lengths = np.fromiter(map(len, self._table), dtype=np.int64, count=self.vocab_size)
+        lengths[list(self._special.values())] = 0
+        return lengths
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise if a text cannot be written as UTF-8.
+
+    Raises:
+        TokenizerError: If the text holds a lone surrogate; the message says where, and how to repair the text.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"The text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start:,}; it is no "
+            "character and has no UTF-8 form. Repair the text first: "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        ) from error
+
+
+def as_list(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """Return ids from a list, an array or a tensor, checked.
+
+    Raises:
+        TokenizerError: If an id is not in the vocabulary.
+    """
+    numbers: list[int] = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if numbers and not (min(numbers) >= 0 and max(numbers) < vocab_size):
+        wrong = next(number for number in numbers if not 0 <= number < vocab_size)
+        raise TokenizerError(f"Token id {wrong} is not in the vocabulary, whose ids are 0 to {vocab_size - 1}.")
+    return numbers
+
+
+def number_special(special_tokens: Sequence[str], first_id: int) -> dict[str, int]:
+    """Give special tokens the ids from ``first_id`` on.
+
+    Raises:
+        TokenizerError: If a special token is given twice, or one string stands where a list is needed.
+    """
+    if isinstance(special_tokens, str):
+        raise TokenizerError(f"special_tokens={special_tokens!r} is one string; put it into a list.")
+    ids = {token: first_id + index for index, token in enumerate(special_tokens)}
+    if len(ids) < len(special_tokens):
+        raise TokenizerError(f"A special token is given twice in {list(special_tokens)}.")
+    return ids
+
+
+def read_marker(files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings in the `MARKER` file.
+
+    Raises:
+        TokenizerError: If the file is missing, damaged, or of a newer format.
+    """
+    try:
+        settings = json.loads(files[MARKER])
+        newer = settings["format"] > _FORMAT
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"{MARKER} is missing or damaged: these files are no complete tokenizer.") from error
+    if newer:
+        raise TokenizerError(f"{MARKER} has format {settings['format']}; this version reads {_FORMAT}. Upgrade it.")
+    return dict(settings)
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files into a folder so that an interrupted write cannot be taken for a complete one."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            (fresh / name).write_bytes(data)
+        _put_in_place(fresh, folder, list(files))
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _put_in_place(fresh: Path, folder: Path, names: list[str]) -> None:
+    fresh.chmod(0o777 & ~_umask())
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    (folder / MARKER).unlink(missing_ok=True)
+    for name in sorted(names, key=lambda name: name == MARKER):
+        os.replace(fresh / name, folder / name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

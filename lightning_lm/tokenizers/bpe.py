@@ -1,0 +1,216 @@
+"""Byte-level byte-pair encoding: learned here, applied by tiktoken."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from lightning_lm.errors import TokenizerError
+from lightning_lm.tokenizers import gpt2_files, tokenizer_json
+from lightning_lm.tokenizers.base import (
+    END_OF_TEXT,
+    ByteTableTokenizer,
+    number_special,
+    read_marker,
+    write_files,
+)
+from lightning_lm.tokenizers.merges import learn_merges
+from lightning_lm.tokenizers.patterns import SplitPattern
+from lightning_lm.tokenizers.progress import training_progress
+from lightning_lm.tokenizers.vocabulary import Merge, Vocabulary
+from lightning_lm.tokenizers.word_counts import Text, count_words
+
+if TYPE_CHECKING:
+    import tiktoken
+
+__all__ = ["BPETokenizer"]
+
+# tiktoken's regular expressions run out of stack on white space that goes on for some hundred thousand characters.
+_LONG_BLANK = 25_000
+
+
+class BPETokenizer(ByteTableTokenizer):
+    """Byte-level byte-pair encoding.
+
+    Every text can be encoded, and decoding gives it back exactly. Ids 0-255 are the bytes, then come the merges in the
+    order they were learned, then the special tokens; files of other programs may number them differently.
+
+    Args:
+        merges: Pairs of byte strings, in the order in which they are applied.
+        special_tokens: Names, which are numbered after the merges, or names with their ids.
+        pattern: ``"gpt2"``, ``"gpt4"`` or an expression: how text is split into the words that merges stay within.
+        eos_token: The special token that ends a document.
+        ids: The id of every byte and of every merged token, where they are not numbered as above.
+
+    Raises:
+        TokenizerError: If the merges contradict each other, so that ids would depend on who applies them.
+
+    Source:
+        Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019, section 2.2.
+    """
+
+    def __init__(
+        self,
+        merges: Sequence[Merge],
+        *,
+        special_tokens: Sequence[str] | Mapping[str, int] = (END_OF_TEXT,),
+        pattern: SplitPattern | str = "gpt4",
+        eos_token: str | None = None,
+        ids: Mapping[bytes, int] | None = None,
+    ) -> None:
+        self.vocabulary = Vocabulary(merges, ids)
+        if not isinstance(special_tokens, Mapping):
+            special_tokens = number_special(special_tokens, self.vocabulary.next_id)
+        super().__init__(self.vocabulary.table(special_tokens), special_tokens, eos_token)
+        self.pattern = SplitPattern.of(pattern)
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[Text],
+        vocab_size: int,
+        *,
+        special_tokens: Sequence[str] = (END_OF_TEXT,),
+        pattern: SplitPattern | str = "gpt4",
+        num_workers: int | None = None,
+        show_progress: bool | None = None,
+    ) -> Self:
+        """Learn merges from texts; the most frequent pair first, ties to the greatest pair of byte strings.
+
+        The vocabulary comes out smaller than asked where the texts do not hold enough different pairs. Memory holds the
+        distinct words and a few megabytes of text, so the corpus may be larger than memory.
+
+        Args:
+            texts: Documents, or paths of UTF-8 text files, which are read in blocks.
+            vocab_size: Number of ids wanted: 256 bytes, merges and special tokens.
+            special_tokens: They split the text, are never merged, and get the last ids.
+            pattern: As in the class.
+            num_workers: Processes that count words; by default one a CPU core. Small corpora need none.
+            show_progress: ``None`` shows a bar where stderr is a terminal.
+
+        Raises:
+            TokenizerError: If the vocabulary is smaller than the bytes and special tokens, or a text is not Unicode.
+        """
+        pattern = SplitPattern.of(pattern)
+        num_special = len(number_special(special_tokens, 256))
+        if vocab_size < 256 + num_special:
+            raise TokenizerError(
+                f"vocab_size={vocab_size} is too small: 256 bytes and {num_special} special tokens need at least "
+                f"{256 + num_special}."
+            )
+        num_merges = vocab_size - 256 - num_special
+        with training_progress(show_progress) as progress:
+            counts = count_words(
+                texts, pattern, special_tokens=special_tokens, num_workers=num_workers, on_progress=progress.counted
+            )
+            pairs = learn_merges(counts, num_merges, on_progress=progress.merging(num_merges))
+        return cls(_named(pairs), special_tokens=special_tokens, pattern=pattern)
+
+    @property
+    def merges(self) -> list[Merge]:
+        """The merges, in the order in which they are applied."""
+        return list(self.vocabulary.merges)
+
+    @classmethod
+    def from_gpt2_files(
+        cls,
+        vocab: Path | str,
+        merges: Path | str,
+        *,
+        pattern: SplitPattern | str = "gpt2",
+        eos_token: str | None = None,
+    ) -> Self:
+        """Read ``vocab.json`` and ``merges.txt``; entries that no merge makes are special tokens."""
+        parsed = gpt2_files.parse(Path(vocab).read_text(encoding="utf-8"), Path(merges).read_text(encoding="utf-8"))
+        return cls(
+            parsed.merges, ids=parsed.ids, special_tokens=parsed.special_tokens, pattern=pattern, eos_token=eos_token
+        )
+
+    def save_gpt2_files(self, folder: Path | str) -> None:
+        """Write ``vocab.json`` and ``merges.txt``, which GPT-2's tools and Hugging Face read."""
+        write_files(Path(folder), gpt2_files.render(self.vocabulary, self.special_tokens))
+
+    @classmethod
+    def from_tokenizer_json(cls, path: Path | str, *, eos_token: str | None = None) -> Self:
+        """Read a Hugging Face ``tokenizer.json`` that holds byte-level byte-pair encoding.
+
+        Raises:
+            TokenizerError: If it holds anything else; `PretrainedTokenizer` reads those.
+        """
+        parsed = tokenizer_json.parse(Path(path).read_text(encoding="utf-8"))
+        return cls(
+            parsed.merges,
+            ids=parsed.ids,
+            special_tokens=parsed.special_tokens,
+            pattern=parsed.pattern,
+            eos_token=eos_token,
+        )
+
+    def to_files(self) -> dict[str, str]:
+        """Return the files of this tokenizer; Hugging Face reads two of them."""
+        return {
+            "tokenizer.json": tokenizer_json.render(self.vocabulary, self.special_tokens, self.pattern),
+            "tokenizer_config.json": tokenizer_json.render_config(self.eos_token),
+            **self._marker(pattern=self.pattern.to_dict()),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str]) -> Self:
+        """Return the tokenizer that `to_files` described."""
+        settings = read_marker(files)
+        if "tokenizer.json" not in files:
+            raise TokenizerError("tokenizer.json is missing: these files are no complete tokenizer.")
+        parsed = tokenizer_json.parse(files["tokenizer.json"])
+        return cls(
+            parsed.merges,
+            ids=parsed.ids,
+            special_tokens=parsed.special_tokens,
+            pattern=SplitPattern(**settings["pattern"]),
+            eos_token=settings["eos_token"],
+        )
+
+    @functools.cached_property
+    def _encoding(self) -> "tiktoken.Encoding":
+        import tiktoken
+
+        return tiktoken.Encoding(
+            "bpe", pat_str=self.pattern.complete, mergeable_ranks=self.vocabulary.ranks, special_tokens={}
+        )
+
+    @functools.cached_property
+    def _word_encoding(self) -> "tiktoken.Encoding":
+        """The same merges, without splitting: every text is one word."""
+        import tiktoken
+
+        return tiktoken.Encoding(
+            "bpe-word", pat_str=r"[\s\S]+", mergeable_ranks=self.vocabulary.ranks, special_tokens={}
+        )
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if _has_long_blank(text):
+            ranks = [rank for word in self.pattern.split(text) for rank in self._word_encoding.encode_ordinary(word)]
+        else:
+            ranks = self._encoding.encode_ordinary(text)
+        ids = self.vocabulary.ids_of_ranks
+        return ranks if ids is None else ids[np.asarray(ranks, dtype=np.int64)].tolist()
+
+    def _last_cut(self, text: str) -> int:
+        return self.pattern.last_cut(text)
+
+
+def _named(pairs: Iterable[tuple[int, int]]) -> list[Merge]:
+    names = [bytes([byte]) for byte in range(256)]
+    merges = []
+    for left, right in pairs:
+        merges.append((names[left], names[right]))
+        names.append(names[left] + names[right])
+    return merges
+
+
+def _has_long_blank(text: str) -> bool:
+    """Tell whether white space may go on for twice `_LONG_BLANK` characters; looks at few characters only."""
+    return len(text) >= _LONG_BLANK and any(
+        text[start : start + _LONG_BLANK].isspace() for start in range(0, len(text), _LONG_BLANK)
+    )
