@@ -30,7 +30,6 @@ __all__ = [
     "RolloutTokenMean",
     "SequenceMean",
     "TokenMean",
-    "WindowCounts",
     "clipped_value_loss",
     "kl_estimate",
 ]
@@ -177,33 +176,39 @@ def _clip(ratio: Tensor, advantages: Tensor, bounds: ClippedSurrogate) -> Policy
     return PolicyTerms(loss, (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0))
 
 
-class WindowCounts(NamedTuple):
-    """What one optimizer step sums over, on all ranks and micro-batches together."""
-
-    tokens: float | Tensor
-    """Unmasked tokens of the window."""
-    sequences: float | Tensor
-    """Answers of the window with at least one unmasked token."""
-    rollout_tokens: float | Tensor
-    """Unmasked tokens of the whole rollout, divided by its number of windows."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reduction(Part):
-    """Base of the reductions: what each token weighs in the sum that is the loss of a window."""
+    """Base of the reductions: how the losses of tokens become the loss of an optimizer step.
+
+    The step's loss is the sum of ``weights * loss`` over the sum of ``count``, each over all ranks and micro-batches of
+    the step. Nothing else is divided, so a window may be cut anywhere.
+    """
 
     @abstractmethod
-    def weights(self, mask: Bool[Tensor, "rows seq"], window: WindowCounts) -> Float[Tensor, "rows seq"]:
-        """Return the weight of each token, 0 where masked."""
+    def weights(self, mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
+        """Return what each token weighs, 0 where masked."""
+
+    @abstractmethod
+    def count(self, mask: Bool[Tensor, "rows seq"], tokens_per_row: float | Tensor) -> Float[Tensor, ""]:
+        """Return what these rows add to the divisor.
+
+        Args:
+            mask: The policy's own tokens.
+            tokens_per_row: Mean number of unmasked tokens of a row, over the whole rollout and all ranks.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenMean(Reduction):
-    """Every token of the optimizer step weighs the same (token-mean, called BNPO where the batch is the window)."""
+    """Every token of the optimizer step weighs the same (token-mean, called BNPO where the batch is the step)."""
 
     @override
-    def weights(self, mask: Bool[Tensor, "rows seq"], window: WindowCounts) -> Float[Tensor, "rows seq"]:
-        return mask.float() / _at_least_one(window.tokens)
+    def weights(self, mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
+        return mask.float()
+
+    @override
+    def count(self, mask: Bool[Tensor, "rows seq"], tokens_per_row: float | Tensor) -> Float[Tensor, ""]:
+        return mask.sum().float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +220,12 @@ class RolloutTokenMean(Reduction):
     """
 
     @override
-    def weights(self, mask: Bool[Tensor, "rows seq"], window: WindowCounts) -> Float[Tensor, "rows seq"]:
-        return mask.float() / _at_least_one(window.rollout_tokens)
+    def weights(self, mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
+        return mask.float()
+
+    @override
+    def count(self, mask: Bool[Tensor, "rows seq"], tokens_per_row: float | Tensor) -> Float[Tensor, ""]:
+        return torch.as_tensor(len(mask) * tokens_per_row, dtype=torch.float32, device=mask.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +237,12 @@ class SequenceMean(Reduction):
     """
 
     @override
-    def weights(self, mask: Bool[Tensor, "rows seq"], window: WindowCounts) -> Float[Tensor, "rows seq"]:
-        lengths = mask.sum(-1, keepdim=True).clamp(min=1)
-        return mask.float() / lengths / _at_least_one(window.sequences)
+    def weights(self, mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
+        return mask.float() / mask.sum(-1, keepdim=True).clamp(min=1)
+
+    @override
+    def count(self, mask: Bool[Tensor, "rows seq"], tokens_per_row: float | Tensor) -> Float[Tensor, ""]:
+        return mask.any(-1).sum().float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,12 +259,12 @@ class ConstantLength(Reduction):
     max_tokens: int
 
     @override
-    def weights(self, mask: Bool[Tensor, "rows seq"], window: WindowCounts) -> Float[Tensor, "rows seq"]:
-        return mask.float() / self.max_tokens / _at_least_one(window.sequences)
+    def weights(self, mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
+        return mask.float() / self.max_tokens
 
-
-def _at_least_one(count: float | Tensor) -> float | Tensor:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1.0)
+    @override
+    def count(self, mask: Bool[Tensor, "rows seq"], tokens_per_row: float | Tensor) -> Float[Tensor, ""]:
+        return mask.any(-1).sum().float()
 
 
 @dataclass(frozen=True, kw_only=True)

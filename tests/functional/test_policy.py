@@ -17,7 +17,6 @@ from lightning_lm.functional.policy import (
     RolloutTokenMean,
     SequenceMean,
     TokenMean,
-    WindowCounts,
     clipped_value_loss,
     kl_estimate,
 )
@@ -84,14 +83,15 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
 def test_gradients_do_not_depend_on_the_micro_batches(loss: PolicyLoss, reduction: Reduction) -> None:
     new, old, advantages, mask = rollout()
     mask[3:6] = False  # a micro-batch without a single token
-    window = WindowCounts(mask.sum(), mask.any(-1).sum(), mask.sum() * 1.5)
+    tokens_per_row = mask.sum() / 12
 
     def gradient(size: int) -> torch.Tensor:
-        leaf = new.clone().requires_grad_()
+        leaf, count = new.clone().requires_grad_(), torch.zeros(())
         for rows in torch.arange(len(new)).split(size):
             terms = loss(leaf[rows], old[rows], advantages[rows], mask[rows])
-            (terms.loss * reduction.weights(mask[rows], window)).sum().backward()
-        return leaf.grad
+            (terms.loss * reduction.weights(mask[rows])).sum().backward()
+            count += reduction.count(mask[rows], tokens_per_row)
+        return leaf.grad / count
 
     whole = gradient(12)
     assert whole.abs().sum() > 0
@@ -103,17 +103,17 @@ def test_gradients_do_not_depend_on_the_micro_batches(loss: PolicyLoss, reductio
 
 def test_reductions_weigh_as_defined() -> None:
     mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
-    window = WindowCounts(tokens=5, sequences=2, rollout_tokens=10)
-    row = {
-        type(r).__name__: r.weights(mask, window).sum(-1).tolist()
-        for r in (TokenMean(), RolloutTokenMean(), SequenceMean(), ConstantLength(max_tokens=8))
-    }
-    assert row["TokenMean"] == pytest.approx([0.2, 0.8, 0])
-    assert row["RolloutTokenMean"] == pytest.approx([0.1, 0.4, 0])
-    assert row["SequenceMean"] == pytest.approx([0.5, 0.5, 0])
-    assert row["ConstantLength"] == pytest.approx([1 / 16, 4 / 16, 0])
-    empty = TokenMean().weights(mask[2:], WindowCounts(0, 0, 0))
-    assert torch.equal(empty, torch.zeros(1, 4))
+
+    def shares(reduction: Reduction) -> list[float]:
+        return (reduction.weights(mask).sum(-1) / reduction.count(mask, 10 / 3)).tolist()
+
+    assert shares(TokenMean()) == pytest.approx([0.2, 0.8, 0])
+    assert shares(RolloutTokenMean()) == pytest.approx([0.1, 0.4, 0])
+    assert shares(SequenceMean()) == pytest.approx([0.5, 0.5, 0])
+    assert shares(ConstantLength(max_tokens=8)) == pytest.approx([1 / 16, 4 / 16, 0])
+    for reduction in (TokenMean(), SequenceMean(), ConstantLength(max_tokens=8)):
+        assert reduction.count(mask[2:], 0.0).item() == 0
+        assert torch.equal(reduction.weights(mask[2:]), torch.zeros(1, 4))
 
 
 def exact_reverse_kl(theta: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
