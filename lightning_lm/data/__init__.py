@@ -1,7 +1,7 @@
 """From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
 
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan
-from lightning_lm.data.sources import Files, Source, Texts, as_source
+from lightning_lm.data.sources import Files, Mixture, Source, Texts, as_source
 from lightning_lm.data.split import Split, hold_out
 from lightning_lm.data.standard_library import StandardLibrary
 from lightning_lm.data.store import TokenStore
@@ -12,6 +12,7 @@ __all__ = [
     "BestFit",
     "Concatenate",
     "Files",
+    "Mixture",
     "OnePerRow",
     "Packing",
     "RowPlan",

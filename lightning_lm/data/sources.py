@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lm.data.files import is_binary, kind_of, read_json_lines, read_parquet, read_text, text_of
-from lightning_lm.errors import DataError
+from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
 
-__all__ = ["Files", "Source", "Texts", "as_source"]
+__all__ = ["Files", "Mixture", "Source", "Texts", "as_source"]
 
 _READ_WHOLE = 1 << 26
 """Files of a folder up to this size are decoded before their first document is given; one larger fails when read."""
@@ -145,6 +145,43 @@ class Texts(Source):
             data = text.encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture(Source):
+    """Several sources of which each gives its share of the training rows, whatever their sizes.
+
+    Args:
+        sources: The sources.
+        weights: One positive number per source; only their ratios matter. Left out, all are equal.
+    """
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sources or (self.weights and len(self.weights) != len(self.sources)):
+            raise ConfigurationError(
+                "A mixture needs at least one source and one weight for each, got "
+                f"{len(self.sources)} sources and {len(self.weights)} weights."
+            )
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents of one source after the other, each once: weights are for rows."""
+        for source in self.sources:
+            yield from source.documents()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Digest of the sources' fingerprints."""
+        inner = [source.fingerprint for source in self.sources]
+        return None if None in inner else hashlib.sha256(repr(inner).encode()).hexdigest()
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Bytes of all sources together, if each knows its own."""
+        sizes = [source.num_bytes for source in self.sources]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def as_source(value: "Source | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]") -> Source:

@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""LightningDataModules: thin shells over ``lightning_lm.data``."""
+
+from lightning_lm.datamodules.loader import Loading
+from lightning_lm.datamodules.text import TextDataModule
+
+__all__ = ["Loading", "TextDataModule"]

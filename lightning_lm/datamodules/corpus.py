@@ -1,0 +1,101 @@
+"""The text of a run, its tokenizer and its token stores, made once and found again in a cache."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning_lm.data import Mixture, Source, TokenStore, as_source, hold_out, tokenize
+from lightning_lm.data.lock import locked
+from lightning_lm.datamodules.loader import Loading
+from lightning_lm.errors import DataError
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.tokenizers.parts import TokenizerPart
+
+__all__ = ["Corpus", "Prepared"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What training needs, on disk and in memory."""
+
+    tokenizer: Tokenizer
+    train: dict[TokenStore, float]
+    """Stores and their weights."""
+    validation: TokenStore | None
+
+
+class Corpus:
+    """Text for training and validation.
+
+    Args:
+        train: Whatever `as_source` takes.
+        validation: The same, or the share of the documents of ``train`` to hold out; 0 for none.
+        tokenizer: A tokenizer, or how to get one.
+        loading: Where the cache is, and how many processes tokenize.
+
+    Raises:
+        ConfigurationError: If the share is not between 0 and 1.
+        DataError: If one of the sources is no text source.
+    """
+
+    def __init__(self, train: Any, validation: Any, tokenizer: TokenizerPart | Tokenizer, loading: Loading) -> None:
+        self._train, self._validation = _sides(as_source(train), validation)
+        self._part = tokenizer if isinstance(tokenizer, TokenizerPart) else None
+        self.tokenizer = None if isinstance(tokenizer, TokenizerPart) else tokenizer
+        self._loading = loading
+
+    def validation_texts(self) -> Iterator[str]:
+        """Yield the documents for validation."""
+        return iter(()) if self._validation is None else self._validation.documents()
+
+    def prepare(self, *, show_progress: bool) -> Prepared:
+        """Train or load the tokenizer and tokenize, or find both in the cache."""
+        cache = _cache_folder(self._loading.cache_dir)
+        if self.tokenizer is None:
+            assert self._part is not None
+            with locked(cache / "tokenizers"):
+                self.tokenizer = self._part.build(self._train.documents, cache / "tokenizers")
+        parts = self._train.sources if isinstance(self._train, Mixture) else (self._train,)
+        weights = (isinstance(self._train, Mixture) and self._train.weights) or (1.0,) * len(parts)
+        stores = [self._store(part, cache, show_progress) for part in parts]
+        validation = None if self._validation is None else self._store(self._validation, cache, show_progress)
+        return Prepared(self.tokenizer, dict(zip(stores, weights, strict=True)), validation)
+
+    def _store(self, source: Source, cache: Path, show_progress: bool) -> TokenStore:
+        assert self.tokenizer is not None
+        fingerprint = source.fingerprint
+        if fingerprint is None:
+            raise DataError(
+                "The text can be read only once, but it is needed again by the tokenizer, by validation and by the "
+                "next run. Pass a list, a path, or the function that makes the generator, instead of the generator."
+            )
+        name = hashlib.sha256(f"{fingerprint}:{self.tokenizer.fingerprint}".encode()).hexdigest()[:32]
+        return tokenize(
+            source,
+            self.tokenizer,
+            cache / "tokens" / name,
+            num_workers=self._loading.tokenize_workers,
+            show_progress=show_progress,
+            overwrite=True,
+        )
+
+
+def _sides(source: Source, validation: Any) -> tuple[Source, Source | None]:
+    if not isinstance(validation, int | float):
+        return source, as_source(validation)
+    if not validation:
+        return source, None
+    if not isinstance(source, Mixture):
+        return hold_out(source, validation)
+    sides = [hold_out(part, validation) for part in source.sources]
+    train = dataclasses.replace(source, sources=tuple(side[0] for side in sides))
+    return train, Mixture(sources=tuple(side[1] for side in sides))
+
+
+def _cache_folder(path: str | None) -> Path:
+    if path is not None:
+        return Path(path)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-lm"

@@ -1,0 +1,192 @@
+"""Loaders whose batches follow from the position in the data alone.
+
+Lightning puts no sampler into them (they are no ``DataLoader``) and fetches nothing ahead of the step (they have a
+length), so what was handed out is what was trained on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_lm.data.stream import TokenStream
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.parts import Part
+from lightning_lm.types import IGNORE_INDEX
+
+__all__ = ["Loading", "Share", "TrainLoader", "ValidationLoader"]
+
+Batch = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading(Part):
+    """How data is prepared and fetched; nothing here changes which rows are seen.
+
+    Args:
+        num_workers: Processes that build batches ahead of training; 0 builds them in the training process, which
+            takes about 0.2 ms for 4,096 tokens.
+        prefetch: Batches that each process keeps ready.
+        pin_memory: Copy batches to page-locked memory, for faster transfer to a GPU.
+        tokenize_workers: Processes that tokenize; one per core if left out.
+        cache_dir: Where tokenizer and tokens are kept for the next run. Left out: ``lightning-lm`` in
+            ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        show_progress: Draw progress bars while preparing.
+        accept_changed_data: Go on from the checkpoint's position although the rows are no longer the same.
+    """
+
+    num_workers: int = 0
+    prefetch: int = 2
+    pin_memory: bool = False
+    tokenize_workers: int | None = None
+    cache_dir: str | None = None
+    show_progress: bool = True
+    accept_changed_data: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of each optimizer step's rows that one rank reads, and in how many micro-batches.
+
+    Args:
+        batch_size: Rows of an optimizer step, over all ranks and micro-batches.
+        num_ranks: Ranks that read different rows.
+        rank: This rank.
+        micro_batches: Batches whose gradients are accumulated.
+
+    Raises:
+        ConfigurationError: If the rows cannot be shared equally.
+    """
+
+    batch_size: int
+    num_ranks: int = 1
+    rank: int = 0
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.num_ranks * self.micro_batches
+        if self.batch_size < 1 or self.batch_size % parts:
+            raise ConfigurationError(
+                f"batch_size={self.batch_size} rows per optimizer step cannot be shared equally by {self.num_ranks} "
+                f"rank(s) times accumulate_grad_batches={self.micro_batches}; use a multiple of {parts}."
+            )
+
+    @classmethod
+    def of(cls, trainer: Trainer | None, batch_size: int) -> "Share":
+        """Return the share of this process. Tensor-parallel ranks read the same rows, which the strategy knows."""
+        if trainer is None:
+            return cls(batch_size)
+        sampler = trainer.distributed_sampler_kwargs or {}
+        return cls(
+            batch_size,
+            num_ranks=int(sampler.get("num_replicas", 1)),
+            rank=int(sampler.get("rank", 0)),
+            micro_batches=trainer.accumulate_grad_batches,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of one micro-batch of one rank."""
+        return self.batch_size // (self.num_ranks * self.micro_batches)
+
+
+class TrainLoader:
+    """Micro-batches of an endless stream from wherever training stands.
+
+    Each optimizer step reads the next ``batch_size`` rows, whoever reads them: the same rows whatever the number of
+    ranks, micro-batches and workers. An epoch is as many whole steps as show every row; the few rows that fill its
+    last step are the first of the next permutation.
+
+    Args:
+        stream: The rows.
+        share: What this rank reads.
+        position: Returns the number of rows trained on so far; asked when the first batch is fetched.
+        loading: Workers and their options.
+    """
+
+    def __init__(self, stream: TokenStream, share: Share, position: Callable[[], int], loading: Loading) -> None:
+        self._stream, self._share, self._position, self._loading = stream, share, position, loading
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches of an epoch."""
+        return -(-self._stream.rows_per_epoch // self._share.batch_size) * self._share.micro_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = _TrainBatches(self._stream, self._share, self._position())
+        yield from _fetched(batches, range(len(self)), self._loading)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position, for Lightning to see that this loader can be resumed; the datamodule restores it."""
+        return {"samples": self._position()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Do nothing: the datamodule has restored the position, and checks the data it belongs to."""
+
+
+class ValidationLoader:
+    """Every row of a stream once, in order, equally many batches on each rank.
+
+    Rows are dealt to ranks in turn. Where they run out, rows in which nothing is measured fill the last batches.
+
+    Args:
+        stream: The rows; only its first epoch is read.
+        share: What this rank reads.
+        loading: Workers and their options.
+    """
+
+    def __init__(self, stream: TokenStream, share: Share, loading: Loading) -> None:
+        self._stream, self._share, self._loading = stream, share, loading
+
+    def __len__(self) -> int:
+        """Return the number of batches of this rank, the same for every rank."""
+        return -(-self._stream.rows_per_epoch // (self._share.rows * self._share.num_ranks))
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from _fetched(_ValidationBatches(self._stream, self._share), range(len(self)), self._loading)
+
+
+class _TrainBatches(Dataset[Batch]):
+    def __init__(self, stream: TokenStream, share: Share, position: int) -> None:
+        self._stream, self._share, self._first = stream, share, position
+
+    def __getitem__(self, number: int) -> Batch:
+        share = self._share
+        step, micro_batch = divmod(number, share.micro_batches)
+        first = self._first + step * share.batch_size + (micro_batch * share.num_ranks + share.rank) * share.rows
+        return _tensors(self._stream.batch(np.arange(first, first + share.rows)))
+
+
+class _ValidationBatches(Dataset[Batch]):
+    def __init__(self, stream: TokenStream, share: Share) -> None:
+        self._stream, self._share = stream, share
+
+    def __getitem__(self, number: int) -> Batch:
+        share = self._share
+        indices = (number * share.rows + np.arange(share.rows)) * share.num_ranks + share.rank
+        outside = indices >= self._stream.rows_per_epoch
+        rows = self._stream.batch(np.where(outside, 0, indices))
+        rows["labels"][outside] = IGNORE_INDEX
+        return _tensors(rows)
+
+
+def _tensors(rows: dict[str, np.ndarray]) -> Batch:
+    return {name: torch.from_numpy(values) for name, values in rows.items()}
+
+
+def _fetched(batches: Dataset[Batch], numbers: Sequence[int], loading: Loading) -> Iterator[Batch]:
+    if not loading.num_workers and not loading.pin_memory:
+        return (batches[number] for number in numbers)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=loading.num_workers,
+        prefetch_factor=loading.prefetch if loading.num_workers else None,
+        pin_memory=loading.pin_memory,
+        generator=torch.Generator(),  # Its own: the global one belongs to dropout, and must not depend on workers.
+    )
+    return iter(loader)

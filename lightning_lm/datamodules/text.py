@@ -1,0 +1,150 @@
+"""`TextDataModule`: from text to batches in a Trainer, prepared once and resumed exactly."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule
+
+from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStream
+from lightning_lm.datamodules.corpus import Corpus
+from lightning_lm.datamodules.loader import Loading, Share, TrainLoader, ValidationLoader
+from lightning_lm.datamodules.resume import StepAlignment, check_same_rows
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.tokenizers.parts import TokenizerPart, TrainBPE
+
+__all__ = ["TextDataModule"]
+
+AnySource = Source | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+class TextDataModule(LightningDataModule):
+    """Packed rows of text for pretraining, from any source, in an order that only the seed decides.
+
+    The tokenizer is trained or loaded and the text is tokenized once; both are kept in a cache and used again. The
+    position in the data is one integer, the rows the optimizer has been given, so a checkpoint resumes exactly with
+    other workers, micro-batches or ranks.
+
+    Args:
+        train: A file, a folder, a `Source`, an iterable of strings or records, or a function that returns one.
+        validation: The same for validation, or the share of ``train``'s documents to hold out for it; 0 for none.
+        tokenizer: A tokenizer, or how to get one. It is trained on the train side alone.
+        context_length: Positions the model sees. Rows are one token longer.
+        batch_size: Rows per optimizer step, over all ranks and micro-batches.
+        packing: How documents are laid out in rows.
+        seed: Chooses the order of the rows.
+        loading: Workers, cache, and what else changes no row.
+
+    Attributes:
+        tokenizer: The tokenizer, or None until ``setup`` has made it.
+        context_length: As given.
+        batch_size: As given.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        train: AnySource = StandardLibrary(),
+        validation: float | AnySource = 0.05,
+        *,
+        tokenizer: TokenizerPart | Tokenizer = TrainBPE(),
+        context_length: int = 256,
+        batch_size: int = 16,
+        packing: Packing = BestFit(),
+        seed: int = 0,
+        loading: Loading = Loading(),
+    ) -> None:
+        super().__init__()
+        if context_length < 1 or batch_size < 1:
+            raise ConfigurationError(
+                f"context_length and batch_size must be at least 1, got {context_length} and {batch_size}."
+            )
+        self._corpus = Corpus(train, validation, tokenizer, loading)
+        self.tokenizer: Tokenizer | None = self._corpus.tokenizer
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self._packing, self._seed, self._loading = packing, seed, loading
+        self._train: TokenStream | None = None
+        self._validation: TokenStream | None = None
+        self._samples = 0
+        self._begin_step: int | None = None
+
+    @property
+    def samples_consumed(self) -> int:
+        """Rows that the optimizer has been given since training began."""
+        if self._begin_step is None or self.trainer is None:
+            return self._samples
+        return self._samples + (self.trainer.global_step - self._begin_step) * self.batch_size
+
+    def validation_texts(self) -> Iterator[str]:
+        """Yield the documents for validation as they were before tokenizing."""
+        return self._corpus.validation_texts()
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and tokenize, where the cache does not hold the result yet. Runs on one rank a machine.
+
+        Raises:
+            DataError: If the text cannot be read or used, or the disk is full.
+        """
+        self._corpus.prepare(show_progress=self._loading.show_progress)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what `prepare_data` left in the cache, and plan the rows."""
+        prepared = self._corpus.prepare(show_progress=False)
+        self.tokenizer = prepared.tokenizer
+        row_length = self.context_length + 1
+        self._train = TokenStream(prepared.train, row_length=row_length, packing=self._packing, seed=self._seed)
+        if prepared.validation is not None:
+            self._validation = TokenStream(prepared.validation, row_length=row_length, shuffle=False)
+        if stage == "fit" and self.trainer is not None:
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(callback, StepAlignment) for callback in callbacks):
+                callbacks.append(StepAlignment(self, type(self).__qualname__))
+            if not self.trainer.global_step:
+                self._samples, self._begin_step = 0, None
+
+    def train_dataloader(self) -> TrainLoader:
+        """Return the micro-batches of this rank, from wherever training stands."""
+        assert self._train is not None, "setup() comes first"
+        return TrainLoader(self._train, self._share(), lambda: self.samples_consumed, self._loading)
+
+    def val_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return the validation rows of this rank; nothing where no text is held out."""
+        return [] if self._validation is None else ValidationLoader(self._validation, self._share(), self._loading)
+
+    def test_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return the same rows as for validation."""
+        return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, and what says which rows it counts."""
+        if self._train is None:
+            return {}
+        return {
+            "samples": self.samples_consumed,
+            "seed": self._seed,
+            "fingerprint": self._train.fingerprint,
+            "rows": self._train.description,
+            "micro_batches": self._share().micro_batches,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the position of a checkpoint.
+
+        Raises:
+            FingerprintError: If training goes on and its rows would not be the checkpoint's.
+        """
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            assert self._train is not None, "setup() comes first"
+            check_same_rows(state_dict, self._train, accept=self._loading.accept_changed_data)
+            self._samples, self._begin_step = int(state_dict["samples"]), None
+
+    def begin_at(self, step: int) -> None:
+        """Take note that the position so far holds at this optimizer step."""
+        self._samples, self._begin_step = self.samples_consumed, step
+
+    def _share(self) -> Share:
+        return Share.of(self.trainer, self.batch_size)
