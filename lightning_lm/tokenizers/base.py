@@ -50,6 +50,9 @@ class BaseTokenizer(ABC):
         self._special_expression = special_expression(self._special)
         self.eos_token = eos_token
 
+    unk_id: int | None = None
+    """Id of text that the vocabulary does not hold; ``None`` where every text can be written."""
+
     @property
     @abstractmethod
     def vocab_size(self) -> int:
@@ -261,9 +264,14 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 def _put_in_place(fresh: Path, folder: Path, names: list[str]) -> None:
     fresh.chmod(0o777 & ~_umask())
-    if not folder.exists():
+    try:
         fresh.rename(folder)
-        return
+    except OSError:
+        _replace_one_by_one(fresh, folder, names)
+
+
+def _replace_one_by_one(fresh: Path, folder: Path, names: list[str]) -> None:
+    folder.mkdir(exist_ok=True)
     (folder / MARKER).unlink(missing_ok=True)
     for name in sorted(names, key=lambda name: name == MARKER):
         os.replace(fresh / name, folder / name)

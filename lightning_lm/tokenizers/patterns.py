@@ -9,7 +9,7 @@ import regex
 
 from lightning_lm.errors import TokenizerError
 
-__all__ = ["GPT2", "GPT4", "SplitPattern"]
+__all__ = ["GPT2", "GPT4", "SplitPattern", "last_match"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SplitPattern:
 
     def last_cut(self, text: str) -> int:
         """Return the last place where the text may be cut, 0 if there is none."""
-        return _last_match(self.cuts, text) if self.cuts else 0
+        return last_match(self.cuts, text) if self.cuts else 0
 
 
 @functools.cache
@@ -75,7 +75,8 @@ def _ascii_finder(expression: str) -> Callable[[str], list[str]]:
     return re.compile(expression, re.ASCII).findall
 
 
-def _last_match(expression: str, text: str) -> int:
+def last_match(expression: str, text: str) -> int:
+    """Return where the last match of a ``re`` expression in a text begins, 0 if there is none."""
     pattern = re.compile(expression)
     window = 256
     while True:

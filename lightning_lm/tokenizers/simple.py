@@ -68,7 +68,7 @@ class _ListedTokenizer(ByteTableTokenizer):
             raise TokenizerError("An entry is in the vocabulary twice.")
 
     def _encode_entries(self, entries: Iterable[str]) -> list[int]:
-        known, unknown = self._ids.get, self.unk_id
+        known, unknown = self._ids.get, self._special[UNKNOWN]
         return [known(entry, unknown) for entry in entries]
 
     def _listed_marker(self, **settings: Any) -> dict[str, str]:

@@ -1,0 +1,83 @@
+"""Open a tokenizer whatever its kind: from a folder, a file, or the contents of files in a checkpoint."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning_lm.errors import TokenizerError
+from lightning_lm.tokenizers import gpt2_files
+from lightning_lm.tokenizers.base import MARKER, BaseTokenizer, read_marker
+from lightning_lm.tokenizers.bpe import BPETokenizer
+from lightning_lm.tokenizers.pretrained import PretrainedTokenizer
+from lightning_lm.tokenizers.sentencepiece import MODEL_BASE64, MODEL_FILE, SentencePieceTokenizer
+from lightning_lm.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordTokenizer
+
+__all__ = ["load_tokenizer", "tokenizer_from_files"]
+
+_KINDS: dict[str, type[BaseTokenizer]] = {
+    kind.__name__: kind
+    for kind in (BPETokenizer, SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer)
+}
+_TEXT_FILES = (
+    MARKER,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "entries.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def load_tokenizer(path: Path | str) -> BaseTokenizer:
+    """Return the tokenizer in a folder or file.
+
+    Args:
+        path: A folder that `save` wrote; a folder with ``tokenizer.json``, ``tokenizer.model``, or ``vocab.json`` and
+            ``merges.txt``; or one of these files.
+
+    Raises:
+        TokenizerError: If there is no tokenizer, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".model":
+        return SentencePieceTokenizer.from_model_file(path)
+    if path.is_file() and path.name not in _TEXT_FILES:
+        return PretrainedTokenizer.load(path)
+    folder = path.parent if path.is_file() else path
+    if not folder.is_dir():
+        raise TokenizerError(f"There is no tokenizer at {path}: no such file or folder.")
+    try:
+        return tokenizer_from_files(_read(folder))
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from error
+
+
+def tokenizer_from_files(files: Mapping[str, str]) -> BaseTokenizer:
+    """Return the tokenizer that `to_files` of any kind described.
+
+    Raises:
+        TokenizerError: If the files are of no tokenizer, or damaged.
+    """
+    if MARKER in files:
+        kind = read_marker(files).get("kind")
+        if kind not in _KINDS:
+            raise TokenizerError(f"{MARKER} names the kind {kind!r}; known are {', '.join(_KINDS)}.")
+        return _KINDS[kind].from_files(files)
+    if "tokenizer.json" in files:
+        return PretrainedTokenizer.from_files(files)
+    if MODEL_BASE64 in files:
+        return SentencePieceTokenizer.from_files(files)
+    if "vocab.json" in files and "merges.txt" in files:
+        parsed = gpt2_files.parse(files["vocab.json"], files["merges.txt"])
+        return BPETokenizer(parsed.merges, ids=parsed.ids, special_tokens=parsed.special_tokens, pattern="gpt2")
+    raise TokenizerError(
+        f"No tokenizer here: needed is {MARKER}, tokenizer.json, {MODEL_FILE}, or vocab.json with merges.txt."
+    )
+
+
+def _read(folder: Path) -> dict[str, str]:
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in _TEXT_FILES if (folder / name).is_file()}
+    if (folder / MODEL_FILE).is_file():
+        files[MODEL_BASE64] = base64.b64encode((folder / MODEL_FILE).read_bytes()).decode()
+    return files

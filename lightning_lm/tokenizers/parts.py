@@ -1,0 +1,165 @@
+"""Tokenizers as parts: what a YAML file says about the tokenizer of a run."""
+
+import dataclasses
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+from lightning_lm.errors import TokenizerError
+from lightning_lm.parts import Part
+from lightning_lm.tokenizers.base import END_OF_TEXT, MARKER, BaseTokenizer
+from lightning_lm.tokenizers.bpe import BPETokenizer
+from lightning_lm.tokenizers.loading import load_tokenizer
+from lightning_lm.tokenizers.sentencepiece import SentencePieceTokenizer
+from lightning_lm.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordTokenizer
+
+__all__ = [
+    "Bytes",
+    "LoadTokenizer",
+    "TokenizerPart",
+    "TrainBPE",
+    "TrainCharacters",
+    "TrainSentencePiece",
+    "TrainWords",
+    "TrainedTokenizerPart",
+]
+
+Texts = Callable[[], Iterable[str]]
+
+_TRAINERS_VERSION = 1
+"""Counted up when the same texts give other ids, so that tokenizers of an older version are not reused."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerPart(Part):
+    """Base of all parts that make a tokenizer."""
+
+    @abstractmethod
+    def build(self, texts: Texts, cache_dir: Path | str | None = None) -> BaseTokenizer:
+        """Return the tokenizer.
+
+        Args:
+            texts: Returns the training documents; may be called twice.
+            cache_dir: Where a trained tokenizer is kept for the next run with the same part and texts.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedTokenizerPart(TokenizerPart):
+    """Base of the parts that train; they do so once for the same settings and texts."""
+
+    def build(self, texts: Texts, cache_dir: Path | str | None = None) -> BaseTokenizer:
+        """Return the tokenizer, from the cache if it holds it."""
+        if cache_dir is None:
+            return self.train(texts())
+        folder = Path(cache_dir) / f"tokenizer-{self._key(texts())}"
+        if (folder / MARKER).is_file():
+            try:
+                return load_tokenizer(folder)
+            except TokenizerError:
+                # Damaged by someone else; training again repairs it.
+                pass
+        tokenizer = self.train(texts())
+        tokenizer.save(folder)
+        return tokenizer
+
+    @abstractmethod
+    def train(self, texts: Iterable[str]) -> BaseTokenizer:
+        """Train on documents."""
+        raise NotImplementedError
+
+    def _key(self, texts: Iterable[str]) -> str:
+        digest = hashlib.sha256(json.dumps([_TRAINERS_VERSION, self.to_dict()], sort_keys=True).encode())
+        for text in texts:
+            content = text.encode("utf-8", errors="surrogatepass")
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainBPE(TrainedTokenizerPart):
+    """Train byte-level byte-pair encoding."""
+
+    vocab_size: int = 4096
+    """Number of ids: 256 bytes, merges, special tokens."""
+    pattern: str = "gpt4"
+    """``gpt2``, ``gpt4`` or an expression."""
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+    num_workers: int | None = None
+    """Processes that count words; left out, one a CPU core."""
+
+    def train(self, texts: Iterable[str]) -> BPETokenizer:
+        """Train on documents."""
+        return BPETokenizer.train(
+            texts,
+            self.vocab_size,
+            special_tokens=self.special_tokens,
+            pattern=self.pattern,
+            num_workers=self.num_workers,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSentencePiece(TrainedTokenizerPart):
+    """Train a SentencePiece model with byte fallback."""
+
+    vocab_size: int = 4096
+    model_type: Literal["bpe", "unigram"] = "unigram"
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+
+    def train(self, texts: Iterable[str]) -> SentencePieceTokenizer:
+        """Train on documents."""
+        return SentencePieceTokenizer.train(
+            texts, self.vocab_size, model_type=self.model_type, special_tokens=self.special_tokens
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainCharacters(TrainedTokenizerPart):
+    """Take every character of the training documents."""
+
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+
+    def train(self, texts: Iterable[str]) -> CharacterTokenizer:
+        """Train on documents."""
+        return CharacterTokenizer.train(texts, special_tokens=self.special_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainWords(TrainedTokenizerPart):
+    """Take the most frequent words of the training documents."""
+
+    vocab_size: int = 32_768
+    pattern: str = "gpt2"
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+
+    def train(self, texts: Iterable[str]) -> WordTokenizer:
+        """Train on documents."""
+        return WordTokenizer.train(texts, self.vocab_size, special_tokens=self.special_tokens, pattern=self.pattern)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadTokenizer(TokenizerPart):
+    """Open a tokenizer that exists; see `load_tokenizer`."""
+
+    path: str
+
+    def build(self, texts: Texts, cache_dir: Path | str | None = None) -> BaseTokenizer:  # noqa: ARG002
+        """Return the tokenizer; texts and cache are not looked at."""
+        return load_tokenizer(self.path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bytes(TokenizerPart):
+    """One token a byte of UTF-8; nothing to train."""
+
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+
+    def build(self, texts: Texts, cache_dir: Path | str | None = None) -> BaseTokenizer:  # noqa: ARG002
+        """Return the tokenizer; texts and cache are not looked at."""
+        return ByteTokenizer(self.special_tokens)
