@@ -1,0 +1,231 @@
+"""What a model costs: its parameters by role, the arithmetic of a token, and the memory of a training step."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import nn
+
+from lightning_lm.models.attention import SelfAttention
+from lightning_lm.models.config import ModelConfig
+from lightning_lm.models.roles import Role, parameter_roles
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "MemoryEstimate",
+    "ModelDescription",
+    "ParameterRow",
+    "describe",
+    "flops_per_token",
+    "memory_estimate",
+    "parameter_table",
+    "render",
+]
+
+_FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """The parameters of one role."""
+
+    role: Role
+    tensors: int
+    parameters: int
+    share: float
+    """Of all parameters, from 0 to 1."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes that training needs on one device, roughly."""
+
+    parameters: int
+    gradients: int
+    optimizer_states: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all."""
+        return self.parameters + self.gradients + self.optimizer_states + self.activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What `describe` finds out about a model."""
+
+    rows: tuple[ParameterRow, ...]
+    context_length: int
+    flops_per_token: float
+    """Of a training step; see `flops_per_token`."""
+    memory: MemoryEstimate
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(row.parameters for row in self.rows)
+
+
+def parameter_table(model: nn.Module) -> list[ParameterRow]:
+    """Return the parameters of a model by role, in a fixed order, without empty roles.
+
+    A weight that is shared is counted once, under ``embedding`` where it is one.
+    """
+    roles = parameter_roles(model)
+    parameters = dict(model.named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    rows = []
+    for role in get_args(Role):
+        own = [parameters[name] for name, known in roles.items() if known == role]
+        count = sum(parameter.numel() for parameter in own)
+        if own:
+            rows.append(ParameterRow(role, len(own), count, count / max(total, 1), sum(p.nbytes for p in own)))
+    return rows
+
+
+def flops_per_token(model: nn.Module | ModelConfig, context_length: int, *, causal: bool = False) -> float:
+    """Return the floating point operations that training spends on a token, for FLOP budgets and MFU.
+
+    Counted are matrix products, multiplications and additions: the forward pass once, the backward pass twice, without
+    recomputation. A weight that is multiplied with counts 2 per token; the embedding is looked up, which is free, but
+    the head is a product also where it is tied. Attention adds the scores and the weighted sum of the values,
+    ``4 * width * keys`` per layer. ``keys`` is the context length or the window, whichever is shorter: so do published
+    MFU numbers and `torch.utils.flop_counter` count, although causality hides half of them.
+
+    Args:
+        model: A model, ours or another library's, or a config whose ``vocab_size`` is set.
+        context_length: Tokens of a row.
+        causal: Count only the keys that a query can see: on average ``(context_length + 1) / 2`` without a window.
+
+    Source:
+        Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B; Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
+    """
+    if isinstance(model, ModelConfig):
+        with torch.device("meta"):
+            model = model.build()
+    forward = 2.0 * _multiplied_weights(model) + sum(
+        4.0 * width * _keys(context_length, window, causal=causal) for width, window in _attention_widths(model)
+    )
+    return _FORWARD_AND_BACKWARD * forward
+
+
+def memory_estimate(
+    model: nn.Module, tokens: int, *, states_per_parameter: float = 2.0, activation_bytes: int = 4
+) -> MemoryEstimate:
+    """Return roughly what a training step holds at its peak.
+
+    Activations are taken as twice the output of each linear map: the output itself, and what is computed from it
+    feature by feature (a rotation, an activation, a residual sum). The head is left out, as the loss never holds all
+    logits.
+
+    Args:
+        model: A model on any device; the meta device is enough.
+        tokens: Tokens of a micro-batch on one device.
+        states_per_parameter: Copies the optimizer keeps: 2 for AdamW, 1 for Muon or momentum, 0 for plain SGD.
+        activation_bytes: Bytes of an activation: 2 under bf16 autocast.
+    """
+    trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    head = _head(model)
+    outputs = sum(m.out_features for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    return MemoryEstimate(
+        parameters=sum(parameter.nbytes for parameter in model.parameters()),
+        gradients=trainable,
+        optimizer_states=round(states_per_parameter * trainable),
+        activations=2 * outputs * tokens * activation_bytes,
+    )
+
+
+def describe(model: nn.Module, context_length: int, *, rows: int = 1) -> ModelDescription:
+    """Return everything a summary of a model shows.
+
+    Args:
+        model: A model on any device.
+        context_length: Tokens of a row.
+        rows: Rows of a micro-batch on one device.
+    """
+    return ModelDescription(
+        rows=tuple(parameter_table(model)),
+        context_length=context_length,
+        flops_per_token=flops_per_token(model, context_length),
+        memory=memory_estimate(model, rows * context_length),
+    )
+
+
+def render(description: ModelDescription) -> "Table":
+    """Return a description as a table for a terminal."""
+    from rich.table import Table
+
+    memory = description.memory
+    table = Table(
+        title=f"{_short(description.num_parameters)} parameters",
+        caption=(
+            f"{_short(description.flops_per_token)}FLOPs per trained token at context {description.context_length}\n"
+            f"about {_bytes(memory.total)}: parameters {_bytes(memory.parameters)}, gradients "
+            f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer_states)}, "
+            f"activations {_bytes(memory.activations)}"
+        ),
+    )
+    table.add_column("role")
+    for name in ("tensors", "parameters", "share", "memory"):
+        table.add_column(name, justify="right")
+    for row in description.rows:
+        table.add_row(row.role, str(row.tensors), _short(row.parameters), f"{row.share:.1%}", _bytes(row.num_bytes))
+    return table
+
+
+def _multiplied_weights(model: nn.Module) -> int:
+    """Count the weights that a token is multiplied with."""
+    roles = parameter_roles(model)
+    parameters = dict(model.named_parameters())
+    count = sum(parameters[name].numel() for name, role in roles.items() if role not in ("embedding", "vector"))
+    head = _head(model)
+    tied = head is not None and any(
+        role == "embedding" and parameters[name] is head.weight for name, role in roles.items()
+    )
+    return count + (head.weight.numel() if head is not None and tied else 0)
+
+
+def _head(model: nn.Module) -> nn.Linear | None:
+    """Return the linear map that gives the logits, whatever the library calls it."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getattr(model, "head", None) if getter is None else getter()
+    return head if isinstance(head, nn.Linear) else None
+
+
+def _attention_widths(model: nn.Module) -> Iterable[tuple[int, int | None]]:
+    """Return the features of all query heads, and the window, of each attention layer."""
+    own = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    if own:
+        return [(layer.num_heads * layer.head_dim, layer.part.window) for layer in own]
+    for module in model.modules():  # a model of transformers says it in its config
+        config: Any = getattr(module, "config", None)
+        heads, layers = (getattr(config, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
+        if heads and layers:
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+            return [(heads * head_dim, None)] * layers
+    return []
+
+
+def _keys(context_length: int, window: int | None, *, causal: bool) -> float:
+    """Return how many keys a query meets, on average over a row."""
+    seen = float(min(context_length, window or context_length))
+    return seen - seen * (seen - 1) / (2 * context_length) if causal else seen
+
+
+def _short(number: float | int) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f} "
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f} B"
