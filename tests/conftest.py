@@ -10,7 +10,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Annotated shapes are checked against what really flows. Must come before these packages are imported for the first time.
+# Annotated shapes are checked against what really flows. Must come before these packages are first imported.
 install_import_hook(["lightning_lm.functional", "lightning_lm.models"], "beartype.beartype")
 
 import lightning_lm  # noqa: E402
@@ -38,7 +38,9 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import shutil
 
     source, target = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("sdist")
-    skipped = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "lightning_logs", "tests")
+    skipped = shutil.ignore_patterns(
+        ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "lightning_logs", "tests"
+    )
     shutil.copytree(ROOT, source, ignore=skipped)
     backend = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
     subprocess.run([sys.executable, "-c", backend, target], cwd=source, check=True, capture_output=True)

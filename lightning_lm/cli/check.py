@@ -89,14 +89,8 @@ class Checker:
         if cls is None:
             return
         arguments = arguments_of(cls)
-        is_spec = not content.keys().isdisjoint(_SPEC)
-        if is_spec:
-            stray = next((key for key in content if key not in _SPEC), None)
-            if stray is not None:
-                raise UsageError(_stray_key(stray, content[stray].place, cls, path))
-        fields = content.get("init_args") if is_spec else setting
-        if arguments is not None and fields is not None and isinstance(fields.value, dict):
-            self._check_keys(fields, arguments, cls.__name__, path)
+        if arguments is not None:
+            self._check_keys(_fields(setting, cls, path), arguments, cls.__name__, path)
 
     def _remember(self, path: str, cls: type | None) -> None:
         if cls is None or self._classes.get(path) is cls:
@@ -104,6 +98,19 @@ class Checker:
         for below in [known for known in self._classes if known.startswith(f"{path}.")]:
             del self._classes[below]
         self._classes[path] = cls
+
+
+def _fields(setting: Setting, cls: type, path: str) -> Setting:
+    """Return what is meant for the constructor: the content itself, or what stands under ``init_args``."""
+    content: dict[str, Setting] = setting.value
+    if content.keys().isdisjoint(_SPEC):
+        return setting
+    direct = {key: child for key, child in content.items() if key not in _SPEC}
+    for key, child in direct.items():
+        if child.place.path is not None:  # `--key Name --key.argument value` is right, the same in YAML is not
+            raise UsageError(_stray_key(key, child.place, cls, path))
+    arguments = content.get("init_args", Setting({})).value
+    return Setting({**(arguments if isinstance(arguments, dict) else {}), **direct})
 
 
 def _insert(root: dict[str, Setting], keys: list[str], leaf: Setting) -> None:
@@ -184,5 +191,5 @@ def _stray_key(key: str, place: Place, cls: type, path: str) -> str:
 
 
 def _nearest(word: str, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(choices), n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(choice) for choice in near)}?" if near else ""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -34,10 +34,10 @@ def find_recipe(name: str) -> Path | None:
         name: A name of `recipe_names`, with or without the folder's name in front and the suffix behind.
     """
     folder = recipes_folder()
-    relative = Path(name.removeprefix("recipes/")).with_suffix(_SUFFIX)
-    if relative.is_absolute() or ".." in relative.parts:
+    relative = Path(name.removeprefix("recipes/"))
+    if not relative.name or relative.is_absolute() or ".." in relative.parts:
         return None
-    path = folder / relative
+    path = folder / relative.with_suffix(_SUFFIX)
     return path if path.is_file() else None
 
 

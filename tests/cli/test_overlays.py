@@ -1,0 +1,89 @@
+"""YAML layers: what stands below what, and on which line."""
+
+import pytest
+import yaml
+
+from lightning_lm.cli.overlays import expand_configs, read_overlays
+from lightning_lm.errors import UsageError
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_file_comes_after_the_overlays_it_names(tmp_path):
+    write(tmp_path, one="a: 1\n", two="base: one\nb: 2\n", three="base: [one, two.yaml]\nc: 3\n")
+    paths = [overlay.path.name for overlay in read_overlays(str(tmp_path / "three.yaml"))]
+    assert paths == ["one.yaml", "one.yaml", "two.yaml", "three.yaml"]
+
+
+def test_a_base_may_be_a_recipe_of_the_package(tmp_path):
+    write(tmp_path, mine="base: pretrain/quickstart\ntrainer: {max_steps: 3}\n")
+    names = [overlay.path.stem for overlay in read_overlays(str(tmp_path / "mine.yaml"))]
+    assert names[-2:] == ["quickstart", "mine"]
+    assert "trainer" in names
+
+
+def test_the_text_has_every_value_and_no_base(tmp_path):
+    content = "base: one\nx: {list: [1, 2.5, null, true, 'text', 1e-3], deep: {empty: {}, none: ~}}\n"
+    write(tmp_path, one="{}\n", two=content)
+    expected = yaml.safe_load(content)
+    del expected["base"]
+    assert yaml.safe_load(read_overlays(str(tmp_path / "two.yaml"))[-1].to_yaml()) == expected
+
+
+def test_every_key_knows_its_line(tmp_path):
+    write(tmp_path, one="# a comment\na: 1\nb:\n  c: 2\n\n  d: [x,\n      y]\n")
+    root = read_overlays(str(tmp_path / "one.yaml"))[0].root
+    assert root.value["a"].place.line == 2
+    assert root.value["b"].value["c"].place.line == 4
+    assert root.value["b"].value["d"].value[1].place.line == 7
+
+
+def test_merge_keys_of_yaml_work(tmp_path):
+    write(tmp_path, one="a: &shared {x: 1, y: 2}\nb: {<<: *shared, y: 3}\n")
+    text = read_overlays(str(tmp_path / "one.yaml"))[0].to_yaml()
+    assert yaml.safe_load(text)["b"] == {"x": 1, "y": 3}
+
+
+def test_the_command_line_keeps_its_order(tmp_path):
+    write(tmp_path, one="a: 1\n", two="a: 2\n")
+    one, two = (str(tmp_path / f"{name}.yaml") for name in ("one", "two"))
+    words, overlays = expand_configs(["--x=1", "--config", one, "--y", "2", f"-c={two}", "--z", "3"])
+    assert words == ["--x=1", "--config=a: 1\n", "--y", "2", "--config=a: 2\n", "--z", "3"]
+    assert [overlay.path.stem for overlay in overlays] == ["one", "two"]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n"])
+def test_an_empty_file_is_an_empty_overlay(tmp_path, text):
+    write(tmp_path, one=text)
+    assert yaml.safe_load(read_overlays(str(tmp_path / "one.yaml"))[0].to_yaml()) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", "is not YAML"),
+        ("- a\n- b\n", "top level"),
+        ("just words\n", "top level"),
+        ("a: 1\nbase: x\n", "'x'"),
+    ],
+)
+def test_what_cannot_be_read_says_so(tmp_path, text, message):
+    write(tmp_path, one=text)
+    with pytest.raises(UsageError, match=message):
+        read_overlays(str(tmp_path / "one.yaml"))
+
+
+def test_circles_are_refused(tmp_path):
+    write(tmp_path, one="base: two\n", two="base: one\n")
+    with pytest.raises(UsageError, match=r"one\.yaml -> .*two\.yaml -> .*one\.yaml"):
+        read_overlays(str(tmp_path / "one.yaml"))
+
+
+def test_a_missing_file_lists_the_recipes():
+    with pytest.raises(UsageError, match="pretrain/quickstart"):
+        expand_configs(["--config", "nothing.yaml"])
+    with pytest.raises(UsageError, match="neither a file nor a recipe"):
+        expand_configs(["--config"])
