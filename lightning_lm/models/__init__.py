@@ -1,9 +1,12 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
+from lightning_lm.models.adapter import TransformersModel
 from lightning_lm.models.attention import Attention, Mixer
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
 from lightning_lm.models.ffn import FFN, GLU, MLP
+from lightning_lm.models.huggingface import PretrainedCheckpoint, load_huggingface, save_huggingface
+from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
 from lightning_lm.models.norms import LayerNorm, NoNorm, Norm, RMSNorm
 from lightning_lm.models.positions import (
@@ -17,7 +20,16 @@ from lightning_lm.models.positions import (
     SinusoidalPositions,
     YaRNScaling,
 )
+from lightning_lm.models.presets import gpt2, llama2, llama3, mistral, qwen2, qwen3, tinystories
 from lightning_lm.models.roles import Role, parameter_roles
+from lightning_lm.models.summary import (
+    ModelDescription,
+    describe,
+    flops_per_token,
+    memory_estimate,
+    parameter_table,
+    render,
+)
 from lightning_lm.models.transformer import Transformer
 
 __all__ = [
@@ -36,11 +48,13 @@ __all__ = [
     "Llama3Scaling",
     "Mixer",
     "ModelConfig",
+    "ModelDescription",
     "NTKScaling",
     "NoNorm",
     "Norm",
     "Normal",
     "Positions",
+    "PretrainedCheckpoint",
     "RMSNorm",
     "Role",
     "Rope",
@@ -48,7 +62,24 @@ __all__ = [
     "SinusoidalPositions",
     "Transformer",
     "TransformerConfig",
+    "TransformersModel",
     "TruncatedNormal",
     "YaRNScaling",
+    "config_from_huggingface",
+    "config_to_huggingface",
+    "describe",
+    "flops_per_token",
+    "gpt2",
+    "llama2",
+    "llama3",
+    "load_huggingface",
+    "memory_estimate",
+    "mistral",
     "parameter_roles",
+    "parameter_table",
+    "qwen2",
+    "qwen3",
+    "render",
+    "save_huggingface",
+    "tinystories",
 ]
