@@ -182,6 +182,7 @@ def _settings(special_tokens: Sequence[str]) -> dict[str, Any]:
         "normalization_rule_name": "identity",
         "add_dummy_prefix": False,
         "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
         "control_symbols": list(special_tokens),
         "unk_id": 0,
         "bos_id": -1,

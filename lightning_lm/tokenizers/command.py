@@ -1,0 +1,128 @@
+"""The verb ``lightning-lm tokenizer``: train a tokenizer, compare several."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lm.errors import LightningLMError, TokenizerError
+
+if TYPE_CHECKING:
+    from lightning_lm.tokenizers.base import BaseTokenizer
+
+__all__ = ["add_arguments", "run"]
+
+_END_OF_TEXT = "<|endoftext|>"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to a parser."""
+    verbs = parser.add_subparsers(dest="tokenizer_verb", required=True, metavar="{train,compare}")
+    train = verbs.add_parser("train", help="train a tokenizer on text files")
+    train.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, or folders of them")
+    train.add_argument("--output", required=True, metavar="FOLDER", help="where the tokenizer is written")
+    train.add_argument("--vocab-size", type=int, default=8192, help="number of ids (default: %(default)s)")
+    train.add_argument("--kind", choices=sorted(_TRAINERS), default="bpe", help="default: %(default)s")
+    train.add_argument("--pattern", default="gpt4", help="gpt2, gpt4 or an expression (default: %(default)s)")
+    train.add_argument(
+        "--special-token", nargs="*", default=[_END_OF_TEXT], metavar="NAME", help="tokens that split the text"
+    )
+    train.add_argument("--num-workers", type=int, help="processes (default: one a CPU core)")
+    train.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    compare = verbs.add_parser("compare", help="print what tokenizers make of a text, as a table")
+    compare.add_argument("tokenizers", nargs="+", metavar="TOKENIZER", help='folders, files, or "bytes"')
+    compare.add_argument(
+        "--input", action="append", required=True, metavar="PATH", help="a text file, or a folder; may be repeated"
+    )
+    compare.add_argument("--max-megabytes", type=float, default=10.0, help="text to read (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the verb and return the exit status; what a user can mend is said in one line on stderr."""
+    try:
+        if arguments.tokenizer_verb == "train":
+            _train(arguments)
+        else:
+            _compare(arguments)
+    except (LightningLMError, OSError) as error:
+        sys.stderr.write(f"lightning-lm tokenizer: {error}\n")
+        return 1
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from lightning_lm.tokenizers.corpus_files import find_text_files
+
+    output = Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise TokenizerError(f"{output} is a file; --output names a folder.")
+    if output.is_dir() and any(output.iterdir()) and not arguments.overwrite:
+        raise TokenizerError(f"{output} is not empty; choose another --output, or add --overwrite.")
+    files = list(find_text_files(arguments.input))
+    if not files:
+        raise TokenizerError(f"No text files in {', '.join(arguments.input)}.")
+    tokenizer = _TRAINERS[arguments.kind](files, arguments)
+    tokenizer.save(output)
+    sys.stdout.write(f"{tokenizer.vocab_size:,} tokens from {len(files):,} files, written to {output}\n")
+
+
+def _train_bpe(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+    from lightning_lm.tokenizers.bpe import BPETokenizer
+
+    return BPETokenizer.train(files, arguments.vocab_size, **_word_settings(arguments))
+
+
+def _train_words(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+    from lightning_lm.tokenizers.simple import WordTokenizer
+
+    return WordTokenizer.train(files, arguments.vocab_size, **_word_settings(arguments))
+
+
+def _train_characters(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+    from lightning_lm.tokenizers.simple import CharacterTokenizer
+    from lightning_lm.tokenizers.streams import read_text
+
+    blocks = (block for file in files for block in read_text(file))
+    return CharacterTokenizer.train(blocks, special_tokens=arguments.special_token)
+
+
+def _train_sentencepiece(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+    from lightning_lm.tokenizers.sentencepiece import SentencePieceTokenizer
+    from lightning_lm.tokenizers.streams import read_text
+
+    return SentencePieceTokenizer.train(
+        ("".join(read_text(file)) for file in files),
+        arguments.vocab_size,
+        model_type=arguments.kind.removeprefix("sentencepiece-"),
+        special_tokens=arguments.special_token,
+        num_workers=arguments.num_workers,
+    )
+
+
+_TRAINERS = {
+    "bpe": _train_bpe,
+    "words": _train_words,
+    "characters": _train_characters,
+    "sentencepiece-bpe": _train_sentencepiece,
+    "sentencepiece-unigram": _train_sentencepiece,
+}
+
+
+def _word_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "special_tokens": arguments.special_token,
+        "pattern": arguments.pattern,
+        "num_workers": arguments.num_workers,
+    }
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lightning_lm.tokenizers.comparison import comparison_table, read_sample
+    from lightning_lm.tokenizers.loading import load_tokenizer
+    from lightning_lm.tokenizers.simple import ByteTokenizer
+
+    sample = read_sample(arguments.input, max_bytes=int(arguments.max_megabytes * 1e6))
+    tokenizers = {name: ByteTokenizer() if name == "bytes" else load_tokenizer(name) for name in arguments.tokenizers}
+    Console().print(comparison_table(tokenizers, sample))
