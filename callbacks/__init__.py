@@ -3,6 +3,7 @@
 if __name__ != "lightning_lm.callbacks":
     raise ImportError(f"This folder was imported as {__name__!r}; import it as 'lightning_lm.callbacks'.")
 
+from lightning_lm.callbacks.compression_report import CompressionReport
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
 from lightning_lm.callbacks.perplexity import Perplexity
 from lightning_lm.callbacks.progress_bar import LMProgressBar
@@ -10,4 +11,12 @@ from lightning_lm.callbacks.sample_text import SampleText
 from lightning_lm.callbacks.summary import LMSummary
 from lightning_lm.callbacks.throughput import Throughput
 
-__all__ = ["LMProgressBar", "LMSummary", "LastCheckpoint", "Perplexity", "SampleText", "Throughput"]
+__all__ = [
+    "CompressionReport",
+    "LMProgressBar",
+    "LMSummary",
+    "LastCheckpoint",
+    "Perplexity",
+    "SampleText",
+    "Throughput",
+]

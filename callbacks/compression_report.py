@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
@@ -10,7 +11,13 @@ from rich.text import Text
 from lightning_lm.callbacks.emission import emit
 from lightning_lm.callbacks.next_steps import commands, left_by
 from lightning_lm.callbacks.readable import short
-from lightning_lm.evals.compression import gzip_bits_per_byte, xz_bits_per_byte
+from lightning_lm.evals.compression import (
+    gzip_bits_per_byte,
+    token_counts,
+    unigram_bits_per_byte,
+    xz_bits_per_byte,
+)
+from lightning_lm.protocols import Tokenizer
 
 __all__ = ["CompressionReport"]
 
@@ -19,8 +26,9 @@ class CompressionReport(Callback):
     """Set the model's validation bits per byte beside what everyone knows, and say what to type next.
 
     A language model is a compressor, so its loss in bits per byte is the size to which it would compress the
-    validation text. ``gzip -9`` and ``xz -9`` of the same text, concatenated, and a unigram model over tokens tell
-    whether that is any good. The values also go to the loggers (``report/gzip_bits_per_byte``, ...).
+    validation text. It stands beside ``gzip -9`` and ``xz -9`` of the same text, concatenated, and beside a unigram
+    model: what its tokens cost to someone who knows how often each occurs, and nothing of their order. The values also
+    go to the loggers (``report/gzip_bits_per_byte``, ...).
 
     It needs `Perplexity` for the model's own value, the last that was validated, and a datamodule with
     ``validation_texts()``; the comparison is left out without texts. Checkpoint, logs and commands are always shown.
@@ -50,14 +58,14 @@ class CompressionReport(Callback):
         if not trainer.is_global_zero:
             return
         console = rich.get_console()
-        text = _beginning(_validation_texts(trainer), self._max_bytes)
-        if text:
-            values = {"gzip -9": gzip_bits_per_byte(text), "xz -9": xz_bits_per_byte(text)}
+        texts = list(_beginning(_validation_texts(trainer), self._max_bytes))
+        if any(texts):
+            values = _compressed(texts, getattr(trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
             emit(trainer, {f"report/{name.split()[0]}_bits_per_byte": value for name, value in values.items()})
             model = trainer.callback_metrics.get("val/bits_per_byte")
             if model is not None:
                 values[self._model_name(trainer)] = float(model)
-            console.print(_table(values, len(text)))
+            console.print(_table(values, sum(len(text.encode()) for text in texts)))
         left = left_by(trainer)
         console.print(Text(f"checkpoint  {left.checkpoint or 'none was written'}"), soft_wrap=True)
         console.print(Text(f"logs        {left.logs or 'none were written'}"), soft_wrap=True)
@@ -74,17 +82,24 @@ def _validation_texts(trainer: Trainer) -> Iterable[str]:
     return () if texts is None else texts()
 
 
-def _beginning(texts: Iterable[str], max_bytes: int) -> bytes:
-    def pieces() -> Iterator[bytes]:
-        room = max_bytes
-        for text in texts:
-            piece = text.encode()[:room]
-            room -= len(piece)
-            yield piece
-            if not room:
-                return
+def _beginning(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    room = max_bytes
+    for text in texts:
+        if room <= 0:
+            return
+        yield text[:room]
+        room -= len(text.encode())
 
-    return b"".join(pieces())
+
+def _compressed(texts: list[str], tokenizer: Tokenizer | None) -> dict[str, float]:
+    data = "".join(texts).encode()
+    values = {"gzip -9": gzip_bits_per_byte(data), "xz -9": xz_bits_per_byte(data)}
+    if tokenizer is not None:
+        counts = token_counts(np.concatenate(tokenizer.encode_batch(texts)), tokenizer.vocab_size)
+        if tokenizer.eos_id is not None:
+            counts[tokenizer.eos_id] += len(texts)  # the model has to predict where a document ends, too
+        values["unigram over tokens"] = unigram_bits_per_byte(counts, counts, len(data))
+    return values
 
 
 def _table(values: dict[str, float], num_bytes: int) -> Table:

@@ -1,4 +1,4 @@
-"""Training FLOPs per token of any module: from the parts of our own models, by counting one row for others."""
+"""Training FLOPs per token of any module: from the weights of a language model, by counting one row for others."""
 
 import torch
 from lightning.pytorch import LightningModule
@@ -6,6 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lm.callbacks.aside import set_aside
+from lightning_lm.models.summary import flops_per_token
+from lightning_lm.protocols import LanguageModel
 
 __all__ = ["training_flops_per_token"]
 
@@ -13,12 +15,16 @@ _TRAINING_OVER_FORWARD = 3  # the backward pass multiplies each matrix twice: by
 
 
 def training_flops_per_token(pl_module: LightningModule, context_length: int) -> float:
-    """Return the FLOPs that training takes per token of a row, or 0 where they cannot be counted.
+    """Return the FLOPs that training takes per token of a row; see `lightning_lm.models.summary.flops_per_token`.
 
     Args:
-        pl_module: Its ``model`` if that is one of ours, else whatever its ``forward(input_ids)`` computes.
+        pl_module: Counted from the weights of its ``model`` if that is a `LanguageModel`, otherwise by running its
+            ``forward`` on one row of zeros.
         context_length: Tokens in a row, which decides the share of attention.
     """
+    model = getattr(pl_module, "model", None)
+    if isinstance(model, LanguageModel):
+        return flops_per_token(model, context_length)  # type: ignore[arg-type]
     return _count_by_running(pl_module, context_length)
 
 
@@ -34,6 +40,6 @@ def _count_by_running(pl_module: LightningModule, context_length: int) -> float:
     ):
         try:
             pl_module(row)
-        except NotImplementedError:  # a LightningModule without forward has nothing to be counted
-            return 0.0
+        except NotImplementedError:  # a LightningModule without a forward: its weights must tell
+            return flops_per_token(pl_module, context_length)
     return _TRAINING_OVER_FORWARD * counter.get_total_flops() / context_length
