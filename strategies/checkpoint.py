@@ -100,7 +100,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    return str(error).splitlines()[0]
+    return str(error).partition("\n")[0]
 
 
 def _sync_folder(folder: Path) -> None:

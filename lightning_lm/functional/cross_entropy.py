@@ -101,7 +101,7 @@ def linear_cross_entropy(
     labels, valid = _safe_targets(targets.reshape(-1), ignore_index)
     terms = _Terms(softcap, z_loss, label_smoothing)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    loss_sum, nll_sum = _ChunkedLoss.apply(rows, weight, bias, labels, valid, terms)
+    loss_sum, nll_sum = _ChunkedLoss.apply(rows, weight, bias, labels, valid, terms)  # type: ignore[no-untyped-call]
     return TokenLoss(loss_sum, nll_sum, valid.sum())
 
 

@@ -39,7 +39,7 @@ def reading(path: Path | str) -> Iterator[None]:
     except (RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} cannot be read: it is truncated or no checkpoint. Use an earlier checkpoint of the run "
-            f"(often in the same folder). torch says: {str(error).splitlines()[0]}"
+            f"(often in the same folder). torch says: {str(error).partition(chr(10))[0] or error!r}"
         ) from error
 
 

@@ -130,5 +130,5 @@ def _require_same_kind(group: Mapping[str, Any], origins: _Groups) -> None:
     if kinds - {group.get("optimizer")}:
         raise CheckpointError(
             f"{group['param_names'][0]!r} and others were trained with {sorted(map(str, kinds))}, this run gives them "
-            f"to {group.get('optimizer')}; resume with the optimizer that wrote the checkpoint, or load only the weights."
+            f"to {group.get('optimizer')}; resume with the optimizer that wrote the checkpoint, or load weights only."
         )

@@ -29,7 +29,7 @@ class NormHistory:
 
     def add(self, grad_norm: float, *, window: int) -> None:
         """Move the exponential averages by one step; over the first `window` steps they are plain averages."""
-        value = math.log(max(grad_norm, 1e-30))
+        value = math.log(grad_norm)
         self.count += 1
         rate = 1.0 / min(self.count, window)
         difference = value - self.mean
@@ -74,8 +74,10 @@ class Spike(NonFinite):
         found = super().reason(grad_norm, history)
         if found is not None:
             return found
+        if grad_norm == 0:  # a step without targets says nothing about the others
+            return None
         margin = max(self.deviations * math.sqrt(history.variance), math.log(self.min_factor))
-        if history.count >= self.warmup and math.log(max(grad_norm, 1e-30)) > history.mean + margin:
+        if history.count >= self.warmup and math.log(grad_norm) > history.mean + margin:
             return f"gradient norm {grad_norm:.3g} where {math.exp(history.mean):.3g} is usual"
         history.add(grad_norm, window=self.window)
         return None

@@ -32,7 +32,10 @@ def orthogonalize(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype | None
     dtype = dtype or _product_dtype(matrices)
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if tall else matrices
-    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+    # By the largest entry first: squares of tiny and of huge gradients leave the range of float32.
+    for order in (torch.inf, 2.0):
+        size = torch.linalg.vector_norm(wide, order, dim=(-2, -1), keepdim=True)
+        wide = wide / torch.where(size > 0, size, 1)
     stack = wide.to(dtype).reshape(-1, *wide.shape[-2:])
     # In half precision the Gram matrix loses the small singular values.
     through_gram = stack.shape[-1] >= 2 * stack.shape[-2] and dtype in (torch.float32, torch.float64)
