@@ -111,12 +111,16 @@ def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, 
     """
     if p >= 1:
         return logits
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = _at_least_float32(ordered).softmax(dim=-1)
+    wide = _at_least_float32(logits)
+    total = wide.logsumexp(dim=-1, keepdim=True)
+    ordered = _largest_values(wide, total, p)
+    probabilities = (ordered - total).exp()
     mass_before = probabilities.cumsum(dim=-1) - probabilities
-    excluded = mass_before >= p
-    excluded[..., 0] = False
-    return logits.masked_fill(excluded.scatter(-1, ids, excluded), -math.inf)
+    size = (mass_before < p).sum(dim=-1, keepdim=True).clamp(min=1)
+    least = ordered.gather(-1, size - 1)
+    ties = wide == least
+    kept_ties = size - (ordered > least).sum(dim=-1, keepdim=True)
+    return logits.masked_fill((wide < least) | (ties & (ties.cumsum(dim=-1) > kept_ties)), -math.inf)
 
 
 def keep_min_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
@@ -163,6 +167,27 @@ def token_log_probs(logits: Float[Tensor, "batch vocab"], ids: Int[Tensor, " bat
     """
     logits = _at_least_float32(logits)
     return logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+
+def _largest_values(
+    logits: Float[Tensor, "batch vocab"], total: Float[Tensor, "batch 1"], p: float
+) -> Float[Tensor, "batch largest"]:
+    """Return the largest logits of each row, in falling order: at least as many as hold the probability ``p``.
+
+    A few hundred tokens nearly always do, and a CPU finds them several times faster than it sorts a vocabulary.
+    Elsewhere the look at the probabilities would cost more than the sorting.
+
+    Args:
+        logits: One row per sequence.
+        total: Their logsumexp.
+        p: Probability mass.
+    """
+    few = 256
+    if logits.device.type == "cpu" and logits.shape[-1] > 4 * few:
+        values = logits.topk(few, dim=-1).values
+        if bool(((values - total).exp().sum(dim=-1) >= p).all()):
+            return values
+    return logits.sort(dim=-1, descending=True).values
 
 
 def _at_least_float32(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

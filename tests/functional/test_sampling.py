@@ -89,6 +89,16 @@ class TestTopP:
         assert torch.equal(ours, TopPLogitsWarper(p)(torch.zeros(16, 1), logits))
         assert kept(ours) == [naive_top_p(row, p) for row in logits]
 
+    @pytest.mark.parametrize("scale", [0.5, 4.0])
+    @pytest.mark.parametrize("p", [0.5, 0.95])
+    def test_large_vocabularies_flat_and_peaked(self, p, scale):
+        logits = (random_logits(batch=3, vocab=3000, scale=scale) * 8).round() / 8  # many ties
+        assert kept(keep_top_p(logits.double(), p)) == [naive_top_p(row, p) for row in logits]
+
+    def test_rows_without_a_distribution_stay_so(self):
+        logits = torch.tensor([[-math.inf] * 4, [math.nan] * 4])
+        assert not keep_top_p(logits, 0.5).isfinite().any()
+
     def test_one_keeps_all(self):
         logits = random_logits()
         assert torch.equal(keep_top_p(logits, 1.0), logits)

@@ -1,0 +1,118 @@
+"""Cached generation of the real transformer, in all its forms, against running it over the whole prefix."""
+
+import pytest
+import torch
+
+from lightning_lm.generation import Generator, Sampling
+from lightning_lm.generation.forward import CachedForward, PrefixForward
+from lightning_lm.models import (
+    MLP,
+    Attention,
+    Layer,
+    LayerNorm,
+    LearnedPositions,
+    Normal,
+    SinusoidalPositions,
+    TransformerConfig,
+)
+
+VOCAB = 61
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+"""float32 sums of some hundred terms in another order."""
+
+VARIANTS = {
+    "full": Layer(mixer=Attention(num_heads=4)),
+    "grouped": Layer(mixer=Attention(num_heads=4, num_kv_heads=2, qk_norm="head")),
+    "multi_query": Layer(mixer=Attention(num_heads=4, num_kv_heads=1)),
+    "window": Layer(mixer=Attention(num_heads=4, window=5)),
+    "hybrid": (Layer(mixer=Attention(num_heads=4, window=4)), Layer(mixer=Attention(num_heads=4, softcap=5.0))),
+    "learned": Layer(mixer=Attention(num_heads=4, rope=None, bias="all"), ffn=MLP()),
+    "sinusoidal": Layer(mixer=Attention(num_heads=4, rope=None)),
+}
+OPTIONS = {
+    "learned": {"positions": LearnedPositions(), "norm": LayerNorm(), "tie_embeddings": True},
+    "sinusoidal": {"positions": SinusoidalPositions(), "logit_softcap": 3.0},
+}
+
+
+def model_of(variant):
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        vocab_size=VOCAB,
+        d_model=32,
+        num_layers=2,
+        context_length=64,
+        layers=VARIANTS[variant],
+        init=Normal(std=0.3),
+        **OPTIONS.get(variant, {}),
+    )
+    return config.build().eval()
+
+
+def prompts_of(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+
+
+def uncached(model):
+    return lambda ids: model(ids)
+
+
+@pytest.mark.parametrize("lengths", [(7,), (7, 7), (3, 23, 1, 12)])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_logits_equal_those_of_the_whole_prefix(variant, lengths):
+    model, prompts = model_of(variant), prompts_of(*lengths)
+    cached, whole = CachedForward(model, prompts, 16), PrefixForward(uncached(model), prompts, 16)
+    torch.testing.assert_close(cached.prefill(), whole.prefill(), **TOLERANCE)
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.arange(len(prompts))
+    for step in range(15):
+        ids = torch.randint(0, VOCAB, (len(rows),), generator=generator)
+        torch.testing.assert_close(cached.step(ids), whole.step(ids), **TOLERANCE)
+        if step in (4, 9) and len(rows) > 1:
+            rows = torch.arange(len(rows))[1:]
+            cached.select(rows)
+            whole.select(rows)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_says_what_each_prompt_gets_alone(variant):
+    model, prompts = model_of(variant), prompts_of(3, 23, 1, 12, 23)
+    options = {"max_new_tokens": 20, "stop_ids": range(5)}
+    for sampling in (Sampling(temperature=0), Sampling(temperature=0, repetition_penalty=1.3, presence_penalty=0.2)):
+        together = Generator(model).generate(prompts, sampling=sampling, **options)
+        assert together == [Generator(model).generate([p], sampling=sampling, **options)[0] for p in prompts]
+        assert together == Generator(uncached(model)).generate(prompts, sampling=sampling, **options)
+    assert len({completion.token_ids for completion in together}) > 2
+
+
+@pytest.mark.parametrize("variant", ["full", "hybrid", "learned"])
+def test_sampled_answers_share_a_prefill_and_change_nothing(variant):
+    model, prompts = model_of(variant), prompts_of(3, 17, 9)
+    options = {"sampling": Sampling(seed=7, top_p=0.9), "max_new_tokens": 15, "num_samples": 4, "stop_ids": range(9)}
+    expected = Generator(uncached(model)).generate(prompts, **options)
+    assert Generator(model).generate(prompts, **options) == expected
+    assert Generator(model, batch_size=5).generate(prompts, **options) == expected
+
+
+def test_the_whole_context_of_learned_positions_can_be_filled():
+    model = model_of("learned")
+    (completion,) = Generator(model).generate(prompts_of(60), sampling=Sampling(temperature=0), max_new_tokens=5)
+    assert len(completion.token_ids) == 5
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+@pytest.mark.parametrize("variant", ["full", "sinusoidal"])
+def test_training_goes_on_after_generation(variant, inference_mode):
+    """What the model keeps between passes must not come from a mode that knows no gradients."""
+    model = model_of(variant).train()
+    Generator(model, inference_mode=inference_mode).generate(prompts_of(4), max_new_tokens=4)
+    model(torch.tensor(prompts_of(4))).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_bfloat16():
+    model = model_of("grouped").bfloat16()
+    completions = Generator(model).generate(prompts_of(3, 9), max_new_tokens=8, log_probs=True)
+    assert all(value <= 0 for completion in completions for value in completion.log_probs)
