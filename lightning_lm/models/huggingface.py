@@ -77,12 +77,17 @@ def save_huggingface(
         max_shard_bytes: Largest weight file, in bytes.
 
     Raises:
-        ConfigurationError: If the model is no `Transformer`, or no family can express it.
+        ConfigurationError: If the model is no `Transformer`, no family can express it, or the tokenizer has more ids.
     """
     if not isinstance(model, Transformer):
         raise ConfigurationError(
             f"save_huggingface writes a Transformer, not a {type(model).__name__}. Of a LightningModule give its "
             ".model; a model of transformers has save_pretrained."
+        )
+    num_ids = model.embed.num_embeddings
+    if tokenizer is not None and tokenizer.vocab_size > num_ids:
+        raise ConfigurationError(
+            f"The tokenizer has {tokenizer.vocab_size} ids and the model {num_ids}; save it with its own tokenizer."
         )
     folder = Path(folder)
     settings = config_to_huggingface(model.config, family=family)
