@@ -32,4 +32,4 @@ class LastCheckpoint(ModelCheckpoint):
         """Save the last step, unless that was done when it ended."""
         super().on_train_end(trainer, pl_module)  # saves only where nothing was saved yet
         if not trainer.fast_dev_run and trainer.global_step % self._every_n_steps and self.last_model_path:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(self.last_model_path)
+            trainer.save_checkpoint(self.last_model_path, weights_only=False)
