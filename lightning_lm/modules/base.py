@@ -16,6 +16,7 @@ from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_weights, config_differences
+from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.modules.window import GradientWindow, gradient_norm
 from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
 from lightning_lm.parts import Part
@@ -40,6 +41,7 @@ class LMModule(LightningModule, abc.ABC):
         schedule: Factor on the learning rates.
         skip: When to leave out a step; costs one synchronisation with the device at every step.
         compile: What `torch.compile` is applied to.
+        activation_checkpointing: What the backward pass computes again to save memory.
     """
 
     def __init__(
@@ -50,17 +52,20 @@ class LMModule(LightningModule, abc.ABC):
         schedule: Schedule = Cosine(warmup=0.01),
         skip: SkipRule | None = None,
         compile: Compile = "none",
+        activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
         super().__init__()
         self.model_config = model if isinstance(model, ModelConfig) else None
         if isinstance(model, nn.Module):
             self.model = model
-        self.optimizer_part, self.schedule, self.skip, self.compile_what = optimizer, schedule, skip, compile
+        self.optimizer_part, self.schedule, self.skip = optimizer, schedule, skip
+        self.compile_what, self.activation_checkpointing = compile, activation_checkpointing
         self.last_metrics: dict[str, float] = {}
         """The numbers that were logged last, by name."""
         self.skipped_steps = 0
         self.tokens_seen = torch.zeros((), dtype=torch.int64)
         """Target tokens that the model was trained on, over all ranks; on the module's device while it trains."""
+        self._configured = False
         self._window = GradientWindow()
         self._interval = torch.zeros(2, dtype=torch.float64)
         self._history = NormHistory()
@@ -79,13 +84,15 @@ class LMModule(LightningModule, abc.ABC):
     # --- model ---
 
     def configure_model(self) -> None:
-        """Build the model, once."""
-        if hasattr(self, "model"):
+        """Build the model and prepare its layers, once."""
+        if self._configured:
             return
-        assert self.model_config is not None
-        self.model = self.model_config.build(self._vocab_size())
+        if self.model_config is not None:
+            self.model = self.model_config.build(self._vocab_size())
+        self._configured = True
+        recompute_blocks(self.model, self.activation_checkpointing)
         if self.compile_what == "blocks":
-            _compile_blocks(self.model)
+            compile_blocks(self.model)
 
     def _vocab_size(self) -> int | None:
         tokenizer = self._tokenizer()
@@ -291,11 +298,3 @@ class LMModule(LightningModule, abc.ABC):
                 f"The checkpoint holds another model: {'; '.join(differences)}. Resume with the configuration that "
                 "wrote it, or start without the checkpoint."
             )
-
-
-def _compile_blocks(model: nn.Module) -> None:
-    """Compile every layer of a stack in place, which leaves parameter names as they are."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                block.compile()

@@ -9,6 +9,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart, next_token_targets
+from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 
 __all__ = ["PretrainModule"]
@@ -26,6 +27,7 @@ class PretrainModule(LMModule):
         loss: What is summed over the target tokens.
         skip: When to leave out a step; costs one synchronisation with the device at every step.
         compile: What `torch.compile` is applied to, in place.
+        activation_checkpointing: What the backward pass computes again to save memory.
 
     Example:
         >>> from lightning_lm.models import TransformerConfig
@@ -41,8 +43,16 @@ class PretrainModule(LMModule):
         loss: TokenLossPart = CrossEntropy(),
         skip: SkipRule | None = None,
         compile: Compile = "none",
+        activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
-        super().__init__(model, optimizer=optimizer, schedule=schedule, skip=skip, compile=compile)
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            skip=skip,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
         self.loss = loss
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:
