@@ -130,8 +130,9 @@ def memory_estimate(
         activation_bytes: Bytes of an activation: 2 under bf16 autocast.
     """
     trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    head = _head(model)
-    outputs = sum(m.out_features for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    roles = _roles_by_weight(model)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    outputs = sum(module.out_features for module in linear if roles[id(module.weight)] not in ("head", "embedding"))
     return MemoryEstimate(
         parameters=sum(parameter.nbytes for parameter in model.parameters()),
         gradients=trainable,
@@ -179,22 +180,16 @@ def render(description: ModelDescription) -> "Table":
 
 
 def _multiplied_weights(model: nn.Module) -> int:
-    """Count the weights that a token is multiplied with."""
-    roles = parameter_roles(model)
+    """Count the weights that a token is multiplied with: also an embedding, where a head shares it."""
+    roles = _roles_by_weight(model)
+    own = [p for p in model.parameters() if roles[id(p)] not in ("embedding", "vector")]
+    tied = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and roles[id(m.weight)] == "embedding"]
+    return sum(weight.numel() for weight in own + tied)
+
+
+def _roles_by_weight(model: nn.Module) -> dict[int, Role]:
     parameters = dict(model.named_parameters())
-    count = sum(parameters[name].numel() for name, role in roles.items() if role not in ("embedding", "vector"))
-    head = _head(model)
-    tied = head is not None and any(
-        role == "embedding" and parameters[name] is head.weight for name, role in roles.items()
-    )
-    return count + (head.weight.numel() if head is not None and tied else 0)
-
-
-def _head(model: nn.Module) -> nn.Linear | None:
-    """Return the linear map that gives the logits, whatever the library calls it."""
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getattr(model, "head", None) if getter is None else getter()
-    return head if isinstance(head, nn.Linear) else None
+    return {id(parameters[name]): role for name, role in parameter_roles(model).items()}
 
 
 def _attention_widths(model: nn.Module) -> Iterable[tuple[int, int | None]]:

@@ -73,6 +73,14 @@ def test_a_foreign_model_is_counted_too(config):
     assert flops_per_token(TransformersModel(foreign), T) / 3 == expected
 
 
+def test_a_module_that_holds_the_model_costs_the_same():
+    for name in ("llama", "gpt2"):
+        model = CONFIGS[name].build()
+        shell = nn.ModuleDict({"model": model})
+        assert flops_per_token(shell, T) == flops_per_token(model, T)
+        assert memory_estimate(shell, 64) == memory_estimate(model, 64)
+
+
 def test_the_published_rule_for_gpt2():
     # Six operations for each of 124M parameters (but for positions), and PaLM's 12 * layers * width * context.
     config = presets.gpt2("124M")
