@@ -57,6 +57,9 @@ class StoreRows:
                 f"a token to predict, or all are longer than {row_length - 1} tokens and {packing} leaves them out."
             )
 
+    def __reduce__(self) -> tuple[type["StoreRows"], tuple[object, ...]]:
+        return StoreRows, (self.store, self._packing, self._row_length, self._key)
+
     def fill(self, rows: Rows, places: Ints, numbers: Ints) -> None:
         """Write the rows with these numbers into these places of blank rows."""
         epochs, within = np.divmod(numbers, self.num_rows)

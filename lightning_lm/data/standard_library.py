@@ -1,6 +1,7 @@
 """The corpus that every machine with Python already has: the sources of its standard library."""
 
 import dataclasses
+import os
 import sys
 import sysconfig
 import tokenize
@@ -46,7 +47,7 @@ class StandardLibrary(Source):
 
     def _paths(self) -> list[Path]:
         root = _root()
-        paths = sorted(path for path in root.rglob("*.py") if not _LEFT_OUT.intersection(path.relative_to(root).parts))
+        paths = sorted(_modules(root))
         if not paths:
             raise DataError(
                 f"This Python has no library sources under {root}. Pass your own text: train=<file or folder>."
@@ -56,3 +57,9 @@ class StandardLibrary(Source):
 
 def _root() -> Path:
     return Path(sysconfig.get_path("stdlib"))
+
+
+def _modules(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))

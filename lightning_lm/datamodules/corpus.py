@@ -2,17 +2,19 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_lm import __version__
 from lightning_lm.data import Mixture, Source, TokenStore, as_source, hold_out, tokenize
 from lightning_lm.data.lock import locked
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.errors import DataError
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.tokenizers.parts import TokenizerPart
+from lightning_lm.tokenizers import TokenizerPart, TrainedTokenizerPart, load_tokenizer
 
 __all__ = ["Corpus", "Prepared"]
 
@@ -55,24 +57,32 @@ class Corpus:
         """Train or load the tokenizer and tokenize, or find both in the cache."""
         cache = _cache_folder(self._loading.cache_dir)
         if self.tokenizer is None:
-            assert self._part is not None
-            with locked(cache / "tokenizers"):
-                self.tokenizer = self._part.build(self._train.documents, cache / "tokenizers")
+            self.tokenizer = self._build_tokenizer(cache / "tokenizers")
         parts = self._train.sources if isinstance(self._train, Mixture) else (self._train,)
         weights = (isinstance(self._train, Mixture) and self._train.weights) or (1.0,) * len(parts)
         stores = [self._store(part, cache, show_progress) for part in parts]
         validation = None if self._validation is None else self._store(self._validation, cache, show_progress)
         return Prepared(self.tokenizer, dict(zip(stores, weights, strict=True)), validation)
 
+    def _build_tokenizer(self, cache: Path) -> Tokenizer:
+        """Make the tokenizer, or find it by what the text's fingerprint says: reading all of the text takes longer."""
+        assert self._part is not None
+        if not isinstance(self._part, TrainedTokenizerPart):
+            return self._part.build(self._train.documents, cache)
+        how = json.dumps([__version__, self._part.to_dict(), _fingerprint_of(self._train)])
+        folder = cache / hashlib.sha256(how.encode()).hexdigest()[:32]
+        with locked(cache):
+            if folder.is_dir():
+                return load_tokenizer(folder)
+            tokenizer = self._part.build(self._train.documents, cache)
+            unfinished = folder.with_suffix(".partial")
+            tokenizer.save(unfinished)
+            unfinished.rename(folder)
+            return tokenizer
+
     def _store(self, source: Source, cache: Path, show_progress: bool) -> TokenStore:
         assert self.tokenizer is not None
-        fingerprint = source.fingerprint
-        if fingerprint is None:
-            raise DataError(
-                "The text can be read only once, but it is needed again by the tokenizer, by validation and by the "
-                "next run. Pass a list, a path, or the function that makes the generator, instead of the generator."
-            )
-        name = hashlib.sha256(f"{fingerprint}:{self.tokenizer.fingerprint}".encode()).hexdigest()[:32]
+        name = hashlib.sha256(f"{_fingerprint_of(source)}:{self.tokenizer.fingerprint}".encode()).hexdigest()[:32]
         return tokenize(
             source,
             self.tokenizer,
@@ -81,6 +91,15 @@ class Corpus:
             show_progress=show_progress,
             overwrite=True,
         )
+
+
+def _fingerprint_of(source: Source) -> str:
+    if source.fingerprint is None:
+        raise DataError(
+            "The text can be read only once, but it is needed again by the tokenizer, by validation and by the "
+            "next run. Pass a list, a path, or the function that makes the generator, instead of the generator."
+        )
+    return source.fingerprint
 
 
 def _sides(source: Source, validation: Any) -> tuple[Source, Source | None]:

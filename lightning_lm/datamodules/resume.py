@@ -6,17 +6,19 @@ steps, so the batches are counted anew from it.
 """
 
 import warnings
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_lm.data import TokenStream
 from lightning_lm.errors import ConfigurationError, FingerprintError
 
-__all__ = ["StepAlignment", "align_progress", "check_same_rows"]
+__all__ = ["StepAlignment", "Steps", "align_progress", "check_same_rows"]
 
 
 class _CountsSteps(Protocol):
+    batch_size: int
+
     def begin_at(self, step: int) -> None: ...
 
 
@@ -27,20 +29,21 @@ class StepAlignment(Callback):
 
     Args:
         datamodule: Is told the optimizer step at which training begins.
-        state_key: Where the datamodule's state lies in a checkpoint.
     """
 
-    def __init__(self, datamodule: _CountsSteps, state_key: str) -> None:
+    def __init__(self, datamodule: _CountsSteps) -> None:
         self._datamodule = datamodule
-        self._key = state_key
         self._micro_batches = 1
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Count the batches of the checkpoint in the micro-batches of this run, before the loops read them."""
-        state = checkpoint.get(self._key)
-        loops = checkpoint.get("loops", {}).get("fit_loop", {})
-        if state is not None and "epoch_loop.batch_progress" in loops:
-            align_progress(loops, was=state["micro_batches"], now=trainer.accumulate_grad_batches)
+        state = checkpoint.get(type(self._datamodule).__qualname__)
+        if state is not None:
+            was, now = (
+                Steps(state["batch_size"], state["micro_batches"]),
+                Steps(self._datamodule.batch_size, trainer.accumulate_grad_batches),
+            )
+            align_progress(checkpoint["loops"]["fit_loop"], was=was, now=now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Tell the datamodule the step at which its position holds."""
@@ -59,6 +62,15 @@ class StepAlignment(Callback):
                 "while training, but batch_size is the number of rows of a whole optimizer step. Remove the callback "
                 "that changes it (GradientAccumulationScheduler)."
             )
+
+
+class Steps(NamedTuple):
+    """How an optimizer step is made."""
+
+    batch_size: int
+    """Rows of the step."""
+    micro_batches: int
+    """Batches that Lightning counts in it."""
 
 
 def check_same_rows(state: dict[str, Any], stream: TokenStream, *, accept: bool) -> None:
@@ -87,21 +99,24 @@ def check_same_rows(state: dict[str, Any], stream: TokenStream, *, accept: bool)
     warnings.warn(f"{message} Going on at row {state['samples']} of the new rows, as asked.", stacklevel=2)
 
 
-def align_progress(fit_loop: dict[str, Any], *, was: int, now: int) -> None:
+def align_progress(fit_loop: dict[str, Any], *, was: Steps, now: Steps) -> None:
     """Rewrite a checkpoint's count of batches in place so that it stands at the end of its last optimizer step.
 
     Args:
         fit_loop: ``checkpoint["loops"]["fit_loop"]``.
-        was: Micro-batches per step when the checkpoint was written.
-        now: Micro-batches per step of this run.
+        was: The steps of the run that wrote the checkpoint.
+        now: The steps of this run.
     """
     batches = fit_loop["epoch_loop.batch_progress"]
     steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
     ready, stepped = batches["current"]["ready"], steps["current"]["completed"]
     # An epoch that Lightning cut short (limit_train_batches) ends with a step of fewer micro-batches.
-    whole = ready == stepped * was or (batches["is_last_batch"] and -(-ready // was) == stepped)
-    if whole and was == now:
+    ends_short = batches["is_last_batch"] and -(-ready // was.micro_batches) == stepped
+    at_end = ready == stepped * was.micro_batches or ends_short
+    if at_end and was == now:
         return
-    for name, count in (("current", stepped * now), ("total", steps["total"]["completed"] * now)):
-        open_hooks = batches[name]["ready"] - batches[name]["completed"] if whole else 0
-        batches[name].update(ready=count, started=count, processed=count, completed=count - open_hooks)
+    for name in ("current", "total"):
+        counts = batches[name]
+        open_hooks = counts["ready"] - counts["completed"] if at_end else 0
+        count = steps[name]["completed"] * was.batch_size // now.batch_size * now.micro_batches
+        counts.update(ready=count, started=count, processed=count, completed=count - open_hooks)

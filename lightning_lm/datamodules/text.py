@@ -12,7 +12,7 @@ from lightning_lm.datamodules.loader import Loading, Share, TrainLoader, Validat
 from lightning_lm.datamodules.resume import StepAlignment, check_same_rows
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.tokenizers.parts import TokenizerPart, TrainBPE
+from lightning_lm.tokenizers import TokenizerPart, TrainBPE
 
 __all__ = ["TextDataModule"]
 
@@ -89,7 +89,7 @@ class TextDataModule(LightningDataModule):
         Raises:
             DataError: If the text cannot be read or used, or the disk is full.
         """
-        self._corpus.prepare(show_progress=self._loading.show_progress)
+        self.tokenizer = self._corpus.prepare(show_progress=self._loading.show_progress).tokenizer
 
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` left in the cache, and plan the rows."""
@@ -102,7 +102,7 @@ class TextDataModule(LightningDataModule):
         if stage == "fit" and self.trainer is not None:
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             if not any(isinstance(callback, StepAlignment) for callback in callbacks):
-                callbacks.append(StepAlignment(self, type(self).__qualname__))
+                callbacks.append(StepAlignment(self))
             if not self.trainer.global_step:
                 self._samples, self._begin_step = 0, None
 
@@ -128,6 +128,7 @@ class TextDataModule(LightningDataModule):
             "seed": self._seed,
             "fingerprint": self._train.fingerprint,
             "rows": self._train.description,
+            "batch_size": self.batch_size,
             "micro_batches": self._share().micro_batches,
         }
 
