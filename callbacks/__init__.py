@@ -5,6 +5,7 @@ if __name__ != "lightning_lm.callbacks":
 
 from lightning_lm.callbacks.compression_report import CompressionReport
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
+from lightning_lm.callbacks.loss_spike import LossSpike
 from lightning_lm.callbacks.perplexity import Perplexity
 from lightning_lm.callbacks.progress_bar import LMProgressBar
 from lightning_lm.callbacks.sample_text import SampleText
@@ -16,6 +17,7 @@ __all__ = [
     "LMProgressBar",
     "LMSummary",
     "LastCheckpoint",
+    "LossSpike",
     "Perplexity",
     "SampleText",
     "Throughput",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,8 @@ from lightning_lm.evals.compression import (
 from lightning_lm.protocols import Tokenizer
 
 __all__ = ["CompressionReport"]
+
+_BAR_CELLS = 30
 
 
 class CompressionReport(Callback):
@@ -67,10 +70,10 @@ class CompressionReport(Callback):
                 values[self._model_name(trainer)] = float(model)
             console.print(_table(values, sum(len(text.encode()) for text in texts)))
         left = left_by(trainer)
-        console.print(Text(f"checkpoint  {left.checkpoint or 'none was written'}"), soft_wrap=True)
-        console.print(Text(f"logs        {left.logs or 'none were written'}"), soft_wrap=True)
-        for command in commands(trainer, left, self._prompt):
-            console.print(Text(f"  {command}", "bold"), soft_wrap=True)
+        lines = [f"Checkpoint: {left.checkpoint or 'none was written'}", f"Logs: {left.logs or 'none were written'}"]
+        further = commands(trainer, left, self._prompt)
+        lines += ["What to type next:", *(f"  {command}" for command in further)] if further else []
+        console.print(Text("\n".join(lines)), soft_wrap=True)  # unbroken lines, to be copied
 
     def _model_name(self, trainer: Trainer) -> str:
         late = self._validated_step in (None, trainer.global_step)
@@ -102,10 +105,13 @@ def _compressed(texts: list[str], tokenizer: Tokenizer | None) -> dict[str, floa
     return values
 
 
-def _table(values: dict[str, float], num_bytes: int) -> Table:
-    table = Table(title=f"Bits per byte of the validation text ({short(num_bytes)}B)", title_justify="left", box=None)
-    table.add_column("compressor")
-    table.add_column("bits per byte", justify="right")
+def _table(values: dict[str, float], num_bytes: int) -> Group:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
     for name, value in sorted(values.items(), key=lambda item: item[1]):
-        table.add_row(name, f"{value:.3f}", style="bold green" if name.startswith("this model") else "")
-    return table
+        style = "bold green" if name.startswith("this model") else ""
+        bar = "━" * max(1, round(_BAR_CELLS * value / max(values.values())))
+        table.add_row(f"  {name}", f"{value:.3f}", Text(bar, style or "bright_black"), style=style)
+    return Group(Text(f"\nBits per byte of the validation text ({short(num_bytes)}B), less is better", "bold"), table)

@@ -14,6 +14,7 @@ from rich.text import Text
 from lightning_lm.callbacks.batches import num_predictions
 from lightning_lm.callbacks.logits import field_of
 from lightning_lm.callbacks.readable import clock, short
+from lightning_lm.modules import LMModule
 
 __all__ = ["LMProgressBar"]
 
@@ -60,6 +61,7 @@ class LMProgressBar(ProgressBar):
         self._next_s = 0.0
         self._tokens = 0
         self._outputs: Any = None
+        self._logs_loss = False
         self._shown_step: int | None = None
         self._start = _Mark(0.0, 0, 0)
         self._marks: deque[_Mark] = deque(maxlen=_WINDOW_REFRESHES)
@@ -84,6 +86,7 @@ class LMProgressBar(ProgressBar):
         """Note where the run starts, which after a resume is not 0."""
         total = trainer.estimated_stepping_batches
         self._total_steps = int(total) if math.isfinite(total) else None
+        self._logs_loss = isinstance(pl_module, LMModule)  # whose steps return scaled sums
         self._replicas = (getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}).get("num_replicas", 1)
         self._tokens = 0
         self._start = _Mark(time.monotonic(), 0, trainer.global_step)
@@ -176,7 +179,7 @@ class LMProgressBar(ProgressBar):
         metrics = trainer.callback_metrics
         line = Text(no_wrap=True, overflow="ellipsis")
         line.append_text(_progress(step, self._total_steps))
-        loss = metrics.get("train/loss", field_of(self._outputs, "loss"))
+        loss = metrics.get("train/loss", None if self._logs_loss else field_of(self._outputs, "loss"))
         line.append(_value("loss", loss), "cyan")
         line.append(_value("val", metrics.get("val/loss")), "green")
         line.append(_value("bits/byte", metrics.get("val/bits_per_byte")), "green")

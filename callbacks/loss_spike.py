@@ -1,0 +1,112 @@
+"""A loss that jumps, or is no longer a number: noticed at the next log, counted, and if wished the end of a run."""
+
+import math
+import statistics
+from collections import deque
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_lm.callbacks.emission import LogInterval, emit
+from lightning_lm.callbacks.logits import field_of
+from lightning_lm.errors import ConfigurationError
+
+__all__ = ["LossSpike"]
+
+_DEVIATION_PER_MAD = 1.4826  # of a normal distribution
+
+
+class LossSpike(Callback):
+    """Compare each logged training loss with the last ones, and say when it lies far above them.
+
+    The comparison is with the median, in units of the median absolute deviation, so that one spike does not hide the
+    next. ``train/loss_spikes`` counts them. It looks only when the loggers do, at ``train/loss`` or, where a module
+    logs none, at the mean of its losses since the last time; in between nothing waits for a device, and ranks do not
+    talk.
+
+    Lightning's ``SpikeDetection`` looks at every step, which costs two collective calls and a synchronisation each,
+    always ends the run, and in 2.6 cannot be resumed. To leave out single bad steps, give an `LMModule` a skip rule.
+
+    Args:
+        deviations: How far above the median a spike begins, in standard deviations.
+        min_rise: The least distance from the median that is a spike, in nats.
+        window: Logged losses that are compared with.
+        stop: End the run at a spike.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.callbacks import LossSpike
+        >>> trainer = Trainer(callbacks=[LossSpike(stop=True)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, *, deviations: float = 6.0, min_rise: float = 0.2, window: int = 30, stop: bool = False) -> None:
+        if window < 2:
+            raise ConfigurationError(f"window={window} has no spread; give at least 2.")
+        self.spikes = 0
+        self._deviations = deviations
+        self._min_rise = min_rise
+        self._stop = stop
+        self._losses: deque[float] = deque(maxlen=window)
+        self._interval = LogInterval()
+        self._sum: Tensor | None = None
+        self._batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the count where a checkpoint left it."""
+        self._interval.reset(trainer)
+        self._sum, self._batches = None, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look if the loggers do."""
+        loss = field_of(outputs, "loss")
+        if loss is not None:
+            self._sum = loss if self._sum is None else self._sum + loss
+            self._batches += 1
+        if self._interval.stepped(trainer) and self._interval.ends(trainer):
+            self._look(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count and the losses that the next one is compared with."""
+        return {"spikes": self.spikes, "losses": list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self.spikes = state_dict["spikes"]
+        self._losses.extend(state_dict["losses"])
+
+    def _look(self, trainer: Trainer) -> None:
+        loss = self._latest(trainer)
+        if loss is None:
+            return
+        usual = self._threshold()
+        if not math.isfinite(loss) or (usual is not None and loss > usual):
+            self.spikes += 1
+            rank_zero_warn(f"Loss spike at step {trainer.global_step:,}: {loss:.4g}, where {self._usual()} is usual.")
+            trainer.should_stop = trainer.should_stop or self._stop
+        if math.isfinite(loss):
+            self._losses.append(loss)
+        emit(trainer, {"train/loss_spikes": float(self.spikes)})
+
+    def _latest(self, trainer: Trainer) -> float | None:
+        mean, self._sum, batches = self._sum, None, self._batches
+        self._batches = 0
+        logged = trainer.callback_metrics.get("train/loss")
+        if logged is not None:
+            return float(logged)
+        if mean is None:
+            return None
+        return float(trainer.strategy.reduce(mean.detach() / batches, reduce_op="mean"))
+
+    def _threshold(self) -> float | None:
+        if len(self._losses) < max(2, (self._losses.maxlen or 2) // 3):
+            return None
+        median = statistics.median(self._losses)
+        spread = _DEVIATION_PER_MAD * statistics.median(abs(loss - median) for loss in self._losses)
+        return median + max(self._min_rise, self._deviations * spread)
+
+    def _usual(self) -> str:
+        return f"{statistics.median(self._losses):.4g}" if self._losses else "nothing yet"

@@ -1,0 +1,110 @@
+"""The report against the compressors themselves, and commands that name files that exist."""
+
+import gzip
+import io
+import lzma
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import rich
+import yaml
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from lightning_lm.callbacks import CompressionReport, Perplexity
+
+TEXTS = ["one sentence, and one more: é", "", "a second document " * 20]
+
+
+@pytest.fixture
+def console(monkeypatch):
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    monkeypatch.setattr(rich, "get_console", lambda: console)
+    return console
+
+
+@pytest.fixture
+def data(loader_of, batches_of, tokenizer):
+    class Data(LightningDataModule):
+        def __init__(self):
+            super().__init__()
+            self.tokenizer = tokenizer
+
+        def train_dataloader(self):
+            return loader_of(batches_of([(2, 9)] * 4))
+
+        val_dataloader = train_dataloader
+
+        def validation_texts(self):
+            return iter(TEXTS)
+
+    tokenizer.encode_batch = lambda texts: [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+    return Data()
+
+
+def test_values_are_those_of_the_compressors(foreign_module, data, trainer_with, record_of, console):
+    record = record_of()
+    trainer = trainer_with(Perplexity(), CompressionReport(), logger=record, max_epochs=1)
+    trainer.fit(foreign_module(), data)
+    raw = "".join(TEXTS).encode()
+    values = {name.split("/")[1]: value for _, m in record.metrics for name, value in m.items() if "report" in name}
+    assert values["gzip_bits_per_byte"] == pytest.approx(8 * len(gzip.compress(raw, 9)) / len(raw))
+    assert values["xz_bits_per_byte"] == pytest.approx(8 * len(lzma.compress(raw, preset=9)) / len(raw))
+    counts = Counter(raw)
+    counts[255] = 3  # the ends of the documents
+    shares = {byte: (count + 1) / (len(raw) + 3 + 256) for byte, count in counts.items()}
+    bits = -sum(counts[byte] * math.log2(share) for byte, share in shares.items())
+    assert values["unigram_bits_per_byte"] == pytest.approx(bits / len(raw))
+    lines = console.file.getvalue().splitlines()
+    names = [line[:21].strip() for line in lines if "━" in line]
+    assert set(names) == {"this model", "gzip -9", "xz -9", "unigram over tokens"}
+    shown = [float(line[21:].split()[0]) for line in lines if "━" in line]
+    assert shown == sorted(shown)
+
+
+def test_only_the_beginning_of_a_long_text_is_compressed(foreign_module, data, trainer_with, record_of, console):
+    record = record_of()
+    trainer_with(CompressionReport(max_bytes=25), logger=record, max_epochs=1).fit(foreign_module(), data)
+    raw = TEXTS[0].encode()[:25]
+    values = dict(pair for _, m in record.metrics for pair in m.items())
+    assert values["report/gzip_bits_per_byte"] == pytest.approx(8 * len(gzip.compress(raw, 9)) / len(raw))
+
+
+def test_an_early_measurement_says_its_step(foreign_module, data, trainer_with, console):
+    trainer = trainer_with(Perplexity(), CompressionReport(), max_epochs=1, val_check_interval=3)
+    trainer.fit(foreign_module(), data)
+    assert "this model at step 3" in console.file.getvalue()
+
+
+def test_paths_and_commands_are_real(foreign_module, data, trainer_with, console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logger = TensorBoardLogger("runs dir", name="try")
+    (tmp_path / logger.log_dir).mkdir(parents=True)
+    (tmp_path / logger.log_dir / "config.yaml").write_text(yaml.dump({"seed": 1}))
+    save = ModelCheckpoint(save_last=True)
+    options = {"logger": logger, "enable_checkpointing": True, "max_steps": 4}
+    trainer_with(CompressionReport(prompt="it's"), save, **options).fit(foreign_module(), data)
+    text = console.file.getvalue()
+    checkpoint = "runs dir/try/version_0/checkpoints/last.ckpt"
+    assert (tmp_path / checkpoint).is_file()
+    assert f"Checkpoint: {checkpoint}\nLogs: runs dir/try/version_0\n" in text
+    assert f"""  lightning-lm generate --checkpoint '{checkpoint}' --prompt 'it'"'"'s'\n""" in text
+    fit = f"  lightning-lm fit --config 'runs dir/try/version_0/config.yaml' --ckpt_path '{checkpoint}'"
+    assert f"{fit} --trainer.max_steps 8\n" in text
+    assert "  tensorboard --logdir 'runs dir/try'\n" in text
+
+
+def test_a_run_that_left_nothing_says_so(foreign_module, loader_of, batches_of, trainer_with, console):
+    trainer = trainer_with(CompressionReport(), max_epochs=1)
+    trainer.fit(foreign_module(), loader_of(batches_of([(2, 9)] * 2)))
+    assert console.file.getvalue() == "Checkpoint: none was written\nLogs: none were written\n"
+
+
+def test_without_yaml_python_says_how_to_go_on(foreign_module, data, trainer_with, console, tmp_path):
+    save = ModelCheckpoint(tmp_path, save_last=True)
+    trainer_with(CompressionReport(), save, enable_checkpointing=True, max_epochs=3).fit(foreign_module(), data)
+    assert "Trainer(max_epochs=6).fit(module, datamodule=datamodule, ckpt_path=" in console.file.getvalue()

@@ -1,0 +1,155 @@
+"""What the line says, when it is drawn, and that it goes away."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+import rich
+from lightning.pytorch.callbacks import TQDMProgressBar
+from rich.console import Console
+
+from lightning_lm.callbacks import LMProgressBar, Perplexity
+from lightning_lm.callbacks.readable import clock, short
+
+
+@pytest.fixture
+def clock_of(monkeypatch):
+    state = SimpleNamespace(now=50.0)
+    monkeypatch.setattr("lightning_lm.callbacks.progress_bar.time", SimpleNamespace(monotonic=lambda: state.now))
+    return state
+
+
+@pytest.fixture
+def slow_module(foreign_module, clock_of):
+    class Slow(foreign_module):
+        """A step takes two seconds, a validation batch a minute."""
+
+        def training_step(self, batch, batch_idx):
+            clock_of.now += 2
+            return super().training_step(batch, batch_idx) * 0 + 1.5
+
+        def validation_step(self, batch, batch_idx):
+            clock_of.now += 60
+
+    return Slow
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """Return a function that puts a terminal, or a file, in the place of the console."""
+
+    def put(terminal):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=140, color_system=None)
+        monkeypatch.setattr(rich, "get_console", lambda: console)
+        return console
+
+    return put
+
+
+def fit(trainer_with, module, loader_of, batches_of, *callbacks, steps=20, **options):
+    trainer = trainer_with(*callbacks, enable_progress_bar=True, max_epochs=1, **options)
+    loader = loader_of(batches_of([(4, 11)] * steps, ignored=0.0))
+    trainer.fit(module, loader, loader_of(batches_of([(4, 11)])))
+    return trainer
+
+
+def test_log_file_gets_a_plain_line_now_and_then(slow_module, loader_of, batches_of, trainer_with, console):
+    """Every 10 s, so after steps 5, 10, ..., and after the validation behind step 12; no control codes."""
+    file = console(terminal=False).file
+    bar = LMProgressBar(plain_every_s=10.0)
+    fit(trainer_with, slow_module(), loader_of, batches_of, bar, Perplexity(), val_check_interval=12)
+    lines = file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["5/20", "10/20", "12/20", "17/20", "20/20"]
+    # 4 rows of 10 predictions in 2 s; 15 steps of 2 s are left after 10 s.
+    assert lines[0] == "step 5/20  25%  loss 1.5000  20 tok/s  0:10 elapsed, 0:30 left"
+    # The validation is in the elapsed time and in the forecast, not in the rate.
+    assert "  val 5." in lines[3]
+    assert lines[3].endswith("20 tok/s  1:34 elapsed, 0:16 left")
+    assert lines[4].endswith("1:40 elapsed")
+    assert "\x1b" not in file.getvalue()
+
+
+def test_terminal_gets_one_line_at_most_every_refresh(slow_module, loader_of, batches_of, trainer_with, console):
+    file = console(terminal=True).file
+    stdout = sys.stdout
+    fit(trainer_with, slow_module(), loader_of, batches_of, LMProgressBar(refresh_s=6.0), limit_val_batches=0)
+    drawn = [line for line in file.getvalue().replace("\n", "\r").split("\r") if "/20" in line]
+    steps = list(dict.fromkeys(line.split("/20")[0].split()[-1] for line in drawn))
+    assert steps == ["3", "6", "9", "12", "15", "18", "20"]
+    assert "━" in drawn[0]
+    assert file.getvalue().endswith("\x1b[?25h")  # the cursor is back
+    assert sys.stdout is stdout
+
+
+def test_validation_is_shown_beside_the_step(slow_module, loader_of, batches_of, trainer_with, console):
+    file = console(terminal=True).file
+    fit(trainer_with, slow_module(), loader_of, batches_of, LMProgressBar(), val_check_interval=10)
+    assert "10/20  50%  validation batch 1/1" in file.getvalue()
+
+
+def test_the_terminal_is_given_back_after_an_exception(slow_module, loader_of, batches_of, trainer_with, console):
+    class Fails(slow_module):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3:
+                raise RuntimeError("stop")
+            return super().training_step(batch, batch_idx)
+
+    file, stdout = console(terminal=True).file, sys.stdout
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(trainer_with, Fails(), loader_of, batches_of, LMProgressBar(refresh_s=0.0))
+    assert file.getvalue().endswith("\x1b[?25h")
+    assert sys.stdout is stdout
+
+
+def test_without_an_end_there_is_no_forecast(slow_module, loader_of, batches_of, trainer_with, console):
+    file = console(terminal=False).file
+    loader = loader_of(batches_of([(4, 11)] * 10, ignored=0.0))
+    trainer = trainer_with(
+        LMProgressBar(plain_every_s=10.0), enable_progress_bar=True, max_epochs=-1, max_time={"days": 1}
+    )
+    trainer.should_stop = False
+
+    class Stops(slow_module):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = batch_idx == 8
+
+    trainer.fit(Stops(), loader)
+    first = file.getvalue().splitlines()[0]
+    assert first.startswith("step 5  loss 1.5000  20 tok/s  0:10 elapsed, 2")  # a day is left, says the timer
+    assert first.endswith(" left")
+
+
+def test_it_takes_the_place_of_lightnings_bar(trainer_with):
+    bar = LMProgressBar()
+    trainer = trainer_with(bar, enable_progress_bar=True)
+    assert trainer.progress_bar_callback is bar
+    assert not any(isinstance(callback, TQDMProgressBar) for callback in trainer.callbacks)
+
+
+def test_disabled_it_is_silent(slow_module, loader_of, batches_of, trainer_with, console):
+    file = console(terminal=True).file
+    bar = LMProgressBar(refresh_s=0.0)
+    bar.disable()
+    fit(trainer_with, slow_module(), loader_of, batches_of, bar)
+    assert file.getvalue() == ""
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_other_verbs(verb, foreign_module, loader_of, batches_of, trainer_with, console):
+    class Module(foreign_module):
+        def predict_step(self, batch, batch_idx):
+            return None
+
+    file = console(terminal=True).file
+    trainer = trainer_with(LMProgressBar(refresh_s=0.0), enable_progress_bar=True)
+    options = {} if verb == "predict" else {"verbose": False}
+    getattr(trainer, verb)(Module(), loader_of(batches_of([(2, 5)] * 3)), **options)
+    assert "batch 3/3" in file.getvalue()
+
+
+def test_readable_numbers():
+    assert [short(n) for n in (0, 9.876, 999, 999.6, 12_345, 5_600_000, 2.5e12)] == [
+        "0", "9.88", "999", "1k", "12.3k", "5.6M", "2.5T",
+    ]  # fmt: skip
+    assert [clock(s) for s in (0, 59.9, 60, 3723)] == ["0:00", "0:59", "1:00", "1:02:03"]
