@@ -8,6 +8,7 @@ new query over cached keys needs no mask at all. Every way gives the same number
 import math
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["Documents", "causal_attention"]
+
+_BLOCK = 128
+"""Queries of a sliding window that are attended together on a CPU, whose caches then hold all they need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,7 @@ def causal_attention(
     options = _Options(softcap, query.size(-1) ** -0.5 if scale is None else scale, dropout)
     if isinstance(mask, Documents):
         if mask.runs:
-            return _per_document(query, key, value, mask.runs, window, options)
+            return cast(Tensor, _per_document(query, key, value, mask.runs, window, options))
         mask = mask.mask(window)
     if mask is not None:
         return _attend(query, key, value, options, mask=mask)
@@ -124,7 +128,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None, optio
     return _attend(query, key, value, options, mask=band(queries, keys, window, device=query.device))
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _per_document(
     query: Tensor,
     key: Tensor,
@@ -136,7 +140,7 @@ def _per_document(
     """Attend inside each document, without a mask.
 
     Rows laid end to end are a list of documents; neighbours of equal length form a batch. Splitting gives views, and
-    its backward is one concatenation. The lengths differ from batch to batch, so a compiler must not specialise on them.
+    its backward is one concatenation. Lengths differ from batch to batch, so a compiler must not specialise on them.
     """
     batch = query.size(0)
     sizes = [count * length for count, length in runs]
@@ -145,41 +149,28 @@ def _per_document(
     for (count, length), *parts in zip(runs, *flat, strict=True):
         q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
         out.append(_causal(q, k, v, window, options).transpose(1, 2).flatten(0, 1))
-    return torch.cat(out).unflatten(0, (batch, -1)).transpose(1, 2)
+    return torch.cat(out).view(batch, -1, *query.shape[1::2]).transpose(1, 2)
 
 
 def _banded(query: Tensor, key: Tensor, value: Tensor, window: int, options: _Options) -> Tensor:
-    """Attend within a sliding window in time linear in the length.
+    """Attend within a sliding window in time linear in the length, one block of queries after the other.
 
-    The first ``window`` queries see all before them. After these each block of queries sees the same band: the
-    ``window`` keys before the block and the block itself.
+    A block sees its own keys and those of the blocks that its first query reaches back to. Keys are cut once into
+    pieces that the spans share, so that the backward adds pieces and never fills whole lengths with zeros.
     """
-    length = query.size(2)
-    first = _attend(query[:, :, :window], key[:, :, :window], value[:, :, :window], options, causal=True)
-    block = min(window, 128)
-    blocks, tail = divmod(length - window, block)
-    out = [first]
-    if blocks:
-        out.append(_blocks(query, key, value, (window, block, blocks), options))
-    if tail:
-        span = slice(length - tail - window, length)
-        visible = band(tail, tail + window, window, device=query.device)
-        out.append(_attend(query[:, :, -tail:], key[:, :, span], value[:, :, span], options, mask=visible))
+    block = _BLOCK if query.device.type == "cpu" else max(window, _BLOCK)
+    reach = -(-(window - 1) // block)
+    pieces = [x.split(block, dim=2) for x in (query, key, value)]
+    masks: dict[tuple[int, int], Tensor] = {}
+    out = []
+    for index, q in enumerate(pieces[0]):
+        first = max(index - reach, 0)
+        k, v = (torch.cat(x[first : index + 1], dim=2) for x in pieces[1:])
+        shape = (q.size(2), k.size(2))
+        if shape not in masks:
+            masks[shape] = band(*shape, window, device=query.device)
+        out.append(_attend(q, k, v, options, mask=masks[shape]))
     return torch.cat(out, dim=2)
-
-
-def _blocks(query: Tensor, key: Tensor, value: Tensor, shape: tuple[int, int, int], options: _Options) -> Tensor:
-    """Attend from blocks of queries, each to its own span of keys, with all blocks of all heads as one batch."""
-    window, block, blocks = shape
-    batch, heads, _, dim = query.shape
-    kv_heads = key.size(1)
-    end = window + blocks * block
-    q = query[:, :, window:end].unflatten(1, (kv_heads, -1)).unflatten(3, (blocks, block))
-    q = q.transpose(2, 3).reshape(batch * kv_heads, blocks, -1, dim)  # heads of a group share their keys
-    k, v = (x[:, :, :end].unfold(2, window + block, block).flatten(0, 1).transpose(2, 3) for x in (key, value))
-    visible = band(block, window + block, window, device=query.device).repeat(heads // kv_heads, 1)
-    out = _attend(q, k, v, options, mask=visible)
-    return out.view(batch, kv_heads, blocks, -1, block, dim).transpose(2, 3).reshape(batch, heads, -1, dim)
 
 
 def _attend(

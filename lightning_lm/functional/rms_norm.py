@@ -1,6 +1,6 @@
 """Root-mean-square normalisation, with a backward that reads memory as seldom as it can on a CPU."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,22 +27,29 @@ def rms_norm(
     Source:
         Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
-    written_out = x.device.type == "cpu" and x.requires_grad and weight is not None and x.dtype == weight.dtype
-    if written_out and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
-        return _RMSNorm.apply(x, weight, eps)
+    written_out = x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling()
+    if written_out and weight is not None and x.dtype == weight.dtype:
+        if not torch.is_grad_enabled():
+            return _normalise(x, weight, eps)[0]
+        return cast(Tensor, _RMSNorm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
     if weight is None or weight.dtype == x.dtype:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, eps).to(x.dtype)
 
 
+def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight), scale
+
+
 class _RMSNorm(torch.autograd.Function):
-    """With ``r = 1 / rms(x)``: ``dx = r (w g - x r^2 mean(w g x))`` and ``dw = sum(r g x)`` share the product ``g x``."""
+    """With ``r = 1 / rms(x)``: ``dx = r (w g - x r^2 mean(w g x))`` and ``dw = sum(r g x)`` share ``g x``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        result, scale = _normalise(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return result
 
     @staticmethod
     @once_differentiable

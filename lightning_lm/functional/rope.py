@@ -5,12 +5,10 @@ A head of ``head_dim`` features is read as ``head_dim / 2`` planes. At position 
 """
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = [
     "llama3_frequencies",
@@ -22,7 +20,7 @@ __all__ = [
 ]
 
 
-def rope_frequencies(rotary_dim: int, base: float = 10_000.0) -> Float[Tensor, "planes"]:
+def rope_frequencies(rotary_dim: int, base: float = 10_000.0) -> Float[Tensor, " planes"]:
     """Return the angle per position of each plane, from 1 down to about ``1 / base`` radians, in float64.
 
     Args:
@@ -46,13 +44,13 @@ def ntk_base(base: float, rotary_dim: int, factor: float) -> float:
 
 
 def llama3_frequencies(
-    frequencies: Float[Tensor, "planes"],
+    frequencies: Float[Tensor, " planes"],
     *,
     factor: float,
     low_freq_factor: float,
     high_freq_factor: float,
     original_context_length: int,
-) -> Float[Tensor, "planes"]:
+) -> Float[Tensor, " planes"]:
     """Slow the planes that turn rarely within the original context by ``factor``, and keep the fast ones.
 
     Args:
@@ -71,14 +69,14 @@ def llama3_frequencies(
 
 
 def yarn_frequencies(
-    frequencies: Float[Tensor, "planes"],
+    frequencies: Float[Tensor, " planes"],
     *,
     base: float,
     factor: float,
     original_context_length: int,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
-) -> Float[Tensor, "planes"]:
+) -> Float[Tensor, " planes"]:
     """Interpolate slow planes, keep fast ones, and ramp linearly over the plane's index in between.
 
     Args:
@@ -105,73 +103,47 @@ def yarn_frequencies(
 
 
 def rope_table(
-    frequencies: Float[Tensor, "planes"], length: int, *, scale: float = 1.0
-) -> tuple[Float[Tensor, "length planes"], Float[Tensor, "length planes"]]:
-    """Return cosines and sines of every angle up to a length, in float32.
+    frequencies: Float[Tensor, " planes"], length: int, *, scale: float = 1.0, interleaved: bool = False
+) -> tuple[Float[Tensor, "length 1 rotary_dim"], Float[Tensor, "length 1 rotary_dim"]]:
+    """Return the cosine of every angle up to a length and its sine with the sign of the feature, in float32.
+
+    Both are spread over the two features of a plane, and have an axis of one for the heads, so that `rotate` is two
+    products and a sum.
 
     Args:
         frequencies: Angles per position, radians; float64 keeps the angles of far positions exact.
         length: Number of positions.
         scale: Multiplies both (YaRN's attention temperature).
+        interleaved: A plane is features ``(2i, 2i + 1)``; otherwise ``(i, i + planes)``.
     """
     angles = torch.arange(length, dtype=torch.float64, device=frequencies.device)[:, None] * frequencies.double()
-    return (angles.cos() * scale).float(), (angles.sin() * scale).float()
+    cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
+    axis = -1 if interleaved else -2
+    pairs = torch.stack((cos, cos), dim=axis), torch.stack((-sin, sin), dim=axis)
+    return pairs[0].reshape(length, 1, -1), pairs[1].reshape(length, 1, -1)
 
 
 def rotate(
     x: Float[Tensor, "batch seq heads head_dim"],
-    cos: Float[Tensor, "*positions planes"],
-    sin: Float[Tensor, "*positions planes"],
+    cos: Float[Tensor, "*batch seq 1 rotary_dim"],
+    sin: Float[Tensor, "*batch seq 1 rotary_dim"],
     *,
     interleaved: bool = False,
 ) -> Float[Tensor, "batch seq heads head_dim"]:
-    """Turn each plane of each head by the angle of its position.
+    """Turn each plane ``(a, b)`` of each head to ``(a cos - b sin, b cos + a sin)``, in float32 or better.
 
     Args:
         x: Queries or keys.
-        cos: Cosines, ``[seq, planes]`` for all rows or ``[batch, seq, planes]``. With fewer than ``head_dim / 2``
-            planes the features behind them are left alone.
-        sin: Sines, like ``cos``.
-        interleaved: A plane is features ``(2i, 2i + 1)``; otherwise ``(i, i + planes)``.
+        cos: From `rope_table`, at the positions of the tokens. Features from ``rotary_dim`` on are left alone.
+        sin: Like ``cos``; holds ``-sin`` for the first feature of a plane.
+        interleaved: As the tables were made.
 
     Source:
         Su et al. 2021, arXiv:2104.09864, equation 34; the split into halves is that of GPT-NeoX.
     """
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    if x.dtype != cos.dtype:
-        return _Rotation.apply(x.to(cos.dtype), cos, sin, interleaved).to(x.dtype)
-    return _Rotation.apply(x, cos, sin, interleaved) if x.requires_grad else _turn(x, cos, sin, interleaved)
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Write ``(a cos - b sin, b cos + a sin)`` straight into the result, for each plane ``(a, b)``."""
-    result = torch.empty_like(x)
-    rotary_dim = 2 * cos.size(-1)
+    rotary_dim = cos.size(-1)
     if rotary_dim < x.size(-1):
-        result[..., rotary_dim:] = x[..., rotary_dim:]
-    (a, b), (new_a, new_b) = _planes(x, rotary_dim, interleaved), _planes(result, rotary_dim, interleaved)
-    torch.mul(a, cos, out=new_a).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=new_b).addcmul_(a, sin)
-    return result
-
-
-def _planes(x: Tensor, rotary_dim: int, interleaved: bool) -> tuple[Tensor, Tensor]:
-    if interleaved:
-        return x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
-    return x[..., : rotary_dim // 2], x[..., rotary_dim // 2 : rotary_dim]
-
-
-class _Rotation(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        return _turn(x, cos, sin, interleaved)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(upstream[0], cos, -sin, ctx.interleaved), None, None, None
+        turned, rest = x.split([rotary_dim, x.size(-1) - rotary_dim], dim=-1)
+        return torch.cat((rotate(turned, cos, sin, interleaved=interleaved), rest), dim=-1)
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else x.roll(rotary_dim // 2, -1)
+    return (x * cos).addcmul_(swapped, sin).to(x.dtype)

@@ -1,7 +1,7 @@
 """Causal self-attention with any number of key heads, rotary positions, normalised queries and a sliding window."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -142,14 +142,15 @@ class SelfAttention(nn.Module):
             scale=part.scale,
             dropout=part.dropout if self.training else 0.0,
         )
-        return self.o(mixed.transpose(1, 2).flatten(2))
+        return cast(Tensor, self.o(mixed.transpose(1, 2).flatten(2)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, ``[batch, seq, heads, head_dim]``."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.part.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (projected.unflatten(-1, (-1, self.head_dim)) for projected in (q, k, v))
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = q.view(shape), k.view(shape), v.view(shape)
         if self.part.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v

@@ -69,8 +69,8 @@ class TransformerConfig(ModelConfig):
         layers: What a layer is made of. A tuple is cycled over the depth.
         norm: Normalisation, everywhere.
         residual: How a sublayer ``f`` joins the stream ``x``. ``pre``: ``x + f(norm(x))``; ``post``:
-            ``norm(x + f(x))``; ``sandwich``: ``x + norm(f(norm(x)))``; ``reordered``: ``x + norm(f(x))``; ``parallel``: mixer and
-            feed-forward both read the normalised input, ``x + mixer(norm(x)) + ffn(norm(x))``.
+            ``norm(x + f(x))``; ``sandwich``: ``x + norm(f(norm(x)))``; ``reordered``: ``x + norm(f(x))``;
+            ``parallel``: both sublayers read the same input, ``x + mixer(norm(x)) + ffn(norm(x))``.
         positions: Absolute positions added to the embeddings; rotary ones belong to the attention.
         tie_embeddings: Whether the head shares its weight with the embedding.
         embed_scale: Multiplies the embeddings (Gemma: ``sqrt(d_model)``).

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -108,7 +108,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
         """Transform each token by itself."""
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return cast(Tensor, self.down(self.activation(self.gate(x)) * self.up(x)))
 
 
 class FeedForward(nn.Module):
@@ -129,4 +129,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
         """Transform each token by itself."""
-        return self.down(self.activation(self.up(x)))
+        return cast(Tensor, self.down(self.activation(self.up(x))))

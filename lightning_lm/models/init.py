@@ -17,7 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def residual_output(module: Module) -> Module:
     """Mark a linear map that writes to the residual stream, and return it. `DepthScaled` starts it smaller."""
-    module.is_residual_output = True
+    module.is_residual_output = True  # type: ignore[assignment]
     return module
 
 
@@ -37,7 +37,7 @@ class Init(Part):
         for path, module in model.named_modules():
             direct = dict(module.named_parameters(recurse=False))
             if direct and all(parameter.dim() < 2 for parameter in direct.values()):
-                module.reset_parameters()  # type: ignore[operator]  # a norm
+                module.reset_parameters()  # a norm
                 continue
             depth = num_layers if getattr(module, "is_residual_output", False) else None
             for name, parameter in direct.items():

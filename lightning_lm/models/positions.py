@@ -162,18 +162,19 @@ class Rope(Part):
         return size
 
     def table(self, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, float32 [length, planes], of all positions below ``length``."""
+        """Return what `functional.rope.rotate` needs for all positions below ``length``."""
         size = self.rotary_dim(head_dim)
         if self.scaling is None:
-            return rope_table(rope_frequencies(size, self.base), length)
-        return rope_table(self.scaling.frequencies(size, self.base), length, scale=self.scaling.table_scale)
+            return rope_table(rope_frequencies(size, self.base), length, interleaved=self.interleaved)
+        frequencies, scale = self.scaling.frequencies(size, self.base), self.scaling.table_scale
+        return rope_table(frequencies, length, scale=scale, interleaved=self.interleaved)
 
 
 class RotaryTable:
     """The cosines and sines of one `Rope`, made when first needed and shared by all layers that use it.
 
-    It is no buffer on purpose: it must stay in float32 when a model is cast, is worth nothing in a checkpoint, and leaves
-    nothing to fill in where a model was made on the meta device.
+    It is no buffer on purpose: it must stay in float32 when a model is cast, is worth nothing in a checkpoint, and
+    leaves nothing to fill in where a model was made on the meta device.
 
     Args:
         rope: The part.
@@ -191,8 +192,9 @@ class RotaryTable:
         table = self._table
         if table is None or table[0].device != device or len(table[0]) < length:
             self.length = max(self.length, length)
-            cos, sin = self.rope.table(self.head_dim, self.length)
-            table = self._table = (cos.to(device), sin.to(device))
+            with torch.inference_mode(False):  # a table first made in validation serves training too
+                cos, sin = self.rope.table(self.head_dim, self.length)
+                table = self._table = (cos.to(device), sin.to(device))
         return table[0][positions], table[1][positions]
 
 
@@ -236,7 +238,7 @@ class SinusoidalPositions(Positions):
         return SinusoidalTable(d_model, context_length, base=self.base)
 
 
-class PositionTable(nn.Embedding):
+class PositionTable(nn.Module):
     """A learned vector per position.
 
     Args:
@@ -245,7 +247,9 @@ class PositionTable(nn.Embedding):
     """
 
     def __init__(self, context_length: int, d_model: int) -> None:
-        super().__init__(context_length, d_model)
+        super().__init__()
+        self.num_embeddings = context_length
+        self.weight = nn.Parameter(torch.empty(context_length, d_model))
         with_role(self, "embedding")
 
     def forward(self, positions: slice | Tensor, length: int, device: torch.device) -> Tensor:  # noqa: ARG002
@@ -275,9 +279,9 @@ class SinusoidalTable(nn.Module):
         super().__init__()
         if d_model % 2:
             raise ConfigurationError(f"SinusoidalPositions need an even d_model, got {d_model}.")
-        self._table = RotaryTable(Rope(base=base), d_model, context_length)
+        self._table = RotaryTable(Rope(base=base, interleaved=True), d_model, context_length)
 
     def forward(self, positions: slice | Tensor, length: int, device: torch.device) -> Tensor:
         """Return the features of positions that are all below ``length``."""
         cos, sin = self._table(positions, length, device)
-        return torch.stack((sin, cos), dim=-1).flatten(-2)
+        return torch.stack((sin[..., 1::2], cos[..., 1::2]), dim=-1).flatten(-2).squeeze(-2)

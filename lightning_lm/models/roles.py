@@ -22,7 +22,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def with_role(module: Module, role: Role) -> Module:
     """Give the matrices that a module itself holds a role, and return the module. Its 1-D parameters stay vectors."""
-    module.parameter_role = role
+    module.parameter_role = role  # type: ignore[assignment]
     return module
 
 

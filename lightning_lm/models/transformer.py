@@ -4,7 +4,8 @@ Read this page first. `models.attention` mixes tokens, `models.ffn` transforms e
 can be chosen. Kernels and parallelism are applied from outside and never appear here.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,12 @@ from lightning_lm.models.attention import SelfAttention
 from lightning_lm.models.cache import KVCache, LayerCache
 from lightning_lm.models.config import Layer, TransformerConfig
 from lightning_lm.models.context import Context, make_context
-from lightning_lm.models.positions import RotaryTable
+from lightning_lm.models.positions import Rope, RotaryTable
 from lightning_lm.models.roles import with_role
 
 __all__ = ["Block", "Transformer"]
+
+Sublayer = Callable[[Tensor], Tensor]
 
 
 class Transformer(nn.Module):
@@ -92,7 +95,7 @@ class Transformer(nn.Module):
             x = x * self.config.embed_scale
         if self.config.positions is not None:
             x = x + self.positions(context.positions, context.num_positions, input_ids.device)
-        return F.dropout(x, self.config.dropout, self.training)
+        return F.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
 
     def make_cache(self, batch_size: int, max_length: int, starts: Int[Tensor, "batch"] | None = None) -> KVCache:
         """Return an empty cache of keys and values.
@@ -102,18 +105,19 @@ class Transformer(nn.Module):
             max_length: Tokens that a row will hold at most, prompt included.
             starts: First real column of each row, for prompts padded on the left.
         """
-        layers = [block.mixer.make_state(max_length) for block in self.layers]
+        mixers: list[Any] = [block.mixer for block in self.layers]
+        layers = [mixer.make_state(max_length) for mixer in mixers]
         return KVCache(layers, batch_size=batch_size, max_length=max_length, starts=starts)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw every parameter anew, for instance after ``to_empty`` of a model made on the meta device."""
         self.config.init.apply(self, num_layers=self.config.num_layers, generator=generator)
 
-    def _rotary_tables(self) -> dict[tuple[object, int], RotaryTable]:
+    def _rotary_tables(self) -> dict[tuple[Rope, int], RotaryTable]:
         """One table of cosines and sines for each kind of rotary embedding in the layers."""
-        mixers = [module for module in self.modules() if isinstance(module, SelfAttention) and module.part.rope]
-        kinds = {(mixer.part.rope, mixer.head_dim) for mixer in mixers}
-        return {(rope, size): RotaryTable(rope, size, self.config.context_length) for rope, size in kinds if rope}
+        mixers = [module for module in self.modules() if isinstance(module, SelfAttention)]
+        kinds = {(mixer.part.rope, mixer.head_dim) for mixer in mixers if mixer.part.rope is not None}
+        return {(rope, size): RotaryTable(rope, size, self.config.context_length) for rope, size in kinds}
 
 
 class Block(nn.Module):
@@ -126,42 +130,42 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: Layer) -> None:
         super().__init__()
-        self.residual = config.residual
-        self.dropout = config.dropout
+        self.residual, self.dropout = config.residual, config.dropout
         self.mixer_norm = config.norm.build(config.d_model)
         self.mixer = layer.mixer.build(config.d_model, norm=config.norm)
+        self.ffn_norm = nn.Identity() if layer.ffn is None else config.norm.build(config.d_model)
         self.ffn = None if layer.ffn is None else layer.ffn.build(config.d_model)
-        if self.ffn is not None:
-            self.ffn_norm = config.norm.build(config.d_model)
-        if config.residual == "sandwich":
-            self.mixer_post_norm = config.norm.build(config.d_model)
-            if self.ffn is not None:
-                self.ffn_post_norm = config.norm.build(config.d_model)
+        sandwich = config.residual == "sandwich"
+        self.mixer_post_norm = config.norm.build(config.d_model) if sandwich else None
+        self.ffn_post_norm = config.norm.build(config.d_model) if sandwich and layer.ffn is not None else None
 
     def forward(
         self, x: Float[Tensor, "batch seq d_model"], context: Context, state: LayerCache | None = None
     ) -> Float[Tensor, "batch seq d_model"]:
         """Mix the tokens, then transform each."""
+
+        def mix(x: Tensor) -> Tensor:
+            return cast(Tensor, self.mixer(x, context, state))
+
+        if self.ffn is None:
+            return self._join(x, mix, self.mixer_norm, self.mixer_post_norm)
+        if self.residual == "parallel":
+            return x + self._drop(mix(self.mixer_norm(x))) + self._drop(self.ffn(self.ffn_norm(x)))
+        x = self._join(x, mix, self.mixer_norm, self.mixer_post_norm)
+        return self._join(x, self.ffn, self.ffn_norm, self.ffn_post_norm)
+
+    def _join(self, x: Tensor, sublayer: Sublayer, norm: Any, post_norm: Any) -> Tensor:
+        """Add what a sublayer makes of the stream to the stream."""
         match self.residual:
-            case "pre":
-                x = x + self._mix(self.mixer_norm(x), context, state)
-                return x if self.ffn is None else x + self._transform(self.ffn_norm(x))
             case "post":
-                x = self.mixer_norm(x + self._mix(x, context, state))
-                return x if self.ffn is None else self.ffn_norm(x + self._transform(x))
-            case "sandwich":
-                x = x + self.mixer_post_norm(self._mix(self.mixer_norm(x), context, state))
-                return x if self.ffn is None else x + self.ffn_post_norm(self._transform(self.ffn_norm(x)))
+                joined = norm(x + self._drop(sublayer(x)))
             case "reordered":
-                x = x + self.mixer_norm(self._mix(x, context, state))
-                return x if self.ffn is None else x + self.ffn_norm(self._transform(x))
-            case "parallel":
-                mixed = x + self._mix(self.mixer_norm(x), context, state)
-                return mixed if self.ffn is None else mixed + self._transform(self.ffn_norm(x))
+                joined = x + self._drop(norm(sublayer(x)))
+            case "sandwich":
+                joined = x + self._drop(post_norm(sublayer(norm(x))))
+            case _:
+                joined = x + self._drop(sublayer(norm(x)))
+        return cast(Tensor, joined)
 
-    def _mix(self, x: Tensor, context: Context, state: LayerCache | None) -> Tensor:
-        return F.dropout(self.mixer(x, context, state), self.dropout, self.training)
-
-    def _transform(self, x: Tensor) -> Tensor:
-        assert self.ffn is not None
-        return F.dropout(self.ffn(x), self.dropout, self.training)
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
