@@ -41,7 +41,8 @@ def _looks_like_text(path: Path) -> bool:
     with path.open("rb") as file:
         beginning = file.read(_SNIFFED_BYTES)
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+        # Only where the file goes on may the last character be cut.
+        codecs.getincrementaldecoder("utf-8")().decode(beginning, final=len(beginning) < _SNIFFED_BYTES)
     except UnicodeDecodeError:
         return False
     return b"\0" not in beginning

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from lightning_lm.errors import MissingDependencyError, TokenizerError
+from lightning_lm.errors import LightningLMError, MissingDependencyError, TokenizerError
 from lightning_lm.tokenizers.base import (
     END_OF_TEXT,
     MARKER,
@@ -91,9 +91,10 @@ class SentencePieceTokenizer(ByteTableTokenizer):
         trainer = _module().SentencePieceTrainer
         number_special(special_tokens, 1)
         model = io.BytesIO()
+        refused: list[LightningLMError] = []
         try:
             trainer.Train(
-                sentence_iterator=_sentences(texts, special_tokens),
+                sentence_iterator=_remembering(_sentences(texts, special_tokens), refused),
                 model_writer=model,
                 vocab_size=vocab_size,
                 model_type=model_type,
@@ -101,7 +102,7 @@ class SentencePieceTokenizer(ByteTableTokenizer):
                 **_settings(special_tokens),
             )
         except RuntimeError as error:
-            raise _explained(error, vocab_size) from error
+            raise (refused[0] if refused else _explained(error, vocab_size)) from error
         return cls(model.getvalue())
 
     @classmethod
@@ -205,6 +206,15 @@ def _sentences(texts: Iterable[str], special_tokens: Sequence[str]) -> Iterator[
         blocks = (text[i : i + _SENTENCE_CHARACTERS] for i in range(0, len(text), _SENTENCE_CHARACTERS))
         for chunk in rejoin(blocks, last_cut, size=_SENTENCE_CHARACTERS):
             yield from filter(None, expression.split(chunk) if expression else (chunk,))
+
+
+def _remembering(sentences: Iterator[str], refused: list[LightningLMError]) -> Iterator[str]:
+    """Keep our own errors: SentencePiece turns what its iterator raises into a text."""
+    try:
+        yield from sentences
+    except LightningLMError as error:
+        refused.append(error)
+        raise
 
 
 def _explained(error: RuntimeError, vocab_size: int) -> TokenizerError:

@@ -3,12 +3,15 @@
 It is run as a file by a fresh interpreter, so it imports nothing of this package and starts in a few milliseconds. (A
 forked process could inherit another thread's locks, and a spawned one would run the user's script a second time.)
 
-It reads a pickled `Splitter` description, then pickled lists of texts, each answered by one byte, until the input ends
-or ``None`` comes; then it writes the pickled counts.
+Its argument is the list of arguments of `WordCounter` as JSON. It reads pickled lists of texts, answers each by one
+byte, and writes the pickled counts when ``None`` comes.
 """
 
+import contextlib
+import json
 import pickle
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -40,8 +43,9 @@ class WordCounter:
 
 
 def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     receive, send = sys.stdin.buffer, sys.stdout.buffer
-    counter = WordCounter(*pickle.load(receive))
+    counter = WordCounter(*json.loads(sys.argv[1]))
     while (texts := pickle.load(receive)) is not None:
         counter.add(texts)
         send.write(b".")
@@ -50,4 +54,6 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    # The input ends early only when the parent is gone.
+    with contextlib.suppress(EOFError):
+        _main()

@@ -1,6 +1,7 @@
 """Count the words of a corpus that may be larger than memory, in parallel processes."""
 
 import itertools
+import json
 import os
 import pickle
 import queue
@@ -139,14 +140,13 @@ class _Processes:
     """Word-counting processes; see `word_count_process`."""
 
     def __init__(self, description: _Description, workers: int) -> None:
-        command = [sys.executable, "-P", word_count_process.__file__]
+        command = [sys.executable, "-P", word_count_process.__file__, json.dumps(description)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._all: list[subprocess.Popen[bytes]] = []
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for _ in range(workers):
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             self._all.append(process)
-            self._send(process, description)
             self._idle.put(process)
 
     def __enter__(self) -> Self:
