@@ -99,7 +99,10 @@ class LMModule(LightningModule, abc.ABC):
         return None if tokenizer is None else int(tokenizer.vocab_size)
 
     def _tokenizer(self) -> Any:
-        trainer = self._trainer
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # Lightning's word for a module without a Trainer
+            return None
         return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
 
     # --- optimization ---
@@ -163,8 +166,8 @@ class LMModule(LightningModule, abc.ABC):
         trainer = self.trainer
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         totals = self._window.close(parameters, trainer)
-        self.tokens_seen += totals.num_tokens.long()
-        self._interval += torch.stack(totals)
+        self.tokens_seen.add_(totals.num_tokens.long())
+        self._interval.add_(torch.stack(totals))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = every > 0 and (trainer.global_step + 1) % every == 0
         self._grad_norm = gradient_norm(parameters) if logs or self.skip or trainer.gradient_clip_val else None
