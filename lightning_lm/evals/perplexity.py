@@ -19,14 +19,17 @@ __all__ = ["TextScore", "evaluate_perplexity"]
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a model makes of a text: sums, so that the scores of parts add up to that of the whole."""
+    """What a model makes of a text: sums, so that the scores of parts add up to that of the whole.
+
+    Args:
+        nll_sum: Negative log-likelihood of all target tokens. Nats.
+        num_tokens: Target tokens.
+        num_bytes: UTF-8 bytes of the target tokens, where these are known.
+    """
 
     nll_sum: float
-    """Negative log-likelihood of all target tokens. Nats."""
     num_tokens: int
-    """Target tokens."""
     num_bytes: int | None = None
-    """UTF-8 bytes of the target tokens, where these are known."""
 
     @property
     def loss(self) -> float:

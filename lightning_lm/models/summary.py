@@ -30,19 +30,33 @@ _FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """The parameters of one role."""
+    """The parameters of one role.
+
+    Args:
+        role: What they are for.
+        tensors: How many tensors they are.
+        parameters: How many numbers.
+        share: Of all parameters, from 0 to 1.
+        num_bytes: What they take in their own type.
+    """
 
     role: Role
     tensors: int
     parameters: int
     share: float
-    """Of all parameters, from 0 to 1."""
     num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that training needs on one device, roughly."""
+    """Bytes that training needs on one device, roughly.
+
+    Args:
+        parameters: Of the parameters in their own type.
+        gradients: Of the gradients, which have the parameters' type.
+        optimizer_states: Of what the optimizer keeps.
+        activations: Of what the forward pass keeps for the backward pass.
+    """
 
     parameters: int
     gradients: int
@@ -57,12 +71,18 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """What `describe` finds out about a model."""
+    """What `describe` finds out about a model.
+
+    Args:
+        rows: The parameters by role.
+        context_length: Tokens of a row.
+        flops_per_token: Of training, at that context length; see `flops_per_token`.
+        memory: Of a training step.
+    """
 
     rows: tuple[ParameterRow, ...]
     context_length: int
     flops_per_token: float
-    """Of a training step; see `flops_per_token`."""
     memory: MemoryEstimate
 
     @property
@@ -75,6 +95,9 @@ def parameter_table(model: nn.Module) -> list[ParameterRow]:
     """Return the parameters of a model by role, in a fixed order, without empty roles.
 
     A weight that is shared is counted once, under ``embedding`` where it is one.
+
+    Args:
+        model: Any module, on any device.
     """
     roles = parameter_roles(model)
     parameters = dict(model.named_parameters())
@@ -158,7 +181,11 @@ def describe(model: nn.Module, context_length: int, *, rows: int = 1) -> ModelDe
 
 
 def render(description: ModelDescription) -> "Table":
-    """Return a description as a table for a terminal."""
+    """Return a description as a table for a terminal.
+
+    Args:
+        description: What `describe` returned.
+    """
     from rich.table import Table
 
     memory = description.memory
