@@ -53,7 +53,7 @@ def accepted_classes(annotation: Any) -> list[type]:
         annotation: For example ``list[Callback] | Callback | None``, which gives ``[Callback]``.
     """
     leaves = dict.fromkeys(_leaves(annotation))
-    return [leaf for leaf in leaves if isinstance(leaf, type) and leaf not in (*_PLAIN, str)]
+    return [leaf for leaf in leaves if isinstance(leaf, type) and leaf not in (*_PLAIN, str, Any)]
 
 
 def accepts_text(annotation: Any) -> bool:
@@ -62,7 +62,7 @@ def accepts_text(annotation: Any) -> bool:
     Args:
         annotation: The type of an argument.
     """
-    return any(leaf is str or not isinstance(leaf, type) for leaf in _leaves(annotation))
+    return any(leaf in (str, Any) or not isinstance(leaf, type) for leaf in _leaves(annotation))
 
 
 def subclasses_by_name(bases: list[type]) -> dict[str, type]:
@@ -105,11 +105,14 @@ def _default(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Literal:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
         yield str
+    elif origin is Callable:
+        yield Any
     elif not arguments:
         yield annotation
-    for argument in arguments:
-        if argument is not Ellipsis and typing.get_origin(annotation) is not typing.Literal:
-            yield from _leaves(argument)
+    else:
+        for argument in arguments:
+            if argument is not Ellipsis:
+                yield from _leaves(argument)

@@ -1,7 +1,9 @@
 """Lightning's verbs: ``fit``, ``validate``, ``test`` and ``predict``, from YAML and the command line."""
 
 import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ __all__ = ["CommandLine", "run"]
 
 _PARTS = ("callbacks", "data", "datamodules", "models", "modules", "optim", "strategies", "tokenizers")
 _SEED = 1
+_CHATTER = ("💡 Tip", "TPU available", "Trainer already configured with model summary")
 _DEFAULTS = {"model": PretrainModule, "data": TextDataModule}
 _NOT_IN_YAML = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 
@@ -41,6 +44,7 @@ def run(verb: str, words: Sequence[str]) -> None:
     Raises:
         UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.
     """
+    _hush()
     for name in _PARTS:  # short class names resolve once their modules are imported
         importlib.import_module(f"lightning_lm.{name}")
     set_parsing_settings(subclasses_enabled=[Part])
@@ -84,13 +88,17 @@ class CommandLine(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UsageError(explain(str(error), self._layers)) from error
+        # LightningCLI would read the file here, without our checks, and put what it was trained with over the YAML.
+        config = self.config[self.config.subcommand]
+        self._checkpoint, config["ckpt_path"] = config.get("ckpt_path"), None
 
     def before_instantiate_classes(self) -> None:
         """Settle which checkpoint to load, and that loading one runs no code from it."""
         config = self.config[self.subcommand]
         if config.get("weights_only") is None:
             config["weights_only"] = True
-        if config.get("ckpt_path") == "last":
+        config["ckpt_path"] = self._checkpoint
+        if self._checkpoint == "last":
             self._use_newest_checkpoint(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -115,6 +123,16 @@ class CommandLine(LightningCLI):
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and folder in path.parents and logger["init_args"].get("version") is None:
             logger["init_args"]["version"] = path.relative_to(folder).parts[0]
+
+
+def _hush() -> None:
+    """Drop what Lightning says at every start and a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")  # Lightning 2.6 with torch 2.13
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_CHATTER)
 
 
 def _top_level(verb: str) -> dict[str, Argument]:

@@ -1,6 +1,8 @@
 """Misspelt keys and classes are named with the nearest right one and their place."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
@@ -136,3 +138,4 @@ def test_settings_passed_on_to_the_class_above_are_arguments():
 
 def test_containers_and_unions_are_opened():
     assert accepted_classes(list[Car] | dict[str, Engine] | int | None) == [Car, Engine]
+    assert accepted_classes(Callable[[], list[Car]] | Literal["a"] | tuple[Engine, ...]) == [Engine]

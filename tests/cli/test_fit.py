@@ -1,0 +1,211 @@
+"""The Trainer's verbs end to end: mistakes, folders of runs, resuming, also after a kill."""
+
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_lm.cli import main
+
+TINY = """
+base: base/trainer
+trainer:
+  max_steps: {steps}
+  val_check_interval: 100
+  log_every_n_steps: 1
+  accelerator: cpu
+  logger: {{init_args: {{name: tiny}}}}
+  callbacks: [{{class_path: LastCheckpoint, init_args: {{every_n_train_steps: 2}}}}]
+  enable_progress_bar: false
+  enable_model_summary: false
+model:
+  model:
+    class_path: TransformerConfig
+    init_args: {{d_model: 16, num_layers: 1, layers: {{mixer: {{num_heads: 2}}}}}}
+  optimizer: {{class_path: Muon, init_args: {{lr: 0.01}}}}
+data: {{train: corpus, tokenizer: Bytes, context_length: 16, batch_size: 2}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Return a folder that holds tiny.yaml and a corpus, and is the current one."""
+    (tmp_path / "corpus").mkdir()
+    for number in range(20):
+        (tmp_path / "corpus" / f"{number}.txt").write_text(f"document {number}: " + "abc def " * number)
+    (tmp_path / "tiny.yaml").write_text(TINY.format(steps=4))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler holds the stderr of an earlier test
+    return tmp_path
+
+
+def fit(*words: str) -> int:
+    return main(["fit", "--config", "tiny.yaml", *words])
+
+
+def state(path: Path | str) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def weights(path: Path | str) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in state(path)["state_dict"].values()])
+
+
+MISTAKES = [
+    (["--model.optimizer.weight_deacy=1"], "Unknown key 'weight_deacy' in Muon. Did you mean 'weight_decay'?"),
+    (["--model.optimizer=Muonn"], "Unknown class 'Muonn' for model.optimizer. Did you mean 'Muon'?"),
+    (["--model.model.d_modl=3"], "Unknown key 'd_modl' in TransformerConfig. Did you mean 'd_model'?"),
+    (["--trainer.max_step=3"], "Unknown key 'max_step' in Trainer. Did you mean 'max_steps'?"),
+    (["--trainer.callbacks+=Perplexty"], "Unknown class 'Perplexty' for trainer.callbacks. Did you mean 'Perplexity'?"),
+    (["--data.batch_sise=3"], "Unknown key 'batch_sise' in TextDataModule. Did you mean 'batch_size'?"),
+    (["--modl.x=3"], "Unknown key 'modl' in the configuration. Did you mean 'model'?"),
+    (["--data.batch_size=many"], "data.batch_size: needs int, got many"),
+    (["--model.compile=always"], "model.compile: needs one of 'none', 'blocks', got always"),
+    (["--config", "tinny.yaml"], "--config 'tinny.yaml' is neither a file nor a recipe."),
+]
+
+
+@pytest.mark.parametrize(("words", "first_line"), MISTAKES)
+def test_a_mistake_is_the_first_thing_that_is_printed(tiny, capsys, words, first_line):
+    assert fit(*words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(first_line)
+    assert len(printed.err.splitlines()) <= 3
+    assert printed.out == ""
+
+
+def test_a_mistake_in_yaml_names_its_line(tiny, capsys):
+    text = TINY.format(steps=4).replace("num_heads", "num_head")
+    (tiny / "tiny.yaml").write_text(text)
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "num_head" in line)
+    assert fit() == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Unknown key 'num_head' in Attention. Did you mean 'num_heads'?")
+    assert f"tiny.yaml, line {line}," in printed
+
+
+def test_an_error_of_ours_is_one_block_without_traceback(tiny, capsys):
+    assert fit("--model.model.layers.mixer.num_heads=3") == 1
+    printed = capsys.readouterr().err
+    assert "Error (ConfigurationError)" in printed
+    assert "Traceback" not in printed
+
+
+def test_each_fresh_run_has_its_own_folder_and_its_whole_configuration(tiny):
+    assert fit() == 0
+    before = (tiny / "runs/tiny/version_0/checkpoints/last.ckpt").read_bytes()
+    assert fit("--seed_everything=2") == 0
+    assert (tiny / "runs/tiny/version_0/checkpoints/last.ckpt").read_bytes() == before
+    first, second = (yaml.safe_load((tiny / f"runs/tiny/version_{n}/config.yaml").read_text()) for n in (0, 1))
+    assert (first["seed_everything"], second["seed_everything"]) == (1, 2)
+    assert first["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.01
+
+
+def test_the_saved_configuration_repeats_the_run(tiny):
+    assert fit() == 0
+    assert main(["fit", "--config", "runs/tiny/version_0/config.yaml"]) == 0
+    first, second = (weights(f"runs/tiny/version_{n}/checkpoints/last.ckpt") for n in (0, 1))
+    assert torch.equal(first, second)
+
+
+def test_the_last_step_is_saved_though_n_does_not_divide_it(tiny):
+    assert fit("--trainer.max_steps=3") == 0
+    assert state("runs/tiny/version_0/checkpoints/last.ckpt")["global_step"] == 3
+
+
+def test_last_without_a_checkpoint_starts_from_the_beginning_and_says_so(tiny, capsys):
+    assert fit("--ckpt_path=last") == 0
+    assert "No checkpoint under runs/tiny: training starts from the beginning." in capsys.readouterr().err
+    assert state("runs/tiny/version_0/checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_last_without_a_checkpoint_is_an_error_where_nothing_is_trained(tiny, capsys):
+    assert main(["validate", "--config", "tiny.yaml", "--ckpt_path", "last"]) == 1
+    assert "there is no last*.ckpt under runs/tiny" in capsys.readouterr().err
+
+
+def test_last_goes_on_in_the_same_folder_and_keeps_the_earlier_configuration(tiny):
+    assert fit("--model.schedule", "Constant", "--trainer.max_steps=7") == 0
+    assert fit("--model.schedule", "Constant") == 0
+    assert fit("--model.schedule", "Constant", "--trainer.max_steps=7", "--ckpt_path=last") == 0
+    folder = tiny / "runs/tiny/version_1"
+    assert not (tiny / "runs/tiny/version_2").exists()
+    assert state(folder / "checkpoints/last.ckpt")["global_step"] == 7
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == 7
+    assert yaml.safe_load((folder / "config.1.yaml").read_text())["trainer"]["max_steps"] == 4
+    whole = weights("runs/tiny/version_0/checkpoints/last.ckpt")
+    assert torch.equal(weights(folder / "checkpoints/last.ckpt"), whole)
+
+
+def test_validate_measures_the_last_checkpoint(tiny, capsys):
+    assert fit() == 0
+    words = ["--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.callbacks", "Perplexity"]
+    assert main(["validate", *words]) == 0
+    assert "val/bits_per_byte" in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_checkpoint_is_a_clear_error(tiny, capsys):
+    (tiny / "last.ckpt").write_bytes(b"not a checkpoint")
+    assert fit("--ckpt_path=last.ckpt") == 1
+    printed = capsys.readouterr().err
+    assert "last.ckpt" in printed
+    assert "Traceback" not in printed
+
+
+KILLED = """
+import os, signal, sys
+from lightning.pytorch import Callback
+from lightning_lm.cli import main
+
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == {step}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.modules["killer"] = sys.modules["__main__"]
+Kill.__module__ = "killer"
+main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=9", "--trainer.callbacks+=killer.Kill"])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tiny):
+    killed = subprocess.run([sys.executable, "-c", KILLED.format(step=5)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert state("runs/tiny/version_0/checkpoints/last.ckpt")["global_step"] == 4
+    assert fit("--trainer.max_steps=9", "--ckpt_path=last") == 0
+    assert fit("--trainer.max_steps=9") == 0
+    resumed, whole = (weights(f"runs/tiny/version_{n}/checkpoints/last.ckpt") for n in (0, 1))
+    assert torch.equal(resumed, whole)
+
+
+def test_a_module_and_data_of_the_users_own_need_no_other_command(tiny, monkeypatch):
+    (tiny / "mine.py").write_text(
+        "import torch\n"
+        "from lightning.pytorch import LightningModule, LightningDataModule\n"
+        "class Mine(LightningModule):\n"
+        "    def __init__(self, size: int = 2):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(size, 1)\n"
+        "    def training_step(self, batch, batch_idx):\n"
+        "        return self.layer(batch).sum()\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
+        "class Data(LightningDataModule):\n"
+        "    def train_dataloader(self):\n"
+        "        return torch.utils.data.DataLoader(torch.ones(8, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tiny))
+    words = ["--model", "mine.Mine", "--model.size", "3", "--data", "mine.Data", "--trainer.max_steps", "1"]
+    assert main(["fit", *words, "--trainer.logger", "false"]) == 0
+
+
+def test_the_help_of_a_verb_shows_its_options():
+    command = [sys.executable, "-m", "lightning_lm", "fit", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for option in ("--config", "--trainer.max_steps", "--model", "--data", "--ckpt_path"):
+        assert option in text
