@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["num_predictions", "shifted_targets"]
+__all__ = ["num_predictions", "num_replicas", "shifted_targets"]
 
 
 def num_predictions(batch: Any) -> int:
@@ -18,6 +19,12 @@ def num_predictions(batch: Any) -> int:
     """
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     return ids.numel() - ids.numel() // ids.shape[-1] if isinstance(ids, Tensor) and ids.numel() else 0
+
+
+def num_replicas(trainer: Trainer) -> int:
+    """Return how many ranks read different batches; ranks that split a model among them read the same."""
+    sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+    return int(sampler.get("num_replicas", trainer.world_size))
 
 
 def shifted_targets(batch: Any) -> Tensor:

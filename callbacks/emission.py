@@ -25,7 +25,8 @@ class LogInterval:
 
     def ends(self, trainer: Trainer) -> bool:
         """Whether the present step is one that the trainer's loggers record."""
-        return trainer.log_every_n_steps > 0 and self.step % trainer.log_every_n_steps == 0
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and self.step % every == 0
 
 
 def emit(trainer: Trainer, metrics: Mapping[str, float]) -> None:

@@ -17,6 +17,8 @@ from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["Perplexity"]
 
+_LARGEST_EXPONENT = 709.0
+"""Beyond it the exponential of a float64 overflows."""
 _CHUNK = 2048
 """Positions whose logits are held in float32 at once."""
 
@@ -32,6 +34,20 @@ class _Sums(NamedTuple):
     def plus(self, other: "_Sums") -> "_Sums":
         """Add out of place: sums made under inference mode may not be updated in place outside it."""
         return _Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class _Totals(NamedTuple):
+    nll: float
+    tokens: int
+    num_bytes: int
+
+    def metrics(self) -> dict[str, float]:
+        """Return what can be said: nothing of no token, and nothing of bytes without a tokenizer."""
+        if not self.tokens:
+            return {}
+        loss = self.nll / self.tokens
+        metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf}
+        return metrics | ({"bits_per_byte": self.nll / math.log(2.0) / self.num_bytes} if self.num_bytes else {})
 
 
 class Perplexity(Callback):
@@ -136,32 +152,24 @@ class Perplexity(Callback):
         totals = [self._over_ranks(trainer, pl_module, index) for index in range(num_loaders)]
         if trainer.sanity_checking:
             return
-        whole = [sum(column) for column in zip(*totals, strict=True)]
+        whole = _Totals(*map(sum, zip(*totals, strict=True)))
         named = {"": whole}
         if num_loaders > 1:
             named |= {f"/dataloader_idx_{index}": total for index, total in enumerate(totals)}
-        for suffix, (nll, tokens, num_bytes) in named.items():
-            for name, value in _metrics(nll, tokens, num_bytes).items():
+        for suffix, total in named.items():
+            for name, value in total.metrics().items():
                 pl_module.log(f"{stage}/{name}{suffix}", value, sync_dist=True, add_dataloader_idx=not suffix)
-        if not whole[1]:
+        if not whole.tokens:
             rank_zero_warn(f"Not one token of this evaluation is a target, so {stage}/loss is not logged.")
 
-    def _over_ranks(self, trainer: Trainer, pl_module: LightningModule, index: int) -> tuple[float, int, int]:
+    def _over_ranks(self, trainer: Trainer, pl_module: LightningModule, index: int) -> _Totals:
         zero = torch.zeros((), dtype=torch.int64, device=pl_module.device)
         sums = self._sums.get(index, _Sums(_float64(zero), zero, zero))
         # Out of place and on every rank, one that had no batch included: only the number of loaders must agree.
         nll = trainer.strategy.reduce(sums.nll.clone(), reduce_op="sum")
         counts = trainer.strategy.reduce(torch.stack([sums.tokens, sums.num_bytes]), reduce_op="sum")
         tokens, num_bytes = counts.tolist()
-        return float(nll), tokens, num_bytes
-
-
-def _metrics(nll: float, tokens: int, num_bytes: int) -> dict[str, float]:
-    if not tokens:
-        return {}
-    loss = nll / tokens
-    metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 709.0 else math.inf}
-    return metrics | ({"bits_per_byte": nll / math.log(2.0) / num_bytes} if num_bytes else {})
+        return _Totals(float(nll), tokens, num_bytes)
 
 
 def _given_sums(outputs: Any) -> tuple[Tensor, Tensor] | None:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.live import Live
 from rich.text import Text
 
-from lightning_lm.callbacks.batches import num_predictions
+from lightning_lm.callbacks.batches import num_predictions, num_replicas
 from lightning_lm.callbacks.logits import field_of
 from lightning_lm.callbacks.readable import clock, short
 from lightning_lm.modules import LMModule
@@ -87,7 +87,7 @@ class LMProgressBar(ProgressBar):
         total = trainer.estimated_stepping_batches
         self._total_steps = int(total) if math.isfinite(total) else None
         self._logs_loss = isinstance(pl_module, LMModule)  # whose steps return scaled sums
-        self._replicas = (getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}).get("num_replicas", 1)
+        self._replicas = num_replicas(trainer)
         self._tokens = 0
         self._start = _Mark(time.monotonic(), 0, trainer.global_step)
         self._marks.clear()
@@ -199,7 +199,8 @@ class LMProgressBar(ProgressBar):
         return f"  {(last.steps - first.steps) / (last.time_s - first.time_s):.2f} steps/s"
 
     def _seconds_left(self, trainer: Trainer, step: int, now: float) -> float | None:
-        forecasts = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]
+        timers = [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+        forecasts = [timer.time_remaining() for timer in timers]
         if step == self._total_steps:
             return None
         done = step - self._start.steps

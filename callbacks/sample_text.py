@@ -131,7 +131,7 @@ def _print(step: int, prompts: list[str], texts: list[str]) -> None:
 
 def _write(trainer: Trainer, prompts: list[str], texts: list[str]) -> None:
     for logger in trainer.loggers:
-        add_text = getattr(logger.experiment, "add_text", None)
+        add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
         if add_text is None:
             continue
         for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):

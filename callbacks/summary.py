@@ -61,13 +61,13 @@ def _known_length(trainer: Trainer, pl_module: LightningModule) -> int:
 
 
 def _micro_batch_rows(trainer: Trainer) -> int:
-    rows = getattr(trainer.datamodule, "batch_size", None) or 1  # type: ignore[attr-defined]
+    rows = int(getattr(trainer.datamodule, "batch_size", None) or 1)  # type: ignore[attr-defined]
     return max(1, rows // (trainer.world_size * trainer.accumulate_grad_batches))
 
 
 def _states_per_parameter(trainer: Trainer) -> float:
     groups: list[dict[str, Any]] = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+    sizes: list[int] = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
     copies = sum(_states(group) * size for group, size in zip(groups, sizes, strict=True))
     return copies / max(1, sum(sizes))
 

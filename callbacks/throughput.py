@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_lm.callbacks.batches import num_predictions
+from lightning_lm.callbacks.batches import num_predictions, num_replicas
 from lightning_lm.callbacks.device_peak import peak_flops_per_s
 from lightning_lm.callbacks.emission import LogInterval, emit
 from lightning_lm.callbacks.flops import training_flops_per_token
@@ -108,13 +108,12 @@ class Throughput(Callback):
 
 
 def _over_ranks(trainer: Trainer, tokens: int) -> float:
-    """Sum over ranks; ranks that share the same data (tensor parallel) count it once."""
+    """Sum over ranks; what several ranks read together counts once."""
     if trainer.world_size == 1:
         return float(tokens)
     local = torch.tensor(tokens, dtype=torch.int64, device=trainer.strategy.root_device)
     total = int(trainer.strategy.reduce(local, reduce_op="sum"))
-    sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
-    return total * sampler.get("num_replicas", trainer.world_size) / trainer.world_size
+    return total * num_replicas(trainer) / trainer.world_size
 
 
 def _wait_for(device: torch.device) -> None:
