@@ -69,6 +69,8 @@ class Batch:
         sampler: Holds one row per answer.
         ends: What ends an answer.
         log_probs: Whether to record the log-probability of each token.
+        num_ids: Only ids below this number are chosen: a model may have more, to fill up its matrices. ``None`` for
+            all.
         steps_agree: See `lightning_lm.generation.Generator`.
     """
 
@@ -80,6 +82,7 @@ class Batch:
         sampler: Sampler,
         ends: Ends,
         log_probs: bool = False,
+        num_ids: int | None = None,
         steps_agree: Callable[[bool], bool] | None = None,
     ) -> None:
         self._rows = list(rows)
@@ -88,6 +91,7 @@ class Batch:
         self._ends = ends
         self._end_ids = ends.ids
         self._wants_log_probs = log_probs
+        self._num_ids = num_ids
         self._steps_agree = steps_agree
         self._follows_text = any(row.text is not None for row in rows)
         self._id_columns: list[list[int]] = []
@@ -97,8 +101,7 @@ class Batch:
         """Decode; yields after each step, when the rows' texts have grown. Exhaust it to have all rows filled in."""
         logits = self._expand(self._forward.prefill())
         for remaining in reversed(range(self._ends.max_new_tokens)):
-            ids = self._sampler.choose(logits)
-            ids = self._record(ids, logits)
+            ids = self._record(self._sampler.choose(logits[:, : self._num_ids]), logits)
             yield
             if remaining == 0 or not self._continues():
                 break
@@ -121,7 +124,7 @@ class Batch:
         if not self._rows:
             return ids
         column = ids.tolist()
-        if max(column) >= logits.shape[-1]:
+        if max(column) >= logits[:, : self._num_ids].shape[-1]:
             raise ConfigurationError(
                 "The model gave a row of logits that are all NaN or -inf, from which no token can be chosen. Look for "
                 "NaN in its weights, or for numbers beyond the range of its data type."

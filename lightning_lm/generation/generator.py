@@ -12,7 +12,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation.batch import Batch, Ends, FinishReason, Row
 from lightning_lm.generation.forward import forward_for
-from lightning_lm.generation.limits import check_length
+from lightning_lm.generation.limits import check_ids, check_length
 from lightning_lm.generation.sampling import Sampler, Sampling
 from lightning_lm.generation.text import AnswerText
 from lightning_lm.protocols import Tokenizer
@@ -54,7 +54,7 @@ class Generator:
         model: A `lightning_lm.models.Transformer`, anything else with ``make_cache``, or any callable from ids
             [rows, seq] to logits [rows, seq, vocab]; the last is run over the whole text at each step.
         tokenizer: Needed for text prompts, stop strings, streaming and ``Completion.text``. Its ``eos_id`` ends an
-            answer.
+            answer, and ids that it does not know are never chosen.
         batch_size: Most rows that are decoded together; ``None`` takes all at once. Does not change any answer.
         prefix_ids: Put before every text prompt (not before prompts given as ids). ``None`` takes the tokenizer's
             ``bos_id`` if it has such an attribute, and else its ``eos_id``: documents begin with it in training.
@@ -115,6 +115,7 @@ class Generator:
         if num_samples < 1:
             raise ConfigurationError(f"num_samples={num_samples} asks for no answer; give at least 1.")
         prompt_ids = [self._prompt_ids(prompt, index) for index, prompt in enumerate(prompts)]
+        check_ids(self.model, prompt_ids)
         check_length(self.model, max(map(len, prompt_ids), default=0), max_new_tokens)
         rows = [
             Row(ids, (index, sample), self._answer_text(ids, stop_strings) if stop_strings else None)
@@ -154,6 +155,7 @@ class Generator:
         """
         ends = self._ends(max_new_tokens, stop_ids)
         ids = self._prompt_ids(prompt, 0)
+        check_ids(self.model, [ids])
         check_length(self.model, len(ids), max_new_tokens)
         text = self._answer_text(ids, stop_strings)
         batch = [Row(ids, (0, 0), text)]
@@ -180,7 +182,13 @@ class Generator:
         )
         forward = forward_for(self.model, list(distinct.values()), ends.max_new_tokens)
         return Batch(
-            rows, forward=forward, sampler=sampler, ends=ends, log_probs=log_probs, steps_agree=self._steps_agree
+            rows,
+            forward=forward,
+            sampler=sampler,
+            ends=ends,
+            log_probs=log_probs,
+            num_ids=None if self.tokenizer is None else self.tokenizer.vocab_size,
+            steps_agree=self._steps_agree,
         )
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
@@ -212,7 +220,7 @@ class Generator:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ConfigurationError("A text prompt needs a tokenizer: Generator(model, tokenizer), or give ids.")
-            ids = [*self._prefix_ids, *self.tokenizer.encode(prompt)]
+            ids = [*self._prefix_ids, *self.tokenizer.encode(prompt)] or _begin_mark(self.tokenizer)
         else:
             ids = [int(token) for token in prompt]
         if not ids:

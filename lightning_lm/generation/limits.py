@@ -1,6 +1,7 @@
-"""How long prompt and answer may be together."""
+"""What a model can be asked: ids that it knows, and texts as long as its positions reach."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -8,7 +9,27 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.positions import PositionTable
 
-__all__ = ["check_length"]
+__all__ = ["check_ids", "check_length"]
+
+
+def check_ids(model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse prompts with ids that the model has no embedding for.
+
+    Args:
+        model: Anything that generates; one without a ``head`` passes.
+        prompts: Token ids, at least one in each.
+
+    Raises:
+        ConfigurationError: If an id is negative or too large.
+    """
+    weight = getattr(getattr(model, "head", None), "weight", None)
+    for index, prompt in enumerate(prompts):
+        low, high = min(prompt), max(prompt)
+        if low < 0 or (weight is not None and high >= weight.shape[0]):
+            known = "" if weight is None else f"; the model knows 0 to {weight.shape[0] - 1}"
+            raise ConfigurationError(
+                f"Prompt {index} holds the id {low if low < 0 else high}{known}. Use the tokenizer of its training."
+            )
 
 
 def check_length(model: Any, prompt_length: int, max_new_tokens: int) -> None:

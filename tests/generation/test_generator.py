@@ -22,6 +22,7 @@ CHI_SQUARE_999 = {7: 24.32}
 class Letters:
     """A tokenizer of the letters a to y, with z as the end of sequence (id 25)."""
 
+    vocab_size = 26
     eos_id = 25
     bos_id = None
 
@@ -177,6 +178,14 @@ class TestDistribution:
             expected = [log_transition[a, b].item() for a, b in itertools.pairwise(text)]
             assert completion.log_probs == pytest.approx(expected[len(completion.prompt_ids) - 1 :], abs=1e-5)
 
+    def test_ids_that_only_the_model_knows_are_never_chosen(self):
+        model = Chain(torch.zeros(64, 64))
+        options = {"max_new_tokens": 200, "log_probs": True}
+        for sampling in (Sampling(seed=0), Sampling(seed=0, top_p=0.9, repetition_penalty=1.1), GREEDY):
+            (completion,) = Generator(model, Letters()).generate(["a"], sampling=sampling, **options)
+            assert max(completion.token_ids) < 26
+            assert completion.log_probs == pytest.approx([-math.log(64)] * len(completion.token_ids))
+
 
 class TestSeeds:
     def test_a_row_does_not_depend_on_the_batch(self):
@@ -326,6 +335,11 @@ class TestBadInput:
     def test_says_what_is_missing(self, options, message):
         with pytest.raises(ConfigurationError, match=message):
             Generator(alphabet()).generate(**options)
+
+    @pytest.mark.parametrize("wrong", [97, -1])
+    def test_ids_that_the_model_does_not_know(self, wrong):
+        with pytest.raises(ConfigurationError, match=f"Prompt 1 holds the id {wrong}; the model knows 0 to 96"):
+            Generator(TransformersModel(tiny_llama())).generate([[96], [5, wrong]])
 
     @pytest.mark.parametrize("stop_strings", ["abc", [""]])
     def test_stop_strings_are_a_list_of_texts(self, stop_strings):

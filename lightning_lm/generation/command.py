@@ -1,0 +1,178 @@
+"""The verb ``lightning-lm generate``: continue prompts with the model of a checkpoint."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lm.errors import CheckpointError, ConfigurationError, LightningLMError
+
+if TYPE_CHECKING:
+    from lightning_lm.generation.generator import Generator
+    from lightning_lm.generation.sampling import Sampling
+    from lightning_lm.protocols import Tokenizer
+
+__all__ = ["add_arguments", "run"]
+
+LoadModel = Callable[[Path], tuple[Any, "Tokenizer | None"]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to a parser."""
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, metavar="PATH", help="a .ckpt file, or a Hugging Face folder"
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        dest="prompts",
+        metavar="TEXT",
+        help="text to continue, '-' for standard input; may be repeated (default: the beginning of a document)",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="folder or file (default: the one in the checkpoint)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="most tokens to add (default: %(default)s)")
+    parser.add_argument("--num-samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
+    _add_sampling_arguments(parser.add_argument_group("how tokens are chosen"))
+
+
+def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
+    """Carry out the verb and return the exit status; what a user can mend is said in one line on stderr.
+
+    Args:
+        namespace: What the parser of `add_arguments` made of the command line.
+        load_model: Returns model and tokenizer of a ``.ckpt`` file. Given from outside, as it lies in a layer above.
+    """
+    try:
+        sampling = _sampling(namespace)
+        prompts = [_prompt(text) for text in namespace.prompts or [""]]
+        generator = _generator(namespace, load_model)
+        if len(prompts) == namespace.num_samples == 1:
+            _stream(generator, prompts[0], sampling, namespace)
+        else:
+            _batch(generator, prompts, sampling, namespace)
+    except BrokenPipeError:
+        raise
+    except (LightningLMError, OSError) as error:
+        sys.stderr.write(f"lightning-lm generate: {error}\n")
+        return 1
+    return 0
+
+
+def _add_sampling_arguments(group: Any) -> None:
+    group.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    group.add_argument("--top-k", type=int, help="keep this many of the likeliest tokens")
+    group.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens up to this probability")
+    group.add_argument("--min-p", type=float, default=0.0, help="keep tokens this likely beside the likeliest")
+    group.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 discourages what was said")
+    group.add_argument("--presence-penalty", type=float, default=0.0, help="in logits, once for a token in the answer")
+    group.add_argument("--frequency-penalty", type=float, default=0.0, help="in logits, each time a token was said")
+    group.add_argument("--seed", type=int, help="the same seed gives the same text")
+
+
+def _sampling(namespace: argparse.Namespace) -> "Sampling":
+    import dataclasses
+
+    from lightning_lm.generation.sampling import Sampling
+
+    return Sampling(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(Sampling)})
+
+
+def _prompt(text: str) -> str:
+    return sys.stdin.read() if text == "-" else text
+
+
+def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generator":
+    import torch
+
+    from lightning_lm.generation.generator import Generator
+
+    path = namespace.checkpoint
+    if not path.exists():
+        raise CheckpointError(f"There is no checkpoint at {path}.")
+    model, tokenizer = _load_folder(path) if path.is_dir() else load_model(path)
+    if namespace.tokenizer is not None:
+        from lightning_lm.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(namespace.tokenizer)
+    if tokenizer is None:
+        raise ConfigurationError(f"{path} holds no tokenizer; name the one of its training with --tokenizer PATH.")
+    _check_vocabulary(model, tokenizer)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = torch.device(namespace.device) if namespace.device else accelerator
+    return Generator(
+        model.to(device or "cpu"), tokenizer, prefix_ids=_published_prefix(path) if path.is_dir() else None
+    )
+
+
+def _load_folder(folder: Path) -> tuple[Any, "Tokenizer | None"]:
+    from lightning_lm.errors import TokenizerError
+    from lightning_lm.models.huggingface import load_huggingface
+    from lightning_lm.tokenizers import load_tokenizer
+
+    if not (folder / "config.json").is_file():
+        found = sorted(folder.rglob("*.ckpt"))
+        hint = f" Did you mean {found[-1]}?" if found else ""
+        raise CheckpointError(f"{folder} is no Hugging Face folder: it has no config.json.{hint}")
+    model = load_huggingface(folder)
+    try:
+        return model, load_tokenizer(folder)
+    except TokenizerError:
+        return model, None
+
+
+def _published_prefix(folder: Path) -> list[int]:
+    """Return the ids that a published tokenizer puts before every text, such as Llama's ``<s>``."""
+    definition = folder / "tokenizer.json"
+    if not definition.is_file():
+        return []
+    from tokenizers import Tokenizer
+
+    return list(Tokenizer.from_file(str(definition)).encode("", add_special_tokens=True).ids)
+
+
+def _check_vocabulary(model: Any, tokenizer: "Tokenizer") -> None:
+    size = model.head.weight.shape[0]
+    if tokenizer.vocab_size > size:
+        raise ConfigurationError(
+            f"The tokenizer has {tokenizer.vocab_size} ids and the model knows {size}; it was trained with another "
+            "tokenizer. Name that one with --tokenizer PATH."
+        )
+
+
+def _stream(generator: "Generator", prompt: str, sampling: "Sampling", namespace: argparse.Namespace) -> None:
+    pieces = generator.stream(
+        prompt, sampling=sampling, max_new_tokens=namespace.max_new_tokens, stop_strings=namespace.stop
+    )
+    _write(prompt)
+    for piece in pieces:
+        _write(piece)
+    _write("\n")
+
+
+def _batch(generator: "Generator", prompts: list[str], sampling: "Sampling", namespace: argparse.Namespace) -> None:
+    completions = generator.generate(
+        prompts,
+        sampling=sampling,
+        max_new_tokens=namespace.max_new_tokens,
+        stop_strings=namespace.stop,
+        num_samples=namespace.num_samples,
+    )
+    for index, completion in enumerate(completions):
+        prompt, sample = divmod(index, namespace.num_samples)
+        title = f"prompt {prompt + 1}" if namespace.num_samples == 1 else f"prompt {prompt + 1}, sample {sample + 1}"
+        _write(f"--- {title} ---\n{prompts[prompt]}{completion.text}\n")
+
+
+def _write(text: str) -> None:
+    """Write at once; in a terminal control characters are shown, not obeyed: a model's bytes must not command it."""
+    if sys.stdout.isatty():
+        text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    sys.stdout.write(text)
+    sys.stdout.flush()
