@@ -193,8 +193,9 @@ def _attend(
     if causal:
         mask = band(query.size(2), key.size(2), None, device=query.device)
     scores = (query * options.scale) @ key.transpose(-2, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = options.softcap * torch.tanh(scores / options.softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32), options.dropout).to(value.dtype)
+    weights = F.dropout(scores.softmax(dim=-1), options.dropout).to(value.dtype)
     return weights @ value

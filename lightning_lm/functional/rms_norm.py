@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["rms_norm"]
 
@@ -48,16 +47,21 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         result, scale = _normalise(x, weight, eps)
+        ctx.eps = eps
         ctx.save_for_backward(x, weight, scale)
         return result
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (gradient,) = upstream
         x, weight, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted: through torch's own steps
+            result = F.rms_norm(x, weight.shape, weight, ctx.eps)
+            inputs = [tensor for tensor in (x, weight) if tensor.requires_grad]
+            gradients = iter(torch.autograd.grad(result, inputs, gradient, create_graph=True))
+            return *(next(gradients) if tensor.requires_grad else None for tensor in (x, weight)), None
         product = gradient * x
-        grad_weight = scale.flatten() @ product.flatten(0, -2)
+        grad_weight = scale.flatten() @ product.reshape(-1, x.size(-1))
         along = (product @ weight).unsqueeze(-1).mul_(scale.square()).div_(-x.size(-1))
         grad_x = torch.mul(x, along, out=product).addcmul_(gradient, weight).mul_(scale)
         return grad_x, grad_weight, None
