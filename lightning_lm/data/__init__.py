@@ -1,20 +1,25 @@
 """From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
 
+from lightning_lm.data.examples import Examples, ExampleSource, as_examples, form_of, split_preference
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan
 from lightning_lm.data.sources import Files, Mixture, Source, Texts, as_source
 from lightning_lm.data.split import Split, hold_out
 from lightning_lm.data.standard_library import StandardLibrary
 from lightning_lm.data.store import TokenStore
 from lightning_lm.data.stream import TokenStream
+from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.data.tokenize import tokenize
 
 __all__ = [
     "BestFit",
     "Concatenate",
+    "ExampleSource",
+    "Examples",
     "Files",
     "Mixture",
     "OnePerRow",
     "Packing",
+    "ReverseDigits",
     "RowPlan",
     "Source",
     "Split",
@@ -22,7 +27,10 @@ __all__ = [
     "Texts",
     "TokenStore",
     "TokenStream",
+    "as_examples",
     "as_source",
+    "form_of",
     "hold_out",
+    "split_preference",
     "tokenize",
 ]

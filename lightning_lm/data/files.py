@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_lm.errors import DataError, MissingDependencyError
 
-__all__ = ["is_binary", "kind_of", "read_json_lines", "read_parquet", "read_text", "text_of"]
+__all__ = ["is_binary", "kind_of", "read_json_lines", "read_parquet", "read_records", "read_text", "text_of"]
 
 _BLOCK = 1 << 20
 
@@ -65,14 +65,8 @@ def read_json_lines(path: Path, field: str) -> Iterator[str]:
     Raises:
         DataError: If a line is no JSON object or lacks the field; says which line.
     """
-    for number, line in enumerate(_split(_decoded(path), "\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error.msg}); one object a line is needed.") from error
-        yield text_of(record, field, where=f"{path}, line {number}")
+    for where, record in _json_objects(path):
+        yield text_of(record, field, where=where)
 
 
 def read_parquet(path: Path, field: str) -> Iterator[str]:
@@ -82,15 +76,50 @@ def read_parquet(path: Path, field: str) -> Iterator[str]:
         DataError: If the file is damaged or lacks the column.
         MissingDependencyError: If ``pyarrow`` is not installed.
     """
+    for record in _parquet_rows(path, [field]):
+        yield text_of(record, field, where=str(path))
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield every record of a file of JSON lines or a Parquet file, with all its fields.
+
+    Raises:
+        DataError: If the file is neither, is damaged, or a line of it is no JSON object.
+        MissingDependencyError: If a package is needed to read it and not installed.
+    """
+    kind = kind_of(path)
+    if kind == "text":
+        raise DataError(f"{path} holds no records; a .jsonl or .parquet file is needed (.gz and .zst are unpacked).")
+    if kind == "parquet":
+        yield from _parquet_rows(path, None)
+        return
+    for where, record in _json_objects(path):
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: expected a JSON object, got {type(record).__name__}.")
+        yield record
+
+
+def _json_objects(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_split(_decoded(path), "\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON ({error.msg}); one object a line is needed.") from error
+
+
+def _parquet_rows(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
     arrow = _import("pyarrow", "read Parquet files")
     parquet = importlib.import_module("pyarrow.parquet")
     try:
         with parquet.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
-                raise _no_field(str(path), field, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                for text in batch.column(0).to_pylist():
-                    yield text_of({field: text}, field, where=str(path))
+            missing = [name for name in columns or [] if name not in file.schema_arrow.names]
+            if missing:
+                raise _no_field(str(path), missing[0], file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                yield from batch.to_pylist()
     except (arrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
 

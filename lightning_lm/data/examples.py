@@ -1,0 +1,129 @@
+"""Records to post-train on: where they come from, and which form they have.
+
+Four forms are known, by their fields::
+
+    {"prompt", "completion"}            an answer to learn                        prompt_completion
+    {"messages": [{"role", "content"}]} a conversation to learn                   messages
+    {"prompt"?, "chosen", "rejected"}   two answers, the first preferred          preference
+    {"prompt", ...}                     a question, with columns for its rewards  prompt
+
+A prompt or an answer is a text, or a list of messages. Where a preference has no prompt, it is what both answers
+begin with.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_lm.data.files import read_records
+from lightning_lm.errors import DataError
+from lightning_lm.parts import Part
+
+__all__ = ["ExampleSource", "Examples", "Form", "Record", "as_examples", "form_of", "split_preference"]
+
+Record = dict[str, Any]
+Form = Literal["prompt_completion", "messages", "preference", "prompt"]
+_FIELDS: dict[Form, tuple[str, ...]] = {
+    "preference": ("chosen", "rejected"),
+    "prompt_completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "prompt": ("prompt",),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleSource(Part):
+    """Base of the places records come from."""
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record, in an order that does not change. Starts anew at each call."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples(ExampleSource):
+    """Records of ``.jsonl`` or ``.parquet`` files (``.gz`` and ``.zst`` are unpacked), or already in Python.
+
+    Args:
+        source: A file, a folder of such files, a Hugging Face dataset or another iterable of mappings, or a function
+            that returns one.
+    """
+
+    source: Any
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record.
+
+        Raises:
+            DataError: If there is nothing to read, a file is damaged, or an item is no mapping.
+        """
+        if isinstance(self.source, str | os.PathLike):
+            for path in _paths(Path(self.source)):
+                yield from read_records(path)
+            return
+        items = self.source() if callable(self.source) else self.source
+        for number, item in enumerate(items):
+            if not isinstance(item, Mapping):
+                raise DataError(
+                    f"Item {number} is a {type(item).__name__}; a mapping such as {{'prompt': ...}} is needed."
+                )
+            yield dict(item)
+
+
+def as_examples(value: ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]) -> ExampleSource:
+    """Return the source of records that a path, an iterable of mappings, or a function that makes one stands for."""
+    return value if isinstance(value, ExampleSource) else Examples(source=value)
+
+
+def _paths(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    endings = (".jsonl", ".ndjson", ".parquet")
+    names = {path: path.name.removesuffix(".gz").removesuffix(".zst") for path in root.glob("**/*") if path.is_file()}
+    found = sorted(path for path, name in names.items() if name.endswith(endings))
+    if not found:
+        raise DataError(
+            f"{str(root)!r} is no .jsonl or .parquet file, nor a folder of such (looked from {Path.cwd()})."
+        )
+    return found
+
+
+def form_of(record: Mapping[str, Any]) -> Form:
+    """Return the form of a record, judged by its fields.
+
+    Raises:
+        DataError: If it has none of the forms; names the fields that it has.
+    """
+    for form, fields in _FIELDS.items():
+        if all(record.get(field) is not None for field in fields):
+            return form
+    forms = "; ".join(f"{form}: {', '.join(fields)}" for form, fields in _FIELDS.items())
+    raise DataError(f"A record has the fields {sorted(record)}, which is none of the known forms ({forms}).")
+
+
+def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Return prompt, preferred and other answer of a preference, finding the prompt where it is not given.
+
+    An implicit prompt is the longest beginning that both answers share: whole messages of a conversation, or text cut
+    back to the last blank, so that no word is divided between prompt and answer.
+
+    Raises:
+        DataError: If the answers are the same, or differ in kind.
+    """
+    chosen, rejected = record["chosen"], record["rejected"]
+    if type(chosen) is not type(rejected):
+        raise DataError(f"chosen is a {type(chosen).__name__} and rejected a {type(rejected).__name__}; use one kind.")
+    if chosen == rejected:
+        raise DataError(f"chosen and rejected are the same ({str(chosen)[:80]!r}); such a pair teaches nothing.")
+    if record.get("prompt") is not None:
+        return record["prompt"], chosen, rejected
+    shared = 0
+    for left, right in zip(chosen, rejected, strict=False):
+        if left != right:
+            break
+        shared += 1
+    if isinstance(chosen, str):
+        shared = chosen.rfind(" ", 0, shared) + 1 if shared else 0
+    return chosen[:shared], chosen[shared:], rejected[shared:]
