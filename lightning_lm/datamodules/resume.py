@@ -5,6 +5,7 @@ Lightning counts batches. Its count is of no use where a checkpoint was written 
 steps, so the batches are counted anew from it.
 """
 
+import re
 import warnings
 from typing import Any, NamedTuple, Protocol
 
@@ -64,6 +65,11 @@ class StepAlignment(Callback):
             )
 
 
+def _brief(value: object) -> str:
+    """Return a value as text, its digests cut to what tells them apart."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", str(value))
+
+
 class Steps(NamedTuple):
     """How an optimizer step is made."""
 
@@ -87,10 +93,10 @@ def check_same_rows(state: dict[str, Any], stream: TokenStream, *, accept: bool)
     if state["fingerprint"] == stream.fingerprint:
         return
     now, was = stream.description, state["rows"]
-    changed = "; ".join(
-        f"{name}: {was.get(name)} before, {now[name]} now" for name in now if now[name] != was.get(name)
-    )
-    message = f"The rows of this run are not those of the checkpoint ({changed})."
+    changed = [
+        f"{name} was {_brief(was.get(name))}, is {_brief(now[name])}" for name in now if now[name] != was.get(name)
+    ]
+    message = f"The rows of this run are not those of the checkpoint: {'; '.join(changed)}."
     if not accept:
         raise FingerprintError(
             f"{message} Restore what changed, or train on the new rows from the checkpoint's position with "
