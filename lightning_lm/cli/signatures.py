@@ -77,7 +77,8 @@ def subclasses_by_name(bases: list[type]) -> dict[str, type]:
         cls = waiting.pop(0)
         if not cls.__name__.startswith("_"):
             found.setdefault(cls.__name__, cls)
-        below: list[type] = [sub for sub in type.__subclasses__(cls) if sub not in seen]
+        children: list[type] = type.__subclasses__(cls)
+        below = [child for child in children if child not in seen]
         seen.update(below)
         waiting += below
     return found

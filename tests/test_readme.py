@@ -1,0 +1,92 @@
+"""Everything that the README shows is run: commands with a tiny model in place of the real one, Python as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = """
+trainer: {max_steps: 2, accelerator: cpu, log_every_n_steps: 1}
+model: {model: {d_model: 32, num_layers: 1, context_length: 32}}
+data: {train: corpus, tokenizer: {vocab_size: 280}, context_length: 32, batch_size: 4}
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("lightning-lm")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a corpus and a finished tiny run, as the README assumes."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "corpus").mkdir()
+    for number in range(30):
+        (folder / "corpus" / f"{number}.txt").write_text(f"def main({number}):\n    return {number}\n" * 9)
+    (folder / "tiny.yaml").write_text(TINY)
+    return folder
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[1:3]))
+def test_a_command_of_the_readme_runs(words, workplace, monkeypatch):
+    from lightning_lm.cli import main
+
+    monkeypatch.chdir(workplace)
+    arguments = words[1:]
+    if arguments[0] == "fit":
+        at = arguments.index("--config") + 2
+        arguments[at:at] = ["--config", "tiny.yaml"]
+        arguments = ["2" if word == "2000" else word for word in arguments]
+    assert main(arguments) == 0
+
+
+def test_the_main_job_is_there_once_and_first():
+    fits = [words for words in commands() if words[1] == "fit"]
+    assert fits[0] == ["lightning-lm", "fit", "--config", "recipes/pretrain/quickstart.yaml"]
+
+
+def test_python_of_the_readme_runs(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    (code,) = blocks("python")
+    for real, tiny in {
+        "d_model=512": "d_model=32",
+        "num_layers=8": "num_layers=1",
+        "max_steps=2000": "max_steps=1",
+    }.items():
+        assert real in code
+        code = code.replace(real, tiny)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_yaml_of_the_readme_is_a_configuration(workplace, monkeypatch, capsys):
+    from lightning_lm.cli import main
+
+    monkeypatch.chdir(workplace)
+    (text,) = blocks("yaml")
+    Path("my.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "my.yaml", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["max_steps"] == 2000
+    assert printed["model"]["init_args"]["optimizer"]["class_path"].endswith("AdamW")
+
+
+def test_every_callback_has_a_row():
+    from lightning_lm import callbacks
+
+    rows = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    assert rows == set(callbacks.__all__)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
