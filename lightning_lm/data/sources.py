@@ -185,7 +185,10 @@ class Mixture(Source):
 
 
 def as_source(value: "Source | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]") -> Source:
-    """Return the source that a path, an iterable of texts or records, or a function that makes one stands for.
+    """Return the source that something stands for.
+
+    Args:
+        value: A source, the path of a file or folder, an iterable of texts or records, or a function that returns one.
 
     Raises:
         DataError: If the value is none of these.

@@ -67,6 +67,10 @@ class Split(Source):
 def hold_out(source: Source, fraction: float) -> tuple[Split, Split]:
     """Return the train and the validation side of a source.
 
+    Args:
+        source: What is split.
+        fraction: The share of its documents held out for validation.
+
     Raises:
         ConfigurationError: If the fraction is not between 0 and 1.
     """
