@@ -56,6 +56,9 @@ def load_tokenizer(path: Path | str) -> BaseTokenizer:
 def tokenizer_from_files(files: Mapping[str, str]) -> BaseTokenizer:
     """Return the tokenizer that `to_files` of any kind described.
 
+    Args:
+        files: Contents of files by name, as a checkpoint carries them.
+
     Raises:
         TokenizerError: If the files are of no tokenizer, or damaged.
     """

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -37,7 +36,6 @@ _TRAINERS_VERSION = 1
 class TokenizerPart(Part):
     """Base of all parts that make a tokenizer."""
 
-    @abstractmethod
     def build(self, texts: Texts, cache_dir: Path | str | None = None) -> BaseTokenizer:
         """Return the tokenizer.
 
@@ -67,7 +65,6 @@ class TrainedTokenizerPart(TokenizerPart):
         tokenizer.save(folder)
         return tokenizer
 
-    @abstractmethod
     def train(self, texts: Iterable[str]) -> BaseTokenizer:
         """Train on documents."""
         raise NotImplementedError
@@ -83,15 +80,19 @@ class TrainedTokenizerPart(TokenizerPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainBPE(TrainedTokenizerPart):
-    """Train byte-level byte-pair encoding."""
+    """Train byte-level byte-pair encoding; see `BPETokenizer.train`.
+
+    Args:
+        vocab_size: Number of ids: 256 bytes, merges, special tokens.
+        pattern: ``gpt2``, ``gpt4`` or an expression: how text is split into words.
+        special_tokens: They split the text and are never merged.
+        num_workers: Processes that count words; left out, one a CPU core.
+    """
 
     vocab_size: int = 4096
-    """Number of ids: 256 bytes, merges, special tokens."""
     pattern: str = "gpt4"
-    """``gpt2``, ``gpt4`` or an expression."""
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
     num_workers: int | None = None
-    """Processes that count words; left out, one a CPU core."""
 
     def train(self, texts: Iterable[str]) -> BPETokenizer:
         """Train on documents."""
@@ -106,7 +107,13 @@ class TrainBPE(TrainedTokenizerPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSentencePiece(TrainedTokenizerPart):
-    """Train a SentencePiece model with byte fallback."""
+    """Train a SentencePiece model with byte fallback; see `SentencePieceTokenizer.train`.
+
+    Args:
+        vocab_size: Number of ids: the unknown piece, special tokens, 256 bytes, pieces.
+        model_type: How pieces are chosen.
+        special_tokens: They split the text and belong to no piece.
+    """
 
     vocab_size: int = 4096
     model_type: Literal["bpe", "unigram"] = "unigram"
@@ -121,7 +128,11 @@ class TrainSentencePiece(TrainedTokenizerPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainCharacters(TrainedTokenizerPart):
-    """Take every character of the training documents."""
+    """Take every character of the training documents; see `CharacterTokenizer.train`.
+
+    Args:
+        special_tokens: Numbered after the characters.
+    """
 
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
 
@@ -132,7 +143,13 @@ class TrainCharacters(TrainedTokenizerPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainWords(TrainedTokenizerPart):
-    """Take the most frequent words of the training documents."""
+    """Take the most frequent words of the training documents; see `WordTokenizer.train`.
+
+    Args:
+        vocab_size: Number of ids: words, the unknown one, special tokens.
+        pattern: ``gpt2``, ``gpt4`` or an expression: how text is split into words.
+        special_tokens: They split the text and are no words.
+    """
 
     vocab_size: int = 32_768
     pattern: str = "gpt2"
@@ -145,7 +162,11 @@ class TrainWords(TrainedTokenizerPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadTokenizer(TokenizerPart):
-    """Open a tokenizer that exists; see `load_tokenizer`."""
+    """Open a tokenizer that exists; see `load_tokenizer`.
+
+    Args:
+        path: A folder or file.
+    """
 
     path: str
 
@@ -156,7 +177,11 @@ class LoadTokenizer(TokenizerPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bytes(TokenizerPart):
-    """One token a byte of UTF-8; nothing to train."""
+    """One token a byte of UTF-8; nothing to train.
+
+    Args:
+        special_tokens: Numbered from 256 on.
+    """
 
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
 

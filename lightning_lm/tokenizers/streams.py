@@ -11,7 +11,7 @@ from lightning_lm.errors import TokenizerError
 __all__ = ["avoiding_special", "read_text", "rejoin", "special_expression"]
 
 _CHUNK_CHARACTERS = 1 << 16
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 
 
 def read_text(path: os.PathLike[str] | str, *, block_bytes: int = _BLOCK_BYTES) -> Iterator[str]:

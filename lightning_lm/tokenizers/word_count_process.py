@@ -16,6 +16,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+__all__ = ["WordCounter"]
+
 
 class WordCounter:
     """Counts the words of texts; special tokens split the text and are not counted.

@@ -1,6 +1,8 @@
 """Counting words: the same in one process and in several, from memory and from files, however it is batched."""
 
+import itertools
 import random
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -40,6 +42,20 @@ def test_processes_change_nothing(documents: list[str], monkeypatch: pytest.Monk
     once = plain_counts(documents)
     assert counted == {word: 2 * count for word, count in once.items()}
     assert sum(progress) == len(file.read_text(encoding="utf-8")) + sum(map(len, documents))
+
+
+def peak_memory(num_texts: int) -> int:
+    tracemalloc.start()
+    count_words(itertools.repeat("the same few words again and again\n" * 30, num_texts), GPT2, num_workers=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 10_000)
+    monkeypatch.setattr(word_counts, "_WORTH_PROCESSES", 20_000)
+    assert peak_memory(800) < 1.2 * peak_memory(100)
 
 
 def test_a_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
