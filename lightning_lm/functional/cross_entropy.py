@@ -22,7 +22,7 @@ class TokenLoss(NamedTuple):
     loss_sum: Float[Tensor, ""]
     """What training minimises, differentiable: cross-entropy with label smoothing and z-loss. Nats."""
     nll_sum: Float[Tensor, ""]
-    """Plain negative log-likelihood, detached. Nats."""
+    """Plain negative log-likelihood, detached, in float64 where the device has it. Nats."""
     num_tokens: Int[Tensor, ""]
     """Number of target tokens."""
 
@@ -64,7 +64,8 @@ def cross_entropy(
         loss = loss + z_loss * log_normaliser.square()
     # `where` and not a product: an ignored row may hold anything, inf and NaN included.
     loss_sum = torch.where(valid, loss, 0).sum()
-    return TokenLoss(loss_sum, torch.where(valid, nll, 0).sum().detach(), valid.sum())
+    nll_sum = torch.where(valid, nll, 0).sum(dtype=_sum_dtype(logits.device))
+    return TokenLoss(loss_sum, nll_sum.detach(), valid.sum())
 
 
 def linear_cross_entropy(
@@ -117,6 +118,7 @@ def _accurate(values: Tensor) -> Tensor:
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
+    """Return float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

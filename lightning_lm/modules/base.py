@@ -17,7 +17,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_weights, config_differences
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
-from lightning_lm.modules.window import GradientWindow, gradient_norm
+from lightning_lm.modules.window import GradientWindow, gradient_norm, sums_of
 from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
 from lightning_lm.parts import Part
 
@@ -67,7 +67,7 @@ class LMModule(LightningModule, abc.ABC):
         """Target tokens that the model was trained on, over all ranks; on the module's device while it trains."""
         self._configured = False
         self._window = GradientWindow()
-        self._interval = torch.zeros(2, dtype=torch.float64)
+        self._interval: Tensor | None = None
         self._history = NormHistory()
         self._seed: int | None = None
         self._grad_norm: Tensor | None = None
@@ -141,7 +141,8 @@ class LMModule(LightningModule, abc.ABC):
                 "tokens cannot be made exact. Use DDP, FSDP2 or one of lightning_lm.strategies."
             )
         self._window.clear()
-        self.tokens_seen, self._interval = self.tokens_seen.to(self.device), self._interval.to(self.device)
+        self.tokens_seen = self.tokens_seen.to(self.device)
+        self._interval = None if self._interval is None else self._interval.to(self.device)
         if self._seed is None:
             self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**62))
 
@@ -167,7 +168,8 @@ class LMModule(LightningModule, abc.ABC):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         totals = self._window.close(parameters, trainer)
         self.tokens_seen.add_(totals.num_tokens.long())
-        self._interval.add_(torch.stack(totals))
+        sums = torch.stack(totals)
+        self._interval = sums if self._interval is None else self._interval + sums
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = every > 0 and (trainer.global_step + 1) % every == 0
         self._grad_norm = gradient_norm(parameters) if logs or self.skip or trainer.gradient_clip_val else None
@@ -201,9 +203,10 @@ class LMModule(LightningModule, abc.ABC):
     # --- logging ---
 
     def _log_interval(self, optimizer: Optimizer) -> None:
-        nll, tokens = self._interval.tolist()
-        self._interval.zero_()
         assert self._grad_norm is not None
+        assert self._interval is not None
+        nll, tokens = self._interval.tolist()
+        self._interval = None
         metrics = {
             "train/loss": nll / tokens if tokens else math.nan,
             "train/lr": float(optimizer.param_groups[0]["lr"]),
@@ -229,7 +232,7 @@ class LMModule(LightningModule, abc.ABC):
 
     def _evaluate(self, batch: Any) -> dict[str, Tensor]:
         sums = self.evaluate_batch(batch)
-        both = torch.stack((sums["nll_sum"].double(), sums["num_tokens"].double()))
+        both = sums_of(sums["nll_sum"], sums["num_tokens"])
         # Out of place: what was made under inference mode may not be updated outside it.
         self._evaluated = both if self._evaluated is None else self._evaluated + both
         return sums
@@ -245,10 +248,11 @@ class LMModule(LightningModule, abc.ABC):
     def _log_evaluation(self, name: str) -> None:
         sums = self._evaluated
         if sums is None:
-            sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
+            sums = torch.zeros(2, dtype=dtype, device=self.device)
         self._evaluated = None
         nll, tokens = torch.as_tensor(self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")).tolist()
-        if tokens:
+        if tokens and not self.trainer.sanity_checking:
             self.last_metrics[name] = nll / tokens
             self.log(name, nll / tokens, sync_dist=True)
 
@@ -263,7 +267,7 @@ class LMModule(LightningModule, abc.ABC):
             "model": self._model_description(),
             "tokenizer": tokenizer.to_files() if hasattr(tokenizer, "to_files") else None,
             "tokens_seen": int(self.tokens_seen),
-            "interval": self._interval.tolist(),
+            "interval": None if self._interval is None else self._interval.tolist(),
             "skipped_steps": self.skipped_steps,
             "norm_history": self._history.state_dict(),
             "seed": self._seed,
@@ -286,7 +290,8 @@ class LMModule(LightningModule, abc.ABC):
             self._check_model(entry["model"], description)
         check_weights(checkpoint["state_dict"], self.state_dict(), source="The checkpoint")
         self.tokens_seen = torch.tensor(entry["tokens_seen"])
-        self._interval = torch.tensor(entry["interval"], dtype=torch.float64)
+        sums = entry["interval"]
+        self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])
 

@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import TokenLoss
 
-__all__ = ["GradientWindow", "WindowTotals", "gradient_norm"]
+__all__ = ["GradientWindow", "WindowTotals", "gradient_norm", "sums_of"]
 
 
 class WindowTotals(NamedTuple):
-    """Sums over all ranks and micro-batches of one optimizer step, float64 scalars."""
+    """Sums over all ranks and micro-batches of one optimizer step, scalars of one type (float64 where there is one)."""
 
     nll_sum: Tensor
     num_tokens: Tensor
+
+
+def sums_of(nll_sum: Tensor, num_tokens: Tensor) -> Tensor:
+    """Return both as one tensor [2]: one addition a micro-batch, one reduction over ranks."""
+    return torch.stack((nll_sum, num_tokens.to(nll_sum.dtype)))
 
 
 class GradientWindow:
@@ -46,7 +51,7 @@ class GradientWindow:
         if self._constant is None:
             size = trainer.strategy.broadcast(positions)
             self._constant = 2.0 ** -round(math.log2(max(1, size)))
-        sums = torch.stack((loss.nll_sum.double(), loss.num_tokens.double()))
+        sums = sums_of(loss.nll_sum, loss.num_tokens)
         self._sums = sums if self._sums is None else self._sums + sums
         return loss.loss_sum * (self._constant * trainer.accumulate_grad_batches)
 
