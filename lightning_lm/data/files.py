@@ -6,6 +6,7 @@ Everything is read in blocks, so a file may be larger than memory as long as eac
 import codecs
 import gzip
 import importlib
+import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from lightning_lm.errors import DataError, MissingDependencyError
 __all__ = ["is_binary", "kind_of", "read_json_lines", "read_parquet", "read_records", "read_text", "text_of"]
 
 _BLOCK = 1 << 20
+_LONGEST = 1 << 31
+"""Characters of a document beyond which a missing separator is more likely than a document."""
 
 
 def kind_of(path: Path) -> str:
@@ -43,19 +46,12 @@ def read_text(path: Path, separator: str | None) -> Iterator[str]:
     Raises:
         DataError: If the file cannot be read or decoded.
     """
-    texts = _decoded(path)
-    if not separator:
-        yield from filter(None, ["".join(texts)])
-        return
-    pieces = _split(texts, separator)
-    first = next(pieces, "")
-    second = next(pieces, None)
+    pieces = _split(_decoded(path), separator, path)
+    first, second = next(pieces, ""), next(pieces, None)
     if second is None:
         yield from filter(None, [first])
         return
-    for piece in (first, second):
-        yield from filter(None, [piece.strip("\r\n")])
-    for piece in pieces:
+    for piece in itertools.chain([first, second], pieces):
         yield from filter(None, [piece.strip("\r\n")])
 
 
@@ -100,7 +96,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_objects(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_split(_decoded(path), "\n"), start=1):
+    for number, line in enumerate(_split(_decoded(path), "\n", path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -201,18 +197,24 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, positi
         ) from error
 
 
-def _split(texts: Iterable[str], separator: str) -> Iterator[str]:
+def _split(texts: Iterable[str], separator: str | None, path: Path) -> Iterator[str]:
     """Split a text that comes in blocks, the separator possibly cut by a block's end."""
     parts: list[str] = []
-    tail = ""
+    length, tail = 0, ""
     for text in texts:
-        *pieces, rest = (tail + text).split(separator)
+        *pieces, rest = (tail + text).split(separator) if separator else [text]
         for piece in pieces:
             yield "".join([*parts, piece])
-            parts.clear()
-        keep = len(rest) - min(len(rest), len(separator) - 1)
+            parts, length = [], 0
+        keep = len(rest) - min(len(rest), len(separator or "x") - 1)
         parts.append(rest[:keep])
         tail = rest[keep:]
+        length += keep
+        if length > _LONGEST:
+            raise DataError(
+                f"{path} goes on for more than {_LONGEST} characters without the separator {separator!r}, too long "
+                "for one document. Say what stands between its documents: Files(path=..., separator=...)."
+            )
     yield "".join([*parts, tail])
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_lm.parts import Part
 
-__all__ = ["BestFit", "Concatenate", "OnePerRow", "Packing", "RowPlan"]
+__all__ = ["BestFit", "Concatenate", "OnePerRow", "Packing", "RowPlan", "count_up"]
 
 Ints = NDArray[np.int64]
 
@@ -72,7 +72,7 @@ class OnePerRow(Packing):
 
     def _lay_out(self, documents: Ints, lengths: Ints, context: int) -> RowPlan:
         pieces = -(-lengths // context)
-        offsets = _count_up(pieces) * context
+        offsets = count_up(pieces) * context
         owners = np.repeat(np.arange(len(documents)), pieces)
         kept = np.minimum(lengths[owners] - offsets, context)
         return RowPlan(np.arange(len(owners) + 1), documents[owners], offsets, kept)
@@ -88,7 +88,7 @@ class Concatenate(Packing):
         last_row = (first_target + lengths - 2) // context
         pieces = last_row - first_row + 1
         owners = np.repeat(np.arange(len(documents)), pieces)
-        rows = first_row[owners] + _count_up(pieces)
+        rows = first_row[owners] + count_up(pieces)
         begin = np.maximum(first_target[owners], rows * context + 1)
         end = np.minimum((first_target + lengths)[owners], (rows + 1) * context + 1)
         row_starts = np.append(np.unique(rows, return_index=True)[1], len(rows))
@@ -110,7 +110,7 @@ class BestFit(Packing):
     def _lay_out(self, documents: Ints, lengths: Ints, context: int) -> RowPlan:
         full, rest = np.divmod(lengths, context)
         owners = np.repeat(np.arange(len(documents)), full)
-        whole = _Rows(1, documents[owners], _count_up(full) * context, np.full(len(owners), context))
+        whole = _Rows(1, documents[owners], count_up(full) * context, np.full(len(owners), context))
         left = np.flatnonzero(rest)
         shelf = _Shelf(documents[left], (full * context)[left], rest[left])
         return _join([whole, *shelf.rows(context + 1)])
@@ -208,6 +208,6 @@ def _join(parts: list[_Rows]) -> RowPlan:
     return RowPlan(row_starts, documents, offsets, lengths)
 
 
-def _count_up(counts: Ints) -> Ints:
+def count_up(counts: Ints) -> Ints:
     """Return 0, 1, ... for each count: [2, 3] gives [0, 1, 0, 1, 2]."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lm.data.packing import Packing, RowPlan
+from lightning_lm.data.packing import Packing, RowPlan, count_up
 from lightning_lm.data.permutation import key_of, permute
 from lightning_lm.data.store import TokenStore
 from lightning_lm.errors import DataError
@@ -108,7 +108,7 @@ class StoreRows:
 
     def _write(self, rows: Rows, places: Ints, plan: RowPlan, numbers: Ints) -> None:
         begin, end = plan.row_starts[numbers], plan.row_starts[numbers + 1]
-        rank = _count_up(end - begin)
+        rank = count_up(end - begin)
         fragments = np.repeat(begin, end - begin) + rank
         row_of = np.repeat(np.arange(len(numbers)), end - begin)
         documents, offsets, cells = plan.documents[fragments], plan.offsets[fragments], plan.lengths[fragments] + 1
@@ -116,7 +116,7 @@ class StoreRows:
         # `first` is where each fragment begins among all cells that are written, `column` where it begins in its row.
         first = np.cumsum(cells) - cells
         column = first - first[np.searchsorted(row_of, row_of)]
-        inside = _count_up(cells)
+        inside = count_up(cells)
         at = np.repeat(places[row_of], cells), np.repeat(column, cells) + inside
 
         starts = np.where(documents > 0, self.store.ends[documents - 1], 0) + offsets - self._context
@@ -141,8 +141,3 @@ def blank_rows(num_rows: int, row_length: int) -> Rows:
         "position_ids": np.tile(np.arange(row_length), (num_rows, 1)),
         "document_ids": np.zeros(shape, dtype=np.int64),
     }
-
-
-def _count_up(counts: Ints) -> Ints:
-    """Return 0, 1, ... for each count: [2, 3] gives [0, 1, 0, 1, 2]."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

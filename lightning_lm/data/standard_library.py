@@ -30,8 +30,11 @@ class StandardLibrary(Source):
             DataError: If this Python comes without the sources.
         """
         for path in self._paths():
-            with tokenize.open(path) as file:
-                text = file.read()
+            try:
+                with tokenize.open(path) as file:
+                    text = file.read()
+            except (SyntaxError, UnicodeDecodeError):
+                continue  # Names an encoding that it does not have: no module of Python's own.
             if text:
                 yield text
 

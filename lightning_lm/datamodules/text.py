@@ -109,7 +109,7 @@ class TextDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Return the micro-batches of this rank, from wherever training stands."""
         assert self._train is not None, "setup() comes first"
-        return TrainLoader(self._train, self._share(), lambda: self.samples_consumed, self._loading)
+        return TrainLoader(self._train, self._share(), self._position, self._loading)
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the validation rows of this rank; nothing where no text is held out."""
@@ -146,6 +146,11 @@ class TextDataModule(LightningDataModule):
     def begin_at(self, step: int) -> None:
         """Take note that the position so far holds at this optimizer step."""
         self._samples, self._begin_step = self.samples_consumed, step
+
+    def _position(self) -> int:
+        # overfit_batches asks for the same batches each epoch.
+        overfits = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return 0 if overfits else self.samples_consumed
 
     def _share(self) -> Share:
         return Share.of(self.trainer, self.batch_size)

@@ -85,6 +85,15 @@ def test_a_single_file_that_cannot_be_read_says_where_and_why(tmp_path, name, co
     assert name in str(caught.value)
 
 
+def test_a_file_too_long_for_one_document_asks_for_the_separator(tmp_path, monkeypatch):
+    monkeypatch.setattr(files_module, "_LONGEST", 100)
+    monkeypatch.setattr(files_module, "_BLOCK", 10)
+    (tmp_path / "a.txt").write_text("ab\n" * 50)
+    with pytest.raises(DataError, match="separator="):
+        read(tmp_path / "a.txt")
+    assert read(tmp_path / "a.txt", separator="\n") == ["ab"] * 50
+
+
 def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"content": ["x"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="'content', 'n'"):

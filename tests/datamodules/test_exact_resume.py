@@ -11,6 +11,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lm.errors import FingerprintError
+from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
+from lightning_lm.modules import PretrainModule
+from lightning_lm.optim import Muon
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -108,6 +111,22 @@ def test_losses_and_weights_are_bit_equal(run, limits, accumulate):
         assert resumed.global_step == trainer.global_step
         assert resumed.current_epoch == trainer.current_epoch
         assert resumed_data.samples_consumed == data.samples_consumed == 8 * trainer.global_step
+
+
+@pytest.mark.parametrize("stop", [7, 30])
+def test_our_module_resumes_bit_for_bit(make_data, tmp_path, stop):
+    def train(callbacks=(), ckpt_path=None):
+        torch.manual_seed(1)
+        layer = Layer(mixer=Attention(num_heads=2), ffn=GLU())
+        module = PretrainModule(TransformerConfig(d_model=16, num_layers=2, layers=layer), optimizer=Muon(lr=0.02))
+        trainer = trainer_of(callbacks, max_steps=10, accumulate_grad_batches=4, gradient_clip_val=1.0)
+        with contextlib.suppress(InterruptionError):
+            trainer.fit(module, make_data(), ckpt_path=ckpt_path, weights_only=True)
+        return module
+
+    whole = train()
+    train([StopAfter(stop, tmp_path / "stopped.ckpt")])
+    assert equal_weights(train(ckpt_path=tmp_path / "stopped.ckpt"), whole)
 
 
 def test_workers_change_nothing(run, make_data):

@@ -176,6 +176,14 @@ def test_only_a_trainer_that_goes_on_keeps_the_position(make_data, noting):
     assert data.samples_consumed == 8
 
 
+def test_overfitting_sees_the_same_batches_each_epoch(make_data, noting):
+    trainer = Trainer(max_epochs=3, overfit_batches=2, enable_model_summary=False, **QUIET)
+    trainer.fit(noting, make_data())
+    rows = [rows for _, _, rows, _ in noting.seen]
+    assert rows[:2] == rows[2:4] == rows[4:]
+    assert rows[0] != rows[1]
+
+
 def test_stores_are_whole_and_lie_in_the_cache(make_data, tmp_path):
     ready(make_data(cache_dir=str(tmp_path)))
     (folder,) = (tmp_path / "tokens").iterdir()
