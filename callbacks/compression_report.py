@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lm.callbacks.emission import emit
+from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.next_steps import commands, left_by
 from lightning_lm.callbacks.readable import short
 from lightning_lm.evals.compression import (
@@ -25,7 +26,7 @@ __all__ = ["CompressionReport"]
 _BAR_CELLS = 30
 
 
-class CompressionReport(Callback):
+class CompressionReport(LeanHooks, Callback):
     """Set the model's validation bits per byte beside what everyone knows, and say what to type next.
 
     A language model is a compressor, so its loss in bits per byte is the size to which it would compress the

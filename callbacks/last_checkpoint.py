@@ -5,10 +5,12 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_lm.callbacks.hooks import LeanHooks
+
 __all__ = ["LastCheckpoint"]
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(LeanHooks, ModelCheckpoint):
     """Keep ``last.ckpt`` of every n-th step and of the last one.
 
     Lightning's callback with ``save_last=True`` saves every n steps but not at the end, unless n divides the number of

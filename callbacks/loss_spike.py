@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_lm.callbacks.emission import LogInterval, emit
+from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import field_of
 from lightning_lm.errors import ConfigurationError
 
@@ -18,7 +19,7 @@ __all__ = ["LossSpike"]
 _DEVIATION_PER_MAD = 1.4826  # of a normal distribution
 
 
-class LossSpike(Callback):
+class LossSpike(LeanHooks, Callback):
     """Compare each logged training loss with the last ones, and say when it lies far above them.
 
     The comparison is with the median, in units of the median absolute deviation, so that one spike does not hide the

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_lm.callbacks.batches import shifted_targets
+from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import field_of, logits_in, logits_of
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer
@@ -50,7 +51,7 @@ class _Totals(NamedTuple):
         return metrics | ({"bits_per_byte": self.nll / math.log(2.0) / self.num_bytes} if self.num_bytes else {})
 
 
-class Perplexity(Callback):
+class Perplexity(LeanHooks, Callback):
     """Log ``val/loss`` (nats per token), ``val/perplexity`` and ``val/bits_per_byte``, exact over ranks and batches.
 
     Lightning averages the averages of batches, which is wrong as soon as batches hold different numbers of targets.

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lightning_lm.callbacks.batches import num_predictions, num_replicas
+from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import field_of
 from lightning_lm.callbacks.readable import clock, short
 from lightning_lm.modules import LMModule
@@ -31,7 +32,7 @@ class _Mark(NamedTuple):
     steps: int
 
 
-class LMProgressBar(ProgressBar):
+class LMProgressBar(LeanHooks, ProgressBar):
     """Show step, loss, tokens per second, validation loss, elapsed time and time left in one line.
 
     It takes the place of Lightning's own bar, whose share of a small model's step is larger than the model's: here a

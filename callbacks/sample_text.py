@@ -11,6 +11,7 @@ from rich.text import Text
 from torch import Tensor
 
 from lightning_lm.callbacks.aside import set_aside
+from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import logits_of
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
@@ -19,7 +20,7 @@ from lightning_lm.protocols import LanguageModel, Tokenizer
 __all__ = ["SampleText"]
 
 
-class SampleText(Callback):
+class SampleText(LeanHooks, Callback):
     """Print completions of prompts, and write them to TensorBoard, after each validation and at the end of a fit.
 
     Global random numbers, training modes and gradients are as if nothing had happened, so a run with samples and one

@@ -7,12 +7,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 
 from lightning_lm.callbacks.flops import training_flops_per_token
+from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.models.summary import ModelDescription, memory_estimate, parameter_table, render
 
 __all__ = ["LMSummary"]
 
 
-class LMSummary(ModelSummary):
+class LMSummary(LeanHooks, ModelSummary):
     """Print parameters by role, training FLOPs per token and an estimate of memory, once at fit start.
 
     Weight decay, optimizer routing and FLOP counts follow from a parameter's role, so this table shows what they will

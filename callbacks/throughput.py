@@ -11,11 +11,12 @@ from lightning_lm.callbacks.batches import num_predictions, num_replicas
 from lightning_lm.callbacks.device_peak import peak_flops_per_s
 from lightning_lm.callbacks.emission import LogInterval, emit
 from lightning_lm.callbacks.flops import training_flops_per_token
+from lightning_lm.callbacks.hooks import LeanHooks
 
 __all__ = ["Throughput"]
 
 
-class Throughput(Callback):
+class Throughput(LeanHooks, Callback):
     """Log ``perf/tokens_per_s``, ``perf/step_time_s``, ``perf/memory_gb`` and ``perf/mfu`` every ``log_every_n_steps``.
 
     Between two logs only shapes are read and two integers added: nothing waits for a GPU. What is logged is the mean
