@@ -33,22 +33,36 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 )
 def test_applies_the_quintic_to_singular_values(shape, dtype, tolerance):
     matrix = random(*shape, dtype=dtype)
-    result = orthogonalize(matrix)
+    result = orthogonalize(matrix, dtype=dtype)
     assert result.dtype == dtype
     torch.testing.assert_close(result.double(), by_svd(matrix), rtol=tolerance, atol=tolerance)
 
 
-def test_singular_values_come_near_one():
-    values = torch.linalg.svdvals(orthogonalize(random(64, 256)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_singular_values_come_near_one(dtype):
+    values = torch.linalg.svdvals(orthogonalize(random(64, 256), dtype=dtype).double())
     assert values.min() > 0.6
     assert values.max() < 1.25
+
+
+def test_the_precision_follows_the_machine(monkeypatch):
+    """Both ways to compute agree as far as eight bits go."""
+    results = []
+    for fast in (True, False):
+        monkeypatch.setattr("lightning_lm.optim.muon._cpu_has_bfloat16", lambda fast=fast: fast)
+        results.append(orthogonalize(random(16, 48, dtype=torch.float32)))
+    exact = by_svd(random(16, 48, dtype=torch.float32))
+    errors = [((result.double() - exact).norm() / exact.norm()).item() for result in results]
+    assert errors[1] < 1e-4 < errors[0] < 2e-2
+    assert [result.dtype for result in results] == [torch.bfloat16, torch.float32]
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 40)], ids=str)
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_size_of_the_gradient_does_not_matter(shape, size):
     matrix = random(*shape, dtype=torch.float32)
-    torch.testing.assert_close(orthogonalize(matrix * size), orthogonalize(matrix), rtol=1e-3, atol=1e-3)
+    result = orthogonalize(matrix * size, dtype=torch.float32)
+    torch.testing.assert_close(result, orthogonalize(matrix, dtype=torch.float32), rtol=1e-3, atol=1e-3)
 
 
 def test_a_matrix_of_zeros_stays_zero():
@@ -58,7 +72,8 @@ def test_a_matrix_of_zeros_stays_zero():
 def test_nearly_singular_matrices_in_float32():
     left, right = (torch.linalg.qr(random(size, 16))[0] for size in (16, 64))
     matrix = left @ torch.diag(torch.logspace(0, -6, 16, dtype=torch.float64)) @ right.T
-    torch.testing.assert_close(orthogonalize(matrix.float()).double(), by_svd(matrix), rtol=1e-3, atol=1e-3)
+    result = orthogonalize(matrix.float(), dtype=torch.float32)
+    torch.testing.assert_close(result.double(), by_svd(matrix), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("scaling", ["original", "match_adamw"])
@@ -93,6 +108,29 @@ def test_matching_adamw_gives_updates_of_its_size():
     MuonOptimizer([param], lr=1.0, scaling="match_adamw").step()
     # AdamW's updates have a root mean square of 0.2 to 0.4 (Liu et al. 2025, section 2.2).
     assert param.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
+
+
+@pytest.mark.parametrize("scaling", ["original", "match_adamw"])
+def test_parameters_worked_on_together_move_as_alone(monkeypatch, scaling):
+    """On a GPU equal shapes and their transposes share one stack; on a CPU each matrix is worked on alone."""
+    shapes = [(4, 6), (6, 4), (4, 4), (2, 6, 4), (3, 3, 4, 6), (4, 6)]
+
+    def run() -> list[torch.Tensor]:
+        params = [random(*shape).requires_grad_() for shape in shapes]
+        optimizer = MuonOptimizer(params, weight_decay=0.1, scaling=scaling)
+        for step in range(1, 3):
+            for param in params:
+                param.grad = param.detach().flip(-1) * step
+            optimizer.step()
+        return params
+
+    alone = run()
+    monkeypatch.setattr(
+        "lightning_lm.optim.muon._batches",
+        lambda params: [[params[index] for index in (0, 1, 3, 4, 5)], [params[2]]],
+    )
+    for mine, other in zip(run(), alone, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
 
 
 def test_a_stack_is_orthogonalised_matrix_by_matrix():
