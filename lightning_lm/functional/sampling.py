@@ -18,7 +18,6 @@ __all__ = [
     "penalize_counts",
     "penalize_repetition",
     "scale_by_temperature",
-    "token_log_probs",
 ]
 
 
@@ -156,17 +155,6 @@ def draw(logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]
     below_one = 1 - torch.finfo(dtype).eps / 2  # rounding to this type may have made a 1 of the number
     targets = uniforms.to(dtype).clamp(max=below_one)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True)[:, 0]
-
-
-def token_log_probs(logits: Float[Tensor, "batch vocab"], ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Return the log-probability of one token per row.
-
-    Args:
-        logits: One row per sequence.
-        ids: The token of each row.
-    """
-    logits = _at_least_float32(logits)
-    return logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
 
 def _largest_values(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.sampling import token_log_probs
+from lightning_lm.functional.logprobs import token_logprobs
 from lightning_lm.generation.forward import Forward
 from lightning_lm.generation.sampling import Sampler
 from lightning_lm.generation.text import AnswerText
@@ -53,7 +53,7 @@ class Row:
     key: tuple[int, int]
     text: AnswerText | None = None
     token_ids: list[int] = dataclasses.field(default_factory=list)
-    log_probs: list[float] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
 
 
@@ -68,7 +68,7 @@ class Batch:
         forward: Holds one row per distinct prompt, in the order in which these first occur.
         sampler: Holds one row per answer.
         ends: What ends an answer.
-        log_probs: Whether to record the log-probability of each token.
+        logprobs: Whether to record the log-probability of each token.
         num_ids: Only ids below this number are chosen: a model may have more, to fill up its matrices. ``None`` for
             all.
         steps_agree: See `lightning_lm.generation.Generator`.
@@ -81,7 +81,7 @@ class Batch:
         forward: Forward,
         sampler: Sampler,
         ends: Ends,
-        log_probs: bool = False,
+        logprobs: bool = False,
         num_ids: int | None = None,
         steps_agree: Callable[[bool], bool] | None = None,
     ) -> None:
@@ -90,12 +90,12 @@ class Batch:
         self._sampler = sampler
         self._ends = ends
         self._end_ids = ends.ids
-        self._wants_log_probs = log_probs
+        self._wants_logprobs = logprobs
         self._num_ids = num_ids
         self._steps_agree = steps_agree
         self._follows_text = any(row.text is not None for row in rows)
         self._id_columns: list[list[int]] = []
-        self._log_prob_columns: list[Tensor] = []
+        self._logprob_columns: list[Tensor] = []
 
     def steps(self) -> Iterator[None]:
         """Decode; yields after each step, when the rows' texts have grown. Exhaust it to have all rows filled in."""
@@ -130,8 +130,8 @@ class Batch:
                 "NaN in its weights, or for numbers beyond the range of its data type."
             )
         self._id_columns.append(column)
-        if self._wants_log_probs:
-            self._log_prob_columns.append(token_log_probs(logits, ids))
+        if self._wants_logprobs:
+            self._logprob_columns.append(token_logprobs(logits, ids, temperature=self._sampler.temperature))
         if not self._follows_text and self._end_ids.isdisjoint(column):
             return ids
         alive = [i for i, (row, token) in enumerate(zip(self._rows, column, strict=True)) if self._goes_on(row, token)]
@@ -162,7 +162,7 @@ class Batch:
         """Hand the stored columns to the rows they belong to."""
         for row, ids in zip(self._rows, zip(*self._id_columns, strict=True), strict=False):
             row.token_ids.extend(ids)
-        if self._log_prob_columns:
-            for row, values in zip(self._rows, torch.stack(self._log_prob_columns, dim=1).tolist(), strict=True):
-                row.log_probs.extend(values)
-        self._id_columns, self._log_prob_columns = [], []
+        if self._logprob_columns:
+            for row, values in zip(self._rows, torch.stack(self._logprob_columns, dim=1).tolist(), strict=True):
+                row.logprobs.extend(values)
+        self._id_columns, self._logprob_columns = [], []

@@ -33,12 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="folder or file (default: the one in the checkpoint)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="most tokens to add (default: %(default)s)")
-    parser.add_argument("--num-samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="most tokens to add (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="answers to each prompt (default: %(default)s)"
+    )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)"
+    )
     _add_sampling_arguments(parser.add_argument_group("how tokens are chosen"))
 
 
@@ -66,14 +72,15 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
 
 
 def _add_sampling_arguments(group: Any) -> None:
-    group.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    group.add_argument("--top-k", type=int, help="keep this many of the likeliest tokens")
-    group.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens up to this probability")
-    group.add_argument("--min-p", type=float, default=0.0, help="keep tokens this likely beside the likeliest")
-    group.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 discourages what was said")
-    group.add_argument("--presence-penalty", type=float, default=0.0, help="in logits, once for a token in the answer")
-    group.add_argument("--frequency-penalty", type=float, default=0.0, help="in logits, each time a token was said")
-    group.add_argument("--seed", type=int, help="the same seed gives the same text")
+    number, whole = {"type": float, "metavar": "X"}, {"type": int, "metavar": "N"}
+    group.add_argument("--temperature", **number, default=0.8, help="0 is greedy (default: %(default)s)")
+    group.add_argument("--top-k", **whole, help="keep this many of the likeliest tokens")
+    group.add_argument("--top-p", **number, default=1.0, help="keep the likeliest tokens up to this probability")
+    group.add_argument("--min-p", **number, default=0.0, help="keep tokens this likely beside the likeliest")
+    group.add_argument("--repetition-penalty", **number, default=1.0, help="above 1 discourages what was said")
+    group.add_argument("--presence-penalty", **number, default=0.0, help="in logits, once for a token of the answer")
+    group.add_argument("--frequency-penalty", **number, default=0.0, help="in logits, each time a token was said")
+    group.add_argument("--seed", **whole, help="the same seed gives the same text")
 
 
 def _sampling(namespace: argparse.Namespace) -> "Sampling":
@@ -96,7 +103,10 @@ def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generat
     path = namespace.checkpoint
     if not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path}.")
-    model, tokenizer = _load_folder(path) if path.is_dir() else load_model(path)
+    try:
+        model, tokenizer = _load_folder(path) if path.is_dir() else load_model(path)
+    except OSError as error:  # of a truncated file it says no more than "invalid argument"
+        raise CheckpointError(f"{path} cannot be read: {error}. It may be truncated; use an earlier one.") from error
     if namespace.tokenizer is not None:
         from lightning_lm.tokenizers import load_tokenizer
 

@@ -32,15 +32,16 @@ class Completion:
             Empty where there is no tokenizer.
         finish_reason: ``"eos"``: the tokenizer's end of sequence came. ``"stop"``: a stop id or stop string came.
             ``"length"``: ``max_new_tokens`` were generated.
-        log_probs: Natural-log probability of each generated id under the model's own distribution, before penalties,
-            temperature and truncation; ``None`` if not asked for.
+        logprobs: Log-probability of each generated id, in nats, under the model at the sampling temperature (1 for
+            greedy decoding) and before penalties and truncation: the policy that is trained in reinforcement learning.
+            ``None`` if not asked for.
     """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
-    log_probs: tuple[float, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
 
 
 class Generator:
@@ -94,7 +95,7 @@ class Generator:
         stop_ids: Iterable[int] = (),
         stop_strings: Sequence[str] = (),
         num_samples: int = 1,
-        log_probs: bool = False,
+        logprobs: bool = False,
     ) -> list[Completion]:
         """Return ``num_samples`` answers to each prompt: first those to the first prompt, then those to the second.
 
@@ -105,7 +106,7 @@ class Generator:
             stop_ids: Ids that end an answer, besides the tokenizer's ``eos_id``.
             stop_strings: Texts that end an answer.
             num_samples: Answers per prompt.
-            log_probs: Whether to return the log-probabilities of the generated tokens.
+            logprobs: Whether to return the log-probabilities of the generated tokens.
 
         Raises:
             ConfigurationError: If something is missing (a tokenizer, a prompt), or prompt and answer are longer than
@@ -125,9 +126,9 @@ class Generator:
         sampling = _with_seed(sampling)
         with _evaluating(self.model), self._without_gradients():
             for batch in self._batches(rows):
-                for _ in self._batch(batch, sampling, ends, log_probs=log_probs).steps():
+                for _ in self._batch(batch, sampling, ends, logprobs=logprobs).steps():
                     pass
-        return [self._completion(row, ends, log_probs=log_probs) for row in rows]
+        return [self._completion(row, ends, logprobs=logprobs) for row in rows]
 
     def stream(
         self,
@@ -172,7 +173,7 @@ class Generator:
             if piece := text.take():
                 yield piece
 
-    def _batch(self, rows: list[Row], sampling: Sampling, ends: Ends, *, log_probs: bool = False) -> Batch:
+    def _batch(self, rows: list[Row], sampling: Sampling, ends: Ends, *, logprobs: bool = False) -> Batch:
         distinct = {row.key[0]: row.prompt_ids for row in rows}
         sampler = Sampler(
             sampling,
@@ -186,7 +187,7 @@ class Generator:
             forward=forward,
             sampler=sampler,
             ends=ends,
-            log_probs=log_probs,
+            logprobs=logprobs,
             num_ids=None if self.tokenizer is None else self.tokenizer.vocab_size,
             steps_agree=self._steps_agree,
         )
@@ -198,7 +199,7 @@ class Generator:
         ordered = sorted(rows, key=lambda row: -len(row.prompt_ids))
         return (list(batch) for batch in _chunks(ordered, self._batch_size))
 
-    def _completion(self, row: Row, ends: Ends, *, log_probs: bool) -> Completion:
+    def _completion(self, row: Row, ends: Ends, *, logprobs: bool) -> Completion:
         assert row.finish_reason is not None
         text = ""
         if self.tokenizer is not None:
@@ -213,7 +214,7 @@ class Generator:
             tuple(row.token_ids),
             text,
             row.finish_reason,
-            tuple(row.log_probs) if log_probs else None,
+            tuple(row.logprobs) if logprobs else None,
         )
 
     def _prompt_ids(self, prompt: str | Sequence[int], index: int) -> list[int]:

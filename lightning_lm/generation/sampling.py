@@ -106,6 +106,11 @@ class Sampler:
         self._uniforms = None if sampling.greedy else _uniforms(sampling.seed, keys, max_new_tokens)
         self._step = 0
 
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; 1 where the likeliest token is taken."""
+        return self._sampling.temperature or 1.0
+
     def choose(self, logits: Tensor) -> Tensor:
         """Return the next token of each row, int64 [rows]; the id ``vocab`` for a row without a valid logit.
 

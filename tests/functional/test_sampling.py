@@ -22,7 +22,6 @@ from lightning_lm.functional.sampling import (
     penalize_counts,
     penalize_repetition,
     scale_by_temperature,
-    token_log_probs,
 )
 
 CHI_SQUARE_999 = {7: 24.32, 9: 27.88}
@@ -204,16 +203,3 @@ class TestDraw:
         uniforms = torch.rand(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         alone = [draw(logits[i : i + 1], uniforms[i : i + 1]).item() for i in range(6)]
         assert draw(logits, uniforms).tolist() == alone
-
-
-class TestTokenLogProbs:
-    def test_equals_log_softmax(self):
-        logits = random_logits()
-        ids = torch.tensor([0, 7, 49, 3])
-        expected = logits.double().log_softmax(-1)[torch.arange(4), ids]
-        torch.testing.assert_close(token_log_probs(logits, ids).double(), expected, rtol=1e-5, atol=1e-5)
-
-    def test_extreme_logits(self):
-        logits = torch.tensor([[1e4, -1e4, -math.inf]]).bfloat16()
-        assert token_log_probs(logits, torch.tensor([0])).tolist() == [0.0]
-        assert token_log_probs(logits, torch.tensor([2])).tolist() == [-math.inf]

@@ -114,5 +114,5 @@ def test_training_goes_on_after_generation(variant, inference_mode):
 
 def test_bfloat16():
     model = model_of("grouped").bfloat16()
-    completions = Generator(model).generate(prompts_of(3, 9), max_new_tokens=8, log_probs=True)
-    assert all(value <= 0 for completion in completions for value in completion.log_probs)
+    completions = Generator(model).generate(prompts_of(3, 9), max_new_tokens=8, logprobs=True)
+    assert all(value <= 0 for completion in completions for value in completion.logprobs)

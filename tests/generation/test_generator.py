@@ -90,7 +90,7 @@ class TestEnds:
     def test_length(self):
         (completion,) = Generator(alphabet()).generate([[0]], sampling=GREEDY, max_new_tokens=3)
         assert completion.token_ids == (1, 2, 3)
-        assert (completion.finish_reason, completion.text, completion.log_probs) == ("length", "", None)
+        assert (completion.finish_reason, completion.text, completion.logprobs) == ("length", "", None)
 
     def test_eos_is_in_the_ids_and_not_in_the_text(self):
         (completion,) = Generator(alphabet(), Letters()).generate(["w"], sampling=GREEDY, max_new_tokens=9)
@@ -166,25 +166,25 @@ class TestDistribution:
         for observed, expected in ((first, transition[3] * samples), (second, transition[3] @ transition * samples)):
             assert ((observed - expected) ** 2 / expected).sum() < CHI_SQUARE_999[7]
 
-    def test_log_probs_are_the_models_own(self):
+    def test_logprobs_are_the_models_own_at_the_temperature(self):
         model = random_chain()
         sampling = Sampling(seed=1, temperature=0.5, top_k=3, repetition_penalty=2.0)
         completions = Generator(model).generate(
-            [[3], [1, 2]], sampling=sampling, max_new_tokens=6, num_samples=2, log_probs=True, stop_ids=[4]
+            [[3], [1, 2]], sampling=sampling, max_new_tokens=6, num_samples=2, logprobs=True, stop_ids=[4]
         )
-        log_transition = model.table.detach().double().log_softmax(-1)
+        log_transition = (model.table.detach().double() / 0.5).log_softmax(-1)
         for completion in completions:
             text = [*completion.prompt_ids, *completion.token_ids]
             expected = [log_transition[a, b].item() for a, b in itertools.pairwise(text)]
-            assert completion.log_probs == pytest.approx(expected[len(completion.prompt_ids) - 1 :], abs=1e-5)
+            assert completion.logprobs == pytest.approx(expected[len(completion.prompt_ids) - 1 :], abs=1e-5)
 
     def test_ids_that_only_the_model_knows_are_never_chosen(self):
         model = Chain(torch.zeros(64, 64))
-        options = {"max_new_tokens": 200, "log_probs": True}
+        options = {"max_new_tokens": 200, "logprobs": True}
         for sampling in (Sampling(seed=0), Sampling(seed=0, top_p=0.9, repetition_penalty=1.1), GREEDY):
             (completion,) = Generator(model, Letters()).generate(["a"], sampling=sampling, **options)
             assert max(completion.token_ids) < 26
-            assert completion.log_probs == pytest.approx([-math.log(64)] * len(completion.token_ids))
+            assert completion.logprobs == pytest.approx([-math.log(64)] * len(completion.token_ids))
 
 
 class TestSeeds:
