@@ -8,7 +8,6 @@ new query over cached keys needs no mask at all. Every way gives the same number
 import math
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +100,7 @@ def causal_attention(
     options = _Options(softcap, query.size(-1) ** -0.5 if scale is None else scale, dropout)
     if isinstance(mask, Documents):
         if mask.runs:
-            return cast(Tensor, _per_document(query, key, value, mask.runs, window, options))
+            return _per_document(query, key, value, mask.runs, window, options)
         mask = mask.mask(window)
     if mask is not None:
         return _attend(query, key, value, options, mask=mask)
@@ -128,7 +127,6 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None, optio
     return _attend(query, key, value, options, mask=band(queries, keys, window, device=query.device))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _per_document(
     query: Tensor,
     key: Tensor,
@@ -140,7 +138,7 @@ def _per_document(
     """Attend inside each document, without a mask.
 
     Rows laid end to end are a list of documents; neighbours of equal length form a batch. Splitting gives views, and
-    its backward is one concatenation. Lengths differ from batch to batch, so a compiler must not specialise on them.
+    its backward is one concatenation.
     """
     batch = query.size(0)
     sizes = [count * length for count, length in runs]
@@ -150,6 +148,11 @@ def _per_document(
         q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
         out.append(_causal(q, k, v, window, options).transpose(1, 2).flatten(0, 1))
     return torch.cat(out).view(batch, -1, *query.shape[1::2]).transpose(1, 2)
+
+
+# Lengths differ from batch to batch, so a compiler must not specialise on them. `torch.compiler.disable` sets this very
+# attribute, but loads the whole compiler first, which takes longer than everything else that this package imports.
+_per_document._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _banded(query: Tensor, key: Tensor, value: Tensor, window: int, options: _Options) -> Tensor:

@@ -58,8 +58,9 @@ class _RMSNorm(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: through torch's own steps
             result = F.rms_norm(x, weight.shape, weight, ctx.eps)
             inputs = [tensor for tensor in (x, weight) if tensor.requires_grad]
-            gradients = iter(torch.autograd.grad(result, inputs, gradient, create_graph=True))
-            return *(next(gradients) if tensor.requires_grad else None for tensor in (x, weight)), None
+            gradients = torch.autograd.grad(result, inputs, gradient, create_graph=True)
+            of = dict(zip(map(id, inputs), gradients, strict=True))
+            return of.get(id(x)), of.get(id(weight)), None
         product = gradient * x
         grad_weight = scale.flatten() @ product.reshape(-1, x.size(-1))
         along = (product @ weight).unsqueeze(-1).mul_(scale.square()).div_(-x.size(-1))

@@ -37,6 +37,11 @@ def rope_frequencies(rotary_dim: int, base: float = 10_000.0) -> Float[Tensor, "
 def ntk_base(base: float, rotary_dim: int, factor: float) -> float:
     """Return the base that stretches the slowest plane by ``factor`` and leaves the fastest one alone.
 
+    Args:
+        base: Ratio of the slowest to the fastest plane's period before.
+        rotary_dim: Features that are rotated.
+        factor: How much longer the new context is.
+
     Source:
         "NTK-aware scaled RoPE" (bloc97, 2023), written out in Peng et al. 2023, arXiv:2309.00071, section 3.1.
     """

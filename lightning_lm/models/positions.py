@@ -64,7 +64,11 @@ class LinearScaling(RopeScaling):
 
 @dataclass(frozen=True, kw_only=True)
 class NTKScaling(RopeScaling):
-    """Enlarge the base so that the slowest plane is stretched by the factor and the fastest is not touched."""
+    """Enlarge the base so that the slowest plane is stretched by the factor and the fastest is not touched.
+
+    Source:
+        See `functional.rope.ntk_base`.
+    """
 
     def frequencies(self, rotary_dim: int, base: float) -> Float[Tensor, "planes"]:
         """Return the angle per position of each plane, radians."""
@@ -73,7 +77,14 @@ class NTKScaling(RopeScaling):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling(RopeScaling):
-    """Slow only the planes that turn rarely, as Llama 3.1 does. See `functional.rope.llama3_frequencies`."""
+    """Slow only the planes that turn rarely, as Llama 3.1 does. See `functional.rope.llama3_frequencies`.
+
+    Args:
+        factor: How much longer the new context is.
+        low_freq_factor: Planes with fewer turns than this in the original context are slowed fully.
+        high_freq_factor: Planes with more turns than this are kept.
+        original_context_length: Positions the model was first trained on.
+    """
 
     factor: float = 8.0
     low_freq_factor: float = 1.0

@@ -21,7 +21,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def with_role(module: Module, role: Role) -> Module:
-    """Give the matrices that a module itself holds a role, and return the module. Its 1-D parameters stay vectors."""
+    """Give the matrices that a module itself holds a role, and return the module. Its 1-D parameters stay vectors.
+
+    Args:
+        module: Made by us, or of a kind that cannot be told by its class.
+        role: What its matrices are for.
+    """
     module.parameter_role = role  # type: ignore[assignment]
     return module
 
@@ -32,6 +37,9 @@ def parameter_roles(module: nn.Module) -> dict[str, Role]:
     Where no role was attached it is inferred: `nn.Embedding` holds embeddings, a linear map called ``head`` or
     ``lm_head`` is the head, fewer than two dimensions make a vector, convolutions are ``conv``, the rest ``matrix``.
     A parameter that is shared appears once; the head tied to the embedding is an embedding.
+
+    Args:
+        module: A model, or a part of one.
     """
     roles: dict[str, Role] = {}
     names: dict[int, str] = {}

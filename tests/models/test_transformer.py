@@ -238,12 +238,12 @@ def test_compiled_layers_agree(monkeypatch):
     """With a backend that does not generate code: what is tested is that our forward can be traced."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shape checks cannot be traced
     model, ids = small(num_layers=1), tokens(2, 12)
-    documents = torch.tensor([[0] * 5 + [1] * 7, [0] * 12])
-    plain = [model(ids), model(ids, document_ids=documents)]
+    packings = [None, *(torch.tensor([[0] * n + [1] * (12 - n), [n] * 12]) for n in range(2, 9))]
+    plain = [model(ids, document_ids=documents) for documents in packings]
     names = list(model.state_dict())
     for block in model.layers:
         block.compile(backend="aot_eager")
-    compiled = [model(ids), model(ids, document_ids=documents)]
+    compiled = [model(ids, document_ids=documents) for documents in packings]
     for ours, theirs in zip(compiled, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=SAME, rtol=0)
     assert list(model.state_dict()) == names
