@@ -73,7 +73,11 @@ class Examples(ExampleSource):
 
 
 def as_examples(value: ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]) -> ExampleSource:
-    """Return the source of records that a path, an iterable of mappings, or a function that makes one stands for."""
+    """Return the source of records that a value stands for.
+
+    Args:
+        value: A path, an iterable of mappings, a function that makes one, or already a source.
+    """
     return value if isinstance(value, ExampleSource) else Examples(source=value)
 
 
@@ -93,6 +97,9 @@ def _paths(root: Path) -> list[Path]:
 def form_of(record: Mapping[str, Any]) -> Form:
     """Return the form of a record, judged by its fields.
 
+    Args:
+        record: A field that holds nothing (``None``) is not there.
+
     Raises:
         DataError: If it has none of the forms; names the fields that it has.
     """
@@ -108,6 +115,9 @@ def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
     An implicit prompt is the longest beginning that both answers share: whole messages of a conversation, or text cut
     back to the last blank, so that no word is divided between prompt and answer.
+
+    Args:
+        record: Has ``chosen`` and ``rejected``, and may have ``prompt``.
 
     Raises:
         DataError: If the answers are the same, or differ in kind.

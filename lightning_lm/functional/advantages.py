@@ -53,7 +53,13 @@ def group_advantages(
     scale: Scale = "group",
     eps: float = 1e-4,
 ) -> Float[Tensor, "prompts samples"]:
-    """Subtract a baseline from each reward and scale the difference; see `GroupAdvantage` for the choices.
+    """Subtract a baseline from each reward and scale the difference.
+
+    Args:
+        rewards: One row per prompt, one column per sampled answer. Unitless.
+        baseline: What is subtracted; see `GroupAdvantage`.
+        scale: Whose standard deviation is divided by; see `GroupAdvantage`.
+        eps: Added to the standard deviation, in units of reward.
 
     Raises:
         ConfigurationError: If a baseline or scale of the group is asked for and there is one sample per prompt.
@@ -169,6 +175,11 @@ def explained_variance(
     """Return the share of the returns' variance that the critic explains: 1 is perfect, 0 a constant, below 0 worse.
 
     Returns of no variance give 0.
+
+    Args:
+        values: The critic's estimates.
+        returns: What they should have been.
+        mask: The policy's own tokens.
     """
     kept_values, kept_returns = values[mask].double(), returns[mask].double()
     if kept_returns.numel() < 2:

@@ -86,6 +86,10 @@ def entropy(logits: Float[Tensor, "*tokens vocab"], *, temperature: float = 1.0)
     """Return the entropy of each next-token distribution, in nats and float32.
 
     An id that is ruled out (a logit of minus infinity) counts nothing, and passes no NaN backward.
+
+    Args:
+        logits: Scores of every id at each position.
+        temperature: Divides the logits.
     """
     logp = F.log_softmax(logits.float() / temperature, dim=-1)
     probabilities = logp.exp()
@@ -93,7 +97,12 @@ def entropy(logits: Float[Tensor, "*tokens vocab"], *, temperature: float = 1.0)
 
 
 def sequence_logprobs(logprobs: Float[Tensor, "rows seq"], mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, " rows"]:
-    """Return the log-probability of each row's unmasked tokens together, in nats."""
+    """Return the log-probability of each row's unmasked tokens together, in nats.
+
+    Args:
+        logprobs: Of each token. Nats.
+        mask: The tokens that count.
+    """
     return logprobs.masked_fill(~mask, 0.0).sum(-1)
 
 

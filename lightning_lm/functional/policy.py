@@ -311,6 +311,11 @@ def kl_estimate(
     With ``d = log pi - log pi_ref``: ``k1 = d`` (unbiased, of either sign), ``k2 = d^2 / 2`` (biased, small variance),
     ``k3 = exp(-d) - 1 + d`` (unbiased, never negative).
 
+    Args:
+        logprobs: Of each sampled token under ``pi``. Nats.
+        reference_logprobs: Of the same tokens under ``pi_ref``. Nats.
+        estimator: Which of the three.
+
     Source:
         Schulman 2020, "Approximating KL divergence".
     """

@@ -132,6 +132,9 @@ class IPO(PreferenceLoss):
 
     The log-ratios are means over tokens, as its authors have corrected it; sums would tie the target to the length.
 
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
+
     Source:
         Azar et al. 2023, arXiv:2310.12036, equation 17.
     """
@@ -148,6 +151,9 @@ class IPO(PreferenceLoss):
 class Hinge(PreferenceLoss):
     """``max(0, 1 - beta * margin)``: nothing is learned of a pair once it is clearly apart.
 
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
+
     Source:
         Zhao et al. 2023 (SLiC), arXiv:2305.10425; Liu et al. 2023 (RSO), arXiv:2309.06657, section 3.2.
     """
@@ -162,6 +168,9 @@ class Hinge(PreferenceLoss):
 @dataclass(frozen=True, kw_only=True)
 class NCA(PreferenceLoss):
     """Noise-contrastive alignment of pairs: raises the preferred answer's own likelihood, not only the margin.
+
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
 
     Source:
         Chen et al. 2024, arXiv:2402.05369, table 1 (two answers).
@@ -179,6 +188,9 @@ class NCA(PreferenceLoss):
 class APOZero(PreferenceLoss):
     """Anchored preference: the preferred answer becomes likelier, the other less likely. For answers better than ours.
 
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
+
     Source:
         D'Oosterlinck et al. 2024, arXiv:2408.06266, section 4.
     """
@@ -194,6 +206,9 @@ class APOZero(PreferenceLoss):
 @dataclass(frozen=True, kw_only=True)
 class APODown(PreferenceLoss):
     """Anchored preference: both answers become less likely, the rejected one more so. For answers worse than ours.
+
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
 
     Source:
         D'Oosterlinck et al. 2024, arXiv:2408.06266, section 4.
@@ -249,6 +264,10 @@ class ChosenNLL(PreferenceLoss):
 @dataclass(frozen=True, kw_only=True)
 class WeightedLosses(PreferenceLoss):
     """A weighted sum of losses, for example DPO with a share of `ChosenNLL`.
+
+    Args:
+        losses: What is added up.
+        weights: One factor per loss. Unitless.
 
     Source:
         Wang et al. 2024 (MPO), arXiv:2411.10442, section 3.1.

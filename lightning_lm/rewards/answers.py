@@ -147,6 +147,10 @@ def same_answer(given: str, right: str) -> bool:
     Compares as text, then as numbers (``1,000``, ``$5``, ``50%``), then as expressions (``\frac12`` and ``0.5``).
     Lists and intervals are compared piece by piece.
 
+    Args:
+        given: The answer to judge.
+        right: The right answer.
+
     Example:
         >>> same_answer(r"\frac{\sqrt{8}}{2}", "2^{1/2}")
         True

@@ -18,7 +18,11 @@ _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNOREC
 
 
 def extract_code(completion: str) -> str:
-    """Return the last fenced block of a completion, or all of it where there is none."""
+    """Return the last fenced block of a completion, or all of it where there is none.
+
+    Args:
+        completion: What a model wrote.
+    """
     blocks = _FENCE.findall(completion)
     return str(blocks[-1]) if blocks else completion
 

@@ -51,7 +51,12 @@ def parse_expression(text: str) -> Any:
 
 
 def same_value(left: str, right: str) -> bool:
-    """Tell whether two expressions are equal for all values of their variables; false if either cannot be read."""
+    """Tell whether two expressions are equal for all values of their variables; false if either cannot be read.
+
+    Args:
+        left: An expression, as `parse_expression` reads it.
+        right: Another.
+    """
     try:
         difference = parse_expression(left) - parse_expression(right)
     except ExpressionError:

@@ -119,10 +119,10 @@ def _text(path: Path) -> str:
 
 @cache
 def _require_support() -> None:
-    """Prove once that the walls stand: opening a socket or this file must fail, a harmless program must not."""
+    """Prove once that the walls stand: opening a socket or a file outside must fail, a harmless program must not."""
     if platform.system() == "Linux":
         limits = Sandbox(time_s=20)
-        probes = [b"print('in')", b"import socket; socket.socket()", f"open({str(_CHILD)!r})".encode()]
+        probes = [b"print('in')", b"import socket; socket.socket()", b"open('/etc/passwd')"]
         harmless, network, files = (limits._run(probe, b"") for probe in probes)
         if harmless.ok and "PermissionError" in network.stderr and "PermissionError" in files.stderr:
             return

@@ -20,6 +20,9 @@ import sys
 from typing import NamedTuple
 
 
+__all__ = ["main"]
+
+
 # System calls that reach out of the process, by machine. The numbers are the kernel's.
 class _Machine(NamedTuple):
     audit: int

@@ -27,7 +27,14 @@ class RewardError(LightningLMError, RuntimeError):
 
 @dataclass(frozen=True)
 class RewardFailure:
-    """One sample that one reward could not judge."""
+    """One sample that one reward could not judge.
+
+    Args:
+        reward: The reward's name.
+        sample: Index of the sample in the batch.
+        reason: What went wrong.
+        completion: The beginning of what the model wrote.
+    """
 
     reward: str
     sample: int
@@ -71,7 +78,11 @@ class Scoring(Part):
 
 
 def reward_name(reward: RewardFunction) -> str:
-    """Return what a reward is called in logs: its ``name``, its function's name, or its class."""
+    """Return what a reward is called in logs.
+
+    Args:
+        reward: Its ``name`` is taken, else the name of the function, else that of its class.
+    """
     named = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
     return str(named)
 
