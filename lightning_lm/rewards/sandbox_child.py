@@ -19,7 +19,6 @@ import struct
 import sys
 from typing import NamedTuple
 
-
 __all__ = ["main"]
 
 
