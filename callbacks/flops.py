@@ -11,6 +11,8 @@ from lightning_lm.protocols import LanguageModel
 
 __all__ = ["training_flops_per_token"]
 
+_NOT_FOR_IDS = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+"""What a forward raises that is made for a batch, or for more than one argument, or that is not there at all."""
 _TRAINING_OVER_FORWARD = 3  # the backward pass multiplies each matrix twice: by the gradient, for input and for weight
 
 
@@ -19,7 +21,7 @@ def training_flops_per_token(pl_module: LightningModule, context_length: int) ->
 
     Args:
         pl_module: Counted from the weights of its ``model`` if that is a `LanguageModel`, otherwise by running its
-            ``forward`` on one row of zeros.
+            ``forward`` on one row of zeros, or from its weights where that takes anything but ids.
         context_length: Tokens in a row, which decides the share of attention.
     """
     model = getattr(pl_module, "model", None)
@@ -40,6 +42,6 @@ def _count_by_running(pl_module: LightningModule, context_length: int) -> float:
     ):
         try:
             pl_module(row)
-        except NotImplementedError:  # a LightningModule without a forward: its weights must tell
+        except _NOT_FOR_IDS:
             return flops_per_token(pl_module, context_length)
     return _TRAINING_OVER_FORWARD * counter.get_total_flops() / context_length

@@ -9,6 +9,7 @@ outside the measured steps; the threads of loggers and bars lie inside the CPU t
 
 import argparse
 import contextlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -191,6 +192,8 @@ def lightning_nothing(batches: Batches, folder: str) -> None:
 
 
 def transformers_trainer(batches: Batches, folder: str) -> None:
+    if not all(importlib.util.find_spec(name) for name in ("transformers", "accelerate")):
+        raise SystemExit("The peer is missing: pip install transformers accelerate, or leave it out with --loops.")
     import transformers
 
     class Wrapped(nn.Module):

@@ -112,11 +112,23 @@ def test_attention_of_a_foreign_module_is_counted(foreign_module):
     assert training_flops_per_token(Attends(), length) == 3 * (2 * 8 * 256 + 4 * 8 * length)
 
 
-def test_a_module_without_forward_is_counted_from_its_weights(foreign_module):
-    class Headless(foreign_module):
-        forward = nn.Module.forward
+def no_forward(self, batch):
+    raise NotImplementedError
 
-    assert training_flops_per_token(Headless(), 16) == 6 * 8 * 256
+
+def forward_of_a_batch(self, batch):
+    return self.head(self.embedding(batch["input_ids"]))
+
+
+def forward_of_two(self, input_ids, mask):
+    return self.head(self.embedding(input_ids)) * mask
+
+
+@pytest.mark.parametrize("forward", [no_forward, forward_of_a_batch, forward_of_two])
+def test_a_module_that_cannot_be_run_on_ids_is_counted_from_its_weights(forward, foreign_module):
+    module = type("Module", (foreign_module,), {"forward": forward})()
+    assert training_flops_per_token(module, 16) == 6 * 8 * 256
+    assert module.training
 
 
 @pytest.mark.parametrize(
