@@ -3,6 +3,7 @@
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
+from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.modules.window import GradientWindow
@@ -13,7 +14,9 @@ __all__ = [
     "CrossEntropy",
     "GradientWindow",
     "LMModule",
+    "MeasuredModule",
     "PretrainModule",
+    "RunningMetrics",
     "TokenLossPart",
     "load_model",
     "read_checkpoint",

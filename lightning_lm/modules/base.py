@@ -2,11 +2,10 @@
 
 import abc
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -15,9 +14,11 @@ from torch.optim import Optimizer
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, parameter_roles
-from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_weights, config_differences
+from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights
+from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
-from lightning_lm.modules.window import GradientWindow, gradient_norm, sums_of
+from lightning_lm.modules.seeds import seed_generator
+from lightning_lm.modules.window import GradientWindow, gradient_norm
 from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
 from lightning_lm.parts import Part
 
@@ -27,13 +28,14 @@ Compile = Literal["none", "blocks"]
 """What `torch.compile` is applied to, in place: nothing, or each layer of the model."""
 
 
-class LMModule(LightningModule, abc.ABC):
+class LMModule(MeasuredModule, abc.ABC):
     """Trains a language model with automatic optimization.
 
     The gradient of every optimizer step is exactly that of the sum over target tokens divided by their number over all
     ranks and micro-batches. Numbers reach the loggers every ``trainer.log_every_n_steps`` steps, as means over the
-    tokens since the last time: ``train/loss``, ``train/lr``, ``train/grad_norm``, ``train/tokens``. What is random in a
-    step (dropout) depends only on seed, rank, step and micro-batch, so a resumed run repeats it.
+    tokens since the last time: ``train/loss``, ``train/lr``, ``train/grad_norm``, ``train/tokens``, and what a subclass
+    gives to `record`. What is random in a step (dropout) depends only on seed, rank, step and micro-batch, so a resumed
+    run repeats it.
 
     Args:
         model: What to train: a config, built once the tokenizer is known, or a module.
@@ -60,8 +62,6 @@ class LMModule(LightningModule, abc.ABC):
             self.model = model
         self.optimizer_part, self.schedule, self.skip = optimizer, schedule, skip
         self.compile_what, self.activation_checkpointing = compile, activation_checkpointing
-        self.last_metrics: dict[str, float] = {}
-        """The numbers that were logged last, by name."""
         self.skipped_steps = 0
         self.tokens_seen = torch.zeros((), dtype=torch.int64)
         """Target tokens that the model was trained on, over all ranks; on the module's device while it trains."""
@@ -71,15 +71,10 @@ class LMModule(LightningModule, abc.ABC):
         self._history = NormHistory()
         self._seed: int | None = None
         self._grad_norm: Tensor | None = None
-        self._evaluated: Tensor | None = None
 
     @abc.abstractmethod
     def training_loss(self, batch: Any) -> TokenLoss:
         """Return the sums of a micro-batch."""
-
-    @abc.abstractmethod
-    def evaluate_batch(self, batch: Any) -> dict[str, Tensor]:
-        """Return ``nll_sum`` (float64, nats), ``num_tokens`` (int64) and ``target_ids`` of a batch, detached."""
 
     # --- model ---
 
@@ -112,20 +107,9 @@ class LMModule(LightningModule, abc.ABC):
         optimizer = self.optimizer_part.build(self.model, parameter_roles(self.model))
         tokens = self.schedule.horizon_tokens
         position = None if tokens is None else lambda: int(self.tokens_seen)
-        horizon = self._horizon() if tokens is None else tokens
+        horizon = _steps_of(self.trainer, self.schedule) if tokens is None else tokens
         scheduler = ScheduledLR(optimizer, self.schedule, horizon=horizon, position=position)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _horizon(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
-        if steps != float("inf"):
-            return int(steps)
-        if self.schedule.needs_horizon:
-            raise ConfigurationError(
-                f"{type(self.schedule).__name__} needs the length of the run, and the Trainer has none. "
-                "Set max_steps or max_epochs, give the schedule horizon_tokens, or use Constant."
-            )
-        return 1
 
     # --- one training step ---
 
@@ -149,18 +133,9 @@ class LMModule(LightningModule, abc.ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum over the micro-batch's target tokens, scaled; see `GradientWindow`."""
         trainer = self.trainer
-        self._seed_step(batch_idx % trainer.accumulate_grad_batches)
+        micro_batch = batch_idx % trainer.accumulate_grad_batches
+        seed_generator(self.device, self._seed or 0, self.global_rank, trainer.global_step, micro_batch)
         return self._window.add(self.training_loss(batch), positions=batch["labels"].numel(), trainer=trainer)
-
-    def _seed_step(self, micro_batch: int) -> None:
-        assert self._seed is not None
-        seed = self._seed
-        for part in (self.global_rank, self.trainer.global_step, micro_batch):
-            seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
-        else:
-            torch.default_generator.manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients exact, measure them, and drop them if the step is to be skipped."""
@@ -215,46 +190,7 @@ class LMModule(LightningModule, abc.ABC):
         }
         if self.skip is not None:
             metrics["train/skipped_steps"] = float(self.skipped_steps)
-        self.last_metrics.update(metrics)
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step + 1)
-
-    # --- evaluation ---
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Add up a batch, and return its sums for callbacks."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Add up a batch, and return its sums for callbacks."""
-        return self._evaluate(batch)
-
-    def _evaluate(self, batch: Any) -> dict[str, Tensor]:
-        sums = self.evaluate_batch(batch)
-        both = sums_of(sums["nll_sum"], sums["num_tokens"])
-        # Out of place: what was made under inference mode may not be updated outside it.
-        self._evaluated = both if self._evaluated is None else self._evaluated + both
-        return sums
-
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val/loss``: nats per target token over all batches and ranks."""
-        self._log_evaluation("val/loss")
-
-    def on_test_epoch_end(self) -> None:
-        """Log ``test/loss``: nats per target token over all batches and ranks."""
-        self._log_evaluation("test/loss")
-
-    def _log_evaluation(self, name: str) -> None:
-        sums = self._evaluated
-        if sums is None:
-            dtype = torch.float32 if self.device.type == "mps" else torch.float64
-            sums = torch.zeros(2, dtype=dtype, device=self.device)
-        self._evaluated = None
-        nll, tokens = torch.as_tensor(self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")).tolist()
-        if tokens and not self.trainer.sanity_checking:
-            self.last_metrics[name] = nll / tokens
-            self.log(name, nll / tokens, sync_dist=True)
+        self._log_training(metrics)
 
     # --- checkpoints ---
 
@@ -268,6 +204,7 @@ class LMModule(LightningModule, abc.ABC):
             "tokenizer": tokenizer.to_files() if hasattr(tokenizer, "to_files") else None,
             "tokens_seen": int(self.tokens_seen),
             "interval": None if self._interval is None else self._interval.tolist(),
+            "recorded": self._trained.state_dict(self.trainer.strategy),
             "skipped_steps": self.skipped_steps,
             "norm_history": self._history.state_dict(),
             "seed": self._seed,
@@ -285,13 +222,13 @@ class LMModule(LightningModule, abc.ABC):
                 "The checkpoint was not written by a module of lightning-lm. Load its 'state_dict' into the model and "
                 "start a new run from there."
             )
-        description = self._model_description()
-        if description is not None and entry["model"] is not None:
-            self._check_model(entry["model"], description)
+        check_config(entry["model"], self._model_description())
         check_weights(checkpoint["state_dict"], self.state_dict(), source="The checkpoint")
         self.tokens_seen = torch.tensor(entry["tokens_seen"])
         sums = entry["interval"]
         self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64)
+        if self.trainer.is_global_zero:
+            self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])
 
@@ -299,10 +236,19 @@ class LMModule(LightningModule, abc.ABC):
         config = getattr(getattr(self, "model", None), "config", None)
         return config.to_dict() if isinstance(config, Part) else None
 
-    def _check_model(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        differences = config_differences(found, wanted)
-        if differences:
-            raise CheckpointError(
-                f"The checkpoint holds another model: {'; '.join(differences)}. Resume with the configuration that "
-                "wrote it, or start without the checkpoint."
-            )
+
+def _steps_of(trainer: Trainer, schedule: Schedule) -> int:
+    """Return the length of a run in optimizer steps.
+
+    Raises:
+        ConfigurationError: If it has none and the schedule needs one.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps != float("inf"):
+        return int(steps)
+    if schedule.needs_horizon:
+        raise ConfigurationError(
+            f"{type(schedule).__name__} needs the length of the run, and the Trainer has none. "
+            "Set max_steps or max_epochs, give the schedule horizon_tokens, or use Constant."
+        )
+    return 1

@@ -13,7 +13,7 @@ from lightning_lm.errors import CheckpointError
 from lightning_lm.models import ModelConfig
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["ENTRY", "VERSION", "check_weights", "config_differences", "load_model", "read_checkpoint", "reading"]
+__all__ = ["ENTRY", "VERSION", "check_config", "check_weights", "load_model", "read_checkpoint", "reading"]
 
 ENTRY = "lightning_lm"
 """Key of our entry in a checkpoint."""
@@ -45,6 +45,9 @@ def reading(path: Path | str) -> Iterator[None]:
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; only tensors and plain data are accepted.
+
+    Args:
+        path: A ``.ckpt`` that Lightning wrote.
 
     Raises:
         CheckpointError: If the file is truncated, is no checkpoint, or holds anything else.
@@ -112,14 +115,28 @@ def check_weights(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], *, 
         )
 
 
-def config_differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+def check_config(found: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> None:
+    """Compare the descriptions of two models, where both have one.
+
+    Raises:
+        CheckpointError: If they differ, with every field that does.
+    """
+    differences = _differences(found, wanted) if found is not None and wanted is not None else []
+    if differences:
+        raise CheckpointError(
+            f"The checkpoint holds another model: {'; '.join(differences)}. Resume with the configuration that "
+            "wrote it, or start without the checkpoint."
+        )
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
     """Return one line for every field in which two descriptions (`Part.to_dict`) differ."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         names = [*wanted, *(name for name in found if name not in wanted)]
         return [
             line
             for name in names
-            for line in config_differences(found.get(name), wanted.get(name), f"{path}.{name}" if path else name)
+            for line in _differences(found.get(name), wanted.get(name), f"{path}.{name}" if path else name)
         ]
     if found == wanted:
         return []

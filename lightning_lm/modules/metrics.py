@@ -1,0 +1,183 @@
+"""Metrics as sums and counts: exact whatever the batches, micro-batches and ranks, and resumed with the run."""
+
+import abc
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+__all__ = ["Kind", "MeasuredModule", "RunningMetrics"]
+
+Kind = Literal["mean", "max", "min", "total"]
+"""What becomes of the values of one name: their mean or extreme since the last time, or their sum since the start."""
+
+Number = Tensor | float
+Key = tuple[Kind, str]
+
+
+class RunningMetrics:
+    """Values by name, added up on the device in float64 where it has it, and over ranks only when they are read."""
+
+    def __init__(self) -> None:
+        self._values: dict[Key, Tensor] = {}
+
+    def add(self, kind: Kind, name: str, value: Number, count: Number = 1, *, device: torch.device) -> None:
+        """Take a value in, without waiting for the device.
+
+        Args:
+            kind: What becomes of it.
+            name: Of the metric.
+            value: A sum over ``count`` items where a mean is wanted.
+            count: Number of items, 0 included.
+            device: Where values are kept.
+        """
+        pair = torch.stack([torch.as_tensor(number).detach().to(device, _dtype(device)) for number in (value, count)])
+        before = self._values.get((kind, name))
+        # Out of place: what was made under inference mode may not be updated outside it.
+        self._values[kind, name] = pair if before is None else _joined(kind, before, pair.to(before.device))
+
+    def read(self, strategy: Strategy) -> dict[str, float]:
+        """Return every metric over all ranks; means and extremes begin anew. Every rank must ask.
+
+        A name that nothing was counted for is left out.
+        """
+        whole = self._over_ranks(strategy)
+        # What is kept counts once: on the first rank.
+        kept = {key: value for key, value in whole.items() if key[0] == "total"} if strategy.is_global_zero else {}
+        self._values = kept
+        values = torch.stack(list(whole.values())).tolist() if whole else []
+        pairs = zip(whole, values, strict=True)
+        return {name: value / count if kind == "mean" else value for (kind, name), (value, count) in pairs if count}
+
+    def state_dict(self, strategy: Strategy) -> list[list[Any]]:
+        """Return all values over all ranks as plain data. Every rank must ask."""
+        return [[kind, name, *pair.tolist()] for (kind, name), pair in self._over_ranks(strategy).items()]
+
+    def load_state_dict(self, state: list[list[Any]], *, device: torch.device) -> None:
+        """Go on from there. Only one rank may: the values are those of all ranks."""
+        self.clear()
+        for kind, name, value, count in state:
+            self.add(kind, name, value, count, device=device)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values = {}
+
+    def _over_ranks(self, strategy: Strategy) -> dict[Key, Tensor]:
+        device = strategy.root_device
+        keys = _union(list(self._values))
+        whole: dict[Key, Tensor] = {}
+        for kind in sorted({kind for kind, _ in keys}):
+            names = [key for key in keys if key[0] == kind]
+            mine = torch.stack([self._values.get(key, _neutral(kind)).to(device, _dtype(device)) for key in names])
+            reduce_op = kind if kind in ("max", "min") else "sum"
+            whole.update(zip(names, torch.as_tensor(strategy.reduce(mine, reduce_op=reduce_op)).unbind(), strict=True))
+        return whole
+
+
+def _joined(kind: Kind, before: Tensor, new: Tensor) -> Tensor:
+    if kind == "max":
+        return torch.maximum(before, new)
+    return torch.minimum(before, new) if kind == "min" else before + new
+
+
+def _neutral(kind: Kind) -> Tensor:
+    """Return what a rank adds for a name that it has not met."""
+    return torch.full((2,), {"max": -torch.inf, "min": torch.inf}.get(kind, 0.0))
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _union(keys: list[Key]) -> list[Key]:
+    """Return the names of all ranks, in one order: a rank may have met fewer of them."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not distributed or torch.distributed.get_world_size() == 1:
+        return sorted(keys)
+    gathered: list[list[Key]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, keys)
+    return sorted({key for theirs in gathered for key in theirs})
+
+
+class MeasuredModule(LightningModule, abc.ABC):
+    """A module that logs exact metrics: ``train/...`` at the log interval, ``val/...`` and ``test/...`` at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_metrics: dict[str, float] = {}
+        """The numbers that were logged last, by name."""
+        self._trained, self._evaluated = RunningMetrics(), RunningMetrics()
+
+    @abc.abstractmethod
+    def evaluate_batch(self, batch: Any) -> dict[str, Tensor]:
+        """Return ``nll_sum`` (float64, nats), ``num_tokens`` (int64) and ``target_ids`` of a batch, detached."""
+
+    def record(self, name: str, total: Number, count: Number = 1) -> None:
+        """Add to a mean.
+
+        Args:
+            name: Logged as ``train/name`` while training, ``val/name`` in a validation, ``test/name`` in a test.
+            total: Sum over some items; a tensor is not waited for.
+            count: How many they are. May be 0; a name without any is not logged.
+        """
+        self._running().add("mean", name, total, count, device=self.device)
+
+    def record_max(self, name: str, value: Number) -> None:
+        """Keep the largest value; otherwise as `record`."""
+        self._running().add("max", name, value, device=self.device)
+
+    def record_min(self, name: str, value: Number) -> None:
+        """Keep the smallest value; otherwise as `record`."""
+        self._running().add("min", name, value, device=self.device)
+
+    def record_total(self, name: str, amount: Number) -> None:
+        """Add to a total that grows from the start of training to its end, over all ranks; otherwise as `record`."""
+        self._running().add("total", name, amount, device=self.device)
+
+    def _running(self) -> RunningMetrics:
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # Lightning's word for a module without a Trainer
+            return self._trained
+        evaluates = trainer.validating or trainer.sanity_checking or trainer.testing
+        return self._evaluated if evaluates else self._trained
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add up a batch, and return its sums for callbacks."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add up a batch, and return its sums for callbacks."""
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: Any) -> dict[str, Tensor]:
+        sums = self.evaluate_batch(batch)
+        self.record("loss", sums["nll_sum"], sums["num_tokens"])
+        return sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/loss`` (nats per target token over all batches and ranks) and whatever else was recorded."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/loss`` (nats per target token over all batches and ranks) and whatever else was recorded."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = {f"{stage}/{name}": value for name, value in self._evaluated.read(self.trainer.strategy).items()}
+        self._evaluated.clear()
+        if not self.trainer.sanity_checking:
+            self.last_metrics.update(metrics)
+            self.log_dict(metrics, sync_dist=True)
+
+    def _log_training(self, metrics: dict[str, float]) -> None:
+        """Send the numbers of an interval, and what was recorded in it, to the loggers and callbacks."""
+        recorded = self._trained.read(self.trainer.strategy)
+        metrics = metrics | {f"train/{name}": value for name, value in recorded.items()}
+        self.last_metrics.update(metrics)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step + 1)
