@@ -21,7 +21,13 @@ class SkipRule(Part, abc.ABC):
 
 @dataclasses.dataclass
 class NormHistory:
-    """What is remembered of the logarithms of the gradient norms of the steps that were taken."""
+    """What is remembered of the logarithms of the gradient norms of the steps that were taken.
+
+    Args:
+        mean: Running mean.
+        variance: Running variance.
+        count: Steps remembered.
+    """
 
     mean: float = 0.0
     variance: float = 0.0
