@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_training_step.py --output tests/benchmarks/results/training_step.json
 
-transformers and litgpt must be importable. Every model takes one whole step (forward, loss, backward, clip to 1.0, fused
-AdamW) before the next one's turn, so that whatever else the machine does hits all of them. CPU-seconds of this process
-are compared: minima, and medians of the ratio to ours within a round.
+transformers and litgpt must be importable. Every model takes one whole step (forward, loss, backward, clip to 1.0,
+fused AdamW) before the next one's turn, so that whatever else the machine does hits all of them. CPU-seconds of this
+process are compared: minima, and medians of the ratio within a round.
 """
 
 import argparse
