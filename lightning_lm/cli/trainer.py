@@ -16,6 +16,7 @@ from lightning_lm import __version__
 from lightning_lm.cli.check import Checker, command_line_settings
 from lightning_lm.cli.explain import explain
 from lightning_lm.cli.overlays import expand_configs
+from lightning_lm.cli.precision import fast_precision
 from lightning_lm.cli.resume import newest_checkpoint, run_folder
 from lightning_lm.cli.save_config import SaveConfig
 from lightning_lm.cli.signatures import Argument, arguments_of
@@ -93,8 +94,11 @@ class CommandLine(LightningCLI):
         self._checkpoint, config["ckpt_path"] = config.get("ckpt_path"), None
 
     def before_instantiate_classes(self) -> None:
-        """Settle which checkpoint to load, and that loading one runs no code from it."""
+        """Settle which checkpoint to load, that loading one runs no code from it, and the precision."""
         config = self.config[self.subcommand]
+        trainer = config["trainer"]
+        if trainer.get("precision") is None and not trainer.get("plugins"):
+            trainer["precision"] = fast_precision(str(trainer.get("accelerator")))
         if config.get("weights_only") is None:
             config["weights_only"] = True
         config["ckpt_path"] = self._checkpoint

@@ -176,3 +176,21 @@ def test_dropout_keeps_the_mean(softcap):
     deviation = dropped.std(0) / math.sqrt(4000)
     assert ((dropped.mean(0) - expected[0]).abs() < 5 * deviation).all()
     assert deviation.min() > 0
+
+
+def test_training_in_bfloat16_on_a_cpu_keeps_its_type_and_gradients() -> None:
+    """The CPU works in float32 inside, whatever autocast says; types outside stay as they were."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 9, 8).bfloat16().requires_grad_() for _ in range(3))
+    exact = [x.detach().double().requires_grad_() for x in (query, key, value)]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = causal_attention(query, key, value)
+    expected = causal_attention(*exact)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=HALF)
+    upstream = torch.randn(2, 4, 9, 8)
+    mixed.backward(upstream.bfloat16())
+    expected.backward(upstream.bfloat16().double())
+    for ours, theirs in zip((query, key, value), exact, strict=True):
+        assert ours.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=HALF, atol=HALF)

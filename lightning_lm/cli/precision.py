@@ -1,0 +1,21 @@
+"""The number format of a run that does not name one: bfloat16 products where the device is made for them."""
+
+import torch
+
+__all__ = ["fast_precision"]
+
+
+def fast_precision(accelerator: str) -> str:
+    """Return ``bf16-mixed`` where that is much faster and as stable as float32, else ``32-true``.
+
+    Weights, their updates and the loss stay in float32 either way.
+
+    Args:
+        accelerator: The Trainer's argument: ``auto``, ``cpu``, ``gpu``, ...
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "32-true"
+    # A CPU that only has the AVX-512 form gains little; the tiles of AMX take half the time of a float32 step.
+    return "bf16-mixed" if torch.cpu.get_capabilities().get("amx_bf16") else "32-true"
