@@ -2,7 +2,7 @@
 
 from lightning_lm.functional.advantages import GroupAdvantage, explained_variance, gae, group_advantages, whiten
 from lightning_lm.functional.attention import Documents, causal_attention
-from lightning_lm.functional.cross_entropy import TokenLoss, linear_cross_entropy
+from lightning_lm.functional.cross_entropy import TokenLoss, linear_cross_entropy, token_cross_entropy
 from lightning_lm.functional.logprobs import (
     TokenScores,
     entropy,
@@ -117,6 +117,7 @@ __all__ = [
     "rotate",
     "scale_by_temperature",
     "sequence_logprobs",
+    "token_cross_entropy",
     "token_logprobs",
     "whiten",
     "yarn_frequencies",

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["TokenLoss", "cross_entropy", "linear_cross_entropy"]
+__all__ = ["TokenLoss", "linear_cross_entropy", "token_cross_entropy"]
 
 _CHUNK_ELEMENTS = {"cpu": 2**21, "default": 2**26}
 """Logits held at once: on a CPU as many as stay in its caches, elsewhere 256 MiB of float32."""
@@ -35,7 +35,7 @@ class _Terms(NamedTuple):
     label_smoothing: float
 
 
-def cross_entropy(
+def token_cross_entropy(
     logits: Float[Tensor, "*rows vocab"],
     targets: Int[Tensor, "*rows"],
     *,

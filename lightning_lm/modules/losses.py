@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from lightning_lm.functional.cross_entropy import TokenLoss, cross_entropy, linear_cross_entropy
+from lightning_lm.functional.cross_entropy import TokenLoss, linear_cross_entropy, token_cross_entropy
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
 
@@ -43,7 +43,7 @@ class CrossEntropy(TokenLossPart):
         if not (hasattr(model, "hidden") and hasattr(model, "head")):
             output = model(**inputs)
             logits = getattr(output, "logits", output)
-            return cross_entropy(logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+            return token_cross_entropy(logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
         language_model = cast(LanguageModel, model)
         return linear_cross_entropy(
             language_model.hidden(**inputs),

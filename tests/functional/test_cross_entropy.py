@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_lm.functional.cross_entropy import cross_entropy, linear_cross_entropy
+from lightning_lm.functional.cross_entropy import linear_cross_entropy, token_cross_entropy
 from lightning_lm.types import IGNORE_INDEX
 
 # Sums of about 40 float32 terms of size one: relative rounding below 1e-6.
@@ -83,7 +83,7 @@ def test_linear_matches_the_definition(chunk_rows, options, with_bias):
 def test_from_logits_matches_the_definition(options):
     hidden, weight, _, targets = problem()
     mine, other = leaves(hidden @ weight.T, (hidden @ weight.T).double())
-    result = cross_entropy(mine, targets, **options)
+    result = token_cross_entropy(mine, targets, **options)
     loss, nll, count = naive(other, targets, **options)
     torch.testing.assert_close(result.loss_sum.double(), loss, **FLOAT32)
     assert result.nll_sum.item() == pytest.approx(nll, rel=1e-6)
@@ -123,7 +123,7 @@ def test_huge_logits(size):
     result = linear_cross_entropy(hidden, weight, targets)
     # The best of the three logits is |size|; its target costs nothing, the opposite one 2e4, the middle one 1e4.
     assert result.loss_sum.item() == 3e4
-    assert cross_entropy(hidden.detach() @ weight.detach().T, targets).nll_sum.item() == 3e4
+    assert token_cross_entropy(hidden.detach() @ weight.detach().T, targets).nll_sum.item() == 3e4
     result.loss_sum.backward()
     assert hidden.grad.isfinite().all()
     assert weight.grad.isfinite().all()
@@ -134,7 +134,7 @@ def test_bfloat16_logits_are_summed_in_float32():
     logits = (5 * torch.randn(300, 152, generator=generator)).bfloat16()
     targets = torch.randint(152, (300,), generator=generator)
     exact = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum").item()
-    assert cross_entropy(logits, targets).nll_sum.item() == pytest.approx(exact, rel=1e-6)
+    assert token_cross_entropy(logits, targets).nll_sum.item() == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16 parameters"])
@@ -173,7 +173,7 @@ def test_no_rows():
 
 def test_ignored_rows_may_hold_anything():
     logits = torch.tensor([[math.nan, math.inf], [0.0, 0.0]])
-    result = cross_entropy(logits, torch.tensor([IGNORE_INDEX, 1]))
+    result = token_cross_entropy(logits, torch.tensor([IGNORE_INDEX, 1]))
     assert result.nll_sum.item() == pytest.approx(math.log(2))
 
 
