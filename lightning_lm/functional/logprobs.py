@@ -111,25 +111,29 @@ def linear_token_scores(
     weight: Float[Tensor, "vocab d_model"],
     ids: Int[Tensor, "*tokens"],
     *,
+    bias: Float[Tensor, " vocab"] | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    entropy_gradient: bool = False,
     chunk: int = 1024,
 ) -> TokenScores:
     """Return log-probabilities and entropies from features, without ever holding all logits.
 
-    Each chunk's logits are built, used and dropped, and built again in the backward pass. The entropies carry no
-    gradient: they are for the log.
+    Each chunk's logits are built, used and dropped, and built again in the backward pass.
 
     Args:
         hidden: Features of each position, aligned with ``ids`` (already shifted).
         weight: The output head.
         ids: The token at each position.
+        bias: Added to the logits.
         temperature: Divides the logits.
         softcap: If given, logits become ``softcap * tanh(logits / softcap)`` first.
+        entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
         chunk: Positions whose logits are held at once.
     """
+    head = _Head(weight, bias, temperature, softcap, entropy_gradient)
     parts = [
-        checkpoint(_chunk_scores, rows, weight, targets, temperature, softcap, use_reentrant=False)
+        checkpoint(_chunk_scores, rows, targets, head, use_reentrant=False, preserve_rng_state=False)
         for rows, targets in zip(
             torch.split(hidden.flatten(0, -2), chunk), torch.split(ids.flatten(), chunk), strict=True
         )
@@ -138,12 +142,21 @@ def linear_token_scores(
     return TokenScores(logprobs, entropies)
 
 
-def _chunk_scores(
-    rows: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    logits = F.linear(rows, weight.to(rows.dtype)).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    with torch.no_grad():
-        entropies = entropy(logits.detach(), temperature=temperature)
-    return token_logprobs(logits, targets, temperature=temperature), entropies
+class _Head(NamedTuple):
+    """What turns features into scores."""
+
+    weight: Tensor
+    bias: Tensor | None
+    temperature: float
+    softcap: float | None
+    entropy_gradient: bool
+
+
+def _chunk_scores(rows: Tensor, targets: Tensor, head: _Head) -> tuple[Tensor, Tensor]:
+    bias = None if head.bias is None else head.bias.to(rows.dtype)
+    logits = F.linear(rows, head.weight.to(rows.dtype), bias).float()
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    with torch.set_grad_enabled(head.entropy_gradient and torch.is_grad_enabled()):
+        entropies = entropy(logits, temperature=head.temperature)
+    return token_logprobs(logits, targets, temperature=head.temperature), entropies

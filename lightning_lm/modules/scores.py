@@ -1,0 +1,56 @@
+"""Log-probabilities and entropies of the tokens that a model is trained on, for losses over answers."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.functional.logprobs import TokenScores, entropy, linear_token_scores, token_logprobs
+from lightning_lm.modules.losses import next_token_inputs, next_token_targets
+from lightning_lm.protocols import LanguageModel
+from lightning_lm.types import IGNORE_INDEX
+
+__all__ = ["token_scores"]
+
+
+def token_scores(
+    model: nn.Module, batch: Mapping[str, Tensor], *, temperature: float = 1.0, entropy_gradient: bool = False
+) -> TokenScores:
+    """Return the scores of each token that is learned, float32 [rows, seq - 1], aligned with ``labels[:, 1:]``.
+
+    Only the features of these tokens go through the head, and all logits are never held where the model has `hidden`
+    and `head`. Everywhere else the scores are 0, without a gradient. A batch in which nothing is learned gives zeros
+    whose gradient is zero for every parameter, so that no rank waits for another.
+
+    Args:
+        model: Meets `protocols.LanguageModel`, or returns logits (or an object with ``logits``).
+        batch: A `types.TokenBatch`.
+        temperature: What the logits were divided by when the tokens were sampled; the policy is that distribution.
+        entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
+    """
+    inputs, targets = next_token_inputs(batch), next_token_targets(batch)
+    learned = targets != IGNORE_INDEX
+    if hasattr(model, "hidden") and hasattr(model, "head"):
+        language_model = cast(LanguageModel, model)
+        scores = linear_token_scores(
+            language_model.hidden(**inputs)[learned],
+            language_model.head.weight,
+            targets[learned],
+            bias=language_model.head.bias,
+            temperature=temperature,
+            softcap=getattr(model, "logit_softcap", None),
+            entropy_gradient=entropy_gradient,
+        )
+    else:
+        output = model(**inputs)
+        logits = getattr(output, "logits", output)[learned]
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropies = entropy(logits, temperature=temperature)
+        scores = TokenScores(token_logprobs(logits, targets[learned], temperature=temperature), entropies)
+    return TokenScores(*(_spread(values, learned) for values in scores))
+
+
+def _spread(values: Tensor, learned: Tensor) -> Tensor:
+    """Put values back to where they were taken from; 0 elsewhere."""
+    return values.new_zeros(learned.shape).masked_scatter(learned, values)
