@@ -60,6 +60,7 @@ from lightning_lm.functional.sampling import (
     penalize_counts,
     penalize_repetition,
     scale_by_temperature,
+    verify_draft,
 )
 
 __all__ = [
@@ -119,6 +120,7 @@ __all__ = [
     "sequence_logprobs",
     "token_cross_entropy",
     "token_logprobs",
+    "verify_draft",
     "whiten",
     "yarn_frequencies",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "penalize_counts",
     "penalize_repetition",
     "scale_by_temperature",
+    "verify_draft",
 ]
 
 
@@ -155,6 +156,32 @@ def draw(logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]
     below_one = 1 - torch.finfo(dtype).eps / 2  # rounding to this type may have made a 1 of the number
     targets = uniforms.to(dtype).clamp(max=below_one)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True)[:, 0]
+
+
+def verify_draft(
+    logits: Float[Tensor, "batch vocab"],
+    draft_logits: Float[Tensor, "batch vocab"],
+    ids: Int[Tensor, " batch"],
+    uniforms: Float[Tensor, "batch 2"],
+) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """Turn tokens that were drawn from one distribution into tokens of another; return them, and which were kept.
+
+    A token is kept with probability ``min(1, p / q)``; one that is not is replaced by a draw from ``max(0, p - q)``.
+    What comes out is distributed as ``p``, however bad the draft is.
+
+    Args:
+        logits: Of the distribution ``p`` that is wanted.
+        draft_logits: Of the distribution ``q`` that the ids were drawn from.
+        ids: The drawn tokens.
+        uniforms: Two independent numbers of [0, 1) per row: to keep or not, and to draw the replacement.
+
+    Source:
+        Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023, arXiv:2302.01318, algorithm 2.
+    """
+    wanted, drafted = _at_least_float32(logits).softmax(dim=-1), _at_least_float32(draft_logits).softmax(dim=-1)
+    p, q = (probabilities.gather(-1, ids[:, None])[:, 0] for probabilities in (wanted, drafted))
+    kept = uniforms[:, 0] * q < p
+    return torch.where(kept, ids, draw((wanted - drafted).clamp(min=0).log(), uniforms[:, 1])), kept
 
 
 def _largest_values(

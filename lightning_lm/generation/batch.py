@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -10,13 +10,29 @@ from torch import Tensor
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.logprobs import token_logprobs
 from lightning_lm.generation.forward import Forward
-from lightning_lm.generation.sampling import Sampler
 from lightning_lm.generation.text import AnswerText
 
-__all__ = ["Batch", "Ends", "FinishReason", "Row"]
+__all__ = ["Batch", "Chooser", "Ends", "FinishReason", "Row"]
 
 FinishReason = Literal["eos", "stop", "length"]
 """Why an answer ended: the tokenizer's end of sequence, a stop id or stop string of the user, or the limit."""
+
+
+class Chooser(Protocol):
+    """Chooses the next token of each row: `lightning_lm.generation.sampling.Sampler`, or one that had them drafted."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by."""
+        ...
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Return the next token of each row, int64 [rows]; the id ``vocab`` for a row without a valid logit."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, int64 [kept], and drop the others."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +95,7 @@ class Batch:
         rows: Sequence[Row],
         *,
         forward: Forward,
-        sampler: Sampler,
+        sampler: Chooser,
         ends: Ends,
         logprobs: bool = False,
         num_ids: int | None = None,

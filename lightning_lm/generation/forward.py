@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import LanguageModel
 
-__all__ = ["CachedForward", "Forward", "PrefixForward", "forward_for"]
+__all__ = ["CachedForward", "Forward", "PrefixForward", "ReversibleForward", "forward_for"]
 
 
 class Forward(Protocol):
@@ -25,6 +25,18 @@ class Forward(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, int64; one may be named several times."""
+        ...
+
+
+class ReversibleForward(Forward, Protocol):
+    """Rows that may also grow by several tokens at once, and go back."""
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Append ids, int64 [rows, new]; return logits [rows, new, vocab]."""
+        ...
+
+    def rewind(self, columns: int) -> None:
+        """Take the newest ids of every row back."""
         ...
 
 
@@ -61,7 +73,19 @@ class CachedForward:
 
     def step(self, ids: Tensor) -> Tensor:
         """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
-        return _logits(self._model(ids[:, None], cache=self._cache))[:, -1]
+        return self.extend(ids[:, None])[:, 0]
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Append ids, int64 [rows, new]; return logits [rows, new, vocab]."""
+        return _logits(self._model(ids, cache=self._cache))
+
+    def rewind(self, columns: int) -> None:
+        """Take the newest ids of every row back."""
+        if not hasattr(self._cache, "rewind"):
+            raise ConfigurationError(
+                f"The cache of {type(self._model).__name__} cannot go back, which speculation needs. Decode without."
+            )
+        self._cache.rewind(columns)
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, int64; one may be named several times."""
@@ -88,22 +112,36 @@ class PrefixForward:
 
     def prefill(self) -> Tensor:
         """Read the prompts; return logits [rows, vocab]."""
-        logits = _logits(self._model(self._ids[:, : int(self._lengths.max())]))
-        rows = torch.arange(len(self._lengths), device=logits.device)
-        return logits[rows, self._lengths - 1]
+        return self._newest(1)[:, 0]
 
     def step(self, ids: Tensor) -> Tensor:
         """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
-        self._ids.scatter_(1, self._lengths[:, None], ids[:, None])
-        self._lengths += 1
-        return self.prefill()
+        return self.extend(ids[:, None])[:, 0]
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Append ids, int64 [rows, new]; return logits [rows, new, vocab]."""
+        new = ids.shape[1]
+        columns = torch.arange(new, device=ids.device)
+        self._ids.scatter_(1, self._lengths[:, None] + columns, ids)
+        self._lengths += new
+        return self._newest(new)
+
+    def rewind(self, columns: int) -> None:
+        """Take the newest ids of every row back."""
+        self._lengths -= columns
+
+    def _newest(self, columns: int) -> Tensor:
+        """Return the logits at the last places of each row, [rows, columns, vocab]."""
+        logits = _logits(self._model(self._ids[:, : int(self._lengths.max())]))
+        places = self._lengths[:, None] + torch.arange(-columns, 0, device=logits.device)
+        return logits.gather(1, places[:, :, None].expand(-1, -1, logits.shape[-1]))
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, int64; one may be named several times."""
         self._ids, self._lengths = self._ids[rows], self._lengths[rows]
 
 
-def forward_for(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Forward:
+def forward_for(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> ReversibleForward:
     """Return the fastest way to run this model over growing rows."""
     kind = CachedForward if hasattr(model, "make_cache") else PrefixForward
     return kind(model, prompts, max_new_tokens)

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.generation.batch import Batch, Ends, FinishReason, Row
-from lightning_lm.generation.forward import forward_for
+from lightning_lm.generation.batch import Batch, Chooser, Ends, FinishReason, Row
+from lightning_lm.generation.forward import Forward, forward_for
 from lightning_lm.generation.limits import check_ids, check_length
 from lightning_lm.generation.sampling import Sampler, Sampling
+from lightning_lm.generation.speculative import Speculation, SpeculativeForward, SpeculativeSampler
 from lightning_lm.generation.text import AnswerText
 from lightning_lm.protocols import Tokenizer
 
@@ -65,6 +66,7 @@ class Generator:
             ``batch_size`` and number of prompts and samples.
         inference_mode: Run under ``torch.inference_mode``, as the Trainer's argument of that name; ``False`` takes
             ``torch.no_grad``, which some sharded or compiled models need. About 5 % slower on a CPU.
+        speculation: A small model that guesses ahead, to save passes of the large one.
     """
 
     def __init__(
@@ -76,14 +78,18 @@ class Generator:
         prefix_ids: Sequence[int] | None = None,
         steps_agree: Callable[[bool], bool] | None = None,
         inference_mode: bool = True,
+        speculation: Speculation | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size} holds no row; give at least 1, or None for all at once.")
+        if speculation is not None and steps_agree is not None:
+            raise ConfigurationError("With speculation ranks cannot agree on steps; leave one of the two out.")
         self.model = model
         self.tokenizer = tokenizer
         self._batch_size = batch_size
         self._prefix_ids = _begin_mark(tokenizer) if prefix_ids is None else list(prefix_ids)
         self._steps_agree = steps_agree
+        self._speculation = speculation
         self._without_gradients = torch.inference_mode if inference_mode else torch.no_grad
 
     def generate(
@@ -116,15 +122,14 @@ class Generator:
         if num_samples < 1:
             raise ConfigurationError(f"num_samples={num_samples} asks for no answer; give at least 1.")
         prompt_ids = [self._prompt_ids(prompt, index) for index, prompt in enumerate(prompts)]
-        check_ids(self.model, prompt_ids)
-        check_length(self.model, max(map(len, prompt_ids), default=0), max_new_tokens)
+        self._check(prompt_ids, max_new_tokens)
         rows = [
             Row(ids, (index, sample), self._answer_text(ids, stop_strings) if stop_strings else None)
             for index, ids in enumerate(prompt_ids)
             for sample in range(num_samples)
         ]
         sampling = _with_seed(sampling)
-        with _evaluating(self.model), self._without_gradients():
+        with _evaluating(*self._models), self._without_gradients():
             for batch in self._batches(rows):
                 for _ in self._batch(batch, sampling, ends, logprobs=logprobs).steps():
                     pass
@@ -156,8 +161,7 @@ class Generator:
         """
         ends = self._ends(max_new_tokens, stop_ids)
         ids = self._prompt_ids(prompt, 0)
-        check_ids(self.model, [ids])
-        check_length(self.model, len(ids), max_new_tokens)
+        self._check([ids], max_new_tokens)
         text = self._answer_text(ids, stop_strings)
         batch = [Row(ids, (0, 0), text)]
         # As a decorator the mode is left whenever the reader of the stream runs; as a context it would leak to him.
@@ -165,7 +169,7 @@ class Generator:
         return pieces(text, batch, _with_seed(sampling), ends)
 
     def _pieces(self, text: AnswerText, rows: list[Row], sampling: Sampling, ends: Ends) -> Iterator[str]:
-        with _evaluating(self.model):
+        with _evaluating(*self._models):
             for _ in self._batch(rows, sampling, ends).steps():
                 if piece := text.take():
                     yield piece
@@ -173,24 +177,42 @@ class Generator:
             if piece := text.take():
                 yield piece
 
+    @property
+    def _models(self) -> list[Any]:
+        return [self.model] if self._speculation is None else [self.model, self._speculation.draft]
+
+    @property
+    def _num_ids(self) -> int | None:
+        return None if self.tokenizer is None else self.tokenizer.vocab_size
+
+    def _check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
+        for model in self._models:
+            check_ids(model, prompts)
+            check_length(model, max(map(len, prompts), default=0), max_new_tokens)
+
     def _batch(self, rows: list[Row], sampling: Sampling, ends: Ends, *, logprobs: bool = False) -> Batch:
-        distinct = {row.key[0]: row.prompt_ids for row in rows}
-        sampler = Sampler(
-            sampling,
-            [row.prompt_ids for row in rows],
-            keys=[row.key for row in rows],
-            max_new_tokens=ends.max_new_tokens,
-        )
-        forward = forward_for(self.model, list(distinct.values()), ends.max_new_tokens)
+        forward, sampler = self._decoder(rows, sampling, ends)
         return Batch(
             rows,
             forward=forward,
             sampler=sampler,
             ends=ends,
             logprobs=logprobs,
-            num_ids=None if self.tokenizer is None else self.tokenizer.vocab_size,
+            num_ids=self._num_ids,
             steps_agree=self._steps_agree,
         )
+
+    def _decoder(self, rows: list[Row], sampling: Sampling, ends: Ends) -> tuple[Forward, Chooser]:
+        prompts = list({row.key[0]: row.prompt_ids for row in rows}.values())
+        keys = [row.key for row in rows]
+        target = forward_for(self.model, prompts, ends.max_new_tokens)
+        if self._speculation is None:
+            of_rows = [row.prompt_ids for row in rows]
+            return target, Sampler(sampling, of_rows, keys=keys, max_new_tokens=ends.max_new_tokens)
+        draft = forward_for(self._speculation.draft, prompts, ends.max_new_tokens)
+        sampler = SpeculativeSampler(sampling, keys=keys, max_new_tokens=ends.max_new_tokens)
+        num_tokens = self._speculation.num_tokens
+        return SpeculativeForward(target, draft, sampler, num_tokens=num_tokens, num_ids=self._num_ids), sampler
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Cut into batches of rows with prompts of similar length, the longest first: memory runs out early if ever."""
@@ -246,9 +268,10 @@ class Generator:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Put a module into evaluation mode, and each of its parts back into the mode it had."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+def _evaluating(*models: Any) -> Iterator[None]:
+    """Put modules into evaluation mode, and each of their parts back into the mode it had."""
+    modules = [module for model in models if isinstance(model, nn.Module) for module in model.modules()]
+    training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:

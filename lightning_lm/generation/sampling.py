@@ -19,7 +19,7 @@ from lightning_lm.functional.sampling import (
 )
 from lightning_lm.parts import Part
 
-__all__ = ["Sampler", "Sampling"]
+__all__ = ["Sampler", "Sampling", "beside", "row_uniforms"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,9 @@ class Sampling(Part):
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type is float:  # 0 and 1 are easily written where 0.0 and 1.0 are meant
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         _check(self.temperature >= 0, "temperature", self.temperature, "at least 0 (0 is greedy)")
         _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or null to keep all tokens")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (1 keeps all tokens)")
@@ -103,7 +106,7 @@ class Sampler:
         self._sampling = sampling
         self._prompts = prompts
         self._history: tuple[Tensor, Tensor] | None = None
-        self._uniforms = None if sampling.greedy else _uniforms(sampling.seed, keys, max_new_tokens)
+        self._uniforms = None if sampling.greedy else row_uniforms(sampling.seed, keys, max_new_tokens)
         self._step = 0
 
     @property
@@ -139,9 +142,7 @@ class Sampler:
         if self._uniforms is None:
             largest, ids = logits.max(dim=-1)
             return torch.where(largest > -torch.inf, ids, logits.shape[-1])
-        if self._uniforms.device != logits.device:
-            dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-            self._uniforms = self._uniforms.to(logits.device, dtype)
+        self._uniforms = beside(logits, self._uniforms)
         return draw(self._sampling.truncate(logits.float()), self._uniforms[:, self._step])
 
     def _penalize(self, logits: Tensor) -> Tensor:
@@ -159,14 +160,26 @@ def _check(valid: bool, name: str, value: object, needed: str) -> None:
         raise ConfigurationError(f"{name}={value} cannot work; it must be {needed}.")
 
 
-def _uniforms(seed: int | None, keys: Sequence[tuple[int, int]], steps: int) -> Tensor:
-    """Return float64 [rows, steps] of [0, 1); a row's numbers depend on the seed and its own key only.
+def row_uniforms(seed: int | None, keys: Sequence[tuple[int, int]], count: int) -> Tensor:
+    """Return float64 [rows, count] of [0, 1); a row's numbers depend on the seed and its own key only.
 
     numpy's Philox is the same on every device and platform, and stays so.
+
+    Args:
+        seed: At least 0.
+        keys: Two integers per row.
+        count: Numbers per row; more of them leave the first ones as they are.
     """
     assert seed is not None, "the seed is fixed before the batches are made"
     streams = (np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)) for key in keys)
-    return torch.from_numpy(np.stack([np.random.Generator(stream).random(steps) for stream in streams]))
+    return torch.from_numpy(np.stack([np.random.Generator(stream).random(count) for stream in streams]))
+
+
+def beside(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the random numbers on the device of the logits, in float64 where it has that."""
+    if uniforms.device == logits.device:
+        return uniforms
+    return uniforms.to(logits.device, torch.float32 if logits.device.type == "mps" else torch.float64)
 
 
 def _prompt_history(prompts: Sequence[Sequence[int]], logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,19 @@ class LayerCache:
         self.values[:, :, : self.used] = seen_values[:, :, seen_values.size(2) - self.used :]
         return seen_keys, seen_values
 
+    def rewind(self, columns: int) -> None:
+        """Forget the newest columns.
+
+        Raises:
+            ConfigurationError: If this layer has dropped the older ones that a window would then need again.
+        """
+        if self.keep is not None:
+            raise ConfigurationError(
+                "A layer whose window is shorter than half the text keeps no more than it needs to go forward, so its "
+                "cache cannot go back. Decode without speculation."
+            )
+        self.used -= columns
+
     def select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these rows, in this order."""
         if self.keys is not None and self.values is not None:
@@ -68,7 +81,7 @@ class KVCache:
     """What every layer remembers, and the count of columns that all rows share.
 
     Args:
-        layers: The memory of each layer, with ``append`` and ``select``.
+        layers: The memory of each layer, with ``append``, ``rewind`` and ``select``.
         batch_size: Rows.
         max_length: Columns that will be held at most.
         starts: int64 [batch], the first real column of each row; columns before it are never seen. ``None`` where all
@@ -100,6 +113,19 @@ class KVCache:
                 f"The cache holds {self.length} of max_length={self.max_length} columns; {new} more do not fit. "
                 "Make it with a larger max_length."
             )
+
+    def rewind(self, columns: int) -> None:
+        """Forget the newest columns, as if they had never been read.
+
+        Args:
+            columns: At most as many as were added since the longest prompt.
+
+        Raises:
+            ConfigurationError: If a sliding window has dropped columns that would be seen again.
+        """
+        for layer in self.layers:
+            layer.rewind(columns)
+        self.length -= columns
 
     def select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these rows, in this order; the others leave the batch."""

@@ -22,6 +22,7 @@ from lightning_lm.functional.sampling import (
     penalize_counts,
     penalize_repetition,
     scale_by_temperature,
+    verify_draft,
 )
 
 CHI_SQUARE_999 = {7: 24.32, 9: 27.88}
@@ -203,3 +204,36 @@ class TestDraw:
         uniforms = torch.rand(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         alone = [draw(logits[i : i + 1], uniforms[i : i + 1]).item() for i in range(6)]
         assert draw(logits, uniforms).tolist() == alone
+
+
+class TestVerifyDraft:
+    @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+    def test_turns_one_distribution_into_the_other(self, scale):
+        samples, generator = 20_000, torch.Generator().manual_seed(9)
+        draft = random_logits(batch=1, vocab=8, scale=scale, seed=1).expand(samples, -1)
+        wanted = random_logits(batch=1, vocab=8, scale=1.5, seed=2).expand(samples, -1)
+        uniforms = torch.rand(samples, 3, generator=generator, dtype=torch.float64)
+        ids, kept = verify_draft(wanted, draft, draw(draft, uniforms[:, 0]), uniforms[:, 1:])
+        expected = wanted[0].double().softmax(-1)
+        observed = ids.bincount(minlength=8).double()
+        assert ((observed - expected * samples) ** 2 / (expected * samples)).sum() < CHI_SQUARE_999[7]
+        overlap = torch.minimum(expected, draft[0].double().softmax(-1)).sum()  # what is kept, by the paper's theorem
+        assert abs(kept.double().mean() - overlap) < 4 * math.sqrt(0.25 / samples)
+
+    def test_a_perfect_draft_is_always_kept(self):
+        logits = random_logits()
+        ids = torch.tensor([0, 7, 49, 3])
+        verified, kept = verify_draft(logits, logits, ids, torch.full((4, 2), 1 - 2**-53, dtype=torch.float64))
+        assert kept.all()
+        assert verified.tolist() == ids.tolist()
+
+    def test_what_is_impossible_is_replaced(self):
+        wanted, draft = torch.tensor([[-math.inf, 1e4, -math.inf]]), torch.tensor([[1e4, 0.0, -1e4]])
+        verified, kept = verify_draft(wanted, draft, torch.tensor([0]), torch.zeros(1, 2))
+        assert (verified.tolist(), kept.tolist()) == ([1], [False])
+
+    def test_a_row_without_a_distribution_gives_no_token(self):
+        verified, _ = verify_draft(
+            torch.full((1, 3), math.nan), torch.zeros(1, 3), torch.tensor([0]), torch.zeros(1, 2)
+        )
+        assert verified.tolist() == [3]

@@ -1,0 +1,175 @@
+"""Speculative decoding: a small model drafts a few tokens, the large one checks them all in a single pass."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.sampling import draw, verify_draft
+from lightning_lm.generation.forward import ReversibleForward
+from lightning_lm.generation.sampling import Sampling, beside, row_uniforms
+
+__all__ = ["Speculation", "SpeculativeForward", "SpeculativeSampler"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """Let a small model guess ahead.
+
+    What is generated has exactly the distribution of the large model alone, and is the same text where decoding is
+    greedy. The rows of a batch advance together, by as many tokens as the least lucky one kept, so small batches gain
+    most; and a sampled row is no longer the same in every batch.
+
+    Args:
+        draft: A model over the same token ids; anything that `lightning_lm.generation.Generator` takes.
+        num_tokens: Tokens that are drafted at a time.
+    """
+
+    draft: Any
+    num_tokens: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ConfigurationError(f"Speculation(num_tokens={self.num_tokens}) drafts nothing; give at least 1.")
+
+
+class SpeculativeSampler:
+    """Random numbers of the rows, and the tokens that were checked but not handed out yet.
+
+    Args:
+        sampling: The settings; penalties change from token to token and cannot be checked in one pass.
+        keys: Two integers per row that, with the seed, decide its random numbers.
+        max_new_tokens: Most tokens that will be generated.
+
+    Raises:
+        ConfigurationError: If there are penalties.
+    """
+
+    def __init__(self, sampling: Sampling, *, keys: Sequence[tuple[int, int]], max_new_tokens: int) -> None:
+        if sampling.remembers:
+            raise ConfigurationError("Penalties cannot be combined with speculation; leave one of the two out.")
+        self._sampling = sampling
+        self._uniforms: Tensor = row_uniforms(sampling.seed or 0, keys, 3 * max_new_tokens).unflatten(1, (-1, 3))
+        self.checked: deque[Tensor] = deque()
+        self.chosen = 0
+        """Tokens handed out so far."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; 1 where the likeliest token is taken."""
+        return self._sampling.temperature or 1.0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be handed out."""
+        return int(self._uniforms.shape[1]) - self.chosen
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Return the next token of each row, int64 [rows]."""
+        ids = self.checked.popleft() if self.checked else self.draw(logits, 0)
+        self.chosen += 1
+        return ids
+
+    def draw(self, logits: Tensor, ahead: int) -> Tensor:
+        """Return a token of each row for the place ``ahead`` tokens behind those handed out."""
+        return draw(self._sampling.truncate(logits.float()), self._numbers(logits)[:, self.chosen + ahead, 0])
+
+    def verify(self, logits: Tensor, draft_logits: Tensor, ids: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens for a place after the check, int64 [rows], and which drafted ones were kept."""
+        wanted, guessed_from = (self._sampling.truncate(x.float()) for x in (logits, draft_logits))
+        return verify_draft(wanted, guessed_from, ids, self._numbers(logits)[:, self.chosen + ahead, 1:])
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, int64 [kept], and drop the others."""
+        self._uniforms = self._uniforms[rows.to(self._uniforms.device)]
+        self.checked = deque(ids[rows] for ids in self.checked)
+
+    def _numbers(self, logits: Tensor) -> Tensor:
+        self._uniforms = beside(logits, self._uniforms)
+        return self._uniforms
+
+
+class SpeculativeForward:
+    """Runs both models so that, seen from outside, logits of the large one come a token at a time.
+
+    Args:
+        target: Rows of the large model.
+        draft: The same rows of the small one.
+        sampler: Draws and checks the tokens.
+        num_tokens: Tokens that are drafted at a time.
+        num_ids: Only ids below this number are chosen; ``None`` for all.
+    """
+
+    def __init__(
+        self,
+        target: ReversibleForward,
+        draft: ReversibleForward,
+        sampler: SpeculativeSampler,
+        *,
+        num_tokens: int,
+        num_ids: int | None = None,
+    ) -> None:
+        self._target, self._draft, self._sampler = target, draft, sampler
+        self._num_tokens, self._num_ids = num_tokens, num_ids
+        self._logits: deque[Tensor] = deque()
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; return logits [rows, vocab]."""
+        logits, drafts = self._target.prefill(), self._draft.prefill()
+        if logits[:, : self._num_ids].shape != drafts[:, : self._num_ids].shape:
+            raise ConfigurationError(
+                f"The model has {logits.shape[1]} token ids and its draft {drafts.shape[1]}; take a draft that shares "
+                "its tokenizer."
+            )
+        return logits
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Go on behind these ids, int64 [rows]; return logits [rows, vocab]."""
+        if not self._logits:
+            self._speculate(ids)
+        return self._logits.popleft()
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, int64; one may be named several times."""
+        self._target.select(rows)
+        self._draft.select(rows)
+        self._logits = deque(logits[rows] for logits in self._logits)
+
+    def _speculate(self, ids: Tensor) -> None:
+        """Draft, check, and take back what was not kept."""
+        drafted, draft_logits = self._guess(ids)
+        logits = self._target.extend(torch.stack([ids, *drafted], dim=1))
+        count = self._check(drafted, draft_logits, logits)
+        surplus = len(drafted) + 1 - count
+        if surplus:
+            self._target.rewind(surplus)
+            self._draft.rewind(surplus)
+        self._logits = deque(logits[:, :count].unbind(dim=1))
+
+    def _guess(self, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Let the small model go on; it reads the last guess too, to have read what the large one will."""
+        drafted: list[Tensor] = []
+        all_logits: list[Tensor] = []
+        for ahead in range(min(self._num_tokens, self._sampler.remaining - 1)):
+            logits = self._draft.step(drafted[-1] if drafted else ids)[:, : self._num_ids]
+            drafted.append(self._sampler.draw(logits, ahead))
+            all_logits.append(logits)
+        if drafted:
+            self._draft.step(drafted[-1])
+        return drafted, all_logits
+
+    def _check(self, drafted: list[Tensor], draft_logits: list[Tensor], logits: Tensor) -> int:
+        """Queue the tokens that all rows have: the kept ones, and one that was replaced or drawn behind them."""
+        for ahead, (ids, guessed_from) in enumerate(zip(drafted, draft_logits, strict=True)):
+            wanted = logits[:, ahead, : self._num_ids]
+            checked, kept = self._sampler.verify(wanted, guessed_from, ids, ahead)
+            self._sampler.checked.append(checked)
+            if not bool(kept.all()):
+                return ahead + 1
+        behind = len(drafted)
+        self._sampler.checked.append(self._sampler.draw(logits[:, behind, : self._num_ids], behind))
+        return behind + 1
