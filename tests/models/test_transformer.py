@@ -217,6 +217,27 @@ def test_a_cast_model_keeps_exact_rotations():
     assert error.max() < 0.6
 
 
+@pytest.mark.parametrize("changes", [{}, {"positions": SinusoidalPositions()}], ids=["rotary", "sinusoidal"])
+def test_training_after_a_first_pass_in_inference_mode(changes):
+    """Lightning validates once before it trains; tables made there must serve the backward pass too."""
+    model = small(**changes)
+    with torch.inference_mode():
+        model(tokens(1, 5))
+    model(tokens(1, 5)).sum().backward()
+
+
+@pytest.mark.parametrize("changes", [{}, VARIANTS["gemma"]], ids=["llama", "gemma"])
+def test_autocast(changes):
+    model, ids = small(**changes), tokens(2, 9)
+    exact = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(ids, document_ids=torch.zeros_like(ids))
+        loss = got.float().logsumexp(-1).sum()
+    loss.backward()
+    assert (got - exact).abs().mean() < 0.05  # logits of order 1 to 10, of which bfloat16 keeps 8 bits
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_learned_positions_end():
     model = small(positions=LearnedPositions(), context_length=8)
     model(tokens(1, 8))
