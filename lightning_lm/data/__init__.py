@@ -1,5 +1,6 @@
 """From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
 
+from lightning_lm.data.chat import ChatML, ChatTemplate, Plain, Rendered, TokenizerTemplate, begin_ids, encode_pair
 from lightning_lm.data.examples import Examples, ExampleSource, as_examples, form_of, split_preference
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan
 from lightning_lm.data.sources import Files, Mixture, Source, Texts, as_source
@@ -12,6 +13,8 @@ from lightning_lm.data.tokenize import tokenize
 
 __all__ = [
     "BestFit",
+    "ChatML",
+    "ChatTemplate",
     "Concatenate",
     "ExampleSource",
     "Examples",
@@ -19,6 +22,8 @@ __all__ = [
     "Mixture",
     "OnePerRow",
     "Packing",
+    "Plain",
+    "Rendered",
     "ReverseDigits",
     "RowPlan",
     "Source",
@@ -27,8 +32,11 @@ __all__ = [
     "Texts",
     "TokenStore",
     "TokenStream",
+    "TokenizerTemplate",
     "as_examples",
     "as_source",
+    "begin_ids",
+    "encode_pair",
     "form_of",
     "hold_out",
     "split_preference",

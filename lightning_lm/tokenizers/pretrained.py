@@ -81,6 +81,11 @@ class PretrainedTokenizer(BaseTokenizer):
         """Number of ids, special tokens included."""
         return self._vocab_size
 
+    @property
+    def prefix_ids(self) -> list[int]:
+        """Ids that the definition puts before every text, such as Llama's ``<s>``; `encode` leaves them out."""
+        return list(self._allowing.encode("", add_special_tokens=True).ids)
+
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Return the ids of a text. Special tokens written in it are ordinary text unless allowed."""
         refuse_surrogates(text)

@@ -1,0 +1,370 @@
+"""Conversations as token ids, and which of them the model itself must learn to say.
+
+Text is put together turn by turn. What stands before an answer is tokenized by itself, exactly as when the model is
+asked to answer; the answer follows, up to and including the token that ends it. So no merge reaches from a prompt into
+an answer, both answers of a preference continue the same ids, and a trained model knows when to stop.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.parts import Part
+from lightning_lm.protocols import Tokenizer
+
+__all__ = [
+    "ChatML",
+    "ChatTemplate",
+    "Content",
+    "Message",
+    "Plain",
+    "Rendered",
+    "TokenizerTemplate",
+    "begin_ids",
+    "encode_pair",
+]
+
+Message = Mapping[str, Any]
+"""One turn: ``role`` (``user``, ``assistant``, ``system``, ...) and ``content``."""
+Content = str | Sequence[Message]
+"""A prompt or an answer: text, or turns of a conversation."""
+
+
+class Rendered(NamedTuple):
+    """A conversation as token ids."""
+
+    ids: list[int]
+    learn_mask: list[bool]
+    """True for what the assistant says, the token that ends its turn included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatTemplate(Part):
+    """Base of the ways to write conversations.
+
+    Plain text stands for a conversation of one turn: a prompt for what the user says, an answer for the assistant's.
+    """
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:
+        """Return a conversation as token ids.
+
+        Args:
+            messages: The turns.
+            tokenizer: Gives the ids.
+            learn_from: Number of the first turn that is learned; assistants' turns before it are context.
+
+        Raises:
+            DataError: If a turn cannot be written.
+        """
+        raise NotImplementedError
+
+    def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
+        """Return what the model is given to answer a prompt, up to the very place where its answer begins.
+
+        Args:
+            prompt: Text, or turns.
+            tokenizer: Gives the ids.
+        """
+        raise NotImplementedError
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return the ids that end an answer.
+
+        Args:
+            tokenizer: Gives the ids.
+        """
+        raise NotImplementedError
+
+    def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
+        """Return the ids of a prompt, and those of its answer up to the last that is learned.
+
+        Args:
+            prompt: Text, or turns.
+            completion: Text, or turns of which the first is the assistant's.
+            tokenizer: Gives the ids.
+
+        Raises:
+            DataError: If a turn cannot be written.
+        """
+        before, after = _turns(prompt, "user"), _turns(completion, "assistant")
+        if not after or after[0].get("role") != "assistant":
+            role = repr(after[0].get("role")) if after else "nobody"
+            raise DataError(f"An answer begins with a turn of {role}; it must be one of 'assistant'.")
+        rendered = self.render([*before, *after], tokenizer, learn_from=len(before))
+        begin = rendered.learn_mask.index(True)
+        end = len(rendered.ids) - rendered.learn_mask[::-1].index(True)
+        return rendered.ids[:begin], Rendered(rendered.ids[begin:end], rendered.learn_mask[begin:end])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain(ChatTemplate):
+    """Prompt and answer as they are, with the begin mark of the tokenizer before and its end of text behind them."""
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:  # noqa: ARG002
+        """Refuse: there is no plain way to write who says what.
+
+        Raises:
+            DataError: Always.
+        """
+        raise _no_turns()
+
+    def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
+        """Return the begin mark and the ids of the prompt."""
+        return [*begin_ids(tokenizer), *tokenizer.encode(_text(prompt))]
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return the id that ends a text."""
+        return (_eos_id(tokenizer),)
+
+    def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
+        """Return the ids of a prompt, and those of its answer with the end of text."""
+        before, after = _text(prompt), _text(completion)
+        answer = [*_encode_after(before, after, tokenizer), _eos_id(tokenizer)]
+        return self.prompt_ids(prompt, tokenizer), Rendered(answer, [True] * len(answer))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatML(ChatTemplate):
+    """Each turn between two special tokens: ``<|im_start|>role``, a line break, what is said, ``<|im_end|>``.
+
+    What is said is always ordinary text: nobody can end a turn by writing a special token.
+
+    Args:
+        start: Special token before a turn.
+        end: Special token behind it. May be the tokenizer's end of text.
+    """
+
+    start: str = "<|im_start|>"
+    end: str = "<|im_end|>"
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:
+        """Return a conversation as token ids."""
+        ids = _Ids(begin_ids(tokenizer))
+        start, end = self._special(tokenizer)
+        for number, message in enumerate(messages):
+            role, said = _role_and_text(message)
+            header = f"{role}\n"
+            if role == "assistant":
+                ids.add([start, *tokenizer.encode(header)])
+                ids.add([*_encode_after(header, said, tokenizer), end], learned=number >= learn_from)
+            else:
+                ids.add([start, *tokenizer.encode(header + said), end])
+            ids.add(tokenizer.encode("\n"))
+        return ids.rendered
+
+    def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
+        """Return the turns of a prompt and the beginning of the assistant's."""
+        start, _ = self._special(tokenizer)
+        return [*self.render(_turns(prompt, "user"), tokenizer).ids, start, *tokenizer.encode("assistant\n")]
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return the id that ends a turn, and the one that ends a text."""
+        return _distinct(self._special(tokenizer)[1], tokenizer.eos_id)
+
+    def _special(self, tokenizer: Tokenizer) -> tuple[int, int]:
+        known = tokenizer.special_tokens
+        missing = [token for token in (self.start, self.end) if token not in known]
+        if missing:
+            raise ConfigurationError(
+                f"ChatML needs the special tokens {missing}, and the tokenizer has {list(known)[:8]}. Train it with "
+                "them (special_tokens), or name others: ChatML(start=..., end=...)."
+            )
+        return known[self.start], known[self.end]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerTemplate(ChatTemplate):
+    """The template that came with the tokenizer, a program that writes a conversation as text.
+
+    Args:
+        variables: What else the template reads, such as ``enable_thinking`` or ``tools``.
+    """
+
+    variables: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:
+        """Return a conversation as token ids.
+
+        Raises:
+            DataError: If the template changes earlier turns once later ones follow, or ends an answer without a token
+                to stop at, or if what a user says holds a special token.
+            TokenizerError: If the template refuses the conversation.
+        """
+        _refuse_special(messages, tokenizer)
+        ids, before = _Ids([]), ""
+        for text, learned in self._pieces(messages, tokenizer, learn_from):
+            piece = _encode_after(before, text, tokenizer, allow_special=True)
+            end = _end_of_turn(piece, tokenizer) if learned else 0
+            ids.add(piece[:end], learned=True)
+            ids.add(piece[end:])
+            before = text
+        return ids.rendered
+
+    def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
+        """Return the turns of a prompt and the beginning of the assistant's."""
+        messages = _turns(prompt, "user")
+        _refuse_special(messages, tokenizer)
+        return tokenizer.encode(self._text(messages, tokenizer, answering=True), allow_special=True)
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return the id that ends a turn, and the one that ends a text."""
+        _, answer = self.pair("1", "2", tokenizer)
+        return _distinct(answer.ids[-1], tokenizer.eos_id)
+
+    def _pieces(self, messages: Sequence[Message], tokenizer: Tokenizer, learn_from: int) -> Iterator[tuple[str, bool]]:
+        """Yield the text in pieces, each answer one of its own."""
+        done = ""
+        for number, message in enumerate(messages):
+            if message.get("role") == "assistant" and number >= learn_from:
+                opened = self._text(messages[:number], tokenizer, answering=True)
+                closed = self._text(messages[: number + 1], tokenizer)
+                yield _rest(opened, done), False
+                yield _rest(closed, opened), True
+                done = closed
+        yield _rest(self._text(messages, tokenizer), done), False
+
+    def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, *, answering: bool = False) -> str:
+        apply = getattr(tokenizer, "apply_chat_template", None)
+        if apply is None:
+            raise ConfigurationError(
+                f"{type(tokenizer).__name__} carries no chat template; use template=ChatML(), or the tokenizer of a "
+                "Hugging Face folder that has one."
+            )
+        return str(apply(list(messages), add_generation_prompt=answering, **self.variables))
+
+
+def encode_pair(
+    prompt: Content, completion: Content, tokenizer: Tokenizer, template: ChatTemplate, max_length: int | None = None
+) -> tuple[list[int], list[int], bool]:
+    """Return the ids of a prompt, those of an answer to it, and whether the answer was cut.
+
+    The answer ends with the token to stop at, unless it was cut: a cut one must not teach to stop in the middle.
+
+    Args:
+        prompt: Text, or turns.
+        completion: Text, or turns of which the first is the assistant's.
+        tokenizer: Gives the ids.
+        template: Writes them.
+        max_length: Most ids of both together. The prompt is never cut, so nothing may be left of the answer.
+
+    Raises:
+        DataError: If a turn cannot be written.
+    """
+    prompt_ids, answer = template.pair(prompt, completion, tokenizer)
+    room = len(answer.ids) if max_length is None else max(0, max_length - len(prompt_ids))
+    return prompt_ids, answer.ids[:room], room < len(answer.ids)
+
+
+def begin_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that a text begins with, once.
+
+    They are what a published tokenizer puts before every text, which may be nothing. Models that were trained here have
+    seen each document behind an end-of-text token.
+
+    Args:
+        tokenizer: Of the model.
+    """
+    published: Sequence[int] | None = getattr(tokenizer, "prefix_ids", None)
+    if published is not None:
+        return list(published)
+    return [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+
+
+class _Ids:
+    """Ids that grow, with their mask."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.rendered = Rendered(list(ids), [False] * len(ids))
+
+    def add(self, ids: Sequence[int], *, learned: bool = False) -> None:
+        self.rendered.ids.extend(ids)
+        self.rendered.learn_mask.extend([learned] * len(ids))
+
+
+def _text(content: Content) -> str:
+    if not isinstance(content, str):
+        raise _no_turns()
+    return content
+
+
+def _no_turns() -> DataError:
+    return DataError(
+        "Plain() has no way to write turns. Choose template=TokenizerTemplate() or ChatML(), or give prompt and "
+        "completion as text."
+    )
+
+
+def _turns(content: Content, role: str) -> list[Message]:
+    return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
+
+
+def _role_and_text(message: Message) -> tuple[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        content = None if None in parts else "".join(map(str, parts))
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise DataError(f"A turn needs a role and a content, both text; got {str(dict(message))[:120]}.")
+    return role, content
+
+
+def _encode_after(before: str, text: str, tokenizer: Tokenizer, *, allow_special: bool = False) -> list[int]:
+    """Return the ids of a text that follows another, whose own ids stay as they are.
+
+    Some tokenizers mark the beginning of a text; a text that goes on has no such mark.
+    """
+    alone = tokenizer.encode(before, allow_special=allow_special)
+    both = tokenizer.encode(before + text, allow_special=allow_special)
+    if both[: len(alone)] == alone:
+        return both[len(alone) :]
+    return tokenizer.encode(text, allow_special=allow_special)
+
+
+def _eos_id(tokenizer: Tokenizer) -> int:
+    if tokenizer.eos_id is None:
+        raise ConfigurationError(
+            "The tokenizer has no end-of-text token, so a model could not learn to stop. Give it one (special_tokens, "
+            "eos_token), or use a chat template."
+        )
+    return tokenizer.eos_id
+
+
+def _distinct(*ids: int | None) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+
+def _rest(text: str, begin: str) -> str:
+    if not text.startswith(begin):
+        raise DataError(
+            "The chat template writes earlier turns otherwise once more follow, so answers cannot be learned where the "
+            f"model would give them: ...{begin[-60:]!r} became ...{text[max(0, len(begin) - 60) : len(begin)]!r}. "
+            "Learn only the last answer (learn_on='completion'), or use a template that leaves earlier turns alone."
+        )
+    return text[len(begin) :]
+
+
+def _end_of_turn(answer: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Return how many ids of a rendered answer the model says: up to the last special one, which ends the turn."""
+    special = set(tokenizer.special_tokens.values())
+    end = next((place + 1 for place in reversed(range(len(answer))) if answer[place] in special), 0)
+    if not end or tokenizer.decode(answer[end:]).strip():
+        raise DataError(
+            f"The chat template ends an answer without a special token ({tokenizer.decode(answer[-12:])!r}), so a "
+            "model could not learn to stop. Use a template that writes one, or ChatML()."
+        )
+    return end
+
+
+def _refuse_special(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+    """Let nobody but the assistant write special tokens: in the text of a template they would be obeyed."""
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") == "assistant" or not isinstance(content, str):
+            continue
+        found = [token for token in tokenizer.special_tokens if token in content]
+        if found:
+            raise DataError(
+                f"A turn of {message.get('role')!r} holds the special token {found[0]!r} as text ({content[:80]!r}). "
+                "Take it out of the data, or use ChatML(), which reads it as ordinary text."
+            )
