@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "TokenBatch"]
+__all__ = ["IGNORE_INDEX", "PairBatch", "TokenBatch"]
 
 IGNORE_INDEX = -100
 """Label of a position at which nothing is learned or measured (the value of torch and transformers)."""
@@ -30,3 +30,20 @@ class TokenBatch(TypedDict):
     """int64 [batch, seq], from 0 again at each document."""
     document_ids: NotRequired[Tensor]
     """int64 [batch, seq], equal within a document and non-decreasing along a row; padding is a document of its own."""
+
+
+class PairBatch(TypedDict):
+    """Preferences: ``pairs`` preferred answers, then the other answer to each, all with their prompts, padded right."""
+
+    input_ids: Tensor
+    """int64 [2 * pairs, seq]. Both rows of a pair begin with the same prompt ids."""
+    labels: Tensor
+    """int64 [2 * pairs, seq], unshifted, ``IGNORE_INDEX`` outside the answer. A pair without any counts nothing."""
+    position_ids: Tensor
+    """int64 [2 * pairs, seq]."""
+    lengths: Tensor
+    """int64 [2 * pairs]: tokens of a row, padding left out."""
+    margin: Tensor
+    """float32 [pairs]: how much better the preferred answer is, 0 where the data does not say. Units of reward."""
+    pair_ids: Tensor
+    """int64 [pairs]: number of the pair in the data, training pairs first."""

@@ -6,6 +6,7 @@ length), so what was handed out is what was trained on.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,14 +14,34 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_lm.data.stream import TokenStream
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["Loading", "Share", "TrainLoader", "ValidationLoader"]
+__all__ = ["Loading", "RowStream", "Share", "TrainLoader", "ValidationLoader"]
 
 Batch = dict[str, Tensor]
+
+
+class RowStream(Protocol):
+    """An endless order of rows, each a pure function of its number; `TokenStream` is one."""
+
+    rows_per_epoch: int
+    """Rows until all were seen once."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of `description`."""
+        ...
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What decides the rows, by name."""
+        ...
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the rows with these numbers. ``labels`` may have several lines for each, one set below the other."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +129,7 @@ class TrainLoader:
         loading: Workers and their options.
     """
 
-    def __init__(self, stream: TokenStream, share: Share, position: Callable[[], int], loading: Loading) -> None:
+    def __init__(self, stream: RowStream, share: Share, position: Callable[[], int], loading: Loading) -> None:
         self._stream, self._share, self._position, self._loading = stream, share, position, loading
 
     def __len__(self) -> int:
@@ -138,7 +159,7 @@ class ValidationLoader:
         loading: Workers and their options.
     """
 
-    def __init__(self, stream: TokenStream, share: Share, loading: Loading) -> None:
+    def __init__(self, stream: RowStream, share: Share, loading: Loading) -> None:
         self._stream, self._share, self._loading = stream, share, loading
 
     def __len__(self) -> int:
@@ -150,7 +171,7 @@ class ValidationLoader:
 
 
 class _TrainBatches(Dataset[Batch]):
-    def __init__(self, stream: TokenStream, share: Share, position: int) -> None:
+    def __init__(self, stream: RowStream, share: Share, position: int) -> None:
         self._stream, self._share, self._first = stream, share, position
 
     def __getitem__(self, number: int) -> Batch:
@@ -161,7 +182,7 @@ class _TrainBatches(Dataset[Batch]):
 
 
 class _ValidationBatches(Dataset[Batch]):
-    def __init__(self, stream: TokenStream, share: Share) -> None:
+    def __init__(self, stream: RowStream, share: Share) -> None:
         self._stream, self._share = stream, share
 
     def __getitem__(self, number: int) -> Batch:
@@ -169,7 +190,7 @@ class _ValidationBatches(Dataset[Batch]):
         indices = (number * share.rows + np.arange(share.rows)) * share.num_ranks + share.rank
         outside = indices >= self._stream.rows_per_epoch
         rows = self._stream.batch(np.where(outside, 0, indices))
-        rows["labels"][outside] = IGNORE_INDEX
+        rows["labels"][np.tile(outside, len(rows["labels"]) // len(outside))] = IGNORE_INDEX
         return _tensors(rows)
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_lm.data import TokenStream
 from lightning_lm.errors import ConfigurationError, FingerprintError
 
 __all__ = ["StepAlignment", "Steps", "align_progress", "check_same_rows"]
@@ -21,6 +20,14 @@ class _CountsSteps(Protocol):
     batch_size: int
 
     def begin_at(self, step: int) -> None: ...
+
+
+class _Described(Protocol):
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def description(self) -> dict[str, object]: ...
 
 
 class StepAlignment(Callback):
@@ -79,7 +86,7 @@ class Steps(NamedTuple):
     """Batches that Lightning counts in it."""
 
 
-def check_same_rows(state: dict[str, Any], stream: TokenStream, *, accept: bool) -> None:
+def check_same_rows(state: dict[str, Any], stream: _Described, *, accept: bool) -> None:
     """Refuse to go on in rows that are not those a checkpoint's position counts.
 
     Args:

@@ -72,6 +72,15 @@ class PreferenceLoss(Part):
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
         """Return the loss of each pair."""
 
+    def rewards(self, pairs: PairLogProbs) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Return the implicit rewards of both answers, ``beta * log-ratio``: for the log. Unitless.
+
+        Args:
+            pairs: What the loss was given.
+        """
+        beta = float(getattr(self, "beta", 1.0))
+        return beta * pairs.chosen_logratio, beta * pairs.rejected_logratio
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid(PreferenceLoss):
@@ -245,6 +254,11 @@ class SimPO(PreferenceLoss):
         rejected = self.beta * pairs.rejected / pairs.rejected_lengths
         return -F.logsigmoid(chosen - rejected - self.target_margin)
 
+    @override
+    def rewards(self, pairs: PairLogProbs) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Return ``beta`` times the log-probability per token of both answers."""
+        return self.beta * pairs.chosen / pairs.chosen_lengths, self.beta * pairs.rejected / pairs.rejected_lengths
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenNLL(PreferenceLoss):
@@ -289,6 +303,11 @@ class WeightedLosses(PreferenceLoss):
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
         weighted = [weight * loss(pairs) for loss, weight in zip(self.losses, self.weights, strict=True)]
         return torch.stack(weighted).sum(0)
+
+    @override
+    def rewards(self, pairs: PairLogProbs) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Return the implicit rewards as the first loss sees them."""
+        return self.losses[0].rewards(pairs)
 
 
 def bradley_terry_loss(

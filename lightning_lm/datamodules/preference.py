@@ -1,0 +1,144 @@
+"""`PreferenceDataModule`: pairs of answers for preference optimization and reward models."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_lm.data.chat import ChatTemplate, Content, Plain
+from lightning_lm.data.examples import ExampleSource, as_examples
+from lightning_lm.data.preference import PairRows, PairStream, PreferencePairs
+from lightning_lm.datamodules.loader import Loading, ValidationLoader
+from lightning_lm.datamodules.positioned import PositionedDataModule
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.tokenizers import TokenizerPart
+
+__all__ = ["PreferenceDataModule"]
+
+AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+class PreferenceDataModule(PositionedDataModule):
+    """Pairs of answers as `types.PairBatch`, in an order that only the seed decides.
+
+    Records have ``chosen`` and ``rejected``, as text or as lists of messages, and may have ``prompt`` and ``margin``;
+    a prompt that is not given is what both answers begin with. They are encoded in memory when training is set up; what
+    had to be left out or cut is said.
+
+    Args:
+        train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
+            Hugging Face dataset) or a function that returns one.
+        validation: The same for validation, or None.
+        tokenizer: A tokenizer, or how to get one. Where it is to be trained, on the texts of ``train``.
+        template: Writes conversations as text.
+        rows: The longest row, and what becomes of longer pairs.
+        batch_size: Pairs per optimizer step, over all ranks and micro-batches.
+        seed: Chooses the order.
+        loading: Workers, cache, and what else changes no row.
+
+    Attributes:
+        tokenizer: The tokenizer, or None until ``setup`` has made it.
+        batch_size: As given.
+    """
+
+    def __init__(
+        self,
+        train: AnyExamples,
+        validation: AnyExamples | None = None,
+        *,
+        tokenizer: TokenizerPart | Tokenizer,
+        template: ChatTemplate = Plain(),
+        rows: PairRows = PairRows(),
+        batch_size: int = 64,
+        seed: int = 0,
+        loading: Loading = Loading(),
+    ) -> None:
+        super().__init__(batch_size=batch_size, loading=loading)
+        self._sources = as_examples(train), None if validation is None else as_examples(validation)
+        self._given_tokenizer, self._template, self._rows, self._seed = tokenizer, template, rows, seed
+        self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
+        self.train_pairs: PreferencePairs | None = None
+        """What is trained on, once it is set up."""
+        self.validation_pairs: PreferencePairs | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the tokenizer and encode the pairs.
+
+        Raises:
+            DataError: If a record is no preference, or no pair is left.
+        """
+        if self.train_pairs is None:
+            self.tokenizer = self._make_tokenizer()
+            train, validation = self._sources
+            self.train_pairs = self._encoded(train, self.tokenizer)
+            self.validation_pairs = None if validation is None else self._encoded(validation, self.tokenizer)
+            self._train = PairStream(
+                self.train_pairs, seed=self._seed, step_size=self.batch_size, steps_sorted=self._rows.steps_sorted
+            )
+        self.attach(stage)
+
+    def _make_tokenizer(self) -> Tokenizer:
+        given = self._given_tokenizer
+        return given.build(self._texts, self._loading.cache_dir) if isinstance(given, TokenizerPart) else given
+
+    def _texts(self) -> Iterator[str]:
+        for record in self._sources[0].records():
+            for field in ("prompt", "chosen", "rejected"):
+                yield from _texts_of(record.get(field) or "")
+
+    def _encoded(self, source: ExampleSource, tokenizer: Tokenizer) -> PreferencePairs:
+        pairs = PreferencePairs.from_records(source.records(), tokenizer, self._template, self._rows)
+        report = pairs.counts.report(self._rows.max_length)
+        if report is not None:
+            rank_zero_warn(report)
+        return pairs
+
+    def val_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return the validation pairs of this rank; nothing where there are none."""
+        stream = self._validation_stream()
+        return [] if stream is None else ValidationLoader(stream, self._share(), self._loading)
+
+    def test_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return the same pairs as for validation."""
+        return self.val_dataloader()
+
+    def _validation_stream(self) -> PairStream | None:
+        if self.validation_pairs is None:
+            return None
+        assert self.train_pairs is not None
+        return PairStream(self.validation_pairs, shuffle=False, first_id=len(self.train_pairs))
+
+    # --- what a reference that is computed before training asks for ---
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs for training and validation together."""
+        return sum(len(pairs) for pairs in (self.train_pairs, self.validation_pairs) if pairs is not None)
+
+    @property
+    def pairs_key(self) -> str:
+        """Hex digest of the pairs, in the order of their numbers, and of what made their ids."""
+        assert self.tokenizer is not None, "setup() comes first"
+        pairs = [pairs.fingerprint for pairs in (self.train_pairs, self.validation_pairs) if pairs is not None]
+        made_by = [self.tokenizer.fingerprint, self._template.to_dict(), self._rows.to_dict()]
+        return hashlib.sha256(json.dumps([pairs, made_by], sort_keys=True).encode()).hexdigest()
+
+    def numbered_pairs(self) -> Iterator[dict[str, Tensor]]:
+        """Yield every pair once over all ranks, first those for training; equally many batches on each rank."""
+        assert self.train_pairs is not None, "setup() comes first"
+        streams = [PairStream(self.train_pairs, shuffle=False), self._validation_stream()]
+        for stream in streams:
+            if stream is not None:
+                yield from ValidationLoader(stream, self._share(), self._loading)
+
+
+def _texts_of(content: Content) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+        return
+    for message in content:
+        yield str(message.get("content"))

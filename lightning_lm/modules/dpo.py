@@ -1,0 +1,147 @@
+"""Direct preference optimization and its family: learning from pairs of answers, without a reward model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.functional.preference import PairLogProbs, PreferenceLoss, Sigmoid
+from lightning_lm.models import ModelConfig
+from lightning_lm.modules.base import Compile, LMModule
+from lightning_lm.modules.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
+from lightning_lm.modules.recompute import ActivationCheckpointing
+from lightning_lm.modules.reference import CopyReference, Reference, ReferenceScores
+from lightning_lm.modules.scores import token_scores
+from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
+
+__all__ = ["DPOModule"]
+
+
+class DPOModule(LMModule):
+    """Makes preferred answers likelier than others, measured against a reference.
+
+    Batches are `types.PairBatch`. The gradient of an optimizer step is that of the mean over its pairs, whatever the
+    ranks and micro-batches. Dropout is off: it would add noise to every comparison. Logged under ``train/`` and
+    ``val/``: ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins`` (what the loss compares, times its
+    beta), ``rewards/accuracies`` (a tie counts one half: at the start all pairs are tied, so it begins at 0.5),
+    ``logps/chosen``, ``logps/rejected`` (nats per answer), ``entropy`` (nats per token).
+
+    Args:
+        model: What to train: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
+        loss: Of a pair.
+        reference: What the policy is compared with; not built where the loss needs none.
+        optimizer: Chooses by the parameters' roles.
+        schedule: Factor on the learning rates.
+        skip: When to leave out a step; costs one synchronisation with the device at every step.
+        compile: What `torch.compile` is applied to, in place.
+        activation_checkpointing: What the backward pass computes again to save memory.
+
+    Source:
+        Rafailov et al. 2023, arXiv:2305.18290.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig | nn.Module,
+        *,
+        loss: PreferenceLoss = Sigmoid(),
+        reference: Reference = CopyReference(),
+        optimizer: OptimizerPart = AdamW(lr=1e-6, weight_decay=0.0),
+        schedule: Schedule = Cosine(warmup=0.1),
+        skip: SkipRule | None = None,
+        compile: Compile = "none",
+        activation_checkpointing: ActivationCheckpointing = "none",
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            skip=skip,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
+        self.loss, self.reference_part = loss, reference
+        self.reference: ReferenceScores | None = None
+
+    def configure_model(self) -> None:
+        """Build the model, and the reference from it, once."""
+        super().configure_model()
+        self.model.eval()
+        if self.reference is None and self.loss.needs_reference:
+            self.reference = self.reference_part.build(self.model, self._data())
+
+    def _data(self) -> object:
+        try:
+            return getattr(self.trainer, "datamodule", None)
+        except RuntimeError:  # Lightning's word for a module without a Trainer
+            return None
+
+    def train(self, mode: bool = True) -> "DPOModule":
+        """Set the mode of everything but the policy, which stays in evaluation mode: no dropout."""
+        super().train(mode)
+        if hasattr(self, "model"):
+            self.model.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Compute what the reference needs before training."""
+        super().on_fit_start()
+        self._prepare_reference()
+
+    def on_validation_start(self) -> None:
+        """Compute what the reference needs, where no training came before."""
+        self._prepare_reference()
+
+    def on_test_start(self) -> None:
+        """Compute what the reference needs, where no training came before."""
+        self._prepare_reference()
+
+    def _prepare_reference(self) -> None:
+        if self.reference is not None:
+            self.reference.prepare(self)
+
+    def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:
+        """Return the sum over the pairs of a micro-batch, and their number."""
+        scores = token_scores(self.model, batch)
+        lengths, counted = answer_lengths(batch), counted_pairs(batch)
+        pairs = self._pairs(scores.logprobs.sum(-1), lengths, batch)
+        self._record(pairs, counted)
+        self.record("entropy", scores.entropies.detach().sum(), lengths.sum())
+        return sum_over_pairs(self.loss(pairs), counted)
+
+    def _pairs(self, logprobs: Tensor, lengths: Tensor, batch: Mapping[str, Tensor]) -> PairLogProbs:
+        reference = self.reference
+        compared = torch.zeros_like(logprobs) if reference is None else reference.logprobs(self.model, batch)
+        chosen, rejected = logprobs.chunk(2)
+        reference_chosen, reference_rejected = compared.detach().chunk(2)
+        chosen_lengths, rejected_lengths = lengths.clamp(min=1).to(logprobs.dtype).chunk(2)
+        return PairLogProbs(chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths)
+
+    @torch.no_grad()
+    def _record(self, pairs: PairLogProbs, counted: Tensor) -> None:
+        chosen, rejected = self.loss.rewards(pairs)
+        values = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": chosen - rejected,
+            "rewards/accuracies": wins(chosen, rejected),
+            "logps/chosen": pairs.chosen,
+            "logps/rejected": pairs.rejected,
+        }
+        number = counted.sum()
+        for name, value in values.items():
+            self.record(name, torch.where(counted, value, 0).sum(), number)
+
+    def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sum of the loss over pairs as ``nll_sum``, and the number of pairs as ``num_tokens``."""
+        with torch.no_grad():
+            sums = self.training_loss(batch)
+        return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, and let the reference follow before any checkpoint is written."""
+        super().optimizer_step(*args, **kwargs)
+        if self.reference is not None:
+            self.reference.follow(self.model, self.trainer.global_step + 1)

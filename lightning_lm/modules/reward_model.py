@@ -1,0 +1,191 @@
+"""A language model that judges answers, and its use as a reward for reinforcement learning."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightning_lm.data.chat import ChatTemplate, Plain, encode_pair
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.models import ModelConfig, TransformersModel
+from lightning_lm.models.roles import with_role
+from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoint
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.rewards import Reward
+from lightning_lm.tokenizers import tokenizer_from_files
+
+__all__ = ["LearnedReward", "ModelReward", "RewardModel", "load_reward_model"]
+
+
+class RewardModel(nn.Module):
+    """A language model whose last features become one number per row.
+
+    Args:
+        backbone: Meets `protocols.LanguageModel`, or is a causal language model of ``transformers``. Its output layer
+            is not used, and frozen unless it is tied to the embedding.
+
+    Attributes:
+        backbone: As given.
+        score: The new output layer.
+    """
+
+    backbone: Any
+    score: nn.Linear
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        has_features = hasattr(backbone, "hidden") and hasattr(backbone, "head")
+        self.backbone = backbone if has_features else TransformersModel(backbone)
+        weight: Tensor = self.backbone.head.weight
+        width = weight.shape[1]
+        self.score = with_role(nn.Linear(width, 1, bias=False), "head").to(weight)
+        nn.init.normal_(self.score.weight, std=(width + 1) ** -0.5)
+        _freeze_unused(self.backbone)
+
+    @property
+    def config(self) -> Any:
+        """The description of the backbone, if it has one."""
+        return getattr(self.backbone, "config", None)
+
+    def forward(self, input_ids: Int[Tensor, "rows seq"], lengths: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Return the reward of each row, in float32.
+
+        It is read at the row's last token, found by its length: ids of padding may be those of real tokens.
+
+        Args:
+            input_ids: Prompts with answers, padded on the right.
+            lengths: Tokens of each row, padding left out.
+        """
+        hidden = self.backbone.hidden(input_ids)
+        last = hidden[torch.arange(len(lengths), device=lengths.device), lengths.clamp(min=1) - 1]
+        rewards: Tensor = (last.float() * self.score.weight.float()).sum(-1)
+        return rewards
+
+    def as_reward(
+        self, tokenizer: Tokenizer, template: ChatTemplate = Plain(), *, batch_size: int = 64
+    ) -> "ModelReward":
+        """Return this model as a reward for reinforcement learning.
+
+        Args:
+            tokenizer: The one it was trained with.
+            template: The one it was trained with.
+            batch_size: Rows that are read at once.
+        """
+        return ModelReward(self, tokenizer, template, batch_size=batch_size)
+
+
+def _freeze_unused(backbone: Any) -> None:
+    """Freeze the output layer: parameters that never get a gradient make data-parallel training wait for ever."""
+    embeddings = [module.weight for module in backbone.modules() if isinstance(module, nn.Embedding)]
+    for parameter in backbone.head.parameters():
+        if not any(parameter is weight for weight in embeddings):
+            parameter.requires_grad_(False)
+
+
+class ModelReward:
+    """A reward model of the form of `protocols.RewardFunction`: texts in, rewards out.
+
+    Args:
+        model: Judges the answers.
+        tokenizer: The one it was trained with; the policy may have another.
+        template: The one it was trained with.
+        batch_size: Rows that are read at once.
+    """
+
+    name = "reward_model"
+
+    def __init__(
+        self, model: RewardModel, tokenizer: Tokenizer, template: ChatTemplate = Plain(), *, batch_size: int = 64
+    ) -> None:
+        self._model, self._tokenizer, self._template, self._batch_size = model, tokenizer, template, batch_size
+
+    @torch.no_grad()
+    def __call__(self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        """Return the reward of each completion, read as a finished answer to its prompt."""
+        rows = [self._ids(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        was_training = self._model.training
+        self._model.eval()
+        rewards: list[float] = []
+        for first in range(0, len(rows), self._batch_size):
+            rewards += self._judge(rows[first : first + self._batch_size])
+        self._model.train(was_training)
+        return rewards
+
+    def _ids(self, prompt: Any, answer: Any) -> list[int]:
+        longest = getattr(self._model.config, "context_length", None) or sys.maxsize
+        prompt_ids, answer_ids, _ = encode_pair(prompt, answer, self._tokenizer, self._template, longest)
+        return [*prompt_ids, *answer_ids]
+
+    def _judge(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        device = self._model.score.weight.device
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        ids = [torch.tensor(row, dtype=torch.int64, device=device) for row in rows]
+        rewards: list[float] = self._model(nn.utils.rnn.pad_sequence(ids, batch_first=True), lengths).tolist()
+        return rewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedReward(Reward):
+    """The reward model of a checkpoint; loaded when it is first asked.
+
+    Args:
+        checkpoint: A ``.ckpt`` that a `RewardModule` wrote.
+        template: The one it was trained with.
+        device: Where it judges.
+        batch_size: Rows that are read at once.
+    """
+
+    checkpoint: str
+    template: ChatTemplate = Plain()
+    device: str = "cpu"
+    batch_size: int = 64
+
+    @cached_property
+    def _reward(self) -> ModelReward:
+        model, tokenizer = load_reward_model(self.checkpoint)
+        if tokenizer is None:
+            raise ConfigurationError(
+                f"{self.checkpoint} carries no tokenizer. Load it with load_reward_model, and give "
+                "model.as_reward(tokenizer) as the reward."
+            )
+        return model.to(self.device).as_reward(tokenizer, self.template, batch_size=self.batch_size)
+
+    def __call__(
+        self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> Sequence[float | None]:
+        """Return the reward of each completion, read as a finished answer to its prompt."""
+        return self._reward(prompts=prompts, completions=completions, **columns)
+
+
+def load_reward_model(path: Path | str) -> tuple[RewardModel, Tokenizer | None]:
+    """Return the reward model of a checkpoint, ready for use, and its tokenizer if it carries one.
+
+    Args:
+        path: A ``.ckpt`` that a `RewardModule` wrote.
+
+    Raises:
+        CheckpointError: If the file is truncated, foreign, or of another kind of module.
+        FileNotFoundError: If there is no such file.
+    """
+    checkpoint = read_checkpoint(path)
+    entry = checkpoint.get(ENTRY)
+    if entry is None or entry["model"] is None or not any(".score." in name for name in checkpoint["state_dict"]):
+        raise CheckpointError(
+            f"{path} holds no reward model that can be built again. Give a checkpoint that RewardModule wrote, trained "
+            "from a model config; of other kinds, load_model reads the language model."
+        )
+    model = RewardModel(ModelConfig.from_dict(entry["model"]).build())
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
+    }
+    check_weights(weights, model.state_dict(), source=str(path))
+    model.to(weights["score.weight"].dtype).load_state_dict(weights)
+    files = entry["tokenizer"]
+    return model.eval(), None if files is None else tokenizer_from_files(files)
