@@ -67,6 +67,16 @@ class Generator:
         inference_mode: Run under ``torch.inference_mode``, as the Trainer's argument of that name; ``False`` takes
             ``torch.no_grad``, which some sharded or compiled models need. About 5 % slower on a CPU.
         speculation: A small model that guesses ahead, to save passes of the large one.
+
+    Example:
+        >>> from lightning_lm.generation import Generator, Sampling
+        >>> from lightning_lm.models import Attention, Layer, TransformerConfig
+        >>> layers = Layer(mixer=Attention(num_heads=2))
+        >>> model = TransformerConfig(vocab_size=10, d_model=8, num_layers=1, layers=layers).build()
+        >>> greedy = Sampling(temperature=0)
+        >>> (completion,) = Generator(model).generate([[1, 2, 3]], sampling=greedy, max_new_tokens=4)
+        >>> len(completion.token_ids), completion.finish_reason
+        (4, 'length')
     """
 
     def __init__(
