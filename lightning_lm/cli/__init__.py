@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LightningLMError as error:
         print(f"\nError ({type(error).__name__}): {error}", file=sys.stderr)
         return _FAILURE
-    except KeyboardInterrupt:
-        print("\nStopped by the user.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\nStopped by the user. {error}".rstrip(), file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away (`| head`): nothing is left to say, or to flush

@@ -113,6 +113,16 @@ class CommandLine(LightningCLI):
             plugins = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
+    def fit(self, **arguments: Any) -> None:
+        """Train; after Ctrl-C, which Lightning answers with a plain exit, say how to go on."""
+        try:
+            self.trainer.fit(**arguments)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            step = self.trainer.global_step
+            raise KeyboardInterrupt(f"That was step {step:,}; --ckpt_path last goes on from the last save.") from None
+
     def _use_newest_checkpoint(self, config: Any) -> None:
         path, folder = newest_checkpoint(config["trainer"]), run_folder(config["trainer"])
         if path is None:

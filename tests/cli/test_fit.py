@@ -183,6 +183,25 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny):
     assert torch.equal(resumed, whole)
 
 
+def test_an_interrupted_run_says_how_to_go_on(tiny, monkeypatch, capsys):
+    (tiny / "stopper.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Stop(Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
+        "        if trainer.global_step == 3:\n"
+        "            raise KeyboardInterrupt\n"
+    )
+    monkeypatch.syspath_prepend(str(tiny))
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert fit("--trainer.callbacks+=stopper.Stop") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning shuts its ears to further interrupts
+    assert "That was step 3; --ckpt_path last goes on" in capsys.readouterr().err
+    assert fit("--ckpt_path=last") == 0
+    assert state("runs/tiny/version_0/checkpoints/last.ckpt")["global_step"] == 4
+
+
 def test_a_module_and_data_of_the_users_own_need_no_other_command(tiny, monkeypatch):
     (tiny / "mine.py").write_text(
         "import torch\n"
