@@ -1,13 +1,30 @@
 """From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
 
 from lightning_lm.data.chat import ChatML, ChatTemplate, Plain, Rendered, TokenizerTemplate, begin_ids, encode_pair
-from lightning_lm.data.examples import Examples, ExampleSource, as_examples, form_of, split_preference
-from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan
+from lightning_lm.data.examples import (
+    Examples,
+    ExampleSource,
+    HeldOutExamples,
+    as_examples,
+    form_of,
+    split_preference,
+    texts_of,
+)
+from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
+from lightning_lm.data.preference import (
+    EncodedPair,
+    PairCounts,
+    PairRows,
+    PairStream,
+    PreferencePairs,
+    encode_preference,
+)
 from lightning_lm.data.sources import Files, Mixture, Source, Texts, as_source
 from lightning_lm.data.split import Split, hold_out
 from lightning_lm.data.standard_library import StandardLibrary
 from lightning_lm.data.store import TokenStore
 from lightning_lm.data.stream import TokenStream
+from lightning_lm.data.supervised import ExampleCounts, SupervisedRows, SupervisedStore, encode_example, store_examples
 from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.data.tokenize import tokenize
 
@@ -16,29 +33,43 @@ __all__ = [
     "ChatML",
     "ChatTemplate",
     "Concatenate",
+    "EncodedPair",
+    "ExampleCounts",
     "ExampleSource",
     "Examples",
     "Files",
+    "HeldOutExamples",
     "Mixture",
     "OnePerRow",
     "Packing",
+    "PairCounts",
+    "PairRows",
+    "PairStream",
     "Plain",
+    "PreferencePairs",
     "Rendered",
     "ReverseDigits",
     "RowPlan",
     "Source",
     "Split",
     "StandardLibrary",
+    "SupervisedRows",
+    "SupervisedStore",
     "Texts",
     "TokenStore",
     "TokenStream",
     "TokenizerTemplate",
+    "WholeFit",
     "as_examples",
     "as_source",
     "begin_ids",
+    "encode_example",
     "encode_pair",
+    "encode_preference",
     "form_of",
     "hold_out",
     "split_preference",
+    "store_examples",
+    "texts_of",
     "tokenize",
 ]

@@ -76,6 +76,14 @@ class ChatTemplate(Part):
         """
         raise NotImplementedError
 
+    def for_record(self, record: Mapping[str, Any]) -> "ChatTemplate":  # noqa: ARG002
+        """Return the template as a record wants it.
+
+        Args:
+            record: May hold more than turns, such as ``tools``.
+        """
+        return self
+
     def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
         """Return the ids of a prompt, and those of its answer up to the last that is learned.
 

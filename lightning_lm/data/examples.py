@@ -12,16 +12,29 @@ begin with.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_lm.data.files import read_records
-from lightning_lm.errors import DataError
+from lightning_lm.data.sources import digest_of_files
+from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
 
-__all__ = ["ExampleSource", "Examples", "Form", "Record", "as_examples", "form_of", "split_preference"]
+__all__ = [
+    "ExampleSource",
+    "Examples",
+    "Form",
+    "HeldOutExamples",
+    "Record",
+    "as_examples",
+    "form_of",
+    "split_preference",
+    "texts_of",
+]
 
 Record = dict[str, Any]
 Form = Literal["prompt_completion", "messages", "preference", "prompt"]
@@ -40,6 +53,14 @@ class ExampleSource(Part):
     def records(self) -> Iterator[Record]:
         """Yield every record, in an order that does not change. Starts anew at each call."""
         raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest that changes when a record does. Reads them all, unless the source knows better."""
+        digest = hashlib.sha256()
+        for record in self.records():
+            digest.update(_line_of(record))
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +91,71 @@ class Examples(ExampleSource):
                     f"Item {number} is a {type(item).__name__}; a mapping such as {{'prompt': ...}} is needed."
                 )
             yield dict(item)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of names, sizes and times of change of files, or of the records.
+
+        Raises:
+            DataError: If the records can be read only once.
+        """
+        if isinstance(self.source, str | os.PathLike):
+            return digest_of_files(_paths(Path(self.source)), Path(self.source))
+        if isinstance(self.source, Iterator):
+            raise DataError(
+                "The records can be read only once, but they are needed again. Pass a list, a path, or the function "
+                "that makes the generator, instead of the generator."
+            )
+        return super().fingerprint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutExamples(ExampleSource):
+    """One side of a source that is split by what its records say: copies of a record stay on one side.
+
+    Args:
+        source: What is split.
+        side: ``"train"`` or ``"validation"``.
+        fraction: Share of the records for validation, between 0 and 1.
+
+    Raises:
+        ConfigurationError: If the share is not between 0 and 1.
+    """
+
+    source: ExampleSource
+    side: Literal["train", "validation"]
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ConfigurationError(f"A share of {self.fraction} cannot be held out; use one between 0 and 1.")
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records of this side.
+
+        Raises:
+            DataError: If there are none.
+        """
+        limit, wanted, given = round(self.fraction * 2**32), self.side == "validation", False
+        for record in self.source.records():
+            number = int.from_bytes(hashlib.sha256(_line_of(record)).digest()[:4], "big")
+            if (number < limit) is wanted:
+                given = True
+                yield record
+        if not given:
+            raise DataError(
+                f"A share of {self.fraction} for validation leaves no record for {self.side}: there are too few. Hold "
+                "out another share, or none (0)."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the source's fingerprint and of the split."""
+        return hashlib.sha256(f"{self.source.fingerprint}:{self.side}:{self.fraction!r}".encode()).hexdigest()
+
+
+def _line_of(record: Record) -> bytes:
+    return json.dumps(record, sort_keys=True, default=str).encode() + b"\n"
 
 
 def as_examples(value: ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]) -> ExampleSource:
@@ -108,6 +194,17 @@ def form_of(record: Mapping[str, Any]) -> Form:
             return form
     forms = "; ".join(f"{form}: {', '.join(fields)}" for form, fields in _FIELDS.items())
     raise DataError(f"A record has the fields {sorted(record)}, which is none of the known forms ({forms}).")
+
+
+def texts_of(records: Iterable[Record]) -> Iterator[str]:
+    """Yield what is said in records, piece by piece: prompts, answers, and the content of messages."""
+    for record in records:
+        for field in dict.fromkeys(name for names in _FIELDS.values() for name in names):
+            said = record.get(field)
+            if isinstance(said, str):
+                yield said
+            elif said is not None:
+                yield from (message["content"] for message in said if isinstance(message.get("content"), str))
 
 
 def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
 
-__all__ = ["BestFit", "Concatenate", "OnePerRow", "Packing", "RowPlan", "count_up"]
+__all__ = ["BestFit", "Concatenate", "OnePerRow", "Packing", "RowPlan", "WholeFit", "count_up"]
 
 Ints = NDArray[np.int64]
 
@@ -116,6 +117,30 @@ class BestFit(Packing):
         return _join([whole, *shelf.rows(context + 1)])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholeFit(Packing):
+    """Fill each row with the longest documents that fit, and cut none of them: for examples that must stay whole.
+
+    Args:
+        long: What happens to a document that is longer than a row: its first row is kept, or none of it.
+
+    Raises:
+        ConfigurationError: If documents are to be split.
+    """
+
+    long: Literal["split", "truncate", "drop"] = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.long == "split":
+            raise ConfigurationError(
+                "WholeFit(long='split') would cut documents; use 'truncate', 'drop', or BestFit()."
+            )
+
+    def _lay_out(self, documents: Ints, lengths: Ints, context: int) -> RowPlan:
+        shelf = _Shelf(documents, np.zeros_like(documents), lengths)
+        return _join(list(shelf.rows(context + 1, may_cut=False)))
+
+
 class _Rows(NamedTuple):
     """Rows that hold equally many fragments, row after row."""
 
@@ -139,13 +164,13 @@ class _Shelf:
             for length, begin, end in zip(self._classes, begins.tolist(), ends.tolist(), strict=True)
         }
 
-    def rows(self, row_length: int) -> Iterator[_Rows]:
+    def rows(self, row_length: int, *, may_cut: bool = True) -> Iterator[_Rows]:
         """Yield filled rows until the shelf is empty."""
         # A gap of up to 1/256 of a row (never less than the one cell nothing fits in) is not worth a cut.
         smallest_gap = max(1, row_length // 256)
         while self._classes:
             lengths, gap = self._combination(row_length)
-            cut = gap - 1 if gap > smallest_gap else 0
+            cut = gap - 1 if may_cut and gap > smallest_gap else 0
             yield self._repeat(lengths, cut)
 
     def _combination(self, row_length: int) -> tuple[list[int], int]:

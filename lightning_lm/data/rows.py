@@ -120,11 +120,14 @@ class StoreRows:
         at = np.repeat(places[row_of], cells), np.repeat(column, cells) + inside
 
         starts = np.where(documents > 0, self.store.ends[documents - 1], 0) + offsets - self._context
-        tokens = self.store.tokens[np.maximum(np.repeat(starts, cells) + inside, 0)].astype(np.int64)
+        cells_of = np.maximum(np.repeat(starts, cells) + inside, 0)
+        tokens = self.store.tokens[cells_of].astype(np.int64)
         if self.store.eos_id is not None:
             tokens[first[offsets == 0]] = self.store.eos_id
         rows["input_ids"][at] = tokens
         tokens[first] = IGNORE_INDEX
+        if self.store.learned is not None:
+            tokens[~self.store.learned[cells_of]] = IGNORE_INDEX
         rows["labels"][at] = tokens
         rows["position_ids"][places] -= np.bincount(row_of, cells, len(numbers)).astype(np.int64)[:, None]
         rows["position_ids"][at] = inside

@@ -39,6 +39,9 @@ class TokenStore:
         DataError: If the folder is no store, or a store that was cut short or changed.
     """
 
+    learned: NDArray[np.bool_] | None = None
+    """Which of the tokens are targets, [num_tokens]; ``None`` for all of them."""
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.meta = _read_meta(self.path)

@@ -1,7 +1,17 @@
 """LightningDataModules: thin shells over ``lightning_lm.data``."""
 
+from lightning_lm.datamodules.chat import ChatDataModule
 from lightning_lm.datamodules.loader import Loading
+from lightning_lm.datamodules.positioned import PositionedDataModule
+from lightning_lm.datamodules.preference import PreferenceDataModule
 from lightning_lm.datamodules.resume import StepAlignment
 from lightning_lm.datamodules.text import TextDataModule
 
-__all__ = ["Loading", "StepAlignment", "TextDataModule"]
+__all__ = [
+    "ChatDataModule",
+    "Loading",
+    "PositionedDataModule",
+    "PreferenceDataModule",
+    "StepAlignment",
+    "TextDataModule",
+]

@@ -16,7 +16,7 @@ from lightning_lm.errors import DataError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart, TrainedTokenizerPart, load_tokenizer
 
-__all__ = ["Corpus", "Prepared"]
+__all__ = ["Corpus", "Prepared", "cache_folder"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Corpus:
 
     def prepare(self, *, show_progress: bool) -> Prepared:
         """Train or load the tokenizer and tokenize, or find both in the cache."""
-        cache = _cache_folder(self._loading.cache_dir)
+        cache = cache_folder(self._loading.cache_dir)
         if self.tokenizer is None:
             self.tokenizer = self._build_tokenizer(cache / "tokenizers")
         parts = self._train.sources if isinstance(self._train, Mixture) else (self._train,)
@@ -114,7 +114,8 @@ def _sides(source: Source, validation: Any) -> tuple[Source, Source | None]:
     return train, Mixture(sources=tuple(side[1] for side in sides))
 
 
-def _cache_folder(path: str | None) -> Path:
+def cache_folder(path: str | None) -> Path:
+    """Return where tokenizers and tokens are kept: the given folder, or one in the user's cache."""
     if path is not None:
         return Path(path)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-lm"

@@ -2,7 +2,13 @@
 
 from lightning_lm.functional.advantages import GroupAdvantage, explained_variance, gae, group_advantages, whiten
 from lightning_lm.functional.attention import Documents, causal_attention
-from lightning_lm.functional.cross_entropy import TokenLoss, linear_cross_entropy, token_cross_entropy
+from lightning_lm.functional.cross_entropy import (
+    MeasuredLoss,
+    TokenLoss,
+    linear_cross_entropy,
+    measured_cross_entropy,
+    token_cross_entropy,
+)
 from lightning_lm.functional.logprobs import (
     TokenScores,
     entropy,
@@ -77,6 +83,7 @@ __all__ = [
     "GroupAdvantage",
     "Hinge",
     "KLPenalty",
+    "MeasuredLoss",
     "PairLogProbs",
     "PolicyGradient",
     "PolicyLoss",
@@ -109,6 +116,7 @@ __all__ = [
     "llama3_frequencies",
     "masked_mean",
     "masked_normalize",
+    "measured_cross_entropy",
     "ntk_base",
     "penalize_counts",
     "penalize_repetition",

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["TokenLoss", "linear_cross_entropy", "token_cross_entropy"]
+__all__ = ["MeasuredLoss", "TokenLoss", "linear_cross_entropy", "measured_cross_entropy", "token_cross_entropy"]
 
 _CHUNK_ELEMENTS = {"cpu": 2**21, "default": 2**26}
 """Logits held at once: on a CPU as many as stay in its caches, elsewhere 256 MiB of float32."""
@@ -27,12 +27,24 @@ class TokenLoss(NamedTuple):
     """Number of target tokens."""
 
 
+class MeasuredLoss(NamedTuple):
+    """A `TokenLoss`, and what else can be told from the logits while they are there."""
+
+    loss: TokenLoss
+    entropy_sum: Float[Tensor, ""]
+    """Entropies of the predictions of all target tokens, detached. Nats."""
+    num_correct: Float[Tensor, ""]
+    """Number of target tokens that were the likeliest."""
+
+
 class _Terms(NamedTuple):
     """The options of the loss, as the chunks need them."""
 
     softcap: float | None
     z_loss: float
     label_smoothing: float
+    by_confidence: bool = False
+    measured: bool = False
 
 
 def token_cross_entropy(
@@ -41,6 +53,7 @@ def token_cross_entropy(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    by_confidence: bool = False,
     ignore_index: int = IGNORE_INDEX,
 ) -> TokenLoss:
     """Sum the cross-entropy of logits over the target tokens, in float32 or better.
@@ -50,6 +63,7 @@ def token_cross_entropy(
         targets: Token ids, or `ignore_index` where nothing is learned.
         z_loss: Weight of the squared log-normaliser. Unitless.
         label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
+        by_confidence: Multiply each token's loss by its probability, which is taken as a constant.
         ignore_index: Label of positions that count for nothing.
     """
     flat = _accurate(logits.reshape(-1, logits.shape[-1]))
@@ -62,6 +76,8 @@ def token_cross_entropy(
         loss = (1 - label_smoothing) * nll + label_smoothing * (log_normaliser - flat.mean(dim=-1))
     if z_loss:
         loss = loss + z_loss * log_normaliser.square()
+    if by_confidence:
+        loss = loss * nll.detach().neg().exp()
     # `where` and not a product: an ignored row may hold anything, inf and NaN included.
     loss_sum = torch.where(valid, loss, 0).sum()
     nll_sum = torch.where(valid, nll, 0).sum(dtype=_sum_dtype(logits.device))
@@ -102,8 +118,41 @@ def linear_cross_entropy(
     labels, valid = _safe_targets(targets.reshape(-1), ignore_index)
     terms = _Terms(softcap, z_loss, label_smoothing)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    loss_sum, nll_sum = _ChunkedLoss.apply(rows, weight, bias, labels, valid, terms)  # type: ignore[no-untyped-call]
-    return TokenLoss(loss_sum, nll_sum, valid.sum())
+    loss_sum, sums = _ChunkedLoss.apply(rows, weight, bias, labels, valid, terms)  # type: ignore[no-untyped-call]
+    return TokenLoss(loss_sum, sums[0], valid.sum())
+
+
+def measured_cross_entropy(
+    hidden: Float[Tensor, "rows d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    targets: Int[Tensor, " rows"],
+    *,
+    bias: Float[Tensor, " vocab"] | None = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    by_confidence: bool = False,
+) -> MeasuredLoss:
+    """Sum cross-entropies as `linear_cross_entropy` does, and entropies and correct predictions from the same logits.
+
+    Args:
+        hidden: Features of each position.
+        weight: One row per token id.
+        targets: Token ids, or ``IGNORE_INDEX`` where nothing is learned.
+        bias: Added to the logits.
+        softcap: Replace the logits by ``softcap * tanh(logits / softcap)``.
+        z_loss: Weight of the squared log-normaliser. Unitless.
+        label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
+        by_confidence: Multiply each token's loss by its probability, which is taken as a constant.
+
+    Source:
+        Wu et al. 2025, arXiv:2508.05629 (weighting by confidence).
+    """
+    labels, valid = _safe_targets(targets, IGNORE_INDEX)
+    terms = _Terms(softcap, z_loss, label_smoothing, by_confidence, measured=True)
+    loss_sum, sums = _ChunkedLoss.apply(hidden, weight, bias, labels, valid, terms)  # type: ignore[no-untyped-call]
+    nll_sum, entropy_sum, num_correct = sums.unbind()
+    return MeasuredLoss(TokenLoss(loss_sum, nll_sum, valid.sum()), entropy_sum, num_correct)
 
 
 def _safe_targets(
@@ -140,8 +189,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 chunks.add(rows, labels[rows], valid[rows])
         ctx.gradients = chunks.gradients(hidden, weight, bias)
         loss_sum = chunks.loss_sum.to(torch.promote_types(hidden.dtype, torch.float32))
-        ctx.mark_non_differentiable(chunks.nll_sum)
-        return loss_sum, chunks.nll_sum
+        ctx.mark_non_differentiable(chunks.sums)
+        return loss_sum, chunks.sums
 
     @staticmethod
     @once_differentiable
@@ -177,7 +226,8 @@ class _Chunks:
         self.grad_bias = torch.zeros_like(bias, dtype=accurate) if needs_bias and bias is not None else None
         sums = _sum_dtype(hidden.device)
         self.loss_sum = torch.zeros((), dtype=sums, device=hidden.device)
-        self.nll_sum = torch.zeros((), dtype=sums, device=hidden.device)
+        self.sums = torch.zeros(3, dtype=sums, device=hidden.device)
+        """Of log-likelihoods, entropies and correct predictions."""
 
     def add(self, rows: slice, labels: Tensor, valid: Tensor) -> None:
         """Add the loss and the gradients of some rows."""
@@ -189,11 +239,17 @@ class _Chunks:
             logits.div_(cap).tanh_().mul_(cap)
         normaliser = logits.logsumexp(dim=-1)
         nll = normaliser - logits.gather(1, labels[:, None]).squeeze(1)
-        self.nll_sum += torch.where(valid, nll, 0).sum()
+        self.sums[0] += torch.where(valid, nll, 0).sum()
         self.loss_sum += torch.where(valid, self._objective(nll, normaliser, logits), 0).sum()
+        if self.terms.measured:
+            entropies = normaliser - (logits - normaliser[:, None]).exp_().mul_(logits).sum(dim=-1)
+            self.sums[1] += torch.where(valid, entropies, 0).sum()
+            self.sums[2] += (valid & (logits.argmax(dim=-1) == labels)).sum()
         if self.needs_grad:
             slope = None if cap is None else 1 - (logits / cap).square()
             grad = self._grad_logits(logits, labels, valid, normaliser)
+            if self.terms.by_confidence:
+                grad.mul_(torch.where(valid, nll, 0).neg().exp()[:, None])
             self._propagate(rows, grad if slope is None else grad.mul_(slope))
 
     def _objective(self, nll: Tensor, normaliser: Tensor, logits: Tensor) -> Tensor:
@@ -201,7 +257,8 @@ class _Chunks:
         loss = nll
         if smoothing:
             loss = (1 - smoothing) * nll + smoothing * (normaliser - logits.mean(dim=-1))
-        return loss + z_loss * normaliser.square() if z_loss else loss
+        loss = loss + z_loss * normaliser.square() if z_loss else loss
+        return loss * nll.neg().exp() if self.terms.by_confidence else loss
 
     def _grad_logits(self, logits: Tensor, labels: Tensor, valid: Tensor, normaliser: Tensor) -> Tensor:
         """Overwrite the logits by the gradient of the loss with respect to them."""

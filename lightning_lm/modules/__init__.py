@@ -3,6 +3,7 @@
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
 from lightning_lm.modules.dpo import DPOModule
+from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.precomputed import NumberedPairs, PrecomputedReference
@@ -19,9 +20,12 @@ from lightning_lm.modules.reference import (
 )
 from lightning_lm.modules.reward import BradleyTerry, RewardModule
 from lightning_lm.modules.reward_model import LearnedReward, ModelReward, RewardModel, load_reward_model
+from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.window import GradientWindow
 
 __all__ = [
+    "DFT",
+    "NLL",
     "ActivationCheckpointing",
     "AdapterReference",
     "BradleyTerry",
@@ -31,6 +35,7 @@ __all__ = [
     "DPOModule",
     "FrozenCopy",
     "GradientWindow",
+    "ImitationLoss",
     "LMModule",
     "LearnedReward",
     "MeasuredModule",
@@ -43,6 +48,7 @@ __all__ = [
     "RewardModel",
     "RewardModule",
     "RunningMetrics",
+    "SFTModule",
     "SlowSync",
     "TokenLossPart",
     "adapters_off",

@@ -1,0 +1,259 @@
+"""Examples to imitate, as a token store that also knows which of its tokens are learned."""
+
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from array import array
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lm.data.chat import ChatTemplate, Message, Rendered
+from lightning_lm.data.examples import ExampleSource, Record
+from lightning_lm.data.lock import locked
+from lightning_lm.data.packing import OnePerRow, Packing, WholeFit
+from lightning_lm.data.store import TokenStore, token_dtype, write_store
+from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
+from lightning_lm.parts import Part
+from lightning_lm.protocols import Tokenizer
+
+__all__ = ["ExampleCounts", "LearnOn", "SupervisedRows", "SupervisedStore", "encode_example", "store_examples"]
+
+LearnOn = Literal["completion", "assistant", "all"]
+"""What is learned of an example: its answer (the last one of a conversation), all answers, or everything."""
+
+_LEARNED_FILE = "learned.bin"
+_VERSION = 1
+"""Counted up when the same records give other ids or masks, so that what an older version left is not used."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedRows(Part):
+    """How examples become rows of tokens.
+
+    Args:
+        context_length: Positions the model sees. Rows are one token longer.
+        learn_on: The ``completion`` (the last answer of a conversation), what the ``assistant`` says at any time, or
+            ``all`` tokens.
+        too_long: What becomes of an example longer than a row: cut at its end, or left out. One that was cut gets no
+            end-of-text token, so that it does not teach to stop in the middle.
+        packing: How examples are laid out in rows; none is ever divided.
+
+    Raises:
+        ConfigurationError: If rows are too short, or the packing divides examples.
+    """
+
+    context_length: int = 1024
+    learn_on: LearnOn = "completion"
+    too_long: Literal["truncate", "drop"] = "truncate"
+    packing: Packing = WholeFit()
+
+    def __post_init__(self) -> None:
+        if self.context_length < 1:
+            raise ConfigurationError(f"context_length={self.context_length} is too small; use at least 1.")
+        if not isinstance(self.packing, WholeFit | OnePerRow):
+            raise ConfigurationError(
+                f"{type(self.packing).__name__} divides examples, so an answer would lose its prompt. "
+                "Use WholeFit() or OnePerRow()."
+            )
+
+
+@dataclasses.dataclass
+class ExampleCounts:
+    """What became of the records.
+
+    Args:
+        kept: Examples to learn from.
+        cut: Examples that were kept, but cut.
+        too_long: Examples left out because of their length.
+        empty: Examples left out because nothing in them is learned.
+        num_learned: Tokens that are learned.
+    """
+
+    kept: int = 0
+    cut: int = 0
+    too_long: int = 0
+    empty: int = 0
+    num_learned: int = 0
+
+    def report(self, row_length: int) -> str | None:
+        """Return what was lost, in words; nothing where nothing was.
+
+        Args:
+            row_length: Most tokens of an example.
+        """
+        losses = [
+            (self.cut, f"{self.cut:,} were cut to {row_length:,} tokens"),
+            (self.too_long, f"{self.too_long:,} were left out because they do not fit into {row_length:,} tokens"),
+            (self.empty, f"{self.empty:,} were left out because they hold no answer"),
+        ]
+        said = [words for count, words in losses if count]
+        return f"Of {self.kept + self.too_long + self.empty:,} examples {', '.join(said)}." if said else None
+
+
+class SupervisedStore(TokenStore):
+    """A token store whose documents are examples.
+
+    Args:
+        path: The folder that `store_examples` wrote.
+
+    Raises:
+        DataError: If the folder is no such store, or one that was cut short.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self.learned = self._map_learned()
+
+    def __reduce__(self) -> tuple[type["SupervisedStore"], tuple[str]]:
+        return SupervisedStore, (str(self.path),)
+
+    @property
+    def counts(self) -> ExampleCounts:
+        """What became of the records."""
+        return ExampleCounts(**self.meta["counts"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the tokens and of what decided which are learned."""
+        return hashlib.sha256(f"{super().fingerprint}:{self.meta['source']}".encode()).hexdigest()
+
+    def _map_learned(self) -> NDArray[np.bool_]:
+        path = self.path / _LEARNED_FILE
+        found = path.stat().st_size if path.is_file() else 0
+        if found != self.num_tokens:
+            raise DataError(
+                f"The examples in {self.path} are damaged: {path.name} has {found} bytes. Delete the folder."
+            )
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.bool_)
+
+
+def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn) -> Rendered:
+    """Return the ids of an example, up to the last that is learned.
+
+    Args:
+        record: Has ``prompt`` and ``completion``, or ``messages``.
+        tokenizer: Gives the ids.
+        template: Writes conversations as text.
+        learn_on: What is learned.
+
+    Raises:
+        DataError: If the record has neither form, or cannot be written.
+    """
+    template = template.for_record(record)
+    if record.get("messages") is not None:
+        return _encode_messages(record["messages"], tokenizer, template, learn_on)
+    if record.get("prompt") is None or record.get("completion") is None:
+        raise DataError(f"It has the fields {sorted(record)}; needed are prompt and completion, or messages.")
+    prompt, completion = record["prompt"], record["completion"]
+    if learn_on == "assistant" and not isinstance(prompt, str):
+        turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        return _encode_messages([*prompt, *turns], tokenizer, template, learn_on)
+    prompt_ids, answer = template.pair(prompt, completion, tokenizer)
+    prompt_mask = [learn_on == "all"] * len(prompt_ids)
+    answer_mask = [True] * len(answer.ids) if learn_on == "all" else answer.learn_mask
+    return Rendered([*prompt_ids, *answer.ids], [*prompt_mask, *answer_mask])
+
+
+def _encode_messages(
+    messages: list[Message], tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn
+) -> Rendered:
+    if learn_on == "all":
+        ids = template.render(messages, tokenizer, learn_from=len(messages)).ids
+        return Rendered(ids, [True] * len(ids))
+    answers = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+    if not answers:
+        return Rendered([], [])
+    first = answers[-1] if learn_on == "completion" else 0
+    ids, mask = template.render(messages[: answers[-1] + 1], tokenizer, learn_from=first)
+    end = len(mask) - mask[::-1].index(True)
+    return Rendered(ids[:end], mask[:end])
+
+
+def store_examples(
+    source: ExampleSource, tokenizer: Tokenizer, template: ChatTemplate, rows: SupervisedRows, cache: Path
+) -> SupervisedStore:
+    """Encode the records of a source, or open what an earlier call has left in the cache.
+
+    Args:
+        source: Records with ``prompt`` and ``completion``, or ``messages``.
+        tokenizer: Gives the ids.
+        template: Writes conversations as text.
+        rows: How long examples may be, and what is learned of them.
+        cache: Holds a folder for each combination of these.
+
+    Raises:
+        DataError: If a record cannot be used, or none is left; says which.
+    """
+    limits = [rows.context_length, rows.learn_on, rows.too_long]
+    how = [_VERSION, source.fingerprint, tokenizer.fingerprint, template.to_dict(), limits]
+    key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+    folder = cache / key[:32]
+    with locked(cache):
+        if folder.is_dir():
+            return SupervisedStore(folder)
+        encoded = _Encoded(tokenizer, template, rows)
+        for number, record in enumerate(source.records()):
+            encoded.add(number, record)
+        unfinished = cache / f"{folder.name}.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        encoded.write(unfinished, key)
+        unfinished.rename(folder)
+    return SupervisedStore(folder)
+
+
+class _Encoded:
+    """Examples in memory, five bytes a token."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, rows: SupervisedRows) -> None:
+        self._tokenizer, self._template, self._rows = tokenizer, template, rows
+        self._tokens, self._learned, self._lengths = array("I"), bytearray(), array("q")
+        self.counts = ExampleCounts()
+
+    def add(self, number: int, record: Record) -> None:
+        """Encode a record, unless nothing can be learned from it."""
+        try:
+            ids, mask = encode_example(record, self._tokenizer, self._template, self._rows.learn_on)
+        except (DataError, TokenizerError) as error:
+            raise DataError(f"Record {number}: {error}") from error
+        row_length = self._rows.context_length + 1
+        is_cut = len(ids) > row_length
+        if not any(mask[1:]):
+            self.counts.empty += 1
+        elif is_cut and (self._rows.too_long == "drop" or not any(mask[1:row_length])):
+            self.counts.too_long += 1
+        else:
+            self.counts.kept += 1
+            self.counts.cut += is_cut
+            self.counts.num_learned += sum(mask[1:row_length])
+            self._tokens.extend(ids[:row_length])
+            self._learned.extend(mask[:row_length])
+            self._lengths.append(min(len(ids), row_length))
+
+    def write(self, folder: Path, source: str) -> None:
+        """Write a store that has all but its name."""
+        if not self.counts.kept:
+            report = self.counts.report(self._rows.context_length + 1)
+            raise DataError(f"There is nothing to learn from. {report or 'No record came.'}")
+        size = self._tokenizer.vocab_size
+        meta = {
+            "dtype": token_dtype(size).name,
+            "vocab_size": size,
+            "eos_id": None,  # what begins and ends an example has been written into it
+            "tokenizer": self._tokenizer.fingerprint,
+            "source": source,
+            "num_bytes": 0,
+            "counts": dataclasses.asdict(self.counts),
+        }
+        tokens = np.frombuffer(self._tokens, dtype=np.uint32).astype(token_dtype(size))
+        write_store(folder, [(tokens, np.frombuffer(self._lengths, dtype=np.int64))], meta)
+        with (folder / _LEARNED_FILE).open("wb") as file:
+            file.write(self._learned)
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,139 @@
+"""`ChatDataModule`: examples to imitate, packed whole into rows."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_lm.data import (
+    ChatTemplate,
+    ExampleSource,
+    HeldOutExamples,
+    Plain,
+    SupervisedRows,
+    SupervisedStore,
+    TokenStream,
+    as_examples,
+    store_examples,
+    texts_of,
+)
+from lightning_lm.datamodules.corpus import cache_folder
+from lightning_lm.datamodules.loader import Loading, ValidationLoader
+from lightning_lm.datamodules.positioned import PositionedDataModule
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.tokenizers import TokenizerPart
+
+__all__ = ["ChatDataModule"]
+
+AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+class ChatDataModule(PositionedDataModule):
+    """Questions with answers, or conversations, as packed rows of tokens in an order that only the seed decides.
+
+    Records have ``prompt`` and ``completion``, each a text or a list of messages, or ``messages``. They are encoded
+    once and kept in a cache. Several examples share a row; none is divided, sees another, or counts its position from
+    another's end. What had to be cut or left out is said.
+
+    Args:
+        train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
+            Hugging Face dataset) or a function that returns one.
+        validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
+        tokenizer: A tokenizer, or how to get one. Where it is to be trained, on the texts of ``train``.
+        template: Writes conversations as text.
+        rows: The context length, what is learned of an example, and what becomes of longer ones.
+        batch_size: Rows per optimizer step, over all ranks and micro-batches.
+        seed: Chooses the order of the rows.
+        loading: Workers, cache, and what else changes no row.
+
+    Attributes:
+        tokenizer: The tokenizer, or None until ``setup`` has made it.
+        context_length: Positions the model sees.
+        batch_size: As given.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        train: AnyExamples,
+        validation: float | AnyExamples = 0.05,
+        *,
+        tokenizer: TokenizerPart | Tokenizer,
+        template: ChatTemplate = Plain(),
+        rows: SupervisedRows = SupervisedRows(),
+        batch_size: int = 16,
+        seed: int = 0,
+        loading: Loading = Loading(),
+    ) -> None:
+        super().__init__(batch_size=batch_size, loading=loading)
+        self._sources = _sides(as_examples(train), validation)
+        self._given_tokenizer, self._template, self._rows, self._seed = tokenizer, template, rows, seed
+        self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
+        self.context_length = rows.context_length
+        self._validation: TokenStream | None = None
+
+    def prepare_data(self) -> None:
+        """Make the tokenizer and encode the examples, where the cache does not hold them. Runs on one rank a machine.
+
+        Raises:
+            DataError: If a record cannot be used; says which.
+        """
+        for store in self._stores():
+            if store is not None and (report := store.counts.report(self.context_length + 1)) is not None:
+                rank_zero_warn(report)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what `prepare_data` left in the cache, and plan the rows."""
+        if self._train is None:
+            train, validation = self._stores()
+            assert train is not None
+            self._train = self._stream(train, shuffle=True)
+            self._validation = None if validation is None else self._stream(validation, shuffle=False)
+            rank_zero_info(
+                f"{train.counts.kept:,} examples in {self._train.rows_per_epoch:,} rows; "
+                f"{train.counts.num_learned:,} of {train.num_tokens:,} tokens are learned."
+            )
+        self.attach(stage)
+
+    def val_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return the validation rows of this rank; nothing where nothing is held out."""
+        return [] if self._validation is None else ValidationLoader(self._validation, self._share(), self._loading)
+
+    def test_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return the same rows as for validation."""
+        return self.val_dataloader()
+
+    def validation_texts(self) -> Iterator[str]:
+        """Yield what is said in the examples for validation."""
+        source = self._sources[1]
+        return iter(()) if source is None else texts_of(source.records())
+
+    def _stores(self) -> tuple[SupervisedStore, SupervisedStore | None]:
+        cache = cache_folder(self._loading.cache_dir)
+        train, validation = self._sources
+        if self.tokenizer is None:
+            assert isinstance(self._given_tokenizer, TokenizerPart)
+            self.tokenizer = self._given_tokenizer.build(lambda: texts_of(train.records()), cache / "tokenizers")
+        tokenizer = self.tokenizer
+
+        def stored(source: ExampleSource) -> SupervisedStore:
+            return store_examples(source, tokenizer, self._template, self._rows, cache / "examples")
+
+        return stored(train), None if validation is None else stored(validation)
+
+    def _stream(self, store: SupervisedStore, *, shuffle: bool) -> TokenStream:
+        return TokenStream(
+            store, row_length=self.context_length + 1, packing=self._rows.packing, seed=self._seed, shuffle=shuffle
+        )
+
+
+def _sides(source: ExampleSource, validation: Any) -> tuple[ExampleSource, ExampleSource | None]:
+    if not isinstance(validation, int | float):
+        return source, as_examples(validation)
+    if not validation:
+        return source, None
+    train = HeldOutExamples(source=source, side="train", fraction=validation)
+    return train, HeldOutExamples(source=source, side="validation", fraction=validation)

@@ -1,0 +1,83 @@
+"""Supervised fine-tuning: imitate the answers of demonstrations."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
+from lightning_lm.models import ModelConfig
+from lightning_lm.modules.base import Compile, LMModule
+from lightning_lm.modules.imitation import NLL, ImitationLoss
+from lightning_lm.modules.losses import next_token_targets
+from lightning_lm.modules.recompute import ActivationCheckpointing
+from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
+from lightning_lm.types import IGNORE_INDEX
+
+__all__ = ["SFTModule"]
+
+
+class SFTModule(LMModule):
+    """Trains a model on the tokens of a batch that have a label.
+
+    Batches are `types.TokenBatch`, as `ChatDataModule` makes them. Besides what every module logs, for training,
+    validation and test: ``token_accuracy`` (share of learned tokens that were the likeliest) and ``entropy`` (nats a
+    learned token); and ``train/num_tokens`` (all tokens so far, prompts included and padding not).
+
+    Args:
+        model: What to train: a config, such as `PretrainedCheckpoint`, or a module.
+        optimizer: Chooses by the parameters' roles.
+        schedule: Factor on the learning rates.
+        loss: Of a token.
+        skip: When to leave out a step; costs one synchronisation with the device at every step.
+        compile: What `torch.compile` is applied to, in place.
+        activation_checkpointing: What the backward pass computes again to save memory.
+
+    Example:
+        >>> from lightning_lm.models import TransformerConfig
+        >>> module = SFTModule(TransformerConfig(vocab_size=50, d_model=16, num_layers=1))
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig | nn.Module,
+        *,
+        optimizer: OptimizerPart = AdamW(lr=2e-5),
+        schedule: Schedule = Cosine(warmup=0.03),
+        loss: ImitationLoss = NLL(),
+        skip: SkipRule | None = None,
+        compile: Compile = "none",
+        activation_checkpointing: ActivationCheckpointing = "none",
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            skip=skip,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
+        self.loss = loss
+
+    def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:
+        """Return the sums of a micro-batch."""
+        self.record_total("num_tokens", _num_tokens(batch["labels"]))
+        return self._recorded(self.loss(self.model, batch))
+
+    def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``nll_sum``, ``num_tokens`` and ``target_ids`` of a batch."""
+        with torch.no_grad():
+            sums = self._recorded(self.loss(self.model, batch))
+        return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens, "target_ids": next_token_targets(batch)}
+
+    def _recorded(self, measured: MeasuredLoss) -> TokenLoss:
+        count = measured.loss.num_tokens
+        self.record("token_accuracy", measured.num_correct, count)
+        self.record("entropy", measured.entropy_sum, count)
+        return measured.loss
+
+
+def _num_tokens(labels: Tensor) -> Tensor:
+    """Return how many tokens rows hold up to the last that is learned; what follows is padding."""
+    learned = labels != IGNORE_INDEX
+    return learned.flip(1).cumsum(1).bool().sum()
