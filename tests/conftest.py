@@ -1,6 +1,7 @@
 """What every test shares: one thread, shapes checked at run time, the wheel that is built once."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -49,15 +50,18 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the source distribution of this checkout, built from a copy so that the checkout stays as it is."""
-    import shutil
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the checkout in which things may be built, so that the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("source") / "tree"
+    left_out = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "lightning_logs", "tests")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+    return folder
 
-    source, target = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("sdist")
-    skipped = shutil.ignore_patterns(
-        ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "lightning_logs", "tests"
-    )
-    shutil.copytree(ROOT, source, ignore=skipped)
+
+@pytest.fixture(scope="session")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the source distribution of this checkout."""
+    target = tmp_path_factory.mktemp("sdist")
     backend = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
     subprocess.run([sys.executable, "-c", backend, target], cwd=source, check=True, capture_output=True)
     return next(target.glob("*.tar.gz"))

@@ -53,6 +53,16 @@ def test_only_one_file_touches_a_private_name_of_lightning(root):
                 assert not private, f"{file}:{node.lineno} imports {private} from Lightning"
 
 
+def test_no_private_attribute_of_lightning_is_read_elsewhere(root):
+    owners = {"trainer", "pl_module", "datamodule", "logger", "strategy"}
+    for name in ("lightning_lm", "callbacks", "strategies"):
+        for file in (root / name).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Attribute) and node.attr.startswith("_") and file.name != "_lightning.py":
+                    owner = getattr(node.value, "attr", getattr(node.value, "id", ""))
+                    assert owner not in owners or node.attr.startswith("__"), f"{file}:{node.lineno} reads {node.attr}"
+
+
 @pytest.mark.parametrize("name", ["lightning_lm", "lightning_lm.functional", "lightning_lm.cli"])
 def test_a_light_import_stays_light(name, tmp_path):
     heavy = "{'lightning', 'pytorch_lightning', 'triton', 'transformers'}"

@@ -1,5 +1,6 @@
 """The wheel holds the tree, the mapping holds in every way of installing, and no mapped folder is imported twice."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,10 +12,13 @@ import pytest
 MAPPED = ("callbacks", "strategies", "recipes")
 
 
+THIRD_PARTY = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
+
+
 def run(code: str, *, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that sees no installed copy of the package (-S), only third-party packages."""
-    third_party = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
-    header = f"import sys; sys.path[:0] = {[str(path)] if path else []}; sys.path += {third_party};"
+    """Run code in a fresh interpreter, in which a path comes before what is installed; without one nothing is."""
+    paths = [str(path), *THIRD_PARTY] if path else []
+    header = f"import sys; sys.path += {paths};" if path is None else f"import sys; sys.path[:0] = {paths};"
     return subprocess.run([sys.executable, "-S", "-c", header + code], cwd=cwd, capture_output=True, text=True)
 
 
@@ -95,6 +99,27 @@ def test_a_new_file_in_a_mapped_folder_is_seen_at_once(root, tmp_path):
     )
     result = run(code, cwd=tmp_path, path=tmp_path)
     assert result.stdout.strip() == "42", result.stderr
+
+
+def test_an_editable_installation_sees_a_new_file_at_once(root, tmp_path):
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "tests", "runs", "build")
+    shutil.copytree(root, tree, ignore=ignored)
+    site.mkdir()
+    backend = "import sys, setuptools.build_meta as backend; backend.build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", backend, site], cwd=tree, check=True, capture_output=True)
+    with zipfile.ZipFile(next(site.glob("*.whl"))) as archive:
+        archive.extractall(site)
+    (tree / "strategies" / "__init__.py").write_text("")  # the real one needs packages that are not there
+    (tree / "strategies" / "brand_new.py").write_text("ANSWER = 42\n")
+    code = (
+        f"import site; site.addsitedir({str(site)!r}); from lightning_lm.strategies.brand_new import ANSWER;"
+        "import lightning_lm; from lightning_lm.cli.recipes import recipes_folder;"
+        "print(ANSWER, lightning_lm.__file__, recipes_folder())"
+    )
+    result = run(code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["42", str(tree / "lightning_lm" / "__init__.py"), str(tree / "recipes")]
 
 
 @pytest.mark.parametrize("name", ["callbacks", "strategies"])
