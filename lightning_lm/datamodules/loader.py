@@ -97,8 +97,14 @@ class Share:
             )
 
     @classmethod
-    def of(cls, trainer: Trainer | None, batch_size: int) -> "Share":
-        """Return the share of this process. Tensor-parallel ranks read the same rows, which the strategy knows."""
+    def of(cls, trainer: Trainer | None, batch_size: int, *, micro_batches: int | None = None) -> "Share":
+        """Return the share of this process. Tensor-parallel ranks read the same rows, which the strategy knows.
+
+        Args:
+            trainer: Knows the ranks.
+            batch_size: Rows of an optimizer step.
+            micro_batches: Left out, as many as the Trainer accumulates.
+        """
         if trainer is None:
             return cls(batch_size)
         sampler = trainer.distributed_sampler_kwargs or {}
@@ -106,7 +112,7 @@ class Share:
             batch_size,
             num_ranks=int(sampler.get("num_replicas", 1)),
             rank=int(sampler.get("rank", 0)),
-            micro_batches=trainer.accumulate_grad_batches,
+            micro_batches=micro_batches or trainer.accumulate_grad_batches,
         )
 
     @property

@@ -1,0 +1,179 @@
+"""Prompts to answer: token ids for the policy, text and columns for the rewards, in an endless reproducible order."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lm.data.chat import ChatTemplate
+from lightning_lm.data.examples import Record
+from lightning_lm.data.permutation import key_of, permute
+from lightning_lm.errors import DataError
+from lightning_lm.protocols import Tokenizer
+
+__all__ = ["RESERVED_COLUMNS", "PromptBatch", "PromptStream", "join_prompts", "take_prompts"]
+
+Ints = NDArray[np.int64]
+
+RESERVED_COLUMNS = ("prompts", "completions", "completion_ids")
+"""What rewards are given besides the columns of the data."""
+
+
+class PromptBatch(TypedDict):
+    """Prompts to answer. Lists, and no tensors: nothing of it is needed on the model's device."""
+
+    prompt_ids: list[Ints]
+    """Token ids of each prompt, int64."""
+    prompts: list[str]
+    """The same as text, for rewards and tables."""
+    columns: dict[str, list[Any]]
+    """The other fields of the records; ``None`` where a record lacks one."""
+    stop_ids: tuple[int, ...]
+    """Ids that end an answer."""
+    counted: list[bool]
+    """Whether each prompt is measured; the others only fill a batch up, so that all ranks have equally many."""
+
+
+class PromptStream:
+    """Prompts epoch after epoch, each epoch in a new order: prompt ``i`` is a pure function of records, seed and ``i``.
+
+    Prompts are tokenized when they are asked for.
+
+    Args:
+        records: Each has a ``prompt``; other fields are columns for the rewards.
+        tokenizer: Gives the ids.
+        template: Writes conversations as text.
+        max_tokens: Longer prompts are left out; ``None`` keeps all, and looks at none before it is needed.
+        seed: Chooses the order.
+        shuffle: False keeps the order of the records.
+
+    Attributes:
+        rows_per_epoch: Number of prompts.
+        too_long: Prompts that were left out.
+
+    Raises:
+        DataError: If there is no record, one has no prompt, or a field has a name that rewards know otherwise.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Record],
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self._records = list(records)
+        self._tokenizer, self._template, self._seed, self._shuffle = tokenizer, template, seed, shuffle
+        names = dict.fromkeys(name for record in self._records for name in record)
+        self._columns = [name for name in names if name != "prompt"]
+        self._check()
+        found = len(self._records)
+        if max_tokens is not None:
+            self._records = [r for r in self._records if len(template.prompt_ids(r["prompt"], tokenizer)) <= max_tokens]
+        self.too_long = found - len(self._records)
+        self.rows_per_epoch = len(self._records)
+        if not self.rows_per_epoch:
+            raise DataError(f"All {found:,} prompts are longer than max_tokens={max_tokens}; allow longer ones.")
+
+    def _check(self) -> None:
+        if not self._records:
+            raise DataError("There is no prompt to answer: the source has no record.")
+        reserved = sorted(set(self._columns) & set(RESERVED_COLUMNS))
+        if reserved:
+            raise DataError(f"The records have a field {reserved[0]!r}, a name that rewards know otherwise; rename it.")
+        without = next((record for record in self._records if record.get("prompt") is None), None)
+        if without is not None:
+            raise DataError(f"A record has no 'prompt', but the fields {sorted(without)}; say what is to be answered.")
+
+    @functools.cached_property
+    def description(self) -> dict[str, object]:
+        """What decides the prompts, by name; two streams give the same if and only if these are equal."""
+        digest = hashlib.sha256()
+        for record in self._records:
+            digest.update(json.dumps(record["prompt"]).encode())
+        return {"prompts": digest.hexdigest(), "seed": self._seed, "shuffle": self._shuffle}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of `description`."""
+        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+
+    def batch(self, indices: Ints) -> PromptBatch:
+        """Return the prompts with these places in the endless order.
+
+        Args:
+            indices: At least 0.
+        """
+        return self._batch(self._locate(indices))
+
+    def spare(self, indices: Ints, *moment: int) -> PromptBatch:
+        """Return prompts outside the order, to take the place of ones that teach nothing.
+
+        Args:
+            indices: Places in a random order of all prompts.
+            moment: Numbers that choose this order.
+        """
+        key = key_of("spare prompts", self._seed, *moment)
+        return self._batch(permute(indices % self.rows_per_epoch, self.rows_per_epoch, key))
+
+    def _locate(self, indices: Ints) -> Ints:
+        epochs, places = np.divmod(indices, self.rows_per_epoch)
+        if not self._shuffle:
+            return np.asarray(places)
+        numbers = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            inside = epochs == epoch
+            numbers[inside] = permute(places[inside], self.rows_per_epoch, key_of("prompts", self._seed, epoch))
+        return numbers
+
+    def _batch(self, numbers: Ints) -> PromptBatch:
+        records = [self._records[number] for number in numbers.tolist()]
+        prompts = [record["prompt"] for record in records]
+        ids = [self._template.prompt_ids(prompt, self._tokenizer) for prompt in prompts]
+        texts = (p if isinstance(p, str) else self._tokenizer.decode(i) for p, i in zip(prompts, ids, strict=True))
+        return {
+            "prompt_ids": [np.array(row, dtype=np.int64) for row in ids],
+            "prompts": list(texts),
+            "columns": {name: [record.get(name) for record in records] for name in self._columns},
+            "stop_ids": self._template.stop_ids(self._tokenizer),
+            "counted": [True] * len(records),
+        }
+
+
+def take_prompts(batch: PromptBatch, places: Sequence[int]) -> PromptBatch:
+    """Return some prompts of a batch.
+
+    Args:
+        batch: Where they are taken from.
+        places: Which, in the order that is wanted.
+    """
+    return {
+        "prompt_ids": [batch["prompt_ids"][place] for place in places],
+        "prompts": [batch["prompts"][place] for place in places],
+        "columns": {name: [column[place] for place in places] for name, column in batch["columns"].items()},
+        "stop_ids": batch["stop_ids"],
+        "counted": [batch["counted"][place] for place in places],
+    }
+
+
+def join_prompts(first: PromptBatch, second: PromptBatch) -> PromptBatch:
+    """Return the prompts of two batches of the same data, one batch after the other.
+
+    Args:
+        first: Comes first.
+        second: Follows.
+    """
+    return {
+        "prompt_ids": first["prompt_ids"] + second["prompt_ids"],
+        "prompts": first["prompts"] + second["prompts"],
+        "columns": {name: column + second["columns"][name] for name, column in first["columns"].items()},
+        "stop_ids": first["stop_ids"],
+        "counted": first["counted"] + second["counted"],
+    }

@@ -1,0 +1,233 @@
+"""`PromptDataModule`: prompts for reinforcement learning, with the columns that rewards read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_lm.data import ChatTemplate, ExampleSource, HeldOutExamples, Plain, as_examples, texts_of
+from lightning_lm.data.prompts import PromptBatch, PromptStream
+from lightning_lm.datamodules.corpus import cache_folder
+from lightning_lm.datamodules.loader import Loading, Share
+from lightning_lm.datamodules.resume import check_same_rows
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.tokenizers import TokenizerPart
+
+__all__ = ["PromptDataModule", "PromptLoader", "PromptValidationLoader"]
+
+AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
+
+_VALIDATION_PROMPTS = 256
+"""Prompts of a validation batch; the plan of the rollouts says how many of them are answered at once."""
+
+
+class PromptDataModule(LightningDataModule):
+    """Prompts in an order that only the seed decides; a prompt is never divided between ranks.
+
+    Records have a ``prompt``, a text or a list of messages; their other fields are the columns that rewards get. A
+    module that has ``experience_loader`` (`GRPOModule`, `PPOModule`) trains on what it makes of them, any other on
+    `data.prompts.PromptBatch`. The position is one integer, the prompts handed out.
+
+    Args:
+        train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
+            Hugging Face dataset) or a function that returns one.
+        validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
+        tokenizer: A tokenizer, or how to get one. Where it is to be trained, on the texts of ``train``.
+        template: Writes conversations as text.
+        batch_size: Prompts of a rollout, over all ranks.
+        max_prompt_tokens: Longer prompts are left out; left out itself, none is.
+        seed: Chooses the order.
+        loading: Where a trained tokenizer is kept, and whether other prompts are accepted on resuming.
+
+    Attributes:
+        tokenizer: The tokenizer, or None until ``setup`` has made it.
+        batch_size: As given.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        train: AnyExamples,
+        validation: float | AnyExamples = 0.05,
+        *,
+        tokenizer: TokenizerPart | Tokenizer,
+        template: ChatTemplate = Plain(),
+        batch_size: int = 32,
+        max_prompt_tokens: int | None = None,
+        seed: int = 0,
+        loading: Loading = Loading(),
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
+        self._sources = _sides(as_examples(train), validation)
+        self._given_tokenizer, self._template, self._seed, self._loading = tokenizer, template, seed, loading
+        self._max_prompt_tokens = max_prompt_tokens
+        self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
+        self.batch_size = batch_size
+        self._train: PromptStream | None = None
+        self._validation: PromptStream | None = None
+        self.prompts_consumed = 0
+        """Prompts that were handed out since training began, over all ranks."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the tokenizer and read the prompts.
+
+        Raises:
+            DataError: If a record has no prompt, or none is left.
+        """
+        if self._train is None:
+            train, validation = self._sources
+            if self.tokenizer is None:
+                assert isinstance(self._given_tokenizer, TokenizerPart)
+                cache = cache_folder(self._loading.cache_dir) / "tokenizers"
+                self.tokenizer = self._given_tokenizer.build(lambda: texts_of(train.records()), cache)
+            self._train = self._stream(train, shuffle=True)
+            self._validation = None if validation is None else self._stream(validation, shuffle=False)
+        if stage == "fit" and self.trainer is not None and not self.trainer.global_step:
+            self.prompts_consumed = 0
+
+    def _stream(self, source: ExampleSource, *, shuffle: bool) -> PromptStream:
+        assert self.tokenizer is not None
+        limit = self._max_prompt_tokens
+        stream = PromptStream(
+            source.records(), self.tokenizer, self._template, max_tokens=limit, seed=self._seed, shuffle=shuffle
+        )
+        if stream.too_long:
+            rank_zero_warn(f"{stream.too_long:,} prompts longer than {limit:,} tokens are left out.")
+        return stream
+
+    def train_dataloader(self) -> Any:
+        """Return the module's experience from the prompts, or the prompts of this rank themselves."""
+        assert self._train is not None, "setup() comes first"
+        make = getattr(getattr(self.trainer, "lightning_module", None), "experience_loader", None)
+        if make is None:
+            return PromptLoader(self, self._train, Share.of(self.trainer, self.batch_size))
+        share = Share.of(self.trainer, self.batch_size, micro_batches=1)
+        return make(PromptLoader(self, self._train, share))
+
+    def val_dataloader(self) -> Any:
+        """Return the held-out prompts of this rank; nothing where nothing is held out."""
+        if self._validation is None:
+            return []
+        return PromptValidationLoader(self._validation, Share.of(self.trainer, self.batch_size, micro_batches=1))
+
+    def test_dataloader(self) -> Any:
+        """Return the same prompts as for validation."""
+        return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, and what says which prompts it counts."""
+        if self._train is None:
+            return {}
+        return {
+            "samples": self.prompts_consumed,
+            "fingerprint": self._train.fingerprint,
+            "rows": self._train.description,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the position of a checkpoint.
+
+        Raises:
+            FingerprintError: If training goes on and its prompts would not be the checkpoint's.
+        """
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            assert self._train is not None, "setup() comes first"
+            check_same_rows(state_dict, self._train, accept=self._loading.accept_changed_data)
+            self.prompts_consumed = int(state_dict["samples"])
+
+    def take(self) -> int:
+        """Hand out the prompts of a rollout; return the place of the first."""
+        overfits = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
+        first = 0 if overfits else self.prompts_consumed
+        self.prompts_consumed += self.batch_size
+        return first
+
+
+class PromptLoader:
+    """The prompts of each rollout, from wherever training stands. It has a length, so nothing is fetched ahead.
+
+    Args:
+        data: Keeps the position.
+        stream: The prompts.
+        share: What this rank reads.
+
+    Attributes:
+        prompts_per_batch: Prompts of this rank in each batch.
+    """
+
+    def __init__(self, data: PromptDataModule, stream: PromptStream, share: Share) -> None:
+        self._data, self._stream, self._share = data, stream, share
+        self.prompts_per_batch = share.rows
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return -(-self._stream.rows_per_epoch // self._share.batch_size) * self._share.micro_batches
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        share, first = self._share, 0
+        for number in range(len(self)):
+            micro_batch = number % share.micro_batches
+            if micro_batch == 0:
+                first = self._data.take()
+            begin = first + (micro_batch * share.num_ranks + share.rank) * share.rows
+            yield self._stream.batch(np.arange(begin, begin + share.rows))
+
+    def spare(self, number: int, count: int) -> PromptBatch:
+        """Return prompts that take the place of some that teach nothing, others on each rank.
+
+        Args:
+            number: How often it was asked for this rollout.
+            count: Prompts that are needed.
+        """
+        places = np.arange(count) * self._share.num_ranks + self._share.rank
+        return self._stream.spare(places, self._data.prompts_consumed, number)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position, for Lightning to see that this loader can be resumed; the datamodule restores it."""
+        return {"samples": self._data.prompts_consumed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Do nothing: the datamodule has restored the position."""
+
+
+class PromptValidationLoader:
+    """Every held-out prompt once, equally many batches of equally many prompts on each rank.
+
+    Where prompts run out, some come again that are not counted.
+
+    Args:
+        stream: The prompts; only its first epoch is read.
+        share: What this rank reads.
+    """
+
+    def __init__(self, stream: PromptStream, share: Share) -> None:
+        self._stream, self._share = stream, share
+        self._prompts = min(_VALIDATION_PROMPTS, -(-stream.rows_per_epoch // share.num_ranks))
+
+    def __len__(self) -> int:
+        """Return the number of batches of this rank, the same for every rank."""
+        return -(-self._stream.rows_per_epoch // (self._prompts * self._share.num_ranks))
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        total = self._stream.rows_per_epoch
+        for number in range(len(self)):
+            places = (number * self._prompts + np.arange(self._prompts)) * self._share.num_ranks + self._share.rank
+            batch = self._stream.batch(np.where(places < total, places, 0))
+            yield cast(PromptBatch, {**batch, "counted": (places < total).tolist()})
+
+
+def _sides(source: ExampleSource, validation: Any) -> tuple[ExampleSource, ExampleSource | None]:
+    if not isinstance(validation, int | float):
+        return source, as_examples(validation)
+    if not validation:
+        return source, None
+    train = HeldOutExamples(source=source, side="train", fraction=validation)
+    return train, HeldOutExamples(source=source, side="validation", fraction=validation)

@@ -1,0 +1,35 @@
+"""How likely one of several answers is right."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["pass_at"]
+
+
+def pass_at(num_correct: NDArray[np.int64], num_samples: int, k: int) -> NDArray[np.float64]:
+    """Return the chance that at least one of ``k`` answers is right, without bias, for each problem.
+
+    It is one minus the share of the choices of ``k`` among the samples that hold no right one.
+
+    Args:
+        num_correct: Right answers among the samples of each problem.
+        num_samples: Answers that were sampled for each problem.
+        k: Answers that are allowed; at most ``num_samples``.
+
+    Raises:
+        ValueError: If there are fewer samples than answers allowed.
+
+    Source:
+        Chen et al. 2021, arXiv:2107.03374, equation 1.
+
+    Example:
+        >>> pass_at(np.array([0, 1, 2]), num_samples=2, k=1).tolist()
+        [0.0, 0.5, 1.0]
+    """
+    if k > num_samples:
+        raise ValueError(f"k={k} answers are allowed, but only num_samples={num_samples} were sampled; sample more.")
+    wrong = num_samples - num_correct.astype(np.float64)
+    missed = np.ones_like(wrong)
+    for drawn in range(k):
+        missed *= np.clip(wrong - drawn, 0, None) / (num_samples - drawn)
+    return np.asarray(1 - missed)

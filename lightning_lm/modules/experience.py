@@ -1,0 +1,139 @@
+"""Experience for the optimizer: each rollout cut into the micro-batches of its optimizer steps."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_lm.data.prompts import PromptBatch
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.modules.objective import learned_tokens
+from lightning_lm.modules.rollout import RolloutPlan, SparePrompts
+
+__all__ = ["Experience", "ExperienceLoader", "PromptSource", "skip_unfinished_rollout"]
+
+Experience = dict[str, Any]
+"""A `types.ExperienceBatch`."""
+Collect = Callable[[PromptBatch, SparePrompts | None], Experience]
+
+
+class PromptSource(Protocol):
+    """Batches of prompts for this rank, one for each rollout. It may have ``spare``, a `SparePrompts`."""
+
+    prompts_per_batch: int
+    """Prompts of a batch, always the same."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[PromptBatch]: ...
+
+
+class ExperienceLoader:
+    """Answers prompts with the policy as it is when they are needed, and yields what is learned from the answers.
+
+    Each batch of prompts gives one rollout, each rollout ``epochs * minibatches`` optimizer steps of
+    ``accumulate_grad_batches`` micro-batches. It has a length, so that Lightning fetches nothing ahead of the step:
+    prefetched experience would be one update old.
+
+    Args:
+        collect: Makes a rollout: a whole step's rows of this rank.
+        prompts: Where prompts come from.
+        plan: How often rollouts are learned from.
+        trainer: Knows how many micro-batches make a step.
+
+    Raises:
+        ConfigurationError: If the answers cannot be cut into as many micro-batches.
+    """
+
+    def __init__(self, collect: Collect, prompts: PromptSource, plan: RolloutPlan, trainer: Trainer) -> None:
+        self._collect, self._prompts, self._plan, self._trainer = collect, prompts, plan, trainer
+        self._micro_batches = trainer.accumulate_grad_batches
+        rows, parts = prompts.prompts_per_batch * plan.samples_per_prompt, plan.minibatches * self._micro_batches
+        if rows % parts:
+            raise ConfigurationError(
+                f"A rank's {prompts.prompts_per_batch} prompts x samples_per_prompt={plan.samples_per_prompt} give "
+                f"{rows} answers, which cannot be cut into minibatches={plan.minibatches} x accumulate_grad_batches="
+                f"{self._micro_batches} = {parts} equal parts. Change one of these numbers."
+            )
+
+    @property
+    def batches_per_rollout(self) -> int:
+        """Micro-batches that a rollout gives."""
+        return self._plan.steps * self._micro_batches
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches of an epoch."""
+        return len(self._prompts) * self.batches_per_rollout
+
+    def __iter__(self) -> Iterator[Experience]:
+        for prompts in self._prompts:
+            if self._trainer.accumulate_grad_batches != self._micro_batches:
+                raise ConfigurationError(
+                    f"accumulate_grad_batches changed from {self._micro_batches} to "
+                    f"{self._trainer.accumulate_grad_batches} while training, but rollouts are cut to fit it. Remove "
+                    "the callback that changes it (GradientAccumulationScheduler)."
+                )
+            rows = self._collect(prompts, getattr(self._prompts, "spare", None))
+            yield from _cut(rows, self._plan, self._micro_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the datamodule knows the position. Lightning sees by it that training can be resumed."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: the datamodule has restored the position."""
+
+
+def _cut(rows: Experience, plan: RolloutPlan, micro_batches: int) -> Iterator[Experience]:
+    count = len(rows["labels"])
+    generator = torch.Generator().manual_seed(rows["policy_version"])
+    for _ in range(plan.epochs):
+        order = torch.randperm(count, generator=generator).to(rows["labels"].device)
+        for part in order.chunk(plan.minibatches * micro_batches):
+            yield _trim({name: value[part] if _has_rows(value) else value for name, value in rows.items()})
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _trim(rows: Experience) -> Experience:
+    """Leave out the columns behind the last token that is learned; they change nothing."""
+    width = rows["labels"].shape[1]
+    columns = learned_tokens(rows).any(0).nonzero()
+    kept = int(columns[-1]) + 2 if len(columns) else 2
+    return {
+        name: value[:, : kept - (width - value.shape[1])] if _has_rows(value) and value.dim() == 2 else value
+        for name, value in rows.items()
+    }
+
+
+def skip_unfinished_rollout(fit_loop: dict[str, Any], *, was: Mapping[str, int], now: int) -> None:
+    """Let a checkpoint that was written within a rollout go on behind it, in place, and say so.
+
+    The rest of such a rollout cannot be had again: it was sampled from a policy that is no more.
+
+    Args:
+        fit_loop: ``checkpoint["loops"]["fit_loop"]``.
+        was: ``batches_per_rollout`` and ``batches_per_epoch`` of the run that wrote the checkpoint.
+        now: ``batches_per_rollout`` of this run.
+    """
+    progress = fit_loop["epoch_loop.batch_progress"]
+    current, per_rollout = progress["current"], was["batches_per_rollout"]
+    rollouts = -(-current["ready"] // per_rollout)
+    left = rollouts * per_rollout - current["processed"]
+    if left:
+        rank_zero_warn(
+            f"The checkpoint was written within a rollout; its last {left} of {per_rollout} micro-batches are dropped. "
+            "Training goes on with the next prompts."
+        )
+        progress["is_last_batch"] = rollouts * per_rollout >= was["batches_per_epoch"]
+    elif now == per_rollout:
+        return
+    ends_in_hook, shift = current["processed"] - current["completed"], rollouts * now - current["ready"]
+    for counts in (current, progress["total"]):
+        ready = counts["ready"] + shift
+        counts.update(ready=ready, started=ready, processed=ready, completed=ready - ends_in_hook)

@@ -1,0 +1,88 @@
+"""Group-relative policy optimization: learning from answers to the same prompt, compared with each other."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.functional.advantages import GroupAdvantage
+from lightning_lm.models import ModelConfig
+from lightning_lm.modules.experience import Experience
+from lightning_lm.modules.objective import Objective
+from lightning_lm.modules.policy import PolicyModule
+from lightning_lm.modules.ranks import Ranks
+from lightning_lm.modules.rollout import Rollout, RolloutPlan
+from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, SkipRule
+from lightning_lm.protocols import RewardFunction
+from lightning_lm.rewards import Reward
+
+__all__ = ["GRPOModule"]
+
+
+class GRPOModule(PolicyModule):
+    """Makes answers that earned more than others to the same prompt likelier.
+
+    Watch the reward and ``val/pass@1``, not the loss: it is zero at the first step of each rollout, whatever was
+    learned. Logged under ``train/``: ``reward``, ``reward_std``, ``frac_reward_zero_std`` (prompts that teach nothing),
+    ``rewards/NAME/mean``, ``completions/...`` (lengths, share cut off), ``entropy``, ``kl``, ``clip_ratio/...``,
+    ``ratio/...``, ``policy_loss``, ``sampling/...`` (training against generation), ``rollout/...``; under ``val/``:
+    ``reward``, ``pass@k``, ``completions/...``.
+
+    Args:
+        model: The policy: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
+        rewards: Judge the answers.
+        plan: How prompts are answered, and how often the answers are learned from.
+        advantage: How much better an answer is than others of its group.
+        objective: What is minimised.
+        optimizer: Chooses by the parameters' roles.
+        schedule: Factor on the learning rates.
+        skip: When to leave out a step; costs one synchronisation with the device at every step.
+
+    Source:
+        Shao et al. 2024, arXiv:2402.03300, section 4.1.
+
+    Example:
+        >>> from lightning_lm.models import TransformerConfig
+        >>> from lightning_lm.rewards import ExactAnswer
+        >>> module = GRPOModule(TransformerConfig(vocab_size=50, d_model=16, num_layers=1), rewards=[ExactAnswer()])
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig | nn.Module,
+        *,
+        rewards: Sequence[Reward | RewardFunction],
+        plan: RolloutPlan = RolloutPlan(),
+        advantage: GroupAdvantage = GroupAdvantage(),
+        objective: Objective = Objective(),
+        optimizer: OptimizerPart = AdamW(lr=1e-6, weight_decay=0.0),
+        schedule: Schedule = Constant(warmup=5),
+        skip: SkipRule | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            rewards=rewards,
+            plan=plan,
+            objective=objective,
+            optimizer=optimizer,
+            schedule=schedule,
+            skip=skip,
+        )
+        self.advantage = advantage
+
+    def judge(self, rollout: Rollout, rows: Experience) -> Experience:
+        """Return the advantage of each answer, float32 [rows]; 0 where no reward applies."""
+        rewards = _complete(torch.from_numpy(rollout.groups))
+        # A baseline or a deviation of the whole batch is that of all ranks.
+        everyone = Ranks(self.trainer).gather(rewards.to(self.device, torch.float32))
+        advantages = self.advantage(everyone).view(-1, *rewards.shape)
+        return {"advantages": advantages[self.global_rank % len(advantages)].flatten()}
+
+
+def _complete(rewards: Tensor) -> Tensor:
+    """Put the mean of its group where an answer has no reward, so that it moves no baseline; [prompts, samples]."""
+    missing = rewards.isnan()
+    low, high = rewards.nan_to_num(nan=torch.inf).amin(1), rewards.nan_to_num(nan=-torch.inf).amax(1)
+    # Not the rounded mean where all others are equal: they teach nothing, which is decided by equality.
+    mean = torch.where(low == high, low, rewards.nanmean(1)).nan_to_num(nan=0.0)
+    return torch.where(missing, mean[:, None], rewards)

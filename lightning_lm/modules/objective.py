@@ -1,0 +1,86 @@
+"""What a policy is trained on: the loss of sampled tokens, what each weighs, and what holds it near a reference."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.functional.logprobs import TokenScores
+from lightning_lm.functional.policy import ClippedSurrogate, KLPenalty, PolicyLoss, PolicyTerms, Reduction, TokenMean
+from lightning_lm.modules.losses import next_token_targets
+from lightning_lm.parts import Part
+from lightning_lm.types import IGNORE_INDEX
+
+__all__ = ["Objective", "ObjectiveTerms", "learned_tokens"]
+
+
+class ObjectiveTerms(NamedTuple):
+    """The sums of a micro-batch, and what they were made of."""
+
+    loss: TokenLoss
+    """Sums; ``num_tokens`` is the divisor that the reduction asks for, not always tokens."""
+    weights: Tensor
+    """What each token weighs, float32 [rows, seq - 1]."""
+    policy: PolicyTerms
+    ratio: Tensor
+    """Of each token's probability to that when it was sampled, float32 [rows, seq - 1]."""
+    kl: Tensor | None
+    """Estimate for each token, float32 [rows, seq - 1], nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Part):
+    """The sum over sampled tokens of ``weight * (policy loss + coefficient * KL - coefficient * entropy)``.
+
+    Args:
+        loss: Of a token.
+        reduction: What each token weighs, and what the sum is divided by.
+        kl: Penalty on the distance from the policy as it was at the start; ``None`` keeps no copy of it.
+        entropy_coefficient: Reward for undecided policies, per nat.
+    """
+
+    loss: PolicyLoss = ClippedSurrogate()
+    reduction: Reduction = TokenMean()
+    kl: KLPenalty | None = None
+    entropy_coefficient: float = 0.0
+
+    def __call__(self, scores: TokenScores, batch: Mapping[str, Any]) -> ObjectiveTerms:
+        """Return the sums of a micro-batch.
+
+        Args:
+            scores: Of the policy as it is now.
+            batch: A `types.ExperienceBatch`. Without ``old_logprobs`` the present policy is the one that sampled.
+        """
+        mask = learned_tokens(batch)
+        logprobs = scores.logprobs
+        old = batch.get("old_logprobs")
+        old = logprobs.detach() if old is None else old
+        advantages = batch["advantages"]
+        advantages = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(logprobs)
+        policy = self.loss(logprobs, old, advantages, mask)
+        losses, kl = policy.loss, None
+        if batch.get("importance_weights") is not None:
+            losses = losses * batch["importance_weights"]
+        if self.kl is not None:
+            kl = self.kl(logprobs, batch["reference_logprobs"], old)
+            losses = losses + self.kl.coefficient * kl
+        if self.entropy_coefficient:
+            losses = losses - self.entropy_coefficient * scores.entropies
+        weights = self.reduction.weights(mask)
+        loss_sum = torch.where(mask, weights * losses, 0).sum()
+        count = self.reduction.count(mask, batch["tokens_per_row"])
+        accurate = torch.float32 if loss_sum.device.type == "mps" else torch.float64
+        ratio = (logprobs.detach() - old).exp()
+        return ObjectiveTerms(TokenLoss(loss_sum, loss_sum.detach().to(accurate), count), weights, policy, ratio, kl)
+
+
+def learned_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """Return which tokens the policy is trained on, bool [rows, seq - 1].
+
+    Args:
+        batch: A `types.TokenBatch`.
+    """
+    return next_token_targets(batch) != IGNORE_INDEX

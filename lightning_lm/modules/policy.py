@@ -1,0 +1,240 @@
+"""What reinforcement learning shares: rollouts as a source of batches, the objective, and validation by answers."""
+
+import abc
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.data.permutation import key_of
+from lightning_lm.data.prompts import PromptBatch
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.functional.logprobs import TokenScores
+from lightning_lm.models import ModelConfig
+from lightning_lm.modules.base import LMModule
+from lightning_lm.modules.checkpoint import ENTRY
+from lightning_lm.modules.experience import Experience, ExperienceLoader, PromptSource, skip_unfinished_rollout
+from lightning_lm.modules.objective import Objective, learned_tokens
+from lightning_lm.modules.ranks import Ranks
+from lightning_lm.modules.reference import FrozenCopy
+from lightning_lm.modules.rollout import Rollout, RolloutEngine, RolloutPlan, SparePrompts
+from lightning_lm.modules.rollout_metrics import record_objective, record_rollout, record_sampler, record_validation
+from lightning_lm.modules.scores import token_scores
+from lightning_lm.optim import OptimizerPart, Schedule, SkipRule
+from lightning_lm.protocols import RewardFunction, Tokenizer
+
+__all__ = ["PolicyModule"]
+
+
+class PolicyModule(LMModule, abc.ABC):
+    """Trains a policy on its own answers, judged by rewards.
+
+    A subclass says what the answers are worth (`judge`). Batches are `types.ExperienceBatch`, from the loader that
+    `experience_loader` makes of prompts; a raw batch of prompts is answered first, which is plain on-policy training.
+    Dropout is off, so that a fresh policy's ratio to itself is one.
+
+    Args:
+        model: The policy: a config, built once the tokenizer is known, or a module.
+        rewards: Judge the answers.
+        plan: How prompts are answered, and how often the answers are learned from.
+        objective: What is minimised.
+        optimizer: Chooses by the parameters' roles.
+        schedule: Factor on the learning rates.
+        skip: When to leave out a step; costs one synchronisation with the device at every step.
+
+    Attributes:
+        tokenizer: Decodes answers where there is no datamodule that has a tokenizer.
+        last_rollout: The newest answers of this rank, with their experience; for callbacks.
+    """
+
+    needs_old_logprobs = False
+    """Whether `judge` reads them, even where they are those of the present policy."""
+
+    def __init__(
+        self,
+        model: ModelConfig | nn.Module,
+        *,
+        rewards: Sequence[RewardFunction],
+        plan: RolloutPlan,
+        objective: Objective,
+        optimizer: OptimizerPart,
+        schedule: Schedule,
+        skip: SkipRule | None = None,
+    ) -> None:
+        super().__init__(model, optimizer=optimizer, schedule=schedule, skip=skip)
+        if not rewards:
+            raise ConfigurationError("rewards is empty; give at least one, such as ExactAnswer().")
+        self.rewards, self.plan, self.objective = list(rewards), plan, objective
+        self.tokenizer: Tokenizer | None = None
+        self.last_rollout: tuple[Rollout, Experience] | None = None
+        self.reference: FrozenCopy | None = None
+        self._steps_per_rollout = 1
+
+    @abc.abstractmethod
+    def judge(self, rollout: Rollout, rows: Experience) -> Experience:
+        """Return what is added to the experience: at least ``advantages``, [rows] or [rows, seq - 1].
+
+        Args:
+            rollout: The answers of this rank and what they earned.
+            rows: The experience so far.
+        """
+
+    # --- model ---
+
+    def configure_model(self) -> None:
+        """Build the model, and the copy that the objective compares it with, once."""
+        super().configure_model()
+        self.model.eval()
+        if self.objective.kl is not None and self.reference is None:
+            self.reference = FrozenCopy(self.model)
+
+    def train(self, mode: bool = True) -> "PolicyModule":
+        """Set the mode of everything but the policy, which stays in evaluation mode."""
+        super().train(mode)
+        if hasattr(self, "model"):
+            self.model.eval()
+        return self
+
+    def _tokenizer(self) -> Any:
+        return super()._tokenizer() or self.tokenizer
+
+    # --- rollouts ---
+
+    def experience_loader(self, prompts: PromptSource) -> ExperienceLoader:
+        """Return a loader of experience from prompts; a datamodule gives it to the Trainer.
+
+        Args:
+            prompts: Of this rank.
+        """
+        self._steps_per_rollout = self.plan.steps
+        return ExperienceLoader(self.collect, prompts, self.plan, self.trainer)
+
+    @torch.no_grad()
+    def collect(self, prompts: PromptBatch, spare: SparePrompts | None = None, *, micro_batch: int = 0) -> Experience:
+        """Answer prompts and return all that is needed to learn from the answers.
+
+        Args:
+            prompts: Of this rank.
+            spare: Where prompts come from that take the place of ones that teach nothing.
+            micro_batch: Number within the optimizer step, where each micro-batch has its own rollout.
+        """
+        start_s, version = time.monotonic(), self.trainer.global_step
+        rollout = self._engine().collect(prompts, (self._seed or 0, version, micro_batch), spare)
+        rows: Experience = rollout.rows(mask_truncated=self.plan.mask_truncated, device=self.device)
+        mask = learned_tokens(rows)
+        tokens, count = Ranks(self.trainer).sum(torch.tensor([mask.sum(), len(mask)], device=self.device)).tolist()
+        rows |= {"policy_version": version, "tokens_per_row": tokens / count}
+        with self.trainer.precision_plugin.forward_context():
+            rows |= self._compared(rollout, rows, mask)
+            rows |= self.judge(rollout, rows)
+        self.last_rollout = rollout, rows
+        record_rollout(self, rollout, time.monotonic() - start_s)
+        return rows
+
+    def _engine(self) -> RolloutEngine:
+        tokenizer = self._tokenizer()
+        if tokenizer is None:
+            raise ConfigurationError(
+                "Rewards read text, and there is no tokenizer. Train with PromptDataModule, or set module.tokenizer."
+            )
+        return RolloutEngine(self.model, tokenizer, self.rewards, self.plan, self.trainer)
+
+    def _compared(self, rollout: Rollout, rows: Experience, mask: Tensor) -> Experience:
+        """Return log-probabilities of the policy before any update, where they are needed, and of the reference."""
+        found: Experience = {}
+        cap = self.plan.importance_cap
+        if self.plan.steps > 1 or cap is not None or self.needs_old_logprobs:
+            found["old_logprobs"] = self.in_chunks(lambda part: self.scores(self.model, part).logprobs, rows)
+            difference = found["old_logprobs"] - rollout.sampler_logprobs(found["old_logprobs"])
+            record_sampler(self, difference, mask)
+            if cap is not None:
+                found["importance_weights"] = difference.exp().clamp(max=cap)
+        if self.reference is not None:
+            reference = self.reference.model
+            found["reference_logprobs"] = self.in_chunks(lambda part: self.scores(reference, part).logprobs, rows)
+        return found
+
+    def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
+        """Return log-probabilities and entropies at the temperature of sampling.
+
+        Args:
+            model: The policy or its reference.
+            batch: Rows.
+        """
+        temperature, bonus = self.plan.sampling.temperature, self.objective.entropy_coefficient
+        return token_scores(model, batch, temperature=temperature, entropy_gradient=bonus != 0)
+
+    def in_chunks(self, function: Callable[[Experience], Tensor], rows: Experience) -> Tensor:
+        """Apply a function to as many rows at once as a micro-batch has, and return all results.
+
+        Args:
+            function: Maps rows to one result each.
+            rows: Experience.
+        """
+        parts = self.plan.minibatches * self.trainer.accumulate_grad_batches
+        size = self.plan.rows_at_once or -(-len(rows["labels"]) // parts)
+        pairs = zip(rows["input_ids"].split(size), rows["labels"].split(size), strict=True)
+        return torch.cat([function({"input_ids": ids, "labels": labels}) for ids, labels in pairs])
+
+    # --- learning ---
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Learn from experience; where prompts come, answer them first.
+
+        Raises:
+            ConfigurationError: If the experience is older than the plan allows.
+        """
+        if "prompt_ids" in batch:
+            batch = self.collect(batch, micro_batch=batch_idx % self.trainer.accumulate_grad_batches)
+        staleness = self.trainer.global_step - batch.get("policy_version", self.trainer.global_step)
+        limit = self.plan.steps - 1 if self.plan.max_staleness is None else self.plan.max_staleness
+        if staleness > limit:
+            raise ConfigurationError(
+                f"Experience is {staleness} optimizer steps old, and the plan allows {limit}. A loader without a "
+                "length makes Lightning fetch ahead; give it one, or raise max_staleness."
+            )
+        self.record("rollout/staleness", staleness)
+        return super().training_step(batch, batch_idx)
+
+    def training_loss(self, batch: Mapping[str, Any]) -> TokenLoss:
+        """Return the sums of a micro-batch of experience."""
+        scores = self.scores(self.model, batch)
+        terms = self.objective(scores, batch)
+        record_objective(self, terms, scores, learned_tokens(batch))
+        return terms.loss
+
+    def evaluate_batch(self, batch: PromptBatch) -> dict[str, Tensor]:
+        """Answer held-out prompts and record what the answers earn; no likelihood is measured."""
+        plan = self.plan.validation
+        sampling = dataclasses.replace(plan.sampling, seed=key_of("validation", self.trainer.global_rank))
+        record_validation(self, self._engine().answer(batch, plan.samples, sampling), plan)
+        nothing = torch.zeros((), device=self.device)
+        return {"nll_sum": nothing, "num_tokens": nothing.long(), "target_ids": nothing.new_zeros(0).long()}
+
+    # --- checkpoints ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add how many batches a rollout gives, to know later whether it was finished."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[ENTRY]["rollout"] = {
+            "steps": self._steps_per_rollout,
+            "micro_batches": self.trainer.accumulate_grad_batches,
+            "batches_per_epoch": int(self.trainer.num_training_batches),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters; drop the rest of a rollout that was not finished."""
+        super().on_load_checkpoint(checkpoint)
+        was = checkpoint[ENTRY]["rollout"]
+        steps = self.plan.steps if was["steps"] > 1 else 1
+        if self.trainer.state.fn == "fit":
+            per_rollout = was["steps"] * was["micro_batches"]
+            skip_unfinished_rollout(
+                checkpoint["loops"]["fit_loop"],
+                was={"batches_per_rollout": per_rollout, "batches_per_epoch": was["batches_per_epoch"]},
+                now=steps * self.trainer.accumulate_grad_batches,
+            )

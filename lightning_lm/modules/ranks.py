@@ -1,0 +1,42 @@
+"""What the processes of a run tell each other while they sample."""
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+__all__ = ["Ranks"]
+
+
+class Ranks:
+    """This process among those of a Trainer.
+
+    Args:
+        trainer: Knows the others.
+
+    Attributes:
+        rank: Number of this one among those that read different prompts.
+        world_size: Number of processes, also of those that share their prompts.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._strategy = trainer.strategy
+        self.world_size = trainer.world_size
+        self.rank = int((trainer.distributed_sampler_kwargs or {}).get("rank", 0))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sums over all ranks. Every rank must ask."""
+        return torch.as_tensor(self._strategy.reduce(values, reduce_op="sum")) if self.world_size > 1 else values
+
+    def largest(self, number: int) -> int:
+        """Return the largest number that a rank gave. Every rank must ask."""
+        if self.world_size == 1:
+            return number
+        mine = torch.tensor(float(number), device=self._strategy.root_device)
+        return int(torch.as_tensor(self._strategy.reduce(mine, reduce_op="max")))
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the rows of all ranks, which must have equally many, one rank after the other."""
+        if self.world_size == 1:
+            return values
+        gathered: Tensor = self._strategy.all_gather(values)
+        return gathered.flatten(0, 1)

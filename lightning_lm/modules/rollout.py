@@ -1,0 +1,296 @@
+"""Answers to prompts from the policy that is trained, and what rewards say of them."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_lm.data.permutation import key_of
+from lightning_lm.data.prompts import PromptBatch, join_prompts, take_prompts
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.generation import Completion, Generator, Sampling
+from lightning_lm.modules.ranks import Ranks
+from lightning_lm.parts import Part
+from lightning_lm.protocols import RewardFunction, Tokenizer
+from lightning_lm.rewards import RewardTable, Scoring, score
+from lightning_lm.types import IGNORE_INDEX
+
+__all__ = ["Rollout", "RolloutEngine", "RolloutPlan", "Validation"]
+
+SparePrompts = Callable[[int, int], PromptBatch]
+"""Returns prompts that take the place of others, given the round and how many are needed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation(Part):
+    """How held-out prompts are answered.
+
+    Args:
+        samples: Answers to each prompt.
+        sampling: How tokens are chosen; greedy unless told otherwise. The noise is the same each time.
+        pass_at: The ``k`` of each ``val/pass@k``: how likely one of ``k`` answers is right.
+        threshold: An answer is right if the first reward gives at least this.
+    """
+
+    samples: int = 1
+    sampling: Sampling = Sampling(temperature=0.0)
+    pass_at: tuple[int, ...] = (1,)
+    threshold: float = 1.0
+
+    def __post_init__(self) -> None:
+        if max(self.pass_at, default=1) > self.samples:
+            raise ConfigurationError(f"pass_at={self.pass_at} needs as many answers, and samples={self.samples}.")
+        if self.samples > 1 and self.sampling.greedy:
+            raise ConfigurationError(
+                f"samples={self.samples} greedy answers are all the same; give a sampling with a temperature."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutPlan(Part):
+    """How prompts are answered and judged, and how often the answers are learned from.
+
+    Args:
+        samples_per_prompt: Answers to each prompt: a group.
+        max_new_tokens: Most tokens of an answer.
+        sampling: How tokens are chosen. Only a temperature: what is trained is the distribution that was sampled.
+        epochs: How often every answer is learned from.
+        minibatches: Optimizer steps that an epoch is cut into.
+        mask_truncated: Learn nothing from an answer that came to no end. It still counts in its group's baseline.
+        resample_rounds: How often groups whose answers all earned the same are replaced by new ones, at most.
+        max_staleness: Most optimizer steps from an answer to learning from it; left out, as many as a rollout makes
+            necessary. More is off-policy than was planned, and refused.
+        importance_cap: If given, a token counts as much more or less as the policy in training gives it more or less
+            probability than the one that generated, up to this factor. For generation in another precision or engine.
+        reward_weights: One factor per reward; all 1 when left out.
+        scoring: How rewards are called.
+        rows_at_once: Most answers that are generated, or scored, together. Changes no answer.
+        validation: How held-out prompts are answered.
+    """
+
+    samples_per_prompt: int = 8
+    max_new_tokens: int = 256
+    sampling: Sampling = Sampling()
+    epochs: int = 1
+    minibatches: int = 1
+    mask_truncated: bool = False
+    resample_rounds: int = 0
+    max_staleness: int | None = None
+    importance_cap: float | None = None
+    reward_weights: tuple[float, ...] | None = None
+    scoring: Scoring = Scoring()
+    rows_at_once: int | None = None
+    validation: Validation = Validation()
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_prompt", "max_new_tokens", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
+        plain = Sampling(temperature=self.sampling.temperature, seed=self.sampling.seed)
+        if self.sampling.greedy or self.sampling != plain:
+            raise ConfigurationError(
+                f"{self.sampling} does not sample from the distribution that is trained, so its gradient would be "
+                "wrong. Set only a temperature above 0; top_k, top_p, min_p and penalties must stay off."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that a rollout lasts."""
+        return self.epochs * self.minibatches
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Answers of this rank, all answers to the first prompt before those to the second.
+
+    Args:
+        prompts: What was answered.
+        samples: Answers to each prompt.
+        completions: The answers.
+        values: What each reward said of each answer, float64 [answers, rewards], NaN where it does not apply.
+        totals: Weighted sums, float64 [answers]; NaN where no reward applies.
+        names: Of the rewards.
+        resampled: Groups that were replaced.
+    """
+
+    prompts: PromptBatch
+    samples: int
+    completions: Sequence[Completion]
+    values: np.ndarray
+    totals: np.ndarray
+    names: tuple[str, ...]
+    resampled: int = 0
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The totals, [prompts, samples]."""
+        return self.totals.reshape(-1, self.samples)
+
+    @property
+    def dull(self) -> list[int]:
+        """The groups whose answers all earned the same, or nothing."""
+        groups = self.groups
+        known = ~np.isnan(groups)
+        low, high = np.where(known, groups, np.inf).min(1), np.where(known, groups, -np.inf).max(1)
+        return np.flatnonzero(low >= high).tolist()
+
+    @property
+    def truncated(self) -> np.ndarray:
+        """Which answers came to no end."""
+        return np.array([completion.finish_reason == "length" for completion in self.completions])
+
+    def take(self, groups: Sequence[int]) -> "Rollout":
+        """Return some groups."""
+        rows = [group * self.samples + sample for group in groups for sample in range(self.samples)]
+        return dataclasses.replace(
+            self,
+            prompts=take_prompts(self.prompts, groups),
+            completions=[self.completions[row] for row in rows],
+            values=self.values[rows],
+            totals=self.totals[rows],
+        )
+
+    def rows(self, *, mask_truncated: bool, device: torch.device) -> dict[str, Tensor]:
+        """Return ``input_ids`` and ``labels``, int64 [answers, seq], padded on the right.
+
+        Args:
+            mask_truncated: Learn nothing from answers that came to no end.
+            device: Where they are wanted.
+        """
+        lengths = [(len(answer.prompt_ids), len(answer.token_ids)) for answer in self.completions]
+        ids = np.zeros((len(self), max(map(sum, lengths))), dtype=np.int64)
+        labels = np.full_like(ids, IGNORE_INDEX)
+        for row, (answer, (start, length)) in enumerate(zip(self.completions, lengths, strict=True)):
+            ids[row, :start], ids[row, start : start + length] = answer.prompt_ids, answer.token_ids
+            labels[row, start : start + length] = answer.token_ids
+        labels[np.isnan(self.totals) | (self.truncated & mask_truncated)] = IGNORE_INDEX
+        return {"input_ids": torch.from_numpy(ids).to(device), "labels": torch.from_numpy(labels).to(device)}
+
+    def sampler_logprobs(self, like: Tensor) -> Tensor:
+        """Return what the generator recorded, nats [answers, seq - 1]; 0 where there is no token.
+
+        Args:
+            like: Has the shape and the device.
+        """
+        values = np.zeros(like.shape, dtype=np.float32)
+        for row, answer in enumerate(self.completions):
+            start = len(answer.prompt_ids) - 1
+            values[row, start : start + len(answer.token_ids)] = answer.logprobs or 0.0
+        return torch.from_numpy(values).to(like.device)
+
+
+class RolloutEngine:
+    """Answers prompts with a model and has the answers judged.
+
+    Args:
+        model: The policy.
+        tokenizer: Of the model; without one rewards see token ids only.
+        rewards: Judge the answers.
+        plan: How.
+        trainer: Knows the other ranks, the precision, and how to gather a sharded model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer | None,
+        rewards: Sequence[RewardFunction],
+        plan: RolloutPlan,
+        trainer: Trainer,
+    ) -> None:
+        self._model, self._rewards, self._plan, self._trainer = model, rewards, plan, trainer
+        self._tokenizer, self._ranks = tokenizer, Ranks(trainer)
+
+    def collect(self, prompts: PromptBatch, moment: Sequence[int], spare: SparePrompts | None = None) -> Rollout:
+        """Answer prompts for training, and replace groups that teach nothing as often as the plan says.
+
+        Args:
+            prompts: Of this rank.
+            moment: Numbers that decide the noise.
+            spare: Where new prompts come from; without it the same ones are answered again.
+        """
+        plan, samples = self._plan, self._plan.samples_per_prompt
+        key = ("rollout", *moment, self._ranks.rank)
+        rollout = self.answer(prompts, samples, dataclasses.replace(plan.sampling, seed=key_of(*key)))
+        for number in range(1, plan.resample_rounds + 1):
+            dull = rollout.dull
+            wanted = self._ranks.largest(len(dull))  # ranks of a sharded model must generate equally much
+            if not wanted:
+                break
+            places = (dull + [group for group in range(len(rollout) // samples) if group not in dull])[:wanted]
+            again = take_prompts(prompts, places) if spare is None else spare(number, wanted)
+            sampling = dataclasses.replace(plan.sampling, seed=key_of(*key, number))
+            rollout = _replace(rollout, dull, self.answer(again, samples, sampling))
+        return rollout
+
+    def answer(self, prompts: PromptBatch, samples: int, sampling: Sampling) -> Rollout:
+        """Answer prompts and have the answers judged.
+
+        Args:
+            prompts: Of this rank.
+            samples: Answers to each.
+            sampling: How tokens are chosen.
+        """
+        plan, trainer = self._plan, self._trainer
+        generator = Generator(
+            self._model,
+            self._tokenizer,
+            batch_size=plan.rows_at_once,
+            steps_agree=(lambda unfinished: bool(self._ranks.largest(unfinished))) if trainer.world_size > 1 else None,
+        )
+        gather: Any = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
+        with gather(trainer.lightning_module), trainer.precision_plugin.forward_context():
+            completions = generator.generate(
+                [ids.tolist() for ids in prompts["prompt_ids"]],
+                sampling=sampling,
+                max_new_tokens=plan.max_new_tokens,
+                stop_ids=prompts["stop_ids"],
+                num_samples=samples,
+                logprobs=not sampling.greedy,
+            )
+        table = self._judge(prompts, completions, samples)
+        return Rollout(prompts, samples, completions, table.values, table.totals, table.names)
+
+    def _judge(self, prompts: PromptBatch, completions: Sequence[Completion], samples: int) -> RewardTable:
+        columns = {name: _repeated(column, samples) for name, column in prompts["columns"].items()}
+        table = score(
+            self._rewards,
+            self._plan.reward_weights or [1.0] * len(self._rewards),
+            prompts=_repeated(prompts["prompts"], samples),
+            completions=[completion.text for completion in completions],
+            columns={**columns, "completion_ids": [list(completion.token_ids) for completion in completions]},
+            scoring=self._plan.scoring,
+        )
+        if table.failures:
+            more = len(table.failures) - 1
+            rank_zero_warn(f"{table.failures[0]}{f' ({more} more of this kind)' if more else ''}")
+        return table
+
+
+def _replace(rollout: Rollout, dull: Sequence[int], fresh: Rollout) -> Rollout:
+    """Put groups of a fresh rollout that teach something in the place of dull ones."""
+    groups, samples = len(rollout) // rollout.samples, rollout.samples
+    useful = [group for group in range(len(fresh) // samples) if group not in fresh.dull]
+    replaced = dict(zip(dull, useful, strict=False))
+    both = dataclasses.replace(
+        rollout,
+        prompts=join_prompts(rollout.prompts, fresh.prompts),
+        completions=[*rollout.completions, *fresh.completions],
+        values=np.concatenate([rollout.values, fresh.values]),
+        totals=np.concatenate([rollout.totals, fresh.totals]),
+        resampled=rollout.resampled + len(replaced),
+    )
+    return both.take([groups + replaced[group] if group in replaced else group for group in range(groups)])
+
+
+def _repeated(values: Sequence[Any], times: int) -> list[Any]:
+    return [value for value in values for _ in range(times)]
