@@ -33,6 +33,7 @@ from torch import nn
 
 from lightning_lm.callbacks import (
     CompressionReport,
+    LastCheckpoint,
     LMProgressBar,
     LMSummary,
     Perplexity,
@@ -149,7 +150,7 @@ def ours(batches: Batches, folder: str, callbacks: bool = True) -> None:
     torch.manual_seed(0)
     module = PretrainModule(CONFIG, optimizer=AdamW(lr=LEARNING_RATE), schedule=Constant())
     ours = [Perplexity(), Throughput(peak_flops_per_s=1e12), LMSummary(), LMProgressBar(), CompressionReport()]
-    ours.append(SampleText(tokenizer=OneByte()))
+    ours += [SampleText(tokenizer=OneByte()), LastCheckpoint(every_n_train_steps=10_000)]
     options = {} if callbacks else {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     Trainer(
         max_epochs=1,
