@@ -5,6 +5,7 @@ if __name__ != "lightning_lm.callbacks":
 
 from lightning_lm.callbacks.compression_report import CompressionReport
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
+from lightning_lm.callbacks.lora import Adapters, LoRA, load_merged, merge_adapters
 from lightning_lm.callbacks.loss_spike import LossSpike
 from lightning_lm.callbacks.perplexity import Perplexity
 from lightning_lm.callbacks.progress_bar import LMProgressBar
@@ -13,12 +14,16 @@ from lightning_lm.callbacks.summary import LMSummary
 from lightning_lm.callbacks.throughput import Throughput
 
 __all__ = [
+    "Adapters",
     "CompressionReport",
     "LMProgressBar",
     "LMSummary",
     "LastCheckpoint",
+    "LoRA",
     "LossSpike",
     "Perplexity",
     "SampleText",
     "Throughput",
+    "load_merged",
+    "merge_adapters",
 ]

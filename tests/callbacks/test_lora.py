@@ -1,0 +1,158 @@
+"""Adapters on any module's model: only they learn, the merged model says the same, a run resumes."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_lm.callbacks import Adapters, LoRA, load_merged, merge_adapters
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.models import Attention, Layer, TransformerConfig, load_huggingface, save_huggingface
+from lightning_lm.modules import PretrainModule, adapters_off
+from lightning_lm.optim import AdamW, Constant
+
+CONFIG = TransformerConfig(
+    vocab_size=31, d_model=16, num_layers=2, layers=Layer(mixer=Attention(num_heads=2)), context_length=8
+)
+
+
+def rows(count=8):  # two batches an epoch: a checkpoint at its end needs no position
+    ids = torch.randint(31, (count, 9), generator=torch.Generator().manual_seed(0))
+    return torch.utils.data.DataLoader([{"input_ids": row, "labels": row} for row in ids], batch_size=4)
+
+
+def pretraining(config=CONFIG) -> PretrainModule:
+    torch.manual_seed(0)
+    return PretrainModule(config, optimizer=AdamW(lr=1e-2), schedule=Constant())
+
+
+@pytest.fixture
+def fit(tmp_path):
+    def run(module, steps=4, *, lora=None, resume=None, folder="checkpoints"):
+        saver = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[lora or LoRA(Adapters(rank=2)), saver],
+        )
+        trainer.fit(module, rows(), ckpt_path=resume)
+        return module
+
+    return run
+
+
+def probe():
+    return torch.randint(31, (3, 8), generator=torch.Generator().manual_seed(1))
+
+
+def test_only_adapters_learn_and_begin_as_nothing(fit):
+    torch.manual_seed(0)
+    begin = CONFIG.build()
+    module = fit(pretraining())
+    trained = {name for name, parameter in module.model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 2 * 7 * 2  # two factors for each of the seven matrices of each of two layers
+    now = module.model.state_dict()
+    for name, value in begin.state_dict().items():
+        kept = name if name in now else name.replace(".weight", ".base_layer.weight")
+        assert torch.equal(now[kept], value)
+    with adapters_off(module.model), torch.no_grad():
+        assert torch.equal(module.model(probe()), begin(probe()))
+    with torch.no_grad():
+        assert not torch.equal(module.model(probe()), begin(probe()))
+
+
+def test_the_merged_model_says_the_same_and_has_no_adapters(fit, tmp_path):
+    module = fit(pretraining())
+    module.model.eval()
+    merged = merge_adapters(module.model)
+    assert merged.state_dict().keys() == CONFIG.build().state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(probe()), module.model(probe()), rtol=1e-5, atol=1e-5)
+    assert any("lora_" in name for name in module.model.state_dict())  # the one that trains stays as it is
+    save_huggingface(merged, tmp_path / "exported")
+    with torch.no_grad():
+        torch.testing.assert_close(load_huggingface(tmp_path / "exported")(probe()), merged(probe()))
+
+
+def test_a_checkpoint_loads_merged(fit, tmp_path):
+    module = fit(pretraining())
+    loaded, tokenizer = load_merged(tmp_path / "checkpoints" / "step=4.ckpt")
+    assert tokenizer is None
+    expected = merge_adapters(module.model).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+def test_resumes_bit_for_bit(fit, tmp_path):
+    whole = fit(pretraining(), 4)
+    resumed = fit(pretraining(), 4, resume=tmp_path / "checkpoints" / "step=2.ckpt", folder="rest")
+    first, second = whole.state_dict(), resumed.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_modules_beside_the_adapters_can_be_trained_whole(fit):
+    module = fit(pretraining(), lora=LoRA(Adapters(rank=2, targets=("q", "v"), trained=("head",))))
+    trained = {name for name, parameter in module.model.named_parameters() if parameter.requires_grad}
+    assert sum("lora_" in name for name in trained) == 2 * 2 * 2
+    assert [name for name in trained if "lora_" not in name] == ["head.modules_to_save.default.weight"]
+    merged = merge_adapters(module.model)
+    assert torch.equal(merged.head.weight, module.model.head.modules_to_save["default"].weight)
+    torch.manual_seed(0)
+    assert not torch.equal(merged.head.weight, CONFIG.build().head.weight)
+
+
+def test_errors_leave_the_adapters_on(fit):
+    module = fit(pretraining())
+    before = [parameter.requires_grad for parameter in module.model.parameters()]
+    with torch.no_grad():
+        said = module.model(probe())
+    with pytest.raises(KeyError), adapters_off(module.model):
+        raise KeyError
+    assert [parameter.requires_grad for parameter in module.model.parameters()] == before
+    with torch.no_grad():
+        assert torch.equal(module.model(probe()), said)
+
+
+class Foreign(LightningModule):
+    """Of somebody else: a model under a name of its own, made in the constructor."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = CONFIG.build()
+
+    def training_step(self, batch, batch_idx):
+        logits = self.net(batch["input_ids"][:, :-1]).flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+def test_any_module_will_do(fit):
+    module = fit(Foreign(), lora=LoRA(Adapters(rank=2), attribute="net"))
+    assert sum(parameter.requires_grad for parameter in module.parameters()) == 28
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        (LoRA(attribute="network"), "attribute 'network'"),
+        (LoRA(Adapters(targets=("nowhere",))), "layers.0.mixer.q"),
+    ],
+)
+def test_what_cannot_work_is_refused(fit, lora, words):
+    with pytest.raises(ConfigurationError, match=words):
+        fit(pretraining(), lora=lora)
+
+
+def test_other_checkpoints_are_refused(fit, tmp_path):
+    from lightning.pytorch.callbacks import Callback
+
+    fit(pretraining(), 1, lora=Callback())
+    with pytest.raises(CheckpointError, match="load_model reads checkpoints without adapters"):
+        load_merged(tmp_path / "checkpoints" / "step=1.ckpt")
