@@ -52,17 +52,23 @@ class Checker:
     def __init__(self, top_level: Mapping[str, Argument], classes: Mapping[str, type]) -> None:
         self._top_level = dict(top_level)
         self._classes = dict(classes)
+        self._changes: dict[str, type] = {}
 
-    def check(self, root: Setting) -> None:
+    def check(self, root: Setting) -> dict[str, type]:
         """Check one overlay, or the command line; those that apply earlier must be checked earlier.
 
         Args:
             root: What the user wrote.
 
+        Returns:
+            The classes that it puts in the place of others, by path.
+
         Raises:
             UsageError: If a key or a class does not exist.
         """
+        self._changes = {}
         self._check_keys(root, self._top_level, "the configuration", "")
+        return self._changes
 
     def _check_keys(self, setting: Setting, arguments: dict[str, Argument], owner: str, path: str) -> None:
         for written, child in setting.value.items():
@@ -79,12 +85,12 @@ class Checker:
         elif isinstance(setting.value, dict):
             self._check_mapping(setting, argument, path)
         elif isinstance(setting.value, str) and not accepts_text(argument.annotation):
-            self._remember(path, _named_class(setting, argument.annotation, path))
+            self._remember(path, _named_class(setting, argument.annotation, path), argument)
 
     def _check_mapping(self, setting: Setting, argument: Argument, path: str) -> None:
         content = setting.value
         if "class_path" in content:
-            self._remember(path, _named_class(content["class_path"], argument.annotation, path))
+            self._remember(path, _named_class(content["class_path"], argument.annotation, path), argument)
         cls = self._classes.get(path) or _default_class(argument)
         if cls is None:
             return
@@ -92,9 +98,11 @@ class Checker:
         if arguments is not None:
             self._check_keys(_fields(setting, cls, path), arguments, cls.__name__, path)
 
-    def _remember(self, path: str, cls: type | None) -> None:
-        if cls is None or self._classes.get(path) is cls:
+    def _remember(self, path: str, cls: type | None, argument: Argument) -> None:
+        before = self._classes.get(path) or _default_class(argument)
+        if cls is None or before is cls:
             return
+        self._changes[path] = cls
         for below in [known for known in self._classes if known.startswith(f"{path}.")]:
             del self._classes[below]
         self._classes[path] = cls

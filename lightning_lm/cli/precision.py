@@ -18,5 +18,7 @@ def fast_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "32-true"
     # A CPU that only has the AVX-512 form gains little; the tiles of AMX take half the time of a float32 step.
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that is supported
+    capabilities: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # not in every torch that is supported
     return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_lm import __version__
 from lightning_lm.cli.check import Checker, command_line_settings
+from lightning_lm.cli.defaults import defaults_of_changes
 from lightning_lm.cli.explain import explain
 from lightning_lm.cli.overlays import expand_configs
 from lightning_lm.cli.precision import fast_precision
@@ -63,9 +64,7 @@ class CommandLine(LightningCLI):
     def __init__(self, verb: str, words: Sequence[str]) -> None:
         expanded, overlays = expand_configs(words)
         self._layers = [*(overlay.root for overlay in overlays), command_line_settings(expanded)]
-        checker = Checker(_top_level(verb), {"trainer": Trainer, **_DEFAULTS})
-        for layer in self._layers:
-            checker.check(layer)
+        expanded = self._checked(verb, expanded)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -77,6 +76,19 @@ class CommandLine(LightningCLI):
             parser_kwargs={"exit_on_error": False, "dump_header": [f"lightning-lm {__version__}"]},
             args=[verb, *expanded],
         )
+
+    def _checked(self, verb: str, words: list[str]) -> list[str]:
+        """Check every layer; return the words with each new part's defaults in front of the layer that names it."""
+        checker = Checker(_top_level(verb), {"trainer": Trainer, **_DEFAULTS})
+        configs = [index for index, word in enumerate(words) if word.startswith("--config=")]
+        behind_configs = configs[-1] + 1 if configs else 0
+        result = list(words)
+        places = list(zip(self._layers, [*configs, behind_configs], strict=True))
+        defaults = [(place, defaults_of_changes(checker.check(layer))) for layer, place in places]
+        for place, text in reversed(defaults):
+            if text is not None:
+                result.insert(place, f"--config={text}")
+        return result
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make `PretrainModule` and `TextDataModule` the defaults, so that YAML need not name them."""
