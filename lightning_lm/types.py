@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "PairBatch", "TokenBatch"]
+__all__ = ["IGNORE_INDEX", "ExperienceBatch", "PairBatch", "TokenBatch"]
 
 IGNORE_INDEX = -100
 """Label of a position at which nothing is learned or measured (the value of torch and transformers)."""
@@ -47,3 +47,24 @@ class PairBatch(TypedDict):
     """float32 [pairs]: how much better the preferred answer is, 0 where the data does not say. Units of reward."""
     pair_ids: Tensor
     """int64 [pairs]: number of the pair in the data, training pairs first."""
+
+
+class ExperienceBatch(TypedDict):
+    """Answers that a policy gave, each with its prompt, padded right, and what is needed to learn from them."""
+
+    input_ids: Tensor
+    """int64 [rows, seq]."""
+    labels: Tensor
+    """int64 [rows, seq], unshifted, ``IGNORE_INDEX`` outside the answer and in answers that nothing is learned from."""
+    advantages: Tensor
+    """float32 [rows], or [rows, seq - 1] aligned with ``labels[:, 1:]``: how much better than expected, in reward."""
+    tokens_per_row: float
+    """Mean number of learned tokens of a row, over the whole rollout and all ranks."""
+    old_logprobs: NotRequired[Tensor]
+    """float32 [rows, seq - 1]: of the policy that gave the answers, nats. Left out, the present policy did."""
+    reference_logprobs: NotRequired[Tensor]
+    """float32 [rows, seq - 1]: of the policy to stay near to, nats."""
+    importance_weights: NotRequired[Tensor]
+    """float32 [rows, seq - 1]: factor on each token's loss."""
+    policy_version: NotRequired[int]
+    """Optimizer steps of the policy that gave the answers."""

@@ -4,6 +4,7 @@ from lightning_lm.datamodules.chat import ChatDataModule
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.datamodules.positioned import PositionedDataModule
 from lightning_lm.datamodules.preference import PreferenceDataModule
+from lightning_lm.datamodules.prompts import PromptDataModule
 from lightning_lm.datamodules.resume import StepAlignment
 from lightning_lm.datamodules.text import TextDataModule
 
@@ -12,6 +13,7 @@ __all__ = [
     "Loading",
     "PositionedDataModule",
     "PreferenceDataModule",
+    "PromptDataModule",
     "StepAlignment",
     "TextDataModule",
 ]

@@ -3,9 +3,13 @@
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
 from lightning_lm.modules.dpo import DPOModule
+from lightning_lm.modules.experience import ExperienceLoader, PromptSource
+from lightning_lm.modules.grpo import GRPOModule
 from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
+from lightning_lm.modules.objective import Objective, ObjectiveTerms
+from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.precomputed import NumberedPairs, PrecomputedReference
 from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.recompute import ActivationCheckpointing
@@ -20,6 +24,8 @@ from lightning_lm.modules.reference import (
 )
 from lightning_lm.modules.reward import BradleyTerry, RewardModule
 from lightning_lm.modules.reward_model import LearnedReward, ModelReward, RewardModel, load_reward_model
+from lightning_lm.modules.rollout import Rollout, RolloutEngine, RolloutPlan, Validation
+from lightning_lm.modules.scores import token_scores
 from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.window import GradientWindow
 
@@ -33,7 +39,9 @@ __all__ = [
     "CopyReference",
     "CrossEntropy",
     "DPOModule",
+    "ExperienceLoader",
     "FrozenCopy",
+    "GRPOModule",
     "GradientWindow",
     "ImitationLoss",
     "LMModule",
@@ -41,18 +49,27 @@ __all__ = [
     "MeasuredModule",
     "ModelReward",
     "NumberedPairs",
+    "Objective",
+    "ObjectiveTerms",
+    "PolicyModule",
     "PrecomputedReference",
     "PretrainModule",
+    "PromptSource",
     "Reference",
     "ReferenceScores",
     "RewardModel",
     "RewardModule",
+    "Rollout",
+    "RolloutEngine",
+    "RolloutPlan",
     "RunningMetrics",
     "SFTModule",
     "SlowSync",
     "TokenLossPart",
+    "Validation",
     "adapters_off",
     "load_model",
     "load_reward_model",
     "read_checkpoint",
+    "token_scores",
 ]

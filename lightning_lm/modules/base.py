@@ -135,14 +135,23 @@ class LMModule(MeasuredModule, abc.ABC):
         trainer = self.trainer
         micro_batch = batch_idx % trainer.accumulate_grad_batches
         seed_generator(self.device, self._seed or 0, self.global_rank, trainer.global_step, micro_batch)
-        return self._window.add(self.training_loss(batch), positions=batch["labels"].numel(), trainer=trainer)
+        return self._window.add(
+            self.training_loss(batch),
+            positions=batch["labels"].numel(),
+            trainer=trainer,
+            num_targets=self.target_tokens(batch),
+        )
+
+    def target_tokens(self, batch: Any) -> Tensor | None:  # noqa: ARG002
+        """Return the number of target tokens of a micro-batch where the loss counts something else; else ``None``."""
+        return None
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients exact, measure them, and drop them if the step is to be skipped."""
         trainer = self.trainer
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         totals = self._window.close(parameters, trainer)
-        self.tokens_seen.add_(totals.num_tokens.long())
+        self.tokens_seen.add_(totals.num_targets.long())
         sums = torch.stack(totals)
         self._interval = sums if self._interval is None else self._interval + sums
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -180,7 +189,7 @@ class LMModule(MeasuredModule, abc.ABC):
     def _log_interval(self, optimizer: Optimizer) -> None:
         assert self._grad_norm is not None
         assert self._interval is not None
-        nll, tokens = self._interval.tolist()
+        nll, tokens, _ = self._interval.tolist()
         self._interval = None
         metrics = {
             "train/loss": nll / tokens if tokens else math.nan,

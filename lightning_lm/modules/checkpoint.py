@@ -79,7 +79,9 @@ def load_model(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
         )
     model = ModelConfig.from_dict(entry["model"]).build()
     prefix = "model."
-    weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
+    # A critic's or a reference's weights lie beside it.
+    states = checkpoint["state_dict"].items()
+    weights = {name.removeprefix(prefix): value for name, value in states if name.startswith(prefix)}
     check_weights(weights, model.state_dict(), source=str(path))
     floating = [value.dtype for value in weights.values() if value.is_floating_point()]
     model.to(floating[0]).load_state_dict(weights)

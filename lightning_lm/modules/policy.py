@@ -88,16 +88,14 @@ class PolicyModule(LMModule, abc.ABC):
     def configure_model(self) -> None:
         """Build the model, and the copy that the objective compares it with, once."""
         super().configure_model()
-        self.model.eval()
+        self.model.train()  # a loaded model may not be, and Lightning would warn of it
         if self.objective.kl is not None and self.reference is None:
             self.reference = FrozenCopy(self.model)
 
-    def train(self, mode: bool = True) -> "PolicyModule":
-        """Set the mode of everything but the policy, which stays in evaluation mode."""
-        super().train(mode)
-        if hasattr(self, "model"):
-            self.model.eval()
-        return self
+    def on_train_start(self) -> None:
+        """Switch dropout off."""
+        super().on_train_start()
+        self.model.eval()
 
     def _tokenizer(self) -> Any:
         return super()._tokenizer() or self.tokenizer
@@ -206,6 +204,10 @@ class PolicyModule(LMModule, abc.ABC):
         terms = self.objective(scores, batch)
         record_objective(self, terms, scores, learned_tokens(batch))
         return terms.loss
+
+    def target_tokens(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the number of learned tokens: the loss may count answers."""
+        return learned_tokens(batch).sum()
 
     def evaluate_batch(self, batch: PromptBatch) -> dict[str, Tensor]:
         """Answer held-out prompts and record what the answers earn; no likelihood is measured."""

@@ -219,8 +219,8 @@ class RolloutEngine:
             spare: Where new prompts come from; without it the same ones are answered again.
         """
         plan, samples = self._plan, self._plan.samples_per_prompt
-        key = ("rollout", *moment, self._ranks.rank)
-        rollout = self.answer(prompts, samples, dataclasses.replace(plan.sampling, seed=key_of(*key)))
+        key = key_of("rollout", *moment, self._ranks.rank)
+        rollout = self.answer(prompts, samples, dataclasses.replace(plan.sampling, seed=key))
         for number in range(1, plan.resample_rounds + 1):
             dull = rollout.dull
             wanted = self._ranks.largest(len(dull))  # ranks of a sharded model must generate equally much
@@ -228,7 +228,7 @@ class RolloutEngine:
                 break
             places = (dull + [group for group in range(len(rollout) // samples) if group not in dull])[:wanted]
             again = take_prompts(prompts, places) if spare is None else spare(number, wanted)
-            sampling = dataclasses.replace(plan.sampling, seed=key_of(*key, number))
+            sampling = dataclasses.replace(plan.sampling, seed=key_of(key, number))
             rollout = _replace(rollout, dull, self.answer(again, samples, sampling))
         return rollout
 

@@ -18,11 +18,14 @@ class WindowTotals(NamedTuple):
 
     nll_sum: Tensor
     num_tokens: Tensor
+    """What the sums are divided by."""
+    num_targets: Tensor
+    """Target tokens: the same, unless the loss counts something else."""
 
 
-def sums_of(nll_sum: Tensor, num_tokens: Tensor) -> Tensor:
-    """Return both as one tensor [2]: one addition a micro-batch, one reduction over ranks."""
-    return torch.stack((nll_sum, num_tokens.to(nll_sum.dtype)))
+def sums_of(nll_sum: Tensor, num_tokens: Tensor, num_targets: Tensor) -> Tensor:
+    """Return all as one tensor [3]: one addition a micro-batch, one reduction over ranks."""
+    return torch.stack((nll_sum, num_tokens.to(nll_sum.dtype), num_targets.to(nll_sum.dtype)))
 
 
 class GradientWindow:
@@ -40,18 +43,19 @@ class GradientWindow:
         self._sums: Tensor | None = None
         self._constant: float | None = None
 
-    def add(self, loss: TokenLoss, *, positions: int, trainer: Trainer) -> Tensor:
+    def add(self, loss: TokenLoss, *, positions: int, trainer: Trainer, num_targets: Tensor | None = None) -> Tensor:
         """Count a micro-batch and return what `backward` must get.
 
         Args:
             loss: Sums of the micro-batch.
             positions: Its size, targets or not; the first of a run sets the constant for all ranks.
             trainer: Knows by how much Lightning will divide.
+            num_targets: Target tokens, where ``loss.num_tokens`` counts something else.
         """
         if self._constant is None:
             size = trainer.strategy.broadcast(positions)
             self._constant = 2.0 ** -round(math.log2(max(1, size)))
-        sums = sums_of(loss.nll_sum, loss.num_tokens)
+        sums = sums_of(loss.nll_sum, loss.num_tokens, loss.num_tokens if num_targets is None else num_targets)
         self._sums = sums if self._sums is None else self._sums + sums
         return loss.loss_sum * (self._constant * trainer.accumulate_grad_batches)
 

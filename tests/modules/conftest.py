@@ -1,5 +1,6 @@
 """Small models, ragged rows and loaders for the tests of training modules."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
+from lightning_lm.data import ReverseDigits
+from lightning_lm.datamodules import PromptDataModule
 from lightning_lm.models import Attention, Layer, TransformerConfig
+from lightning_lm.tokenizers import CharacterTokenizer
 from lightning_lm.types import IGNORE_INDEX
 
 VOCAB = 31
@@ -99,3 +103,32 @@ def loader() -> type[Rows]:
 @pytest.fixture
 def row_data() -> type[RowData]:
     return RowData
+
+
+@pytest.fixture
+def digits() -> CharacterTokenizer:
+    """Digits, the equals sign, and an end of text."""
+    return CharacterTokenizer("0123456789=")
+
+
+@pytest.fixture
+def prompt_data(digits) -> Callable[..., PromptDataModule]:
+    """Numbers to reverse: by default 12 of three digits, 4 a rollout, 6 held out."""
+
+    def make(count: int = 12, **settings: Any) -> PromptDataModule:
+        train = ReverseDigits(num_examples=count, num_digits=3)
+        held_out = ReverseDigits(num_examples=6, num_digits=3, held_out=True)
+        return PromptDataModule(train, held_out, **{"tokenizer": digits, "batch_size": 4, **settings})
+
+    return make
+
+
+@pytest.fixture
+def policy(config, digits) -> Callable[[], torch.nn.Module]:
+    """A small untrained policy, each time the same."""
+
+    def make() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return dataclasses.replace(config, vocab_size=digits.vocab_size, context_length=16).build()
+
+    return make
