@@ -1,6 +1,7 @@
 """The end of a run: the model beside gzip and xz, where everything lies, and what to type next."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import rich
@@ -31,8 +32,9 @@ class CompressionReport(LeanHooks, Callback):
 
     A language model is a compressor, so its loss in bits per byte is the size to which it would compress the
     validation text. It stands beside ``gzip -9`` and ``xz -9`` of the same text, concatenated, and beside a unigram
-    model: what its tokens cost to someone who knows how often each occurs, and nothing of their order. The values also
-    go to the loggers (``report/gzip_bits_per_byte``, ...).
+    model: what its tokens cost to someone who knows how often each occurs in the training text (in the validation text,
+    where the datamodule has no ``train_token_counts()``), and nothing of their order. The values also go to the loggers
+    (``report/gzip_bits_per_byte``, ...).
 
     It needs `Perplexity` for the model's own value, the last that was validated, and a datamodule with
     ``validation_texts()``; the comparison is left out without texts. Checkpoint, logs and commands are always shown.
@@ -64,7 +66,8 @@ class CompressionReport(LeanHooks, Callback):
         console = rich.get_console()
         texts = list(_beginning(_validation_texts(trainer), self._max_bytes))
         if any(texts):
-            values = _compressed(texts, getattr(trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
+            datamodule = trainer.datamodule  # type: ignore[attr-defined]
+            values = _compressed(texts, getattr(datamodule, "tokenizer", None), datamodule)
             emit(trainer, {f"report/{name.split()[0]}_bits_per_byte": value for name, value in values.items()})
             model = trainer.callback_metrics.get("val/bits_per_byte")
             if model is not None:
@@ -95,14 +98,15 @@ def _beginning(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
         room -= len(text.encode())
 
 
-def _compressed(texts: list[str], tokenizer: Tokenizer | None) -> dict[str, float]:
+def _compressed(texts: list[str], tokenizer: Tokenizer | None, datamodule: Any) -> dict[str, float]:
     data = "".join(texts).encode()
     values = {"gzip -9": gzip_bits_per_byte(data), "xz -9": xz_bits_per_byte(data)}
     if tokenizer is not None:
         counts = token_counts(np.concatenate(tokenizer.encode_batch(texts)), tokenizer.vocab_size)
         if tokenizer.eos_id is not None:
             counts[tokenizer.eos_id] += len(texts)  # the model has to predict where a document ends, too
-        values["unigram over tokens"] = unigram_bits_per_byte(counts, counts, len(data))
+        known = datamodule.train_token_counts() if hasattr(datamodule, "train_token_counts") else counts
+        values["unigram over tokens"] = unigram_bits_per_byte(known, counts, len(data))
     return values
 
 

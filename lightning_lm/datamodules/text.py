@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from lightning.pytorch import Callback, LightningDataModule
 
 from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStream
@@ -82,6 +84,13 @@ class TextDataModule(LightningDataModule):
     def validation_texts(self) -> Iterator[str]:
         """Yield the documents for validation as they were before tokenizing."""
         return self._corpus.validation_texts()
+
+    def train_token_counts(self) -> npt.NDArray[np.int64]:
+        """Return how often each token id occurs in the training text, int64 [vocab_size]."""
+        assert self.tokenizer is not None, "setup() comes first"
+        stores = self._corpus.prepare(show_progress=False).train
+        counts = [np.bincount(store.tokens, minlength=self.tokenizer.vocab_size) for store in stores]
+        return np.sum(counts, axis=0)
 
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize, where the cache does not hold the result yet. Runs on one rank a machine.

@@ -188,3 +188,12 @@ def test_stores_are_whole_and_lie_in_the_cache(make_data, tmp_path):
     ready(make_data(cache_dir=str(tmp_path)))
     (folder,) = (tmp_path / "tokens").iterdir()
     TokenStore(folder).verify()
+
+
+def test_train_token_counts_are_those_of_the_training_side(make_data, texts):
+    data = ready(make_data(validation=0.2))
+    held_out = set(data.validation_texts())
+    trained = [text.encode() for text in texts if text not in held_out]
+    counts = data.train_token_counts()
+    assert counts[:256].tolist() == [sum(text.count(byte) for text in trained) for byte in range(256)]
+    assert counts[data.tokenizer.eos_id] == len(trained)
