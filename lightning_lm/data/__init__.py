@@ -8,6 +8,7 @@ from lightning_lm.data.examples import (
     as_examples,
     form_of,
     split_preference,
+    split_sides,
     texts_of,
 )
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
@@ -69,6 +70,7 @@ __all__ = [
     "form_of",
     "hold_out",
     "split_preference",
+    "split_sides",
     "store_examples",
     "texts_of",
     "tokenize",

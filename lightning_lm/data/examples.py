@@ -33,6 +33,7 @@ __all__ = [
     "as_examples",
     "form_of",
     "split_preference",
+    "split_sides",
     "texts_of",
 ]
 
@@ -165,6 +166,22 @@ def as_examples(value: ExampleSource | str | Path | Iterable[Any] | Callable[[],
         value: A path, an iterable of mappings, a function that makes one, or already a source.
     """
     return value if isinstance(value, ExampleSource) else Examples(source=value)
+
+
+def split_sides(train: Any, validation: Any) -> tuple[ExampleSource, ExampleSource | None]:
+    """Return the records to train on, and those for validation if there are any.
+
+    Args:
+        train: What `as_examples` takes.
+        validation: The same, or the share of ``train`` to hold out; None or 0 for none.
+    """
+    source = as_examples(train)
+    if not isinstance(validation, int | float):
+        return source, None if validation is None else as_examples(validation)
+    if not validation:
+        return source, None
+    train_side = HeldOutExamples(source=source, side="train", fraction=validation)
+    return train_side, HeldOutExamples(source=source, side="validation", fraction=validation)
 
 
 def _paths(root: Path) -> list[Path]:

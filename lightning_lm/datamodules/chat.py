@@ -9,12 +9,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_lm.data import (
     ChatTemplate,
     ExampleSource,
-    HeldOutExamples,
     Plain,
     SupervisedRows,
     SupervisedStore,
     TokenStream,
-    as_examples,
+    split_sides,
     store_examples,
     texts_of,
 )
@@ -69,7 +68,7 @@ class ChatDataModule(PositionedDataModule):
         loading: Loading = Loading(),
     ) -> None:
         super().__init__(batch_size=batch_size, loading=loading)
-        self._sources = _sides(as_examples(train), validation)
+        self._sources = split_sides(train, validation)
         self._given_tokenizer, self._template, self._rows, self._seed = tokenizer, template, rows, seed
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.context_length = rows.context_length
@@ -128,12 +127,3 @@ class ChatDataModule(PositionedDataModule):
         return TokenStream(
             store, row_length=self.context_length + 1, packing=self._rows.packing, seed=self._seed, shuffle=shuffle
         )
-
-
-def _sides(source: ExampleSource, validation: Any) -> tuple[ExampleSource, ExampleSource | None]:
-    if not isinstance(validation, int | float):
-        return source, as_examples(validation)
-    if not validation:
-        return source, None
-    train = HeldOutExamples(source=source, side="train", fraction=validation)
-    return train, HeldOutExamples(source=source, side="validation", fraction=validation)

@@ -9,9 +9,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_lm.data.chat import ChatTemplate, Content, Plain
-from lightning_lm.data.examples import ExampleSource, as_examples
+from lightning_lm.data.chat import ChatTemplate, Plain
+from lightning_lm.data.examples import ExampleSource, split_sides, texts_of
 from lightning_lm.data.preference import PairRows, PairStream, PreferencePairs
+from lightning_lm.datamodules.corpus import cache_folder
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.datamodules.positioned import PositionedDataModule
 from lightning_lm.protocols import Tokenizer
@@ -32,7 +33,7 @@ class PreferenceDataModule(PositionedDataModule):
     Args:
         train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
             Hugging Face dataset) or a function that returns one.
-        validation: The same for validation, or None.
+        validation: The same for validation, or the share of ``train`` to hold out for it, or None.
         tokenizer: A tokenizer, or how to get one. Where it is to be trained, on the texts of ``train``.
         template: Writes conversations as text.
         rows: The longest row, and what becomes of longer pairs.
@@ -48,7 +49,7 @@ class PreferenceDataModule(PositionedDataModule):
     def __init__(
         self,
         train: AnyExamples,
-        validation: AnyExamples | None = None,
+        validation: float | AnyExamples | None = None,
         *,
         tokenizer: TokenizerPart | Tokenizer,
         template: ChatTemplate = Plain(),
@@ -58,7 +59,7 @@ class PreferenceDataModule(PositionedDataModule):
         loading: Loading = Loading(),
     ) -> None:
         super().__init__(batch_size=batch_size, loading=loading)
-        self._sources = as_examples(train), None if validation is None else as_examples(validation)
+        self._sources = split_sides(train, validation)
         self._given_tokenizer, self._template, self._rows, self._seed = tokenizer, template, rows, seed
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.train_pairs: PreferencePairs | None = None
@@ -83,12 +84,10 @@ class PreferenceDataModule(PositionedDataModule):
 
     def _make_tokenizer(self) -> Tokenizer:
         given = self._given_tokenizer
-        return given.build(self._texts, self._loading.cache_dir) if isinstance(given, TokenizerPart) else given
-
-    def _texts(self) -> Iterator[str]:
-        for record in self._sources[0].records():
-            for field in ("prompt", "chosen", "rejected"):
-                yield from _texts_of(record.get(field) or "")
+        if not isinstance(given, TokenizerPart):
+            return given
+        cache = cache_folder(self._loading.cache_dir) / "tokenizers"
+        return given.build(lambda: texts_of(self._sources[0].records()), cache)
 
     def _encoded(self, source: ExampleSource, tokenizer: Tokenizer) -> PreferencePairs:
         pairs = PreferencePairs.from_records(source.records(), tokenizer, self._template, self._rows)
@@ -134,11 +133,3 @@ class PreferenceDataModule(PositionedDataModule):
         for stream in streams:
             if stream is not None:
                 yield from ValidationLoader(stream, self._share(), self._loading)
-
-
-def _texts_of(content: Content) -> Iterator[str]:
-    if isinstance(content, str):
-        yield content
-        return
-    for message in content:
-        yield str(message.get("content"))

@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lm.data import ChatTemplate, ExampleSource, HeldOutExamples, Plain, as_examples, texts_of
+from lightning_lm.data import ChatTemplate, ExampleSource, Plain, split_sides, texts_of
 from lightning_lm.data.prompts import PromptBatch, PromptStream
 from lightning_lm.datamodules.corpus import cache_folder
 from lightning_lm.datamodules.loader import Loading, Share
@@ -66,7 +66,7 @@ class PromptDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
-        self._sources = _sides(as_examples(train), validation)
+        self._sources = split_sides(train, validation)
         self._given_tokenizer, self._template, self._seed, self._loading = tokenizer, template, seed, loading
         self._max_prompt_tokens = max_prompt_tokens
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
@@ -222,12 +222,3 @@ class PromptValidationLoader:
             places = (number * self._prompts + np.arange(self._prompts)) * self._share.num_ranks + self._share.rank
             batch = self._stream.batch(np.where(places < total, places, 0))
             yield cast(PromptBatch, {**batch, "counted": (places < total).tolist()})
-
-
-def _sides(source: ExampleSource, validation: Any) -> tuple[ExampleSource, ExampleSource | None]:
-    if not isinstance(validation, int | float):
-        return source, as_examples(validation)
-    if not validation:
-        return source, None
-    train = HeldOutExamples(source=source, side="train", fraction=validation)
-    return train, HeldOutExamples(source=source, side="validation", fraction=validation)

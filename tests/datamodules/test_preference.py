@@ -119,6 +119,15 @@ def test_validation_shows_every_pair_once(fit, count):
     assert sorted(module.validated) == list(range(PAIRS, PAIRS + count))
 
 
+def test_a_share_can_be_held_out():
+    module = data(200, 0.1)
+    module.setup()
+    sides = [{tuple(pairs[n][0]) for n in range(len(pairs))} for pairs in (module.train_pairs, module.validation_pairs)]
+    assert 5 < len(module.validation_pairs) < 40
+    assert len(module.train_pairs) + len(module.validation_pairs) == 200
+    assert not sides[0] & sides[1]
+
+
 def test_every_pair_is_numbered_once():
     module = data(PAIRS, ReverseDigits(num_examples=5, held_out=True))
     module.setup()
