@@ -20,6 +20,7 @@ from lightning_lm.data import (
 from lightning_lm.datamodules.corpus import cache_folder
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.datamodules.positioned import PositionedDataModule
+from lightning_lm.datamodules.tokenizer import make_tokenizer
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart
 
@@ -39,7 +40,8 @@ class ChatDataModule(PositionedDataModule):
         train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
             Hugging Face dataset) or a function that returns one.
         validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
-        tokenizer: A tokenizer, or how to get one. Where it is to be trained, on the texts of ``train``.
+        tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
+            checkpoint from which the model starts.
         template: Writes conversations as text.
         rows: The context length, what is learned of an example, and what becomes of longer ones.
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
@@ -60,7 +62,7 @@ class ChatDataModule(PositionedDataModule):
         train: AnyExamples,
         validation: float | AnyExamples = 0.05,
         *,
-        tokenizer: TokenizerPart | Tokenizer,
+        tokenizer: TokenizerPart | Tokenizer | None = None,
         template: ChatTemplate = Plain(),
         rows: SupervisedRows = SupervisedRows(),
         batch_size: int = 16,
@@ -114,8 +116,9 @@ class ChatDataModule(PositionedDataModule):
         cache = cache_folder(self._loading.cache_dir)
         train, validation = self._sources
         if self.tokenizer is None:
-            assert isinstance(self._given_tokenizer, TokenizerPart)
-            self.tokenizer = self._given_tokenizer.build(lambda: texts_of(train.records()), cache / "tokenizers")
+            self.tokenizer = make_tokenizer(
+                self._given_tokenizer, lambda: texts_of(train.records()), cache / "tokenizers", self.trainer
+            )
         tokenizer = self.tokenizer
 
         def stored(source: ExampleSource) -> SupervisedStore:

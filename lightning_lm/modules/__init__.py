@@ -2,6 +2,7 @@
 
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
+from lightning_lm.modules.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.dpo import DPOModule
 from lightning_lm.modules.experience import ExperienceLoader, PromptSource
 from lightning_lm.modules.grpo import GRPOModule
@@ -9,7 +10,9 @@ from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.objective import Objective, ObjectiveTerms
+from lightning_lm.modules.plan import RolloutPlan, Validation
 from lightning_lm.modules.policy import PolicyModule
+from lightning_lm.modules.ppo import PPOModule
 from lightning_lm.modules.precomputed import NumberedPairs, PrecomputedReference
 from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.recompute import ActivationCheckpointing
@@ -24,9 +27,10 @@ from lightning_lm.modules.reference import (
 )
 from lightning_lm.modules.reward import BradleyTerry, RewardModule
 from lightning_lm.modules.reward_model import LearnedReward, ModelReward, RewardModel, load_reward_model
-from lightning_lm.modules.rollout import Rollout, RolloutEngine, RolloutPlan, Validation
+from lightning_lm.modules.rollout import Rollout, RolloutEngine
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.modules.sft import SFTModule
+from lightning_lm.modules.warm_start import CheckpointModel
 from lightning_lm.modules.window import GradientWindow
 
 __all__ = [
@@ -35,8 +39,10 @@ __all__ = [
     "ActivationCheckpointing",
     "AdapterReference",
     "BradleyTerry",
+    "CheckpointModel",
     "Compile",
     "CopyReference",
+    "Critic",
     "CrossEntropy",
     "DPOModule",
     "ExperienceLoader",
@@ -44,6 +50,7 @@ __all__ = [
     "GRPOModule",
     "GradientWindow",
     "ImitationLoss",
+    "KLReward",
     "LMModule",
     "LearnedReward",
     "MeasuredModule",
@@ -51,6 +58,7 @@ __all__ = [
     "NumberedPairs",
     "Objective",
     "ObjectiveTerms",
+    "PPOModule",
     "PolicyModule",
     "PrecomputedReference",
     "PretrainModule",
@@ -67,6 +75,7 @@ __all__ = [
     "SlowSync",
     "TokenLossPart",
     "Validation",
+    "ValueModel",
     "adapters_off",
     "load_model",
     "load_reward_model",

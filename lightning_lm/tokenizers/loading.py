@@ -1,6 +1,7 @@
 """Open a tokenizer whatever its kind: from a folder, a file, or the contents of files in a checkpoint."""
 
 import base64
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def load_tokenizer(path: Path | str) -> BaseTokenizer:
 
     Args:
         path: A folder that `save` wrote; a folder with ``tokenizer.json``, ``tokenizer.model``, or ``vocab.json`` and
-            ``merges.txt``; or one of these files.
+            ``merges.txt``; or one of these files; or a ``.ckpt`` of this package.
 
     Raises:
         TokenizerError: If there is no tokenizer, or it is damaged.
@@ -42,6 +43,8 @@ def load_tokenizer(path: Path | str) -> BaseTokenizer:
     path = Path(path)
     if path.is_file() and path.suffix == ".model":
         return SentencePieceTokenizer.from_model_file(path)
+    if path.is_file() and path.suffix == ".ckpt":
+        return tokenizer_from_files(_files_in_checkpoint(path))
     if path.is_file() and path.name not in _TEXT_FILES:
         return PretrainedTokenizer.load(path)
     folder = path.parent if path.is_file() else path
@@ -77,6 +80,19 @@ def tokenizer_from_files(files: Mapping[str, str]) -> BaseTokenizer:
     raise TokenizerError(
         f"No tokenizer here: needed is {MARKER}, tokenizer.json, {MODEL_FILE}, or vocab.json with merges.txt."
     )
+
+
+def _files_in_checkpoint(path: Path) -> dict[str, str]:
+    """Return what a training run kept of its tokenizer; the weights beside it are not read."""
+    import torch
+
+    try:
+        files = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["lightning_lm"]["tokenizer"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise TokenizerError(f"{path} is no checkpoint of this package, or is damaged.") from error
+    if files is None:
+        raise TokenizerError(f"{path} carries no tokenizer; name the folder of the one it was trained with.")
+    return dict(files)
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -1,0 +1,52 @@
+"""Models that start from what an earlier run, or somebody else, has trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.models import ModelConfig, PretrainedCheckpoint
+from lightning_lm.modules.checkpoint import load_model
+
+__all__ = ["CheckpointModel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointModel(ModelConfig):
+    """A model that starts from a ``.ckpt`` of this package or from a folder in the format of Hugging Face.
+
+    A data module without a tokenizer takes the one that lies there too.
+
+    Args:
+        vocab_size: Ids that are needed; ``None`` for those of the tokenizer.
+        context_length: Tokens of a training row; 0 for what the checkpoint names. A ``.ckpt`` keeps its own.
+        checkpoint: The file or folder.
+    """
+
+    checkpoint: str
+    context_length: int = 0
+
+    def build(self, vocab_size: int | None = None) -> nn.Module:
+        """Return the model with the checkpoint's weights.
+
+        Args:
+            vocab_size: That of the tokenizer.
+
+        Raises:
+            CheckpointError: If there is no checkpoint, or it cannot be read.
+            ConfigurationError: If the tokenizer has ids that the checkpoint lacks.
+        """
+        path, needed = Path(self.checkpoint), self.vocab_size or vocab_size
+        if path.is_dir():
+            folder = PretrainedCheckpoint(checkpoint=self.checkpoint, context_length=self.context_length)
+            return folder.build(needed)
+        if not path.is_file():
+            raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}). Train that one first.")
+        model, _ = load_model(path)
+        known = getattr(getattr(model, "config", None), "vocab_size", None)
+        if needed is not None and known is not None and needed > known:
+            raise ConfigurationError(
+                f"The tokenizer has {needed} ids and the model in {path} has {known}; use the tokenizer in it."
+            )
+        return model.train()
