@@ -220,6 +220,12 @@ class TokenizerTemplate(ChatTemplate):
         _, answer = self.pair("1", "2", tokenizer)
         return _distinct(answer.ids[-1], tokenizer.eos_id)
 
+    def for_record(self, record: Mapping[str, Any]) -> "TokenizerTemplate":
+        """Return the template with the ``tools`` of a record among its variables."""
+        if record.get("tools") is None:
+            return self
+        return dataclasses.replace(self, variables={**self.variables, "tools": record["tools"]})
+
     def _pieces(self, messages: Sequence[Message], tokenizer: Tokenizer, learn_from: int) -> Iterator[tuple[str, bool]]:
         """Yield the text in pieces, each answer one of its own."""
         done = ""
