@@ -3,6 +3,7 @@
 if __name__ != "lightning_lm.callbacks":
     raise ImportError(f"This folder was imported as {__name__!r}; import it as 'lightning_lm.callbacks'.")
 
+from lightning_lm.callbacks.completions import Completions
 from lightning_lm.callbacks.compression_report import CompressionReport
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
 from lightning_lm.callbacks.lora import Adapters, LoRA, load_merged, merge_adapters
@@ -15,6 +16,7 @@ from lightning_lm.callbacks.throughput import Throughput
 
 __all__ = [
     "Adapters",
+    "Completions",
     "CompressionReport",
     "LMProgressBar",
     "LMSummary",

@@ -1,6 +1,6 @@
-"""Numbers as a person reads them."""
+"""Numbers and texts as a person reads them."""
 
-__all__ = ["clock", "short"]
+__all__ = ["clock", "short", "visible"]
 
 
 def short(number: float) -> str:
@@ -26,3 +26,13 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def visible(text: str) -> str:
+    r"""Replace control characters: an untrained model's bytes must not command the terminal.
+
+    Example:
+        >>> visible("a\x1b[2J\n")
+        'a�[2J\n'
+    """
+    return "".join(mark if mark.isprintable() or mark in "\n\t" else "\N{REPLACEMENT CHARACTER}" for mark in text)

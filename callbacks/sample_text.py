@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_lm.callbacks.aside import set_aside
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import logits_of
+from lightning_lm.callbacks.readable import visible
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
 from lightning_lm.protocols import LanguageModel, Tokenizer
@@ -127,7 +128,7 @@ def _language_model(trainer: Trainer, pl_module: LightningModule) -> LanguageMod
 def _print(step: int, prompts: list[str], texts: list[str]) -> None:
     console = rich.get_console()
     for prompt, text in zip(prompts, texts, strict=True):
-        console.print(Text.assemble((f"sample at step {step:,}: ", "dim"), (prompt, "bold"), _visible(text)))
+        console.print(Text.assemble((f"sample at step {step:,}: ", "dim"), (prompt, "bold"), visible(text)))
 
 
 def _write(trainer: Trainer, prompts: list[str], texts: list[str]) -> None:
@@ -139,8 +140,3 @@ def _write(trainer: Trainer, prompts: list[str], texts: list[str]) -> None:
             # TensorBoard reads Markdown: indented lines stay as they are.
             indented = "    " + f"{prompt}{text}".replace("\n", "\n    ")
             add_text(f"samples/{index}", indented, global_step=trainer.global_step)
-
-
-def _visible(text: str) -> str:
-    """Replace control characters: an untrained model's bytes must not command the terminal."""
-    return "".join(mark if mark.isprintable() or mark in "\n\t" else "\N{REPLACEMENT CHARACTER}" for mark in text)

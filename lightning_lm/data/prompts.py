@@ -28,8 +28,10 @@ class PromptBatch(TypedDict):
 
     prompt_ids: list[Ints]
     """Token ids of each prompt, int64."""
-    prompts: list[str]
-    """The same as text, for rewards and tables."""
+    prompts: list[Any]
+    """The same as it stands in the data, a text or a list of messages, for rewards."""
+    texts: list[str]
+    """The same as text, for people."""
     columns: dict[str, list[Any]]
     """The other fields of the records; ``None`` where a record lacks one."""
     stop_ids: tuple[int, ...]
@@ -140,7 +142,8 @@ class PromptStream:
         texts = (p if isinstance(p, str) else self._tokenizer.decode(i) for p, i in zip(prompts, ids, strict=True))
         return {
             "prompt_ids": [np.array(row, dtype=np.int64) for row in ids],
-            "prompts": list(texts),
+            "prompts": prompts,
+            "texts": list(texts),
             "columns": {name: [record.get(name) for record in records] for name in self._columns},
             "stop_ids": self._template.stop_ids(self._tokenizer),
             "counted": [True] * len(records),
@@ -157,6 +160,7 @@ def take_prompts(batch: PromptBatch, places: Sequence[int]) -> PromptBatch:
     return {
         "prompt_ids": [batch["prompt_ids"][place] for place in places],
         "prompts": [batch["prompts"][place] for place in places],
+        "texts": [batch["texts"][place] for place in places],
         "columns": {name: [column[place] for place in places] for name, column in batch["columns"].items()},
         "stop_ids": batch["stop_ids"],
         "counted": [batch["counted"][place] for place in places],
@@ -173,6 +177,7 @@ def join_prompts(first: PromptBatch, second: PromptBatch) -> PromptBatch:
     return {
         "prompt_ids": first["prompt_ids"] + second["prompt_ids"],
         "prompts": first["prompts"] + second["prompts"],
+        "texts": first["texts"] + second["texts"],
         "columns": {name: column + second["columns"][name] for name, column in first["columns"].items()},
         "stop_ids": first["stop_ids"],
         "counted": first["counted"] + second["counted"],

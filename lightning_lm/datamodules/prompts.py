@@ -13,6 +13,7 @@ from lightning_lm.data.prompts import PromptBatch, PromptStream
 from lightning_lm.datamodules.corpus import cache_folder
 from lightning_lm.datamodules.loader import Loading, Share
 from lightning_lm.datamodules.resume import check_same_rows
+from lightning_lm.datamodules.tokenizer import make_tokenizer
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart
@@ -36,7 +37,8 @@ class PromptDataModule(LightningDataModule):
         train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
             Hugging Face dataset) or a function that returns one.
         validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
-        tokenizer: A tokenizer, or how to get one. Where it is to be trained, on the texts of ``train``.
+        tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
+            checkpoint from which the model starts.
         template: Writes conversations as text.
         batch_size: Prompts of a rollout, over all ranks.
         max_prompt_tokens: Longer prompts are left out; left out itself, none is.
@@ -56,7 +58,7 @@ class PromptDataModule(LightningDataModule):
         train: AnyExamples,
         validation: float | AnyExamples = 0.05,
         *,
-        tokenizer: TokenizerPart | Tokenizer,
+        tokenizer: TokenizerPart | Tokenizer | None = None,
         template: ChatTemplate = Plain(),
         batch_size: int = 32,
         max_prompt_tokens: int | None = None,
@@ -85,9 +87,10 @@ class PromptDataModule(LightningDataModule):
         if self._train is None:
             train, validation = self._sources
             if self.tokenizer is None:
-                assert isinstance(self._given_tokenizer, TokenizerPart)
                 cache = cache_folder(self._loading.cache_dir) / "tokenizers"
-                self.tokenizer = self._given_tokenizer.build(lambda: texts_of(train.records()), cache)
+                self.tokenizer = make_tokenizer(
+                    self._given_tokenizer, lambda: texts_of(train.records()), cache, self.trainer
+                )
             self._train = self._stream(train, shuffle=True)
             self._validation = None if validation is None else self._stream(validation, shuffle=False)
         if stage == "fit" and self.trainer is not None and not self.trainer.global_step:

@@ -104,12 +104,16 @@ class LMModule(MeasuredModule, abc.ABC):
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer and one schedule, stepped after every optimizer step."""
-        optimizer = self.optimizer_part.build(self.model, parameter_roles(self.model))
+        optimizer = self.build_optimizer()
         tokens = self.schedule.horizon_tokens
         position = None if tokens is None else lambda: int(self.tokens_seen)
         horizon = _steps_of(self.trainer, self.schedule) if tokens is None else tokens
         scheduler = ScheduledLR(optimizer, self.schedule, horizon=horizon, position=position)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def build_optimizer(self) -> Optimizer:
+        """Return the optimizer of all that is trained."""
+        return self.optimizer_part.build(self.model, parameter_roles(self.model))
 
     # --- one training step ---
 
@@ -142,7 +146,7 @@ class LMModule(MeasuredModule, abc.ABC):
             num_targets=self.target_tokens(batch),
         )
 
-    def target_tokens(self, batch: Any) -> Tensor | None:  # noqa: ARG002
+    def target_tokens(self, batch: Any) -> Tensor | None:
         """Return the number of target tokens of a micro-batch where the loss counts something else; else ``None``."""
         return None
 
@@ -236,7 +240,7 @@ class LMModule(MeasuredModule, abc.ABC):
         self.tokens_seen = torch.tensor(entry["tokens_seen"])
         sums = entry["interval"]
         self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64)
-        if self.trainer.is_global_zero:
+        if self.global_rank == 0:  # also where there is no Trainer: `load_from_checkpoint`
             self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])

@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_lm.data.prompts import PromptBatch
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules.objective import learned_tokens
-from lightning_lm.modules.rollout import RolloutPlan, SparePrompts
+from lightning_lm.modules.plan import RolloutPlan
+from lightning_lm.modules.rollout import SparePrompts
 
 __all__ = ["Experience", "ExperienceLoader", "PromptSource", "skip_unfinished_rollout"]
 

@@ -9,9 +9,10 @@ from lightning_lm.functional.advantages import GroupAdvantage
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.experience import Experience
 from lightning_lm.modules.objective import Objective
+from lightning_lm.modules.plan import RolloutPlan
 from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.ranks import Ranks
-from lightning_lm.modules.rollout import Rollout, RolloutPlan
+from lightning_lm.modules.rollout import Rollout
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, SkipRule
 from lightning_lm.protocols import RewardFunction
 from lightning_lm.rewards import Reward

@@ -19,9 +19,10 @@ from lightning_lm.modules.base import LMModule
 from lightning_lm.modules.checkpoint import ENTRY
 from lightning_lm.modules.experience import Experience, ExperienceLoader, PromptSource, skip_unfinished_rollout
 from lightning_lm.modules.objective import Objective, learned_tokens
+from lightning_lm.modules.plan import RolloutPlan
 from lightning_lm.modules.ranks import Ranks
 from lightning_lm.modules.reference import FrozenCopy
-from lightning_lm.modules.rollout import Rollout, RolloutEngine, RolloutPlan, SparePrompts
+from lightning_lm.modules.rollout import Rollout, RolloutEngine, SparePrompts
 from lightning_lm.modules.rollout_metrics import record_objective, record_rollout, record_sampler, record_validation
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.optim import OptimizerPart, Schedule, SkipRule
@@ -50,9 +51,6 @@ class PolicyModule(LMModule, abc.ABC):
         tokenizer: Decodes answers where there is no datamodule that has a tokenizer.
         last_rollout: The newest answers of this rank, with their experience; for callbacks.
     """
-
-    needs_old_logprobs = False
-    """Whether `judge` reads them, even where they are those of the present policy."""
 
     def __init__(
         self,
@@ -83,13 +81,23 @@ class PolicyModule(LMModule, abc.ABC):
             rows: The experience so far.
         """
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether rollouts hold the reference's log-probabilities."""
+        return self.objective.kl is not None
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether rollouts hold the policy's log-probabilities; a single step learns from those it computes anyway."""
+        return self.plan.steps > 1 or self.plan.importance_cap is not None
+
     # --- model ---
 
     def configure_model(self) -> None:
         """Build the model, and the copy that the objective compares it with, once."""
         super().configure_model()
         self.model.train()  # a loaded model may not be, and Lightning would warn of it
-        if self.objective.kl is not None and self.reference is None:
+        if self.needs_reference and self.reference is None:
             self.reference = FrozenCopy(self.model)
 
     def on_train_start(self) -> None:
@@ -145,7 +153,7 @@ class PolicyModule(LMModule, abc.ABC):
         """Return log-probabilities of the policy before any update, where they are needed, and of the reference."""
         found: Experience = {}
         cap = self.plan.importance_cap
-        if self.plan.steps > 1 or cap is not None or self.needs_old_logprobs:
+        if self.needs_old_logprobs:
             found["old_logprobs"] = self.in_chunks(lambda part: self.scores(self.model, part).logprobs, rows)
             difference = found["old_logprobs"] - rollout.sampler_logprobs(found["old_logprobs"])
             record_sampler(self, difference, mask)

@@ -8,7 +8,8 @@ from lightning_lm.evals import pass_at
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.modules.objective import ObjectiveTerms
-from lightning_lm.modules.rollout import Rollout, Validation
+from lightning_lm.modules.plan import Validation
+from lightning_lm.modules.rollout import Rollout
 
 __all__ = ["record_objective", "record_rewards", "record_rollout", "record_sampler", "record_validation"]
 

@@ -19,6 +19,7 @@ def prompts_of(numbers, digits):
     return {
         "prompt_ids": [np.array(digits.encode(f"{number}=")) for number in numbers],
         "prompts": [f"{number}=" for number in numbers],
+        "texts": [f"{number}=" for number in numbers],
         "columns": {"answer": [str(number)[::-1] for number in numbers]},
         "stop_ids": (digits.eos_id,),
         "counted": [True] * len(numbers),
@@ -44,7 +45,7 @@ def written(totals, samples, *, ends=("eos",)):
         for row in range(len(totals))
     ]
     totals = np.array(totals, dtype=float)
-    prompts = {"prompt_ids": [], "prompts": [], "columns": {}, "stop_ids": (), "counted": []}
+    prompts = {"prompt_ids": [], "prompts": [], "texts": [], "columns": {}, "stop_ids": (), "counted": []}
     return Rollout(prompts, samples, answers, totals[:, None], totals, ("r",))
 
 

@@ -1,0 +1,126 @@
+"""What a critic is: a model of what an unfinished answer will earn, how it learns, and a fee that it reckons with."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.models.roles import parameter_roles, with_role
+from lightning_lm.modules.losses import next_token_inputs
+from lightning_lm.modules.objective import learned_tokens
+from lightning_lm.parts import Part
+
+__all__ = ["Critic", "KLReward", "ValueModel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic(Part):
+    """How the critic learns, and what it makes of rewards.
+
+    Args:
+        gamma: Discount a token.
+        lam: 0 trusts the critic, 1 the rewards.
+        clip: How far a value may move in one rollout, in units of reward; ``None`` for no limit.
+        coefficient: Weight of its loss against the policy's.
+        lr_scale: Its learning rate over the policy's: it starts from nothing.
+        warmup: Optimizer steps at the start in which it learns alone.
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float | None = 0.2
+    coefficient: float = 0.5
+    lr_scale: float = 10.0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise ConfigurationError(f"gamma={self.gamma} and lam={self.lam} must be from 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLReward(Part):
+    """A fee on each token for its distance from the policy as it was at the start.
+
+    Args:
+        coefficient: Reward lost per nat.
+        estimator: How the distance is estimated; see `functional.policy.kl_estimate`.
+        target: If given, the coefficient is changed until an answer is this far from the start. Nats.
+        horizon: Over how many answers it is changed.
+
+    Source:
+        Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
+    """
+
+    coefficient: float = 0.05
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    target: float | None = None
+    horizon: int = 10_000
+
+    def adapted(self, coefficient: float, kl: float, answers: int) -> float:
+        """Return the next coefficient.
+
+        Args:
+            coefficient: The present one.
+            kl: Mean distance of the answers, nats.
+            answers: How many they were.
+        """
+        if self.target is None:
+            return coefficient
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        return coefficient * (1 + error * answers / self.horizon)
+
+
+class ValueModel(nn.Module):
+    """The body of a language model with one number per token in place of logits.
+
+    Args:
+        model: Meets `protocols.LanguageModel`. It is copied as it is now; its output layer is not used, and frozen.
+
+    Attributes:
+        body: The copy.
+        value: The new output layer; it begins at zero.
+
+    Raises:
+        ConfigurationError: If the model shows no features.
+    """
+
+    body: Any
+    value: nn.Linear
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not (hasattr(model, "hidden") and hasattr(model, "head")):
+            raise ConfigurationError(
+                f"A critic reads the features of a model, and {type(model).__name__} has no 'hidden' and 'head'. Wrap "
+                "a causal language model of transformers in TransformersModel."
+            )
+        self.body = copy.deepcopy(model)
+        weight: Tensor = self.body.head.weight
+        self.value = with_role(nn.Linear(weight.shape[1], 1), "head").to(weight)
+        for parameter in self.value.parameters():
+            nn.init.zeros_(parameter)
+        self._freeze_head()
+
+    def _freeze_head(self) -> None:
+        """Freeze what gets no gradient, for which data-parallel training would wait; a tied head is an embedding."""
+        roles = parameter_roles(self.body)
+        unused = {id(parameter) for parameter in self.body.head.parameters()}
+        for name, parameter in self.body.named_parameters():
+            if id(parameter) in unused and roles[name] != "embedding":
+                parameter.requires_grad_(False)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return what is expected before each learned token; float32 [rows, seq - 1], 0 elsewhere.
+
+        Args:
+            batch: A `types.TokenBatch`.
+        """
+        learned = learned_tokens(batch)
+        hidden: Tensor = self.body.hidden(**next_token_inputs(batch))[learned]
+        values = self.value(hidden)[:, 0].float()
+        spread: Tensor = values.new_zeros(learned.shape).masked_scatter(learned, values)
+        return spread

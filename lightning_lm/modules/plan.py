@@ -1,0 +1,88 @@
+"""How answers are sampled, judged and learned from, and how held-out prompts are answered."""
+
+import dataclasses
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.generation import Sampling
+from lightning_lm.parts import Part
+from lightning_lm.rewards import Scoring
+
+__all__ = ["RolloutPlan", "Validation"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation(Part):
+    """How held-out prompts are answered.
+
+    Args:
+        samples: Answers to each prompt.
+        sampling: How tokens are chosen; greedy unless told otherwise. The noise is the same each time.
+        pass_at: The ``k`` of each ``val/pass@k``: how likely one of ``k`` answers is right.
+        threshold: An answer is right if the first reward gives at least this.
+    """
+
+    samples: int = 1
+    sampling: Sampling = Sampling(temperature=0.0)
+    pass_at: tuple[int, ...] = (1,)
+    threshold: float = 1.0
+
+    def __post_init__(self) -> None:
+        if max(self.pass_at, default=1) > self.samples:
+            raise ConfigurationError(f"pass_at={self.pass_at} needs as many answers, and samples={self.samples}.")
+        if self.samples > 1 and self.sampling.greedy:
+            raise ConfigurationError(
+                f"samples={self.samples} greedy answers are all the same; give a sampling with a temperature."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutPlan(Part):
+    """How prompts are answered and judged, and how often the answers are learned from.
+
+    Args:
+        samples_per_prompt: Answers to each prompt: a group.
+        max_new_tokens: Most tokens of an answer.
+        sampling: How tokens are chosen. Only a temperature: what is trained is the distribution that was sampled.
+        epochs: How often every answer is learned from.
+        minibatches: Optimizer steps that an epoch is cut into.
+        mask_truncated: Learn nothing from an answer that came to no end. It still counts in its group's baseline.
+        resample_rounds: How often groups whose answers all earned the same are replaced by new ones, at most.
+        max_staleness: Most optimizer steps from an answer to learning from it; left out, as many as a rollout makes
+            necessary. More is off-policy than was planned, and refused.
+        importance_cap: If given, a token counts as much more or less as the policy in training gives it more or less
+            probability than the one that generated, up to this factor. For generation in another precision or engine.
+        reward_weights: One factor per reward; all 1 when left out.
+        scoring: How rewards are called.
+        rows_at_once: Most answers that are generated, or scored, together. Changes no answer.
+        validation: How held-out prompts are answered.
+    """
+
+    samples_per_prompt: int = 8
+    max_new_tokens: int = 256
+    sampling: Sampling = Sampling()
+    epochs: int = 1
+    minibatches: int = 1
+    mask_truncated: bool = False
+    resample_rounds: int = 0
+    max_staleness: int | None = None
+    importance_cap: float | None = None
+    reward_weights: tuple[float, ...] | None = None
+    scoring: Scoring = Scoring()
+    rows_at_once: int | None = None
+    validation: Validation = Validation()
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_prompt", "max_new_tokens", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
+        plain = Sampling(temperature=self.sampling.temperature, seed=self.sampling.seed)
+        if self.sampling.greedy or self.sampling != plain:
+            raise ConfigurationError(
+                f"{self.sampling} does not sample from the distribution that is trained, so its gradient would be "
+                "wrong. Set only a temperature above 0; top_k, top_p, min_p and penalties must stay off."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that a rollout lasts."""
+        return self.epochs * self.minibatches
