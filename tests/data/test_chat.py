@@ -225,8 +225,10 @@ def test_the_built_in_form_is_that_of_the_template(make):
 def test_what_a_template_reads(make):
     template = CHATML + "{% if tools %}{{ tools | length }}{% endif %}{{ mood }}"
     tokenizer = make(template)
-    part = TokenizerTemplate(variables={"mood": "glad"}).for_record({"tools": [1, 2]})
-    assert tokenizer.decode(part.prompt_ids("a", tokenizer)).endswith("2glad")
+    part = TokenizerTemplate(variables={"mood": "glad"})
+    with_tools = part.for_record({"tools": [1, 2]})
+    assert tokenizer.decode(with_tools.prompt_ids("a", tokenizer)).endswith("2glad")
+    assert part.for_record({"tools": None}) is part
     assert TokenizerTemplate.from_dict(part.to_dict()) == part
 
 
