@@ -111,6 +111,10 @@ class DPOModule(LMModule):
         self.record("entropy", scores.entropies.detach().sum(), lengths.sum())
         return sum_over_pairs(self.loss(pairs), counted)
 
+    def target_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the number of tokens of all answers: the loss counts pairs."""
+        return answer_lengths(batch).sum()
+
     def _pairs(self, logprobs: Tensor, lengths: Tensor, batch: Mapping[str, Tensor]) -> PairLogProbs:
         reference = self.reference
         compared = torch.zeros_like(logprobs) if reference is None else reference.logprobs(self.model, batch)

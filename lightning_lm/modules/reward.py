@@ -10,7 +10,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.preference import bradley_terry_loss
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.base import Compile, LMModule
-from lightning_lm.modules.pairs import counted_pairs, sum_over_pairs, wins
+from lightning_lm.modules.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
 from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.modules.reward_model import RewardModel
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
@@ -106,6 +106,10 @@ class RewardModule(LMModule):
         counted = counted_pairs(batch)
         self._record(chosen.detach(), rejected.detach(), counted)
         return sum_over_pairs(self.loss(chosen, rejected, batch["margin"]), counted)
+
+    def target_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the number of tokens of all answers: the loss counts pairs."""
+        return answer_lengths(batch).sum()
 
     def _record(self, chosen: Tensor, rejected: Tensor, counted: Tensor) -> None:
         number = counted.sum()

@@ -247,6 +247,7 @@ def test_the_numbers_that_are_logged(config, fit):
         "rewards/accuracies": (chosen > rejected).double().mean(),
         "logps/chosen": of_model[:16][kept].mean(),
         "logps/rejected": of_model[16:][kept].mean(),
+        "tokens": (batch["labels"] != IGNORE_INDEX).sum(),
     }
     for name, value in expected.items():
         assert seen[1][f"train/{name}"] == pytest.approx(value.item(), rel=1e-4), name
