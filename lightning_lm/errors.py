@@ -9,6 +9,7 @@
     |   `-- FingerprintError                the data is not what the run or the store was made with
     |-- TokenizerError (ValueError)         text that cannot be encoded, or a vocabulary that cannot be built
     |-- CheckpointError (ValueError)        a checkpoint that is truncated, foreign or of another configuration
+    |-- RemoteError (RuntimeError)          a server that cannot be reached, refuses, or answers what cannot be used
     `-- MissingDependencyError (ImportError)  an optional package is needed; the message holds the pip command
 """
 
@@ -19,6 +20,7 @@ __all__ = [
     "FingerprintError",
     "LightningLMError",
     "MissingDependencyError",
+    "RemoteError",
     "TokenizerError",
     "UsageError",
 ]
@@ -50,6 +52,19 @@ class TokenizerError(LightningLMError, ValueError):
 
 class CheckpointError(LightningLMError, ValueError):
     """A checkpoint that is truncated, foreign, or of another configuration."""
+
+
+class RemoteError(LightningLMError, RuntimeError):
+    """A server that cannot be reached, refuses, takes too long, or answers what cannot be used.
+
+    Args:
+        message: What came, and what to change.
+        status: The HTTP status of its answer; ``None`` if there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class MissingDependencyError(LightningLMError, ImportError):

@@ -1,12 +1,16 @@
 """What every test shares: one thread, shapes checked at run time, the wheel that is built once."""
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +51,33 @@ def _own_environment() -> Iterator[None]:
 def root() -> Path:
     """Return the root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., "Scenario"]]:
+    """Return a function that makes a real server, another process on this machine, answer in given steps."""
+    script = Path(__file__).with_name("json_server.py")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            numbers = itertools.count()
+            yield lambda *steps: Scenario(f"{address}/{next(numbers)}", steps)
+        finally:
+            process.kill()
+
+
+class Scenario:
+    """What the server of `serve` does, and was asked, below an address of its own."""
+
+    def __init__(self, url: str, steps: Sequence[dict[str, Any]]) -> None:
+        self.url = url
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(steps).encode(), method="PUT")).close()
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The requests so far: path, headers and body of each."""
+        with urllib.request.urlopen(self.url) as answer:
+            return list(json.load(answer))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from lightning_lm.rewards.answers import (
 )
 from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
 from lightning_lm.rewards.expressions import ExpressionError, parse_expression, same_value
+from lightning_lm.rewards.judge import Comparison, Grade, JudgeQuestion, LLMJudge
 from lightning_lm.rewards.sandbox import Sandbox, SandboxResult
 from lightning_lm.rewards.scoring import RewardError, RewardFailure, RewardTable, Scoring, reward_name, score
 from lightning_lm.rewards.shape import FormatTags, LengthReward, OverlongPenalty
@@ -22,9 +23,13 @@ __all__ = [
     "Boxed",
     "CodeOutput",
     "CodeTests",
+    "Comparison",
     "ExactAnswer",
     "ExpressionError",
     "FormatTags",
+    "Grade",
+    "JudgeQuestion",
+    "LLMJudge",
     "LastNumber",
     "LengthReward",
     "MathAnswer",

@@ -1,0 +1,202 @@
+"""JSON over HTTP with the standard library: what inference servers and judges are asked through."""
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+from urllib.parse import SplitResult, urlsplit
+
+from lightning_lm.errors import ConfigurationError, RemoteError
+from lightning_lm.parts import Part
+
+__all__ = ["JSONServer"]
+
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Status codes of trouble that may be over soon."""
+
+_LONGEST_PAUSE_S = 60.0
+_SHOWN = 500
+"""Characters of a server's answer that an error message repeats."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JSONServer(Part):
+    """A server that is sent JSON and answers JSON; safe to use from many threads.
+
+    Trouble that may pass (status 408, 425, 429, 500, 502, 503, 504, a connection that fails) is tried again after a
+    pause that doubles each time, or that the server's ``Retry-After`` names. A request that runs out of time is not:
+    the server may still work on it, and would get it twice. Redirects are refused, and proxies are not looked for.
+
+    Args:
+        url: Where the API begins, such as ``http://localhost:8000/v1``.
+        api_key_variable: Environment variable that holds the key, sent as a bearer token. Only its name is kept here,
+            so that no key gets into a checkpoint or a log.
+        timeout_s: Longest time for one attempt, from connecting to the last byte. Seconds.
+        retries: Further attempts after the first.
+        backoff_s: Pause before the second attempt, seconds. Each is drawn between half of it and all of it, so that
+            many clients do not come back at once.
+
+    Raises:
+        ConfigurationError: If the address is not one, or a number is out of range.
+    """
+
+    url: str
+    api_key_variable: str | None = None
+    timeout_s: float = 600.0
+    retries: int = 4
+    backoff_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        _split(self.url)
+        if not (self.timeout_s > 0 and self.retries >= 0 and self.backoff_s >= 0):
+            raise ConfigurationError(
+                f"timeout_s={self.timeout_s} must be above 0, and retries={self.retries} and "
+                f"backoff_s={self.backoff_s} at least 0."
+            )
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send an object and return the object that the server answers.
+
+        Args:
+            path: Below the address, such as ``completions``.
+            body: What is sent.
+
+        Raises:
+            RemoteError: If the server cannot be reached, refuses, takes too long, or does not answer a JSON object.
+            ConfigurationError: If the environment does not hold the key, or the key cannot be in a header.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json", **self._authorization()}
+        data = json.dumps(body).encode()
+        for attempt in range(self.retries + 1):
+            try:
+                return self._attempt(path, data, headers)
+            except _PassingError as passing:
+                trouble = passing
+            if attempt < self.retries:
+                time.sleep(self._pause(attempt, trouble.retry_after_s))
+        tries = f" ({self.retries + 1} attempts)" if self.retries else ""
+        raise RemoteError(f"{trouble}{tries}.", status=trouble.status)
+
+    def _attempt(self, path: str, data: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+        parts = _split(self.url)
+        place = f"{self.url.rstrip('/')}/{path}"
+        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = connect(parts.hostname or "", parts.port, timeout=self.timeout_s)
+        with contextlib.closing(connection), _Deadline(self.timeout_s) as deadline:
+            try:
+                connection.connect()
+                deadline.watch(connection.sock)
+                connection.request("POST", f"{parts.path.rstrip('/')}/{path}", data, dict(headers))
+                response = connection.getresponse()
+                content = response.read()
+                if deadline.passed:  # an answer without a length looks whole when it is cut
+                    raise TimeoutError
+            except (OSError, http.client.HTTPException) as error:
+                if deadline.passed or isinstance(error, TimeoutError):
+                    raise RemoteError(
+                        f"{place} gave no whole answer within timeout_s={self.timeout_s:g}. Give it more time, ask for "
+                        "less, or see whether the server hangs."
+                    ) from error
+                raise _PassingError(f"{place} cannot be reached: {type(error).__name__}: {error}") from error
+            return _answer(place, response, content)
+
+    def _authorization(self) -> dict[str, str]:
+        if self.api_key_variable is None:
+            return {}
+        key = os.environ.get(self.api_key_variable, "").strip()
+        if not key or not (key.isascii() and key.isprintable()):
+            raise ConfigurationError(
+                f"The environment variable {self.api_key_variable} must hold the key for {self.url}, in plain ASCII; "
+                f"it {'holds other characters' if key else 'is not set'}."
+            )
+        return {"Authorization": f"Bearer {key}"}
+
+    def _pause(self, attempt: int, retry_after_s: float | None) -> float:
+        # Drawn from the system's noise: the random numbers of the training run must not depend on the network.
+        spread = 0.5 + secrets.randbelow(1001) / 2000
+        pause = self.backoff_s * 2.0**attempt * spread
+        return min(max(pause, retry_after_s or 0.0), _LONGEST_PAUSE_S)
+
+
+class _PassingError(Exception):
+    """Trouble that may be over soon."""
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.retry_after_s = status, retry_after_s
+
+
+class _Deadline:
+    """Cuts a connection at the deadline: a socket's own limit starts anew with every byte that trickles in."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.passed = False
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(timeout_s, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def watch(self, connected: socket.socket) -> None:
+        self._socket = connected
+
+    def _cut(self) -> None:
+        self.passed = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _answer(place: str, response: http.client.HTTPResponse, content: bytes) -> dict[str, Any]:
+    text = content.decode("utf-8", errors="replace")
+    said = " ".join(text.split())[:_SHOWN] or response.reason
+    if response.status in _PASSING:
+        seconds = response.getheader("Retry-After") or ""
+        retry_after_s = float(seconds) if seconds.isdecimal() else None
+        raise _PassingError(
+            f"{place} answered {response.status}: {said}", status=response.status, retry_after_s=retry_after_s
+        )
+    if response.status != 200:
+        raise RemoteError(f"{place} answered {response.status}: {said}{_hint(response)}", status=response.status)
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        raise RemoteError(f"{place} answered what is not JSON ({error}): {said}", status=200) from error
+    if not isinstance(answer, dict):
+        raise RemoteError(f"{place} must answer a JSON object, and answered {said}", status=200)
+    return answer
+
+
+def _hint(response: http.client.HTTPResponse) -> str:
+    if response.status in (401, 403):
+        return " Name the environment variable that holds the key in api_key_variable."
+    if response.status in (404, 405):
+        return " The url should end where the API begins, often in /v1, and the server must know the model."
+    if 300 <= response.status < 400:
+        return f" Give the address it points to as url: {response.getheader('Location')}."
+    return ""
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment or parts.username is not None:
+        raise ConfigurationError(
+            f"url={url!r} must be the address of an API, such as http://localhost:8000/v1, without a key in it."
+        )
+    return parts
