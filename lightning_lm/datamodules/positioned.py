@@ -54,8 +54,9 @@ class PositionedDataModule(LightningDataModule):
         if stage != "fit" or self.trainer is None:
             return
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, StepAlignment) for callback in callbacks):
-            callbacks.append(StepAlignment(self))
+        # The Trainer may have been given another datamodule before, whose steps are no concern any more.
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, StepAlignment)]
+        callbacks.append(StepAlignment(self))
         if not self.trainer.global_step:
             self._samples, self._begin_step = 0, None
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch import Callback, LightningDataModule
 
 from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStream
 from lightning_lm.datamodules.corpus import Corpus
-from lightning_lm.datamodules.loader import Loading, Share, TrainLoader, ValidationLoader
-from lightning_lm.datamodules.resume import StepAlignment, check_same_rows
+from lightning_lm.datamodules.loader import Loading, ValidationLoader
+from lightning_lm.datamodules.positioned import PositionedDataModule
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.evals import token_counts
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart, TrainBPE
 
@@ -21,7 +21,7 @@ __all__ = ["TextDataModule"]
 AnySource = Source | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(PositionedDataModule):
     """Packed rows of text for pretraining, from any source, in an order that only the seed decides.
 
     The tokenizer is trained or loaded and the text is tokenized once; both are kept in a cache and used again. The
@@ -59,27 +59,14 @@ class TextDataModule(LightningDataModule):
         seed: int = 0,
         loading: Loading = Loading(),
     ) -> None:
-        super().__init__()
-        if context_length < 1 or batch_size < 1:
-            raise ConfigurationError(
-                f"context_length and batch_size must be at least 1, got {context_length} and {batch_size}."
-            )
+        super().__init__(batch_size=batch_size, loading=loading)
+        if context_length < 1:
+            raise ConfigurationError(f"context_length must be at least 1, got {context_length}.")
         self._corpus = Corpus(train, validation, tokenizer, loading)
         self.tokenizer: Tokenizer | None = self._corpus.tokenizer
         self.context_length = context_length
-        self.batch_size = batch_size
-        self._packing, self._seed, self._loading = packing, seed, loading
-        self._train: TokenStream | None = None
+        self._packing, self._seed = packing, seed
         self._validation: TokenStream | None = None
-        self._samples = 0
-        self._begin_step: int | None = None
-
-    @property
-    def samples_consumed(self) -> int:
-        """Rows that the optimizer has been given since training began."""
-        if self._begin_step is None or self.trainer is None:
-            return self._samples
-        return self._samples + (self.trainer.global_step - self._begin_step) * self.batch_size
 
     def validation_texts(self) -> Iterator[str]:
         """Yield the documents for validation as they were before tokenizing."""
@@ -89,8 +76,7 @@ class TextDataModule(LightningDataModule):
         """Return how often each token id occurs in the training text, int64 [vocab_size]."""
         assert self.tokenizer is not None, "setup() comes first"
         stores = self._corpus.prepare(show_progress=False).train
-        counts = [np.bincount(store.tokens, minlength=self.tokenizer.vocab_size) for store in stores]
-        return np.sum(counts, axis=0)
+        return np.sum([token_counts(store.tokens, self.tokenizer.vocab_size) for store in stores], axis=0)
 
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize, where the cache does not hold the result yet. Runs on one rank a machine.
@@ -108,17 +94,7 @@ class TextDataModule(LightningDataModule):
         self._train = TokenStream(prepared.train, row_length=row_length, packing=self._packing, seed=self._seed)
         if prepared.validation is not None:
             self._validation = TokenStream(prepared.validation, row_length=row_length, shuffle=False)
-        if stage == "fit" and self.trainer is not None:
-            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-            if not any(isinstance(callback, StepAlignment) for callback in callbacks):
-                callbacks.append(StepAlignment(self))
-            if not self.trainer.global_step:
-                self._samples, self._begin_step = 0, None
-
-    def train_dataloader(self) -> TrainLoader:
-        """Return the micro-batches of this rank, from wherever training stands."""
-        assert self._train is not None, "setup() comes first"
-        return TrainLoader(self._train, self._share(), self._position, self._loading)
+        self.attach(stage)
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the validation rows of this rank; nothing where no text is held out."""
@@ -127,39 +103,3 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the same rows as for validation."""
         return self.val_dataloader()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position, and what says which rows it counts."""
-        if self._train is None:
-            return {}
-        return {
-            "samples": self.samples_consumed,
-            "seed": self._seed,
-            "fingerprint": self._train.fingerprint,
-            "rows": self._train.description,
-            "batch_size": self.batch_size,
-            "micro_batches": self._share().micro_batches,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the position of a checkpoint.
-
-        Raises:
-            FingerprintError: If training goes on and its rows would not be the checkpoint's.
-        """
-        if self.trainer is None or self.trainer.state.fn == "fit":
-            assert self._train is not None, "setup() comes first"
-            check_same_rows(state_dict, self._train, accept=self._loading.accept_changed_data)
-            self._samples, self._begin_step = int(state_dict["samples"]), None
-
-    def begin_at(self, step: int) -> None:
-        """Take note that the position so far holds at this optimizer step."""
-        self._samples, self._begin_step = self.samples_consumed, step
-
-    def _position(self) -> int:
-        # overfit_batches asks for the same batches each epoch.
-        overfits = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return 0 if overfits else self.samples_consumed
-
-    def _share(self) -> Share:
-        return Share.of(self.trainer, self.batch_size)

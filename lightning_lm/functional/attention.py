@@ -201,12 +201,14 @@ def _attend(
 ) -> Tensor:
     """Weigh the values by the softmax of the scores, in one kernel where there is no soft cap."""
     grouped = query.size(1) != key.size(1)
+    # On GPUs no kernel takes both groups and a mask, and torch would fall back to one that holds all scores.
+    if grouped and (options.softcap is not None or (mask is not None and query.device.type != "cpu")):
+        key, value = (x.repeat_interleave(query.size(1) // x.size(1), dim=1) for x in (key, value))
+        grouped = False
     if options.softcap is None:
         return F.scaled_dot_product_attention(
             query, key, value, mask, options.dropout, causal, scale=options.scale, enable_gqa=grouped
         )
-    if grouped:
-        key, value = (x.repeat_interleave(query.size(1) // x.size(1), dim=1) for x in (key, value))
     if causal:
         mask = band(query.size(2), key.size(2), None, device=query.device)
     scores = (query * options.scale) @ key.transpose(-2, -1)

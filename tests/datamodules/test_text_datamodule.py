@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -11,6 +12,7 @@ from lightning_lm.data import Files, Mixture, Texts, TokenStore
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.datamodules import corpus as corpus_module
 from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.evals import compression
 from lightning_lm.tokenizers import Bytes, ByteTokenizer, TrainBPE
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -103,10 +105,10 @@ def test_a_mixture_keeps_its_weights_over_the_split(make_data):
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert corpus_module._cache_folder(None) == tmp_path / "lightning-lm"
+    assert corpus_module.cache_folder(None) == tmp_path / "lightning-lm"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert corpus_module._cache_folder(None) == Path.home() / ".cache" / "lightning-lm"
-    assert corpus_module._cache_folder("here") == Path("here")
+    assert corpus_module.cache_folder(None) == Path.home() / ".cache" / "lightning-lm"
+    assert corpus_module.cache_folder("here") == Path("here")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +178,15 @@ def test_only_a_trainer_that_goes_on_keeps_the_position(make_data, noting):
     assert data.samples_consumed == 8
 
 
+def test_a_trainer_that_goes_on_with_another_corpus_moves_on_in_it(make_data, noting, texts):
+    trainer = Trainer(max_steps=2, enable_model_summary=False, **QUIET)
+    trainer.fit(noting, make_data(texts[:15]))
+    trainer.fit_loop.epoch_loop.max_steps = 6
+    another = make_data(texts[15:])
+    trainer.fit(noting, another)
+    assert another.samples_consumed == 4 * another.batch_size
+
+
 def test_overfitting_sees_the_same_batches_each_epoch(make_data, noting):
     trainer = Trainer(max_epochs=3, overfit_batches=2, enable_model_summary=False, **QUIET)
     trainer.fit(noting, make_data())
@@ -197,3 +208,13 @@ def test_train_token_counts_are_those_of_the_training_side(make_data, texts):
     counts = data.train_token_counts()
     assert counts[:256].tolist() == [sum(text.count(byte) for text in trained) for byte in range(256)]
     assert counts[data.tokenizer.eos_id] == len(trained)
+
+
+def test_token_counts_of_a_large_store_take_little_memory(make_data, monkeypatch):
+    data = ready(make_data(["ab" * 5_000] * 30))
+    sizes = []
+    count = np.bincount
+    monkeypatch.setattr(compression, "_CHUNK", 1000)
+    monkeypatch.setattr(np, "bincount", lambda ids, **options: sizes.append(len(ids)) or count(ids, **options))
+    assert data.train_token_counts().sum() == 30 * 10_001
+    assert max(sizes) <= 1000

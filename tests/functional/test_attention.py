@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lightning_lm.functional.attention import Documents, causal_attention
 
@@ -117,6 +118,22 @@ def test_nothing_at_all_leaks_between_documents():
     after = causal_attention(query, key, value, mask=documents)
     assert torch.equal(before[:, :, 17:], after[:, :, 17:])
     assert not torch.equal(before[:, :, :17], after[:, :, :17])
+
+
+def test_a_masked_kernel_off_the_cpu_is_given_whole_heads(monkeypatch):
+    """No kernel for GPUs takes a mask and groups; torch would compute all scores of all pairs."""
+    kernel, grouped = F.scaled_dot_product_attention, []
+
+    def watched(*args, enable_gqa=False, **options):
+        grouped.append(enable_gqa)
+        return kernel(*args, enable_gqa=enable_gqa, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    inputs = [tensor.to("meta") for tensor in tensors(heads=4, kv_heads=2)]
+    documents = Documents.from_ids(torch.zeros(2, 12, dtype=torch.int64, device="meta"))
+    assert causal_attention(*inputs, mask=documents).shape == inputs[0].shape
+    causal_attention(*inputs)
+    assert grouped == [False, True]
 
 
 def test_whole_rows_need_no_documents():

@@ -210,6 +210,14 @@ def test_load_model_gives_the_trained_model(run, tmp_path):
     assert torch.equal(model(ids), module.model.eval()(ids))
 
 
+def test_load_from_checkpoint_needs_no_trainer(run, config, tmp_path):
+    module, _ = run(3, "run")
+    config = dataclasses.replace(config, dropout=0.2)
+    again = PretrainModule.load_from_checkpoint(tmp_path / "run" / "step=3.ckpt", model=config, weights_only=True)
+    assert same_weights(again, module)
+    assert int(again.tokens_seen) == int(module.tokens_seen)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_load_model_keeps_the_precision_and_the_tie(config, row_data, make_trainer, tmp_path, tied):
     module = PretrainModule(dataclasses.replace(config, tie_embeddings=tied))
