@@ -217,7 +217,7 @@ class _Reader:
     def _text(self, choice: Mapping[str, Any], prompt: Sequence[int], ids: Sequence[int]) -> tuple[str, bool]:
         """Return the text of an answer, and whether one of the stop strings ended it."""
         if self.tokenizer is None:
-            return str(choice.get("text") or ""), bool(self.stop_strings)
+            return str(choice.get("text") or ""), False
         vocab_size = self.tokenizer.vocab_size
         if max(ids, default=0) >= vocab_size:
             raise RemoteError(

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from lightning_lm.errors import ConfigurationError, RemoteError
 from lightning_lm.generation import GenerationBackend, Generator, HTTPGenerator, Sampling
 from lightning_lm.http import JSONServer
+from lightning_lm.models import Attention, Layer, TransformerConfig
 from lightning_lm.tokenizers import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -110,6 +112,13 @@ def test_ids_may_come_as_the_names_of_tokens(backend):
     assert completion.token_ids == (104, 105, EOS)
 
 
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_without_a_tokenizer_the_server_says_how_it_ended(backend, reason):
+    generator, _ = backend(answer(choice("hi", finish=reason)), tokenizer=None)
+    (completion,) = generator.generate([[1]], sampling=WARM, logprobs=True, stop_strings=["\n"])
+    assert (completion.token_ids, completion.text, completion.finish_reason) == ((104, 105, EOS), "hi", reason)
+
+
 PLAIN = {"index": 0, "text": "hi", "finish_reason": "stop"}
 
 
@@ -188,6 +197,27 @@ def test_settings_that_cannot_work_are_refused(backend, wrong):
 def test_a_prompt_must_be_ids(backend, prompt):
     with pytest.raises(ConfigurationError, match="Prompt 0"):
         backend(answer())[0].generate([prompt])
+
+
+@pytest.mark.parametrize("settings", [{"stop_ids": [120, 121]}, {"stop_strings": ["a", "e", "\u00e9"]}])
+def test_what_our_generator_says_comes_back_as_it_was(backend, settings):
+    layers = Layer(mixer=Attention(num_heads=2))
+    torch.manual_seed(0)
+    model = TransformerConfig(vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=1, layers=layers).build()
+    asked = {"sampling": WARM, "max_new_tokens": 40, "num_samples": 30, "logprobs": True, **settings}
+    expected = Generator(model, TOKENIZER).generate([[104, 105]], **asked)
+    sent = [
+        choice(
+            completion.text,
+            index=index,
+            token_ids=list(completion.token_ids),
+            logprobs={"token_logprobs": list(completion.logprobs)},
+            finish="length" if completion.finish_reason == "length" else "stop",
+        )
+        for index, completion in enumerate(expected)
+    ]
+    assert {completion.finish_reason for completion in expected} >= {"length", "stop"}
+    assert backend(answer(*sent))[0].generate([[104, 105]], **asked) == expected
 
 
 def test_both_generators_fit_the_protocol(backend):
