@@ -105,7 +105,7 @@ class PPOModule(PolicyModule):
         ]
         children = self.optimizer_part.children(learned)
         for group in (group for child in children for group in child.param_groups):
-            group.update(lr=group["lr"] * scale, name=f"critic_{group['name']}")
+            group.update(lr=group["lr"] * scale, name=f"critic_{group.get('name', 'all')}")
         return CombinedOptimizer([*policy.children, *children])
 
     # --- rollouts ---
