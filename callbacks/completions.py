@@ -73,8 +73,9 @@ class Completions(LeanHooks, Callback):
             return
         every = self._every_n_steps
         due = self._interval.ends(trainer) if every is None else trainer.global_step % every == 0
-        if due and trainer.is_global_zero and pl_module.last_rollout is not None:
-            rollout, experience = pl_module.last_rollout
+        taken: tuple[Rollout, Experience] | None = getattr(pl_module, "last_rollout", None)
+        if due and trainer.is_global_zero and taken is not None:
+            rollout, experience = taken
             rows = self._rows(rollout, experience)
             rich.get_console().print(_table(rows, rollout.names, trainer.global_step))
             _write(trainer, rows, rollout.names)
