@@ -103,3 +103,7 @@ class TextDataModule(PositionedDataModule):
     def test_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the same rows as for validation."""
         return self.val_dataloader()
+
+    def predict_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return the same rows as for validation."""
+        return self.val_dataloader()

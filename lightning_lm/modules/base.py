@@ -84,6 +84,7 @@ class LMModule(MeasuredModule, abc.ABC):
             return
         if self.model_config is not None:
             self.model = self.model_config.build(self._vocab_size())
+        _check_length(self.model, self._trainer)
         self._configured = True
         recompute_blocks(self.model, self.activation_checkpointing)
         if self.compile_what == "blocks":
@@ -265,3 +266,13 @@ def _steps_of(trainer: Trainer, schedule: Schedule) -> int:
             "Set max_steps or max_epochs, give the schedule horizon_tokens, or use Constant."
         )
     return 1
+
+
+def _check_length(model: nn.Module, trainer: Any) -> None:
+    rows = getattr(getattr(trainer, "datamodule", None), "context_length", None)
+    limit = getattr(getattr(model, "config", None), "context_length", None)
+    if isinstance(rows, int) and isinstance(limit, int) and rows > limit:
+        raise ConfigurationError(
+            f"The data has context_length={rows}, but the model was described with context_length={limit}. Set both: "
+            f"--model.model.context_length {rows}, or --data.context_length {limit}."
+        )

@@ -153,6 +153,10 @@ class MeasuredModule(LightningModule, abc.ABC):
         """Add up a batch, and return its sums for callbacks."""
         return self._evaluate(batch)
 
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Return the sums of a batch, and log nothing."""
+        return self.evaluate_batch(batch)
+
     def _evaluate(self, batch: Any) -> dict[str, Tensor]:
         sums = self.evaluate_batch(batch)
         self.record("loss", sums["nll_sum"], sums["num_tokens"])
