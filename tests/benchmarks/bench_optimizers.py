@@ -22,7 +22,7 @@ from lightning_lm.models import Attention, Layer, TransformerConfig
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import WSD, AdamW, Muon, OptimizerPart
 
-ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+ADAMW_RATES = (5e-4, 1e-3, 2e-3)
 MUON_RATES = (0.01, 0.02, 0.04)
 MUON_ADAMW_RATES = (6e-3,)
 
