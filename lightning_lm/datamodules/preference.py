@@ -15,6 +15,7 @@ from lightning_lm.data.preference import PairRows, PairStream, PreferencePairs
 from lightning_lm.datamodules.corpus import cache_folder
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.datamodules.positioned import PositionedDataModule
+from lightning_lm.datamodules.tokenizer import make_tokenizer
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart
 
@@ -34,7 +35,8 @@ class PreferenceDataModule(PositionedDataModule):
         train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
             Hugging Face dataset) or a function that returns one.
         validation: The same for validation, or the share of ``train`` to hold out for it, or None.
-        tokenizer: A tokenizer, or how to get one. Where it is to be trained, on the texts of ``train``.
+        tokenizer: A tokenizer, or how to get one; left out, that of the checkpoint from which the model starts. One
+            that is to be trained is, on the texts of ``train``.
         template: Writes conversations as text.
         rows: The longest row, and what becomes of longer pairs.
         batch_size: Pairs per optimizer step, over all ranks and micro-batches.
@@ -51,7 +53,7 @@ class PreferenceDataModule(PositionedDataModule):
         train: AnyExamples,
         validation: float | AnyExamples | None = None,
         *,
-        tokenizer: TokenizerPart | Tokenizer,
+        tokenizer: TokenizerPart | Tokenizer | None = None,
         template: ChatTemplate = Plain(),
         rows: PairRows = PairRows(),
         batch_size: int = 64,
@@ -73,21 +75,17 @@ class PreferenceDataModule(PositionedDataModule):
             DataError: If a record is no preference, or no pair is left.
         """
         if self.train_pairs is None:
-            self.tokenizer = self._make_tokenizer()
             train, validation = self._sources
+            cache = cache_folder(self._loading.cache_dir) / "tokenizers"
+            self.tokenizer = make_tokenizer(
+                self._given_tokenizer, lambda: texts_of(train.records()), cache, self.trainer
+            )
             self.train_pairs = self._encoded(train, self.tokenizer)
             self.validation_pairs = None if validation is None else self._encoded(validation, self.tokenizer)
             self._train = PairStream(
                 self.train_pairs, seed=self._seed, step_size=self.batch_size, steps_sorted=self._rows.steps_sorted
             )
         self.attach(stage)
-
-    def _make_tokenizer(self) -> Tokenizer:
-        given = self._given_tokenizer
-        if not isinstance(given, TokenizerPart):
-            return given
-        cache = cache_folder(self._loading.cache_dir) / "tokenizers"
-        return given.build(lambda: texts_of(self._sources[0].records()), cache)
 
     def _encoded(self, source: ExampleSource, tokenizer: Tokenizer) -> PreferencePairs:
         pairs = PreferencePairs.from_records(source.records(), tokenizer, self._template, self._rows)
