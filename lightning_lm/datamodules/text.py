@@ -76,7 +76,10 @@ class TextDataModule(PositionedDataModule):
         """Return how often each token id occurs in the training text, int64 [vocab_size]."""
         assert self.tokenizer is not None, "setup() comes first"
         stores = self._corpus.prepare(show_progress=False).train
-        return np.sum([token_counts(store.tokens, self.tokenizer.vocab_size) for store in stores], axis=0)
+        total = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
+        for store in stores:
+            total += token_counts(store.tokens, self.tokenizer.vocab_size)
+        return total
 
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize, where the cache does not hold the result yet. Runs on one rank a machine.
