@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
@@ -77,12 +78,16 @@ class KLReward(Part):
 class ValueModel(nn.Module):
     """The body of a language model with one number per token in place of logits.
 
+    What answers earn on average is kept apart, in ``mean_reward``. Were it learned, all features would first be bent
+    towards it, and what tells a good beginning from a bad one would be lost.
+
     Args:
         model: Meets `protocols.LanguageModel`. It is copied as it is now; its output layer is not used, and frozen.
 
     Attributes:
         body: The copy.
         value: The new output layer; it begins at zero.
+        mean_reward: What answers earned on average in the newest rollout; added to each value.
 
     Raises:
         ConfigurationError: If the model shows no features.
@@ -90,6 +95,7 @@ class ValueModel(nn.Module):
 
     body: Any
     value: nn.Linear
+    mean_reward: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -103,6 +109,7 @@ class ValueModel(nn.Module):
         self.value = with_role(nn.Linear(weight.shape[1], 1), "head").to(weight)
         for parameter in self.value.parameters():
             nn.init.zeros_(parameter)
+        self.register_buffer("mean_reward", torch.zeros((), dtype=torch.float32, device=weight.device))
         self._freeze_head()
 
     def _freeze_head(self) -> None:
@@ -121,6 +128,6 @@ class ValueModel(nn.Module):
         """
         learned = learned_tokens(batch)
         hidden: Tensor = self.body.hidden(**next_token_inputs(batch))[learned]
-        values = self.value(hidden)[:, 0].float()
+        values = self.value(hidden)[:, 0].float() + self.mean_reward
         spread: Tensor = values.new_zeros(learned.shape).masked_scatter(learned, values)
         return spread
