@@ -214,7 +214,11 @@ def form_of(record: Mapping[str, Any]) -> Form:
 
 
 def texts_of(records: Iterable[Record]) -> Iterator[str]:
-    """Yield what is said in records, piece by piece: prompts, answers, and the content of messages."""
+    """Yield what is said in records, piece by piece: prompts, answers, and the content of messages.
+
+    Args:
+        records: Of any form.
+    """
     for record in records:
         for field in dict.fromkeys(name for names in _FIELDS.values() for name in names):
             said = record.get(field)
