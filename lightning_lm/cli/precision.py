@@ -1,5 +1,7 @@
 """The number format of a run that does not name one: bfloat16 products where the device is made for them."""
 
+from collections.abc import Callable
+
 import torch
 
 __all__ = ["fast_precision"]
@@ -17,8 +19,7 @@ def fast_precision(accelerator: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "32-true"
-    # A CPU that only has the AVX-512 form gains little; the tiles of AMX take half the time of a float32 step.
-    capabilities: dict[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in every torch that is supported
-    return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
+    # A step takes half the time of a float32 one with the tiles of AMX, and 0.7 of it with the products of AVX-512.
+    read: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)  # not in every supported torch
+    capabilities = read()
+    return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"

@@ -7,21 +7,22 @@ from lightning_lm.cli.precision import fast_precision
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "cuda", "bf16", "amx", "expected"),
+    ("accelerator", "cuda", "bf16", "instructions", "expected"),
     [
-        ("auto", True, True, False, "bf16-mixed"),
-        ("gpu", True, False, True, "32-true"),
-        ("auto", False, False, True, "bf16-mixed"),
-        ("auto", False, False, False, "32-true"),
-        ("cpu", True, True, False, "32-true"),
-        ("cpu", True, True, True, "bf16-mixed"),
+        ("auto", True, True, "avx2", "bf16-mixed"),
+        ("gpu", True, False, "amx_bf16", "32-true"),
+        ("auto", False, False, "amx_bf16", "bf16-mixed"),
+        ("auto", False, False, "avx512_bf16", "bf16-mixed"),
+        ("auto", False, False, "avx512_f", "32-true"),
+        ("cpu", True, True, "avx512_f", "32-true"),
+        ("cpu", True, True, "amx_bf16", "bf16-mixed"),
     ],
 )
 def test_bfloat16_only_where_the_device_is_made_for_it(
-    monkeypatch: pytest.MonkeyPatch, accelerator: str, cuda: bool, bf16: bool, amx: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, cuda: bool, bf16: bool, instructions: str, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
     assert fast_precision(accelerator) == expected
