@@ -87,8 +87,12 @@ class _Job:
             "vocab_size": self.tokenizer.vocab_size,
             "eos_id": self.tokenizer.eos_id,
             "tokenizer": self.tokenizer.fingerprint,
-            "source": self.source.fingerprint,
+            "source": self._source_fingerprint(),
         }
+
+    def _source_fingerprint(self) -> str | None:
+        with _reading(self.source):
+            return self.source.fingerprint
 
     def finished(self) -> TokenStore | None:
         """Return the store that lies in ``out``, if it holds what this job would write."""
@@ -104,9 +108,11 @@ class _Job:
             return store
         if self.overwrite:
             return None
-        what = "tokenizer" if store.meta["tokenizer"] != meta["tokenizer"] else "text"
+        what = "another tokenizer" if store.meta["tokenizer"] != meta["tokenizer"] else "another text"
+        if meta["source"] is None and what == "another text":
+            what = "a text that cannot be compared with this one, which can be read only once"
         raise FingerprintError(
-            f"{self.out} already holds a token store made with another {what}. "
+            f"{self.out} already holds a token store made with {what}. "
             "Choose another folder, delete this one, or pass overwrite=True."
         )
 
@@ -117,7 +123,7 @@ class _Job:
         try:
             with _progress(self.source.num_bytes, show_progress) as advance:
                 shards: list[Path] = []
-                chunks = chunks_of(self.source.documents(), salt=self.tokenizer.fingerprint)
+                chunks = chunks_of(_documents(self.source), salt=self.tokenizer.fingerprint)
                 for path, num_bytes in encode_chunks(chunks, self.tokenizer, self.folder, num_workers):
                     shards.append(path)
                     advance(num_bytes)
@@ -157,6 +163,20 @@ def _progress(size: int | None, show: bool) -> Iterator[_Counter]:
         counter = _Counter(progress, size)
         yield counter
         counter.finish()
+
+
+@contextlib.contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Speak of the source where it cannot be read: other failures are of what is written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}.") from error
+
+
+def _documents(source: Source) -> Iterator[str]:
+    with _reading(source):
+        yield from source.documents()
 
 
 def _num_cores() -> int:

@@ -104,14 +104,24 @@ class Share:
             trainer: Knows the ranks.
             batch_size: Rows of an optimizer step.
             micro_batches: Left out, as many as the Trainer accumulates.
+
+        Raises:
+            ConfigurationError: If there are several ranks and the strategy does not say which rows each reads.
         """
         if trainer is None:
             return cls(batch_size)
-        sampler = trainer.distributed_sampler_kwargs or {}
+        sampler = trainer.distributed_sampler_kwargs
+        if sampler is None and trainer.world_size > 1:
+            raise ConfigurationError(
+                f"{type(trainer.strategy).__name__} runs {trainer.world_size} processes and does not say which of them "
+                "read the same rows, so that all would train on all rows. Give it distributed_sampler_kwargs "
+                '(num_replicas and rank), as Lightning\'s ParallelStrategy has them, or use "ddp".'
+            )
+        sampler = sampler or {"num_replicas": 1, "rank": 0}
         return cls(
             batch_size,
-            num_ranks=int(sampler.get("num_replicas", 1)),
-            rank=int(sampler.get("rank", 0)),
+            num_ranks=int(sampler["num_replicas"]),
+            rank=int(sampler["rank"]),
             micro_batches=micro_batches or trainer.accumulate_grad_batches,
         )
 

@@ -248,3 +248,14 @@ def test_progress_goes_to_standard_error(out, capsys):
     assert captured.out == ""
     assert "MB/s" in captured.err
     assert Path(out).exists()
+
+
+def test_a_source_that_cannot_be_read_is_named(out):
+    class Vanished(Texts):
+        def documents(self):
+            yield "one document"
+            raise PermissionError(13, "Permission denied", "secret.txt")
+
+    with pytest.raises(DataError, match=r"secret\.txt cannot be read: Permission denied"):
+        tokenize(Vanished(texts=("x",)), Bytes(), out)
+    assert not out.exists()

@@ -1,6 +1,7 @@
 """Who reads which rows."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,3 +73,13 @@ def test_validation_counts_each_token_once_and_ranks_have_equally_many_batches(s
 def test_rows_that_cannot_be_shared_equally_are_refused(batch_size, num_ranks, micro_batches):
     with pytest.raises(ConfigurationError, match=f"multiple of {num_ranks * micro_batches}"):
         Share(batch_size, num_ranks, 0, micro_batches)
+
+
+def test_a_strategy_that_does_not_say_who_reads_what_is_refused():
+    trainer = SimpleNamespace(
+        distributed_sampler_kwargs=None, world_size=2, strategy=object(), accumulate_grad_batches=1
+    )
+    with pytest.raises(ConfigurationError, match="all would train on all rows"):
+        Share.of(trainer, 8)
+    trainer.world_size = 1
+    assert Share.of(trainer, 8) == Share(8)
