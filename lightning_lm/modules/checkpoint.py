@@ -1,6 +1,7 @@
 """What our checkpoints carry besides Lightning's own entries, and reading them without running anyone's code."""
 
 import contextlib
+import errno
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,10 @@ def reading(path: Path | str) -> Iterator[None]:
             "unpickling foreign objects can run any code. If you trust its author, load it with torch.load(..., "
             "weights_only=False) yourself and save its tensors anew."
         ) from error
-    except (RuntimeError, EOFError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, UnicodeDecodeError, OSError) as error:
+        # A zip archive that ends early makes torch seek before its beginning, which is "Invalid argument".
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise CheckpointError(
             f"{path} cannot be read: it is truncated or no checkpoint. Use an earlier checkpoint of the run "
             f"(often in the same folder). torch says: {str(error).partition(chr(10))[0] or error!r}"

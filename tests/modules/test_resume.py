@@ -265,6 +265,20 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
         read_checkpoint(path)
 
 
+def test_a_checkpoint_that_was_cut_anywhere(tmp_path):
+    whole = tmp_path / "whole.ckpt"
+    torch.save({"state_dict": {f"w{k}": torch.zeros(50, 100) for k in range(10)}}, whole)
+    content = whole.read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    for length in (*range(0, len(content), len(content) // 100), *range(len(content) - 30, len(content))):
+        cut.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
+            read_checkpoint(cut)
+    assert len(read_checkpoint(whole)["state_dict"]) == 10
+    with pytest.raises(FileNotFoundError):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
 def test_a_file_of_something_else(tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="state_dict"):
