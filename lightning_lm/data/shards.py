@@ -3,11 +3,7 @@
 import concurrent.futures
 import hashlib
 import itertools
-import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_lm.data.parallel import follow_parent, start_method
 from lightning_lm.data.store import token_dtype
 from lightning_lm.errors import DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
@@ -88,11 +85,7 @@ def read_shard(path: Path, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[
 def _encode_in_processes(
     chunks: Iterable[Chunk], tokenizer: Tokenizer, folder: Path, num_workers: int
 ) -> Iterator[tuple[Path, int]]:
-    # A forked process has the tokenizer already and needs no `if __name__ == "__main__"` in the user's script.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context(method), _start_worker, (tokenizer, os.getpid())
-    )
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, start_method(), _start_worker, (tokenizer, os.getpid()))
     waiting: deque[tuple[Path, int, concurrent.futures.Future[None] | None]] = deque()
     try:
         for chunk in chunks:
@@ -123,15 +116,7 @@ _of_worker: dict[str, Tokenizer] = {}
 
 def _start_worker(tokenizer: Tokenizer, parent: int) -> None:
     _of_worker["tokenizer"] = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent was killed: nobody else would."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    follow_parent(parent)
 
 
 def _work(texts: list[str], path: Path) -> None:

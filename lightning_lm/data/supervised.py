@@ -1,6 +1,7 @@
 """Examples to imitate, as a token store that also knows which of its tokens are learned."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import mmap
@@ -17,6 +18,7 @@ from lightning_lm.data.chat import ChatTemplate, Message, Rendered
 from lightning_lm.data.examples import ExampleSource, Record
 from lightning_lm.data.lock import locked
 from lightning_lm.data.packing import OnePerRow, Packing, WholeFit
+from lightning_lm.data.parallel import map_chunks, num_cores
 from lightning_lm.data.store import TokenStore, token_dtype, write_store
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
@@ -177,7 +179,13 @@ def _encode_messages(
 
 
 def store_examples(
-    source: ExampleSource, tokenizer: Tokenizer, template: ChatTemplate, rows: SupervisedRows, cache: Path
+    source: ExampleSource,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    rows: SupervisedRows,
+    cache: Path,
+    *,
+    num_workers: int | None = None,
 ) -> SupervisedStore:
     """Encode the records of a source, or open what an earlier call has left in the cache.
 
@@ -187,6 +195,7 @@ def store_examples(
         template: Writes conversations as text.
         rows: How long examples may be, and what is learned of them.
         cache: Holds a folder for each combination of these.
+        num_workers: Processes that encode; one per core if left out. A few examples are never worth a process.
 
     Raises:
         DataError: If a record cannot be used, or none is left; says which.
@@ -198,12 +207,13 @@ def store_examples(
     with locked(cache):
         if folder.is_dir():
             return SupervisedStore(folder)
-        encoded = _Encoded(tokenizer, template, rows)
-        for number, record in enumerate(source.records()):
-            encoded.add(number, record)
+        encode = functools.partial(_encode, tokenizer, template, rows)
+        encoded = _Encoded()
+        for part in map_chunks(encode, source.records(), num_workers=num_workers or num_cores()):
+            encoded.extend(part)
         unfinished = cache / f"{folder.name}.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
-        encoded.write(unfinished, key)
+        _write(encoded, unfinished, key, tokenizer, rows)
         unfinished.rename(folder)
     return SupervisedStore(folder)
 
@@ -211,49 +221,67 @@ def store_examples(
 class _Encoded:
     """Examples in memory, five bytes a token."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, rows: SupervisedRows) -> None:
-        self._tokenizer, self._template, self._rows = tokenizer, template, rows
-        self._tokens, self._learned, self._lengths = array("I"), bytearray(), array("q")
+    def __init__(self) -> None:
+        self.tokens, self.learned, self.lengths = array("I"), bytearray(), array("q")
         self.counts = ExampleCounts()
 
-    def add(self, number: int, record: Record) -> None:
-        """Encode a record, unless nothing can be learned from it."""
-        try:
-            ids, mask = encode_example(record, self._tokenizer, self._template, self._rows.learn_on)
-        except (DataError, TokenizerError) as error:
-            raise DataError(f"Record {number}: {error}") from error
-        row_length = self._rows.context_length + 1
+    def add(self, rendered: Rendered, rows: SupervisedRows) -> None:
+        """Take an example in, unless nothing can be learned from it."""
+        ids, mask = rendered
+        row_length, counts = rows.context_length + 1, self.counts
         is_cut = len(ids) > row_length
         if not any(mask[1:]):
-            self.counts.empty += 1
-        elif is_cut and (self._rows.too_long == "drop" or not any(mask[1:row_length])):
-            self.counts.too_long += 1
+            counts.empty += 1
+        elif is_cut and (rows.too_long == "drop" or not any(mask[1:row_length])):
+            counts.too_long += 1
         else:
-            self.counts.kept += 1
-            self.counts.cut += is_cut
-            self.counts.num_learned += sum(mask[1:row_length])
-            self._tokens.extend(ids[:row_length])
-            self._learned.extend(mask[:row_length])
-            self._lengths.append(min(len(ids), row_length))
+            counts.kept += 1
+            counts.cut += is_cut
+            counts.num_learned += sum(mask[1:row_length])
+            self.tokens.extend(ids[:row_length])
+            self.learned.extend(mask[:row_length])
+            self.lengths.append(min(len(ids), row_length))
 
-    def write(self, folder: Path, source: str) -> None:
-        """Write a store that has all but its name."""
-        if not self.counts.kept:
-            report = self.counts.report(self._rows.context_length + 1)
-            raise DataError(f"There is nothing to learn from. {report or 'No record came.'}")
-        size = self._tokenizer.vocab_size
-        meta = {
-            "dtype": token_dtype(size).name,
-            "vocab_size": size,
-            "eos_id": None,  # what begins and ends an example has been written into it
-            "tokenizer": self._tokenizer.fingerprint,
-            "source": source,
-            "num_bytes": 0,
-            "counts": dataclasses.asdict(self.counts),
-        }
-        tokens = np.frombuffer(self._tokens, dtype=np.uint32).astype(token_dtype(size))
-        write_store(folder, [(tokens, np.frombuffer(self._lengths, dtype=np.int64))], meta)
-        with (folder / _LEARNED_FILE).open("wb") as file:
-            file.write(self._learned)
-            file.flush()
-            os.fsync(file.fileno())
+    def extend(self, other: "_Encoded") -> None:
+        """Take in all examples of another."""
+        self.tokens.extend(other.tokens)
+        self.learned.extend(other.learned)
+        self.lengths.extend(other.lengths)
+        pairs = zip(dataclasses.astuple(self.counts), dataclasses.astuple(other.counts), strict=True)
+        self.counts = ExampleCounts(*map(sum, pairs))
+
+
+def _encode(
+    tokenizer: Tokenizer, template: ChatTemplate, rows: SupervisedRows, first: int, records: list[Record]
+) -> _Encoded:
+    encoded = _Encoded()
+    for number, record in enumerate(records, start=first):
+        try:
+            rendered = encode_example(record, tokenizer, template, rows.learn_on)
+        except (DataError, TokenizerError) as error:
+            raise DataError(f"Record {number}: {error}") from error
+        encoded.add(rendered, rows)
+    return encoded
+
+
+def _write(encoded: _Encoded, folder: Path, source: str, tokenizer: Tokenizer, rows: SupervisedRows) -> None:
+    """Write a store that has all but its name."""
+    if not encoded.counts.kept:
+        report = encoded.counts.report(rows.context_length + 1)
+        raise DataError(f"There is nothing to learn from. {report or 'No record came.'}")
+    dtype = token_dtype(tokenizer.vocab_size)
+    meta = {
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": None,  # what begins and ends an example has been written into it
+        "tokenizer": tokenizer.fingerprint,
+        "source": source,
+        "num_bytes": 0,
+        "counts": dataclasses.asdict(encoded.counts),
+    }
+    tokens = np.frombuffer(encoded.tokens, dtype=np.uint32).astype(dtype)
+    write_store(folder, [(tokens, np.frombuffer(encoded.lengths, dtype=np.int64))], meta)
+    with (folder / _LEARNED_FILE).open("wb") as file:
+        file.write(encoded.learned)
+        file.flush()
+        os.fsync(file.fileno())

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lightning_lm.data.lock import locked
+from lightning_lm.data.parallel import num_cores
 from lightning_lm.data.shards import chunks_of, encode_chunks, read_shard
 from lightning_lm.data.sources import Source, as_source
 from lightning_lm.data.store import TokenStore, token_dtype, write_store
@@ -61,7 +62,7 @@ def tokenize(
     try:
         with locked(job.folder):
             if (store := job.finished()) is None:
-                store = job.run(num_workers or _num_cores(), show_progress)
+                store = job.run(num_workers or num_cores(), show_progress)
             shutil.rmtree(job.folder, ignore_errors=True)
     except OSError as error:
         raise _explained(error, job.out) from error
@@ -177,10 +178,6 @@ def _reading(source: Source) -> Iterator[None]:
 def _documents(source: Source) -> Iterator[str]:
     with _reading(source):
         yield from source.documents()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _explained(error: OSError, out: Path) -> DataError:

@@ -122,7 +122,10 @@ class ChatDataModule(PositionedDataModule):
         tokenizer = self.tokenizer
 
         def stored(source: ExampleSource) -> SupervisedStore:
-            return store_examples(source, tokenizer, self._template, self._rows, cache / "examples")
+            workers = self._loading.tokenize_workers
+            return store_examples(
+                source, tokenizer, self._template, self._rows, cache / "examples", num_workers=workers
+            )
 
         return stored(train), None if validation is None else stored(validation)
 

@@ -225,6 +225,24 @@ def test_a_record_that_cannot_be_used_is_named(tokenizer, tmp_path, record, matc
         stored(tmp_path, [{"prompt": "a", "completion": "b"}, record], tokenizer, SupervisedRows())
 
 
+def test_processes_give_the_same_store_and_name_the_same_record(tokenizer, tmp_path):
+    records = [{"prompt": "q" * (number % 9), "completion": str(number)} for number in range(2500)]
+    rows = SupervisedRows(context_length=9)
+    stores = [
+        store_examples(Examples(source=records), tokenizer, Plain(), rows, tmp_path / str(workers), num_workers=workers)
+        for workers in (1, 2)
+    ]
+    assert stores[0].fingerprint == stores[1].fingerprint
+    assert (stores[0].learned == stores[1].learned).all()
+    assert stores[0].counts == stores[1].counts
+    assert stores[0].counts.kept > 2000
+    assert stores[0].counts.cut > 0
+    records[2000] = {"text": "no answer"}
+    for workers in (1, 2):
+        with pytest.raises(DataError, match="Record 2000"):
+            store_examples(Examples(source=records), tokenizer, Plain(), rows, tmp_path, num_workers=workers)
+
+
 def test_a_source_that_can_be_read_once_is_refused(tokenizer, tmp_path):
     with pytest.raises(DataError, match="only once"):
         stored(tmp_path, iter([{"prompt": "a", "completion": "b"}]), tokenizer, SupervisedRows())
