@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ __all__ = [
     "Examples",
     "Form",
     "HeldOutExamples",
+    "PromptedExamples",
     "Record",
     "as_examples",
     "form_of",
@@ -108,6 +110,45 @@ class Examples(ExampleSource):
                 "that makes the generator, instead of the generator."
             )
         return super().fingerprint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptedExamples(ExampleSource):
+    """Records that get a prompt written from their other fields, such as a question with an instruction.
+
+    Args:
+        source: Another source, or a file or folder.
+        prompt: What is asked, with the names of fields in braces.
+    """
+
+    source: ExampleSource | str
+    prompt: str = "{question}"
+
+    def __post_init__(self) -> None:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(self.prompt) if field is not None]
+        except ValueError as error:
+            raise ConfigurationError(f"The prompt {self.prompt!r} has a brace without its other: {error}.") from error
+        if not all(field.isidentifier() for field in fields):
+            raise ConfigurationError(
+                f"The prompt {self.prompt!r} has {fields} in braces; only names of fields may stand there. Braces that "
+                "are meant as such are written twice."
+            )
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record, with its prompt.
+
+        Raises:
+            DataError: If a record lacks a field that the prompt names.
+        """
+        for record in as_examples(self.source).records():
+            try:
+                yield {**record, "prompt": self.prompt.format_map(record)}
+            except KeyError as error:
+                raise DataError(
+                    f"The prompt {self.prompt!r} needs the field {error}, and a record has {sorted(record)}. Name one "
+                    "of these in braces; braces that are meant as such are written twice."
+                ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -112,11 +112,12 @@ class MathAnswer(Reward):
     """1 where the completion's final answer has the value of the sample's answer, else 0.
 
     Args:
-        extractors: Ways to find the final answer; the first that finds one decides.
+        extractors: Ways to find the final answer; the first that finds one decides. Left out: after ``####``, boxed,
+            the last number.
         column: The column that holds the right answer, or a whole solution in one of the same forms.
     """
 
-    extractors: tuple[AnswerExtractor, ...] = (AfterHashes(), Boxed(), LastNumber())
+    extractors: tuple[AnswerExtractor, ...] | None = None
     column: str = "answer"
 
     @override
@@ -133,12 +134,16 @@ class MathAnswer(Reward):
     def _is_right(self, completion: str, answer: str) -> bool:
         given = self._extract(completion)
         # A right answer of another form, such as "x + 1", is taken as it stands, not for the number it ends with.
-        explicit = [find for find in self.extractors if not isinstance(find, LastNumber)]
+        explicit = [find for find in self._ways if not isinstance(find, LastNumber)]
         right = next((found for find in explicit if (found := find(answer)) is not None), answer)
         return given is not None and same_answer(given, right)
 
     def _extract(self, text: str) -> str | None:
-        return next((found for find in self.extractors if (found := find(text)) is not None), None)
+        return next((found for find in self._ways if (found := find(text)) is not None), None)
+
+    @property
+    def _ways(self) -> tuple[AnswerExtractor, ...]:
+        return (AfterHashes(), Boxed(), LastNumber()) if self.extractors is None else self.extractors
 
 
 def same_answer(given: str, right: str) -> bool:

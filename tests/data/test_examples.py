@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightning_lm.data.examples import Examples, as_examples, form_of, split_preference
+from lightning_lm.data.examples import Examples, PromptedExamples, as_examples, form_of, split_preference
 from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.errors import ConfigurationError, DataError
 
@@ -55,6 +55,27 @@ def test_forms() -> None:
     assert form_of({"prompt": "a", "answer": "4"}) == "prompt"
     with pytest.raises(DataError, match=r"\['question'\]"):
         form_of({"question": "?"})
+
+
+def test_prompts_are_written_from_other_fields(tmp_path: Path) -> None:
+    problems = [{"question": "1 {+} 1?", "answer": "Two.\n#### 2"}, {"question": "2 + 2?", "answer": "#### 4"}]
+    source = PromptedExamples(source=as_examples(problems), prompt="{question} Think in {{braces}}.")
+    assert list(source.records()) == [
+        problem | {"prompt": f"{problem['question']} Think in {{braces}}."} for problem in problems
+    ]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    from_file = PromptedExamples(source=str(tmp_path / "problems.jsonl"), prompt=source.prompt)
+    assert list(from_file.records()) == list(source.records())
+    assert from_file.fingerprint == source.fingerprint
+    assert from_file.fingerprint != PromptedExamples(source=from_file.source, prompt="{answer}").fingerprint
+
+
+def test_prompts_that_cannot_be_written_are_refused() -> None:
+    with pytest.raises(DataError, match=r"needs the field 'problem', and a record has \['answer', 'question'\]"):
+        list(PromptedExamples(source=as_examples([{"question": "", "answer": ""}]), prompt="{problem}").records())
+    for prompt, message in (("{question", "without its other"), ("{}", "only names"), ("{a.b}", "only names")):
+        with pytest.raises(ConfigurationError, match=message):
+            PromptedExamples(source=as_examples([]), prompt=prompt)
 
 
 def test_implicit_prompts() -> None:

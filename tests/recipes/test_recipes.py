@@ -23,7 +23,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Text, conversations and a model of Hugging Face."""
+    """Text, conversations, problems in the form of GSM8K, and a model of Hugging Face."""
     folder = tmp_path_factory.mktemp("materials")
     (folder / "corpus").mkdir()
     texts = [" ".join(WORDS[(number * step) % len(WORDS)] for step in range(1, 40)) for number in range(40)]
@@ -31,11 +31,18 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "corpus" / f"{number}.txt").write_text(text)
     said = [[{"role": "user", "content": text[:20]}, {"role": "assistant", "content": text[:9]}] for text in texts]
     (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": turns}) for turns in said))
+    problems = [
+        {"question": f"{name} has {a} apples and buys {b}. How many?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"}
+        for name in ("Ann", "Bo")
+        for a, b in ((1, 2), (20, 1000), (7, 5), (3, 9))
+    ]
+    for name, part in (("train", problems[:6]), ("test", problems[6:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     trained = BPETokenizer.train(texts, 300, special_tokens=special, show_progress=False)
     config = json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE})
     tokenizer = PretrainedTokenizer(trained.to_files()["tokenizer.json"], config=config)
-    model = TransformerConfig(vocab_size=tokenizer.vocab_size, d_model=32, num_layers=1, context_length=64).build()
+    model = TransformerConfig(vocab_size=tokenizer.vocab_size, d_model=32, num_layers=1, context_length=128).build()
     save_huggingface(model, folder / "hf-model", tokenizer)
     return folder
 
