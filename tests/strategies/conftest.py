@@ -1,0 +1,20 @@
+"""Ranks for the tests of strategies."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from workers import Workers
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable[[int], Workers]]:
+    """Return a function that gives 1 to 4 ranks, made when they are first asked for: ``ranks(2).run(f, *args)``."""
+    pools: dict[int, Workers] = {}
+
+    def of(size: int) -> Workers:
+        assert 1 <= size <= 4
+        return pools.setdefault(size, Workers(size))
+
+    yield of
+    for pool in pools.values():
+        pool.close()
