@@ -1,5 +1,6 @@
 """The warm start that the demonstrations of every objective share, made by the recipe as a user would make it."""
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ class Demo(NamedTuple):
 
     checkpoint: Path
     accuracy: float
-    """Share of held-out numbers that greedy decoding reverses, counted here and not by the run."""
+    """Share of held-out numbers that greedy decoding reverses, counted here and not by the run; NaN for a judge."""
     curves: dict[str, list[float]]
 
 
@@ -62,7 +63,7 @@ def warm_start(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def run_demo(warm_start: Demo, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Demo]:
     """Run a recipe where the warm start lies."""
 
-    def run(recipe: str, name: str, *words: str) -> Demo:
+    def run(recipe: str, name: str, *words: str, answers: bool = True) -> Demo:
         folder = warm_start.checkpoint.parents[4]
         monkeypatch.chdir(folder)
         assert main(["fit", "--config", recipe, "--trainer.accelerator", "cpu", *words]) == 0
@@ -70,6 +71,6 @@ def run_demo(warm_start: Demo, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         events = EventAccumulator(str(checkpoint.parents[1]), size_guidance={"scalars": 0})
         events.Reload()
         curves = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-        return Demo(checkpoint, accuracy_of(checkpoint), curves)
+        return Demo(checkpoint, accuracy_of(checkpoint) if answers else math.nan, curves)
 
     return run
