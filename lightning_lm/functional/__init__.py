@@ -9,6 +9,7 @@ from lightning_lm.functional.cross_entropy import (
     measured_cross_entropy,
     token_cross_entropy,
 )
+from lightning_lm.functional.flash_attention import first_visible, flash_attention
 from lightning_lm.functional.logprobs import (
     TokenScores,
     entropy,
@@ -105,6 +106,8 @@ __all__ = [
     "draw",
     "entropy",
     "explained_variance",
+    "first_visible",
+    "flash_attention",
     "gae",
     "group_advantages",
     "keep_min_p",
