@@ -1,7 +1,6 @@
 """Low-rank adapters of ``peft`` on any module's model, merged into its weights for export."""
 
 import contextlib
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError, MissingDependencyError
-from lightning_lm.models import ModelConfig, parameter_roles
+from lightning_lm.models import ModelConfig, merge_adapters, parameter_roles
 from lightning_lm.modules import read_checkpoint
 from lightning_lm.modules.checkpoint import ENTRY, check_weights
 from lightning_lm.parts import Part
@@ -138,32 +137,6 @@ class LoRA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint which adapters it holds."""
         checkpoint[_ADAPTERS] = self.adapters.to_dict()
-
-
-def merge_adapters(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in which the adapters are part of the weights, and their modules are gone.
-
-    Args:
-        model: Has adapters of ``peft``. It stays as it is.
-
-    Raises:
-        MissingDependencyError: If ``peft`` is not installed.
-    """
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import ModulesToSaveWrapper
-    except ImportError as error:
-        raise MissingDependencyError("peft", "merge low-rank adapters", "hf") from error
-    merged = copy.deepcopy(model)
-    for name, child in list(merged.named_modules()):
-        if isinstance(child, BaseTunerLayer):
-            child.merge()
-            merged.set_submodule(name, child.get_base_layer())
-        elif isinstance(child, ModulesToSaveWrapper):
-            merged.set_submodule(name, child.modules_to_save[child.active_adapters[0]])
-    if hasattr(merged, "peft_config"):
-        del merged.peft_config
-    return merged.requires_grad_(True)
 
 
 def load_merged(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:

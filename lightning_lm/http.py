@@ -82,7 +82,8 @@ class JSONServer(Part):
             if attempt < self.retries:
                 time.sleep(self._pause(attempt, trouble.retry_after_s))
         tries = f" ({self.retries + 1} attempts)" if self.retries else ""
-        raise RemoteError(f"{trouble}{tries}.", status=trouble.status)
+        remedy = " Start the server, or correct its url." if trouble.status is None else ""
+        raise RemoteError(f"{trouble}{tries}.{remedy}", status=trouble.status)
 
     def _attempt(self, path: str, data: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
         parts = _split(self.url)

@@ -18,7 +18,7 @@ from lightning_lm.generation.speculative import Speculation, SpeculativeForward,
 from lightning_lm.generation.text import AnswerText
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["Completion", "Generator"]
+__all__ = ["Completion", "Generator", "evaluating", "with_seed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Generator:
             for index, ids in enumerate(prompt_ids)
             for sample in range(num_samples)
         ]
-        sampling = _with_seed(sampling)
-        with _evaluating(*self._models), self._without_gradients():
+        sampling = with_seed(sampling)
+        with evaluating(*self._models), self._without_gradients():
             for batch in self._batches(rows):
                 for _ in self._batch(batch, sampling, ends, logprobs=logprobs).steps():
                     pass
@@ -176,10 +176,10 @@ class Generator:
         batch = [Row(ids, (0, 0), text)]
         # As a decorator the mode is left whenever the reader of the stream runs; as a context it would leak to him.
         pieces: Callable[..., Iterator[str]] = self._without_gradients()(self._pieces)
-        return pieces(text, batch, _with_seed(sampling), ends)
+        return pieces(text, batch, with_seed(sampling), ends)
 
     def _pieces(self, text: AnswerText, rows: list[Row], sampling: Sampling, ends: Ends) -> Iterator[str]:
-        with _evaluating(*self._models):
+        with evaluating(*self._models):
             for _ in self._batch(rows, sampling, ends).steps():
                 if piece := text.take():
                     yield piece
@@ -278,7 +278,7 @@ class Generator:
 
 
 @contextlib.contextmanager
-def _evaluating(*models: Any) -> Iterator[None]:
+def evaluating(*models: Any) -> Iterator[None]:
     """Put modules into evaluation mode, and each of their parts back into the mode it had."""
     modules = [module for model in models if isinstance(model, nn.Module) for module in model.modules()]
     training = [module for module in modules if module.training]
@@ -298,7 +298,8 @@ def _begin_mark(tokenizer: Tokenizer | None) -> list[int]:
     return [] if mark is None else [mark]
 
 
-def _with_seed(sampling: Sampling) -> Sampling:
+def with_seed(sampling: Sampling) -> Sampling:
+    """Return settings whose noise is decided: a seed left out is taken from torch's global generator."""
     if sampling.seed is not None or sampling.greedy:
         return sampling
     return dataclasses.replace(sampling, seed=int(torch.randint(2**62, ())))

@@ -182,7 +182,10 @@ class _Reader:
 
     def completion(self, choice: Mapping[str, Any], prompt: Sequence[int]) -> Completion:
         if choice.get("finish_reason") not in ("stop", "length"):
-            raise RemoteError(f"The server broke an answer off: finish_reason={choice.get('finish_reason')!r}.")
+            raise RemoteError(
+                f"The server broke an answer off: finish_reason={choice.get('finish_reason')!r}. Look into its log; "
+                "it may have run out of memory, or been told to drop requests."
+            )
         if choice.get("prompt_token_ids") not in (None, list(prompt)):
             raise RemoteError("The server put other ids before the answer than the prompt; let it add no tokens.")
         ids = _token_ids(choice)
@@ -273,9 +276,15 @@ def _logprobs(choice: Mapping[str, Any], count: int) -> tuple[float, ...]:
     values = (choice.get("logprobs") or {}).get("token_logprobs")
     if not isinstance(values, list) or len(values) != count:
         got = f"{len(values)}" if isinstance(values, list) else "none"
-        raise RemoteError(f"The server must send a log-probability for each of {count} ids; it sent {got}.")
+        raise RemoteError(
+            f"The server must send a log-probability for each of {count} ids; it sent {got}. Training needs them: let "
+            "it heed the field logprobs (vLLM: --max-logprobs at least 1), or use a server that does."
+        )
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise RemoteError("The server sent a log-probability that is not a finite number.")
+        raise RemoteError(
+            "The server sent a log-probability that is not a finite number. Look for NaN in its weights, and for "
+            "truncation in its own defaults (vLLM: --generation-config vllm)."
+        )
     return tuple(map(float, values))
 
 

@@ -1,9 +1,11 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
 from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.adapters import merge_adapters
 from lightning_lm.models.attention import Attention, Mixer
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
+from lightning_lm.models.export import export_model
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.huggingface import PretrainedCheckpoint, load_huggingface, save_huggingface
 from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
@@ -68,12 +70,14 @@ __all__ = [
     "config_from_huggingface",
     "config_to_huggingface",
     "describe",
+    "export_model",
     "flops_per_token",
     "gpt2",
     "llama2",
     "llama3",
     "load_huggingface",
     "memory_estimate",
+    "merge_adapters",
     "mistral",
     "parameter_roles",
     "parameter_table",

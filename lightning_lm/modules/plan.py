@@ -3,7 +3,7 @@
 import dataclasses
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.generation import Sampling
+from lightning_lm.generation import Backend, OwnBackend, Sampling
 from lightning_lm.parts import Part
 from lightning_lm.rewards import Scoring
 
@@ -12,7 +12,7 @@ __all__ = ["RolloutPlan", "Validation"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validation(Part):
-    """How held-out prompts are answered.
+    """How held-out prompts are answered: always by the weights in training, never by a server that has its own.
 
     Args:
         samples: Answers to each prompt.
@@ -43,14 +43,17 @@ class RolloutPlan(Part):
         samples_per_prompt: Answers to each prompt: a group.
         max_new_tokens: Most tokens of an answer.
         sampling: How tokens are chosen. Only a temperature: what is trained is the distribution that was sampled.
+        backend: Who writes the answers.
         epochs: How often every answer is learned from.
         minibatches: Optimizer steps that an epoch is cut into.
         mask_truncated: Learn nothing from an answer that came to no end. It still counts in its group's baseline.
         resample_rounds: How often groups whose answers all earned the same are replaced by new ones, at most.
-        max_staleness: Most optimizer steps from an answer to learning from it; left out, as many as a rollout makes
-            necessary. More is off-policy than was planned, and refused.
+        max_staleness: Most optimizer steps from an answer to learning from it, and most by which the weights of a
+            server may be older than the policy; more is refused. Left out, as many as a rollout makes necessary, and
+            any number for a server (``rollout/sampler_staleness`` says how many).
         importance_cap: If given, a token counts as much more or less as the policy in training gives it more or less
-            probability than the one that generated, up to this factor. For generation in another precision or engine.
+            probability than the one that generated, up to this factor. For generation in another precision or engine,
+            and needed where a server answers with older weights.
         reward_weights: One factor per reward; all 1 when left out.
         scoring: How rewards are called.
         rows_at_once: Most answers that are generated, or scored, together. Changes no answer.
@@ -60,6 +63,7 @@ class RolloutPlan(Part):
     samples_per_prompt: int = 8
     max_new_tokens: int = 256
     sampling: Sampling = Sampling()
+    backend: Backend = OwnBackend()
     epochs: int = 1
     minibatches: int = 1
     mask_truncated: bool = False
@@ -80,6 +84,17 @@ class RolloutPlan(Part):
             raise ConfigurationError(
                 f"{self.sampling} does not sample from the distribution that is trained, so its gradient would be "
                 "wrong. Set only a temperature above 0; top_k, top_p, min_p and penalties must stay off."
+            )
+        self._check_backend()
+
+    def _check_backend(self) -> None:
+        push = self.backend.push
+        lags = self.backend.has_own_weights and (push is None or push.every > self.steps)
+        if lags and self.importance_cap is None:
+            raise ConfigurationError(
+                f"{type(self.backend).__name__} answers with weights that are older than the policy, which makes the "
+                "gradient wrong. Let the server have the weights before every rollout (weights=WeightPush(...), with "
+                f"every at most {self.steps}), or set importance_cap, such as 2.0, to correct for some of it."
             )
 
     @property

@@ -25,6 +25,7 @@ from lightning_lm.modules.reference import FrozenCopy
 from lightning_lm.modules.rollout import Rollout, RolloutEngine, SparePrompts
 from lightning_lm.modules.rollout_metrics import record_objective, record_rollout, record_sampler, record_validation
 from lightning_lm.modules.scores import token_scores
+from lightning_lm.modules.server_weights import ServerWeights
 from lightning_lm.optim import OptimizerPart, Schedule, SkipRule
 from lightning_lm.protocols import RewardFunction, Tokenizer
 
@@ -71,6 +72,7 @@ class PolicyModule(LMModule, abc.ABC):
         self.last_rollout: tuple[Rollout, Experience] | None = None
         self.reference: FrozenCopy | None = None
         self._steps_per_rollout = 1
+        self._server_weights = ServerWeights(plan)
 
     @abc.abstractmethod
     def judge(self, rollout: Rollout, rows: Experience) -> Experience:
@@ -89,7 +91,8 @@ class PolicyModule(LMModule, abc.ABC):
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether rollouts hold the policy's log-probabilities; a single step learns from those it computes anyway."""
-        return self.plan.steps > 1 or self.plan.importance_cap is not None
+        plan = self.plan
+        return plan.steps > 1 or plan.importance_cap is not None or plan.backend.has_own_weights
 
     # --- model ---
 
@@ -104,6 +107,7 @@ class PolicyModule(LMModule, abc.ABC):
         """Switch dropout off."""
         super().on_train_start()
         self.model.eval()
+        self._server_weights = ServerWeights(self.plan)  # what an earlier run has pushed may be gone
 
     def _tokenizer(self) -> Any:
         return super()._tokenizer() or self.tokenizer
@@ -129,7 +133,9 @@ class PolicyModule(LMModule, abc.ABC):
             micro_batch: Number within the optimizer step, where each micro-batch has its own rollout.
         """
         start_s, version = time.monotonic(), self.trainer.global_step
+        sampler_age = self._server_weights.update(self.model, self._tokenizer(), self.trainer)
         rollout = self._engine().collect(prompts, (self._seed or 0, version, micro_batch), spare)
+        rollout = dataclasses.replace(rollout, sampler_age=sampler_age)
         rows: Experience = rollout.rows(mask_truncated=self.plan.mask_truncated, device=self.device)
         mask = learned_tokens(rows)
         tokens, count = Ranks(self.trainer).sum(torch.tensor([mask.sum(), len(mask)], device=self.device)).tolist()
@@ -221,7 +227,7 @@ class PolicyModule(LMModule, abc.ABC):
         """Answer held-out prompts and record what the answers earn; no likelihood is measured."""
         plan = self.plan.validation
         sampling = dataclasses.replace(plan.sampling, seed=key_of("validation", self.trainer.global_rank))
-        record_validation(self, self._engine().answer(batch, plan.samples, sampling), plan)
+        record_validation(self, self._engine().answer(batch, plan.samples, sampling, held_out=True), plan)
         nothing = torch.zeros((), device=self.device)
         return {"nll_sum": nothing, "num_tokens": nothing.long(), "target_ids": nothing.new_zeros(0).long()}
 

@@ -1,10 +1,19 @@
 """What the processes of a run tell each other while they sample."""
 
+import contextlib
+from typing import Any, cast
+
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "whole_model"]
+
+
+def whole_model(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which each rank can run its module's model by itself; strategies that shard it offer one."""
+    context: Any = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
+    return cast(contextlib.AbstractContextManager[Any], context(trainer.lightning_module))
 
 
 class Ranks:

@@ -1,6 +1,5 @@
 """Answers to prompts from the policy that is trained, and what rewards say of them."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 
 from lightning_lm.data.permutation import key_of
 from lightning_lm.data.prompts import PromptBatch, join_prompts, take_prompts
-from lightning_lm.generation import Completion, Generator, Sampling
+from lightning_lm.generation import Completion, OwnBackend, PolicyAtWork, Sampling
 from lightning_lm.modules.plan import RolloutPlan
-from lightning_lm.modules.ranks import Ranks
+from lightning_lm.modules.ranks import Ranks, whole_model
 from lightning_lm.protocols import RewardFunction, Tokenizer
 from lightning_lm.rewards import RewardTable, score
 from lightning_lm.types import IGNORE_INDEX
@@ -38,6 +37,7 @@ class Rollout:
         totals: Weighted sums, float64 [answers]; NaN where no reward applies.
         names: Of the rewards.
         resampled: Groups that were replaced.
+        sampler_age: Optimizer steps by which the weights that answered are older than the policy.
     """
 
     prompts: PromptBatch
@@ -47,6 +47,7 @@ class Rollout:
     totals: np.ndarray
     names: tuple[str, ...]
     resampled: int = 0
+    sampler_age: int = 0
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -153,23 +154,20 @@ class RolloutEngine:
             rollout = _replace(rollout, dull, self.answer(again, samples, sampling))
         return rollout
 
-    def answer(self, prompts: PromptBatch, samples: int, sampling: Sampling) -> Rollout:
+    def answer(self, prompts: PromptBatch, samples: int, sampling: Sampling, *, held_out: bool = False) -> Rollout:
         """Answer prompts and have the answers judged.
 
         Args:
             prompts: Of this rank.
             samples: Answers to each.
             sampling: How tokens are chosen.
+            held_out: The answers measure the policy, so no server's weights will do.
         """
         plan, trainer = self._plan, self._trainer
-        generator = Generator(
-            self._model,
-            self._tokenizer,
-            batch_size=plan.rows_at_once,
-            steps_agree=(lambda unfinished: bool(self._ranks.largest(unfinished))) if trainer.world_size > 1 else None,
-        )
-        gather: Any = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
-        with gather(trainer.lightning_module), trainer.precision_plugin.forward_context():
+        backend = OwnBackend() if held_out and plan.backend.has_own_weights else plan.backend
+        agree = (lambda unfinished: bool(self._ranks.largest(unfinished))) if trainer.world_size > 1 else None
+        generator = backend.build(PolicyAtWork(self._model, self._tokenizer, plan.rows_at_once, agree))
+        with whole_model(trainer), trainer.precision_plugin.forward_context():
             completions = generator.generate(
                 [ids.tolist() for ids in prompts["prompt_ids"]],
                 sampling=sampling,

@@ -33,6 +33,7 @@ def record_rollout(module: MeasuredModule, rollout: Rollout, seconds: float) -> 
     module.record("rollout/seconds", seconds)
     module.record("rollout/tokens_per_s", lengths.sum(), seconds)
     module.record("rollout/resampled_groups", rollout.resampled)
+    module.record("rollout/sampler_staleness", rollout.sampler_age)
 
 
 def record_validation(module: MeasuredModule, rollout: Rollout, validation: Validation) -> None:
