@@ -14,5 +14,9 @@ def mapped_packages() -> list[str]:
 setup(
     packages=find_packages(include=["lightning_lm", "lightning_lm.*"]) + mapped_packages(),
     package_dir={f"lightning_lm.{name}": name for name in MAPPED},
-    package_data={"lightning_lm": ["py.typed"], **{name: ["*.yaml", "*.md"] for name in mapped_packages()}},
+    package_data={
+        "lightning_lm": ["py.typed"],
+        "lightning_lm.kernels": ["*.json"],
+        **{name: ["*.yaml", "*.md"] for name in mapped_packages()},
+    },
 )

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Kernels are tested in Triton's interpreter, which must be chosen before anything imports Triton. Set it to 0 on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch
 from jaxtyping import install_import_hook
 

@@ -1,0 +1,9 @@
+"""Triton kernels, each with a torch reference that is chosen where there is no Triton or no GPU.
+
+Every operation has one public function; `report` says what runs it here and why.
+"""
+
+from lightning_lm.kernels.backend import Choice, choices, force_backend, report, unavailable
+from lightning_lm.kernels.rms_norm import rms_norm
+
+__all__ = ["Choice", "choices", "force_backend", "report", "rms_norm", "unavailable"]

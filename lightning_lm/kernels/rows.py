@@ -1,0 +1,85 @@
+"""What the kernels that work on whole rows share: how a tensor becomes rows, and how many rows a program takes."""
+
+import torch
+from torch import Tensor
+
+from lightning_lm.kernels.launch import next_power_of_two
+from lightning_lm.kernels.tables import settings
+
+__all__ = ["FLOATS", "accurate", "partial_sums", "row_settings", "rows_of", "unsupported_dtype", "unsupported_rows"]
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""The types that kernels read and write; they compute in float32."""
+
+_LONGEST_ROW = 16384
+"""Features of a row that fits into the registers of one program."""
+
+
+def accurate(values: Tensor) -> Tensor:
+    """Return the values in float32, or as they are in float64.
+
+    Args:
+        values: Of any float type.
+    """
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return a tensor as a matrix whose rows are contiguous; copied only where it must be.
+
+    Args:
+        x: Features on the last axis.
+    """
+    rows = x.reshape(-1, x.size(-1))
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def unsupported_dtype(x: Tensor) -> str | None:
+    """Return why kernels cannot read a type, or nothing if they can.
+
+    Args:
+        x: The tensor.
+    """
+    return None if x.dtype in FLOATS else f"{x.dtype} is none of float32, float16 and bfloat16"
+
+
+def unsupported_rows(x: Tensor) -> str | None:
+    """Return why a row does not fit into a program, or nothing if it does.
+
+    Args:
+        x: Features on the last axis.
+    """
+    if x.ndim == 0 or not 0 < x.size(-1) <= _LONGEST_ROW:
+        return f"shape {tuple(x.shape)}: the last axis must have 1 to {_LONGEST_ROW} features"
+    return unsupported_dtype(x)
+
+
+def row_settings(operation: str, size: int, x: Tensor) -> dict[str, int]:
+    """Return how many rows and warps a program takes: 16 to 32 numbers a thread, and no fewer than 4 warps.
+
+    Args:
+        operation: Name of the kernel.
+        size: Features of a row.
+        x: What it works on.
+    """
+    block = next_power_of_two(size)
+    rows = max(1, 2048 // block)
+    default = {"ROWS": rows, "num_warps": min(max(rows * block // 512, 4), 16)}
+    return settings(operation, (size,), x.dtype, device=x.device, default=default)
+
+
+def partial_sums(rows: Tensor, chosen: dict[str, int]) -> tuple[int, int, Tensor]:
+    """Return the number of programs, the rows of each, and an empty row for the partial sum of each.
+
+    A gradient that is a sum over all rows is added up per program and then over programs, always in the same order:
+    there are no atomics, so a run can be repeated bit for bit.
+
+    Args:
+        rows: A matrix.
+        chosen: Launch settings; ``PROGRAMS``, if there, is taken out.
+    """
+    most = chosen.pop("PROGRAMS", 264)  # two for each multiprocessor of an H100
+    per_program = max(-(-len(rows) // most), 1)
+    per_program = -(-per_program // chosen["ROWS"]) * chosen["ROWS"]
+    programs = -(-len(rows) // per_program)
+    return programs, per_program, torch.empty(programs, rows.size(1), dtype=torch.float32, device=rows.device)
