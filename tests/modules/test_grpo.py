@@ -166,17 +166,18 @@ def two_processes():
     return {"devices": 2, "strategy": DDPStrategy(start_method="fork", process_group_backend="gloo")}
 
 
-def test_gradients_do_not_depend_on_ranks(config, experience, loader, make_trainer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("reduction", [SequenceMean(), RolloutTokenMean()], ids=lambda part: type(part).__name__)
+def test_gradients_do_not_depend_on_ranks(config, experience, loader, make_trainer, tmp_path, monkeypatch, reduction):
     experience["labels"][1:WINDOW:2] = IGNORE_INDEX  # the second rank has nothing to learn in the first window
     monkeypatch.setattr(Writer, "folder", tmp_path)
     trainer = make_trainer(max_epochs=1, accumulate_grad_batches=2, **two_processes())
     torch.manual_seed(0)
-    _, per_row = train_on(experience, loader, trainer, config.build(), SequenceMean(), WINDOW // 4, Writer)
+    _, per_row = train_on(experience, loader, trainer, config.build(), reduction, WINDOW // 4, Writer)
     for rank in range(2):
         seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for found, window in zip(seen, windows(experience), strict=True):
             torch.manual_seed(0)
-            wanted = exact(config.build(), window, SequenceMean(), per_row)
+            wanted = exact(config.build(), window, reduction, per_row)
             assert distance({name.removeprefix("module."): value for name, value in found.items()}, wanted) < 1e-6
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
@@ -175,9 +176,14 @@ def test_gradients_do_not_depend_on_micro_batches(config, rows, loader, make_tra
     module = SFTModule(config, optimizer=Record(), loss=loss)
     trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate)
     trainer.fit(module, loader(data, 16 // accumulate))
+    check(trainer.optimizers[0].children[0].seen, config, data, loss)
+
+
+def check(seen, config, data, loss):
+    """Compare the gradients of both windows with those of the definition, in float64 from all logits."""
     torch.manual_seed(0)
     model = config.build().double()
-    for found, part in zip(trainer.optimizers[0].children[0].seen, (slice(16), slice(16, 20)), strict=True):
+    for found, part in zip(seen, (slice(16), slice(16, 20)), strict=True):
         window = {name: value[part] for name, value in data.items()}
         targets = window["labels"][:, 1:]
         log_probs = model(window["input_ids"][:, :-1]).log_softmax(-1)
@@ -186,6 +192,38 @@ def test_gradients_do_not_depend_on_micro_batches(config, rows, loader, make_tra
         wanted = torch.autograd.grad(-(weights * chosen).mean(), list(model.parameters()))
         wanted = torch.cat([gradient.flatten() for gradient in wanted])
         assert (found - wanted).norm() < TOLERANCE * wanted.norm()
+
+
+class Writer(SFTModule):
+    """Leaves what its rank saw in a file, since the ranks of a test are other processes."""
+
+    folder = None
+
+    def on_fit_end(self):
+        torch.save(self.trainer.optimizers[0].children[0].seen, self.folder / f"{self.global_rank}.pt")
+
+
+@pytest.mark.parametrize(("loss", "accumulate"), [(NLL(), 1), (DFT(), 4)], ids=["nll", "dft"])
+def test_gradients_do_not_depend_on_processes(config, rows, loader, make_trainer, tmp_path, loss, accumulate):
+    data = rows(20, empty=True)
+    data["labels"][1:16:2] = IGNORE_INDEX  # the second rank has nothing to learn in the first window
+    torch.manual_seed(0)
+    module = Writer(config, optimizer=Record(), loss=loss)
+    module.folder = tmp_path
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate, devices=2, strategy=strategy)
+    size = 8 // accumulate
+
+    class Shares:
+        def __len__(self):
+            return len(loader(data, size, ranks=2))
+
+        def __iter__(self):
+            return iter(loader(data, size, rank=trainer.global_rank, ranks=2))
+
+    trainer.fit(module, Shares())
+    for rank in range(2):
+        check(torch.load(tmp_path / f"{rank}.pt", weights_only=True), config, data, loss)
 
 
 def expected_metrics(model, batch):
