@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_lm.functional.vocab_parallel import Survey, Vocabulary, split_head
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["MeasuredLoss", "TokenLoss", "linear_cross_entropy", "measured_cross_entropy", "token_cross_entropy"]
@@ -40,6 +41,7 @@ class MeasuredLoss(NamedTuple):
 class _Terms(NamedTuple):
     """The options of the loss, as the chunks need them."""
 
+    vocabulary: Vocabulary
     softcap: float | None
     z_loss: float
     label_smoothing: float
@@ -99,7 +101,8 @@ def linear_cross_entropy(
 
     Logits and their gradients exist for one chunk of rows at a time, so memory does not grow with rows x vocabulary;
     the gradients are computed along with the loss, which also saves reading the logits twice. Can be differentiated
-    once. Under autocast the products run in its type; everything else is float32 or better.
+    once. Under autocast the products run in its type; everything else is float32 or better. Where ranks share the rows
+    of the weight (tensor parallelism) each computes the logits of its own ids, and the result is the same on all.
 
     Args:
         hidden: Features of each position.
@@ -116,9 +119,9 @@ def linear_cross_entropy(
         (label smoothing); Gemma Team 2024, arXiv:2408.00118, section 2 (soft-cap).
     """
     labels, valid = _safe_targets(targets.reshape(-1), ignore_index)
-    terms = _Terms(softcap, z_loss, label_smoothing)
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    loss_sum, sums = _ChunkedLoss.apply(rows, weight, bias, labels, valid, terms)  # type: ignore[no-untyped-call]
+    head = split_head(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
+    terms = _Terms(head.vocabulary, softcap, z_loss, label_smoothing)
+    loss_sum, sums = _ChunkedLoss.apply(*head[:3], labels, valid, terms)  # type: ignore[no-untyped-call]
     return TokenLoss(loss_sum, sums[0], valid.sum())
 
 
@@ -149,8 +152,9 @@ def measured_cross_entropy(
         Wu et al. 2025, arXiv:2508.05629 (weighting by confidence).
     """
     labels, valid = _safe_targets(targets, IGNORE_INDEX)
-    terms = _Terms(softcap, z_loss, label_smoothing, by_confidence, measured=True)
-    loss_sum, sums = _ChunkedLoss.apply(hidden, weight, bias, labels, valid, terms)  # type: ignore[no-untyped-call]
+    head = split_head(hidden, weight, bias)
+    terms = _Terms(head.vocabulary, softcap, z_loss, label_smoothing, by_confidence, measured=True)
+    loss_sum, sums = _ChunkedLoss.apply(*head[:3], labels, valid, terms)  # type: ignore[no-untyped-call]
     nll_sum, entropy_sum, num_correct = sums.unbind()
     return MeasuredLoss(TokenLoss(loss_sum, nll_sum, valid.sum()), entropy_sum, num_correct)
 
@@ -182,7 +186,7 @@ class _ChunkedLoss(torch.autograd.Function):
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
         chunks = _Chunks(hidden, weight, bias, terms, dtype=dtype, needs_grad=ctx.needs_input_grad[:3])
-        size = max(1, _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["default"]) // weight.shape[0])
+        size = max(1, _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["default"]) // terms.vocabulary.stretch)
         with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
             for start in range(0, len(hidden), size):
                 rows = slice(start, min(start + size, len(hidden)))
@@ -237,14 +241,15 @@ class _Chunks:
         cap = self.terms.softcap
         if cap is not None:
             logits.div_(cap).tanh_().mul_(cap)
-        normaliser = logits.logsumexp(dim=-1)
-        nll = normaliser - logits.gather(1, labels[:, None]).squeeze(1)
+        vocabulary = self.terms.vocabulary
+        survey = vocabulary.survey(logits, labels, mean=self.terms.label_smoothing != 0)
+        normaliser, nll = survey.normaliser, survey.normaliser - survey.target
         self.sums[0] += torch.where(valid, nll, 0).sum()
-        self.loss_sum += torch.where(valid, self._objective(nll, normaliser, logits), 0).sum()
+        self.loss_sum += torch.where(valid, self._objective(nll, survey), 0).sum()
         if self.terms.measured:
-            entropies = normaliser - (logits - normaliser[:, None]).exp_().mul_(logits).sum(dim=-1)
-            self.sums[1] += torch.where(valid, entropies, 0).sum()
-            self.sums[2] += (valid & (logits.argmax(dim=-1) == labels)).sum()
+            mean_logits = vocabulary.total((logits - normaliser[:, None]).exp_().mul_(logits).sum(dim=-1))
+            self.sums[1] += torch.where(valid, normaliser - mean_logits, 0).sum()
+            self.sums[2] += (valid & vocabulary.are_largest(survey, logits, labels)).sum()
         if self.needs_grad:
             slope = None if cap is None else 1 - (logits / cap).square()
             grad = self._grad_logits(logits, labels, valid, normaliser)
@@ -252,12 +257,12 @@ class _Chunks:
                 grad.mul_(torch.where(valid, nll, 0).neg().exp()[:, None])
             self._propagate(rows, grad if slope is None else grad.mul_(slope))
 
-    def _objective(self, nll: Tensor, normaliser: Tensor, logits: Tensor) -> Tensor:
+    def _objective(self, nll: Tensor, survey: Survey) -> Tensor:
         smoothing, z_loss = self.terms.label_smoothing, self.terms.z_loss
         loss = nll
-        if smoothing:
-            loss = (1 - smoothing) * nll + smoothing * (normaliser - logits.mean(dim=-1))
-        loss = loss + z_loss * normaliser.square() if z_loss else loss
+        if survey.mean is not None:
+            loss = (1 - smoothing) * nll + smoothing * (survey.normaliser - survey.mean)
+        loss = loss + z_loss * survey.normaliser.square() if z_loss else loss
         return loss * nll.neg().exp() if self.terms.by_confidence else loss
 
     def _grad_logits(self, logits: Tensor, labels: Tensor, valid: Tensor, normaliser: Tensor) -> Tensor:
@@ -269,8 +274,8 @@ class _Chunks:
             grad.mul_((1 + 2 * z_loss * normaliser)[:, None])
         weights = valid.to(grad.dtype)
         if smoothing:
-            grad.sub_((weights * (smoothing / grad.shape[-1]))[:, None])
-        return grad.scatter_add_(1, labels[:, None], (weights * (smoothing - 1))[:, None])
+            grad.sub_((weights * (smoothing / self.terms.vocabulary.size))[:, None])
+        return self.terms.vocabulary.add_at(grad, labels, weights * (smoothing - 1))
 
     def _propagate(self, rows: slice, grad: Tensor) -> None:
         if self.grad_bias is not None:

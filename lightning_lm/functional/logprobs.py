@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lightning_lm.functional.collectives import enter
+from lightning_lm.functional.vocab_parallel import SplitVocabulary, Vocabulary, split_head
+
 __all__ = [
     "TokenScores",
     "entropy",
@@ -119,7 +122,8 @@ def linear_token_scores(
 ) -> TokenScores:
     """Return log-probabilities and entropies from features, without ever holding all logits.
 
-    Each chunk's logits are built, used and dropped, and built again in the backward pass.
+    Each chunk's logits are built, used and dropped, and built again in the backward pass. Where ranks share the rows of
+    the weight (tensor parallelism) each builds the logits of its own ids, and the scores are the same on all.
 
     Args:
         hidden: Features of each position, aligned with ``ids`` (already shifted).
@@ -131,7 +135,8 @@ def linear_token_scores(
         entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
         chunk: Positions whose logits are held at once.
     """
-    head = _Head(weight, bias, temperature, softcap, entropy_gradient)
+    hidden, weight, bias, vocabulary = split_head(hidden, weight, bias)
+    head = _Head(weight, bias, vocabulary, temperature, softcap, entropy_gradient)
     parts = [
         checkpoint(_chunk_scores, rows, targets, head, use_reentrant=False, preserve_rng_state=False)
         for rows, targets in zip(
@@ -147,6 +152,7 @@ class _Head(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
+    vocabulary: Vocabulary
     temperature: float
     softcap: float | None
     entropy_gradient: bool
@@ -157,6 +163,22 @@ def _chunk_scores(rows: Tensor, targets: Tensor, head: _Head) -> tuple[Tensor, T
     logits = F.linear(rows, head.weight.to(rows.dtype), bias).float()
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
+    if isinstance(head.vocabulary, SplitVocabulary):
+        return _split_scores(logits / head.temperature, targets, head.vocabulary, head.entropy_gradient)
     with torch.set_grad_enabled(head.entropy_gradient and torch.is_grad_enabled()):
         entropies = entropy(logits, temperature=head.temperature)
     return token_logprobs(logits, targets, temperature=head.temperature), entropies
+
+
+def _split_scores(
+    logits: Tensor, targets: Tensor, vocabulary: SplitVocabulary, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and entropies where each rank holds the logits of some ids."""
+    survey = vocabulary.survey(logits, targets)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        # What each rank does with the normaliser is a part of its use: its gradients are added up.
+        log_probabilities = logits - enter(survey.normaliser, vocabulary.group)[:, None]
+        probabilities = log_probabilities.exp()
+        expected = (probabilities * log_probabilities.masked_fill(probabilities == 0, 0.0)).sum(-1)
+        entropies = -vocabulary.total(expected)
+    return survey.target - survey.normaliser, entropies
