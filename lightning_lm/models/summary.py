@@ -1,8 +1,7 @@
 """What a model costs: its parameters by role, the arithmetic of a token, and the memory of a training step."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -15,17 +14,41 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "AttentionShape",
     "MemoryEstimate",
     "ModelDescription",
     "ParameterRow",
+    "attention_shapes",
     "describe",
     "flops_per_token",
     "memory_estimate",
     "parameter_table",
+    "readable_bytes",
     "render",
 ]
 
 _FORWARD_AND_BACKWARD = 3
+
+
+class AttentionShape(NamedTuple):
+    """One attention layer."""
+
+    width: int
+    """Features of all query heads."""
+    num_heads: int
+    """Query heads."""
+    window: int | None = None
+    """Keys a query sees, itself included; ``None`` for all."""
+
+    def keys(self, context_length: int, *, causal: bool = False) -> float:
+        """Return how many keys a query meets, on average over a row.
+
+        Args:
+            context_length: Tokens of the row.
+            causal: Whether keys behind the query are left out of the count.
+        """
+        seen = float(min(context_length, self.window or context_length))
+        return seen - seen * (seen - 1) / (2 * context_length) if causal else seen
 
 
 @dataclass(frozen=True)
@@ -132,7 +155,7 @@ def flops_per_token(model: nn.Module | ModelConfig, context_length: int, *, caus
         with torch.device("meta"):
             model = model.build()
     forward = 2.0 * _multiplied_weights(model) + sum(
-        4.0 * width * _keys(context_length, window, causal=causal) for width, window in _attention_widths(model)
+        4.0 * shape.width * shape.keys(context_length, causal=causal) for shape in attention_shapes(model)
     )
     return _FORWARD_AND_BACKWARD * forward
 
@@ -193,16 +216,18 @@ def render(description: ModelDescription) -> "Table":
         title=f"{_short(description.num_parameters)} parameters",
         caption=(
             f"{_short(description.flops_per_token)}FLOPs per trained token at context {description.context_length}\n"
-            f"about {_bytes(memory.total)}: parameters {_bytes(memory.parameters)}, gradients "
-            f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer_states)}, "
-            f"activations {_bytes(memory.activations)}"
+            f"about {readable_bytes(memory.total)}: parameters {readable_bytes(memory.parameters)}, gradients "
+            f"{readable_bytes(memory.gradients)}, optimizer {readable_bytes(memory.optimizer_states)}, "
+            f"activations {readable_bytes(memory.activations)}"
         ),
     )
     table.add_column("role")
     for name in ("tensors", "parameters", "share", "memory"):
         table.add_column(name, justify="right")
     for row in description.rows:
-        table.add_row(row.role, str(row.tensors), _short(row.parameters), f"{row.share:.1%}", _bytes(row.num_bytes))
+        table.add_row(
+            row.role, str(row.tensors), _short(row.parameters), f"{row.share:.1%}", readable_bytes(row.num_bytes)
+        )
     return table
 
 
@@ -219,24 +244,22 @@ def _roles_by_weight(model: nn.Module) -> dict[int, Role]:
     return {id(parameters[name]): role for name, role in parameter_roles(model).items()}
 
 
-def _attention_widths(model: nn.Module) -> Iterable[tuple[int, int | None]]:
-    """Return the features of all query heads, and the window, of each attention layer."""
+def attention_shapes(model: nn.Module) -> list[AttentionShape]:
+    """Return the shape of each attention layer, of ours and of models of transformers, which say it in their config.
+
+    Args:
+        model: Any module; without known attention there is nothing to return.
+    """
     own = [module for module in model.modules() if isinstance(module, SelfAttention)]
     if own:
-        return [(layer.num_heads * layer.head_dim, layer.part.window) for layer in own]
-    for module in model.modules():  # a model of transformers says it in its config
+        return [AttentionShape(layer.num_heads * layer.head_dim, layer.num_heads, layer.part.window) for layer in own]
+    for module in model.modules():
         config: Any = getattr(module, "config", None)
         heads, layers = (getattr(config, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
         if heads and layers:
             head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-            return [(heads * head_dim, None)] * layers
+            return [AttentionShape(heads * head_dim, heads)] * layers
     return []
-
-
-def _keys(context_length: int, window: int | None, *, causal: bool) -> float:
-    """Return how many keys a query meets, on average over a row."""
-    seen = float(min(context_length, window or context_length))
-    return seen - seen * (seen - 1) / (2 * context_length) if causal else seen
 
 
 def _short(number: float | int) -> str:
@@ -246,7 +269,8 @@ def _short(number: float | int) -> str:
     return f"{number:.0f} "
 
 
-def _bytes(number: int) -> str:
+def readable_bytes(number: int) -> str:
+    """Return a number of bytes with one digit behind the point and a binary unit."""
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= size:
             return f"{number / size:.1f} {unit}"

@@ -4,6 +4,7 @@ from lightning_lm.scaling.anneal import AnnealingFit, AnnealingRun, fit_annealin
 from lightning_lm.scaling.diagnostics import Finding
 from lightning_lm.scaling.envelope import fit_envelope
 from lightning_lm.scaling.fit import Estimate, Optimum, ScalingFit
+from lightning_lm.scaling.flops import CONVENTIONS, ModelCost, check_convention, measure_cost
 from lightning_lm.scaling.frontier import FrontierLaw
 from lightning_lm.scaling.holdout import HeldOut, hold_out
 from lightning_lm.scaling.inference import InferenceOptimum, optimal_with_inference
@@ -15,6 +16,7 @@ from lightning_lm.scaling.points import Curve, Points
 from lightning_lm.scaling.profile import profile_interval
 
 __all__ = [
+    "CONVENTIONS",
     "AnnealingFit",
     "AnnealingRun",
     "ChinchillaLaw",
@@ -32,11 +34,13 @@ __all__ = [
     "KaplanLaw",
     "KeepAll",
     "Law",
+    "ModelCost",
     "Optimum",
     "Outliers",
     "Parabola",
     "Points",
     "ScalingFit",
+    "check_convention",
     "fit_annealing",
     "fit_data_constrained",
     "fit_envelope",
@@ -44,6 +48,7 @@ __all__ = [
     "fit_kaplan",
     "fit_parametric",
     "hold_out",
+    "measure_cost",
     "optimal_with_inference",
     "parabolas",
     "profile_interval",
