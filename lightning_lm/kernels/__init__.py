@@ -5,5 +5,17 @@ Every operation has one public function; `report` says what runs it here and why
 
 from lightning_lm.kernels.backend import Choice, choices, force_backend, report, unavailable
 from lightning_lm.kernels.rms_norm import rms_norm
+from lightning_lm.kernels.rope import rope
+from lightning_lm.kernels.swiglu import geglu, swiglu
 
-__all__ = ["Choice", "choices", "force_backend", "report", "rms_norm", "unavailable"]
+__all__ = [
+    "Choice",
+    "choices",
+    "force_backend",
+    "geglu",
+    "report",
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "unavailable",
+]

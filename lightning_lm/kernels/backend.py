@@ -4,7 +4,6 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ __all__ = ["Choice", "architecture", "choices", "force_backend", "report", "unav
 
 _OLDEST = (8, 0)
 """Compute capability of the oldest GPU with bfloat16 products."""
-_forced: ContextVar[str | None] = ContextVar("forced backend of kernels", default=None)
+_forced: list[str] = []  # not a context variable: gradients run in threads of their own
 _operations: dict[str, str | None] = {}
 """Every operation, and why its last call did not run in Triton; ``""`` before the first call."""
 
@@ -39,7 +38,7 @@ def unavailable(device: torch.device | str) -> str | None:
     device = torch.device(device)
     if not launch.is_installed():
         return "Triton is not installed (pip install triton, Linux only)"
-    if _forced.get() == "triton" and launch.interpreted():
+    if _forced[-1:] == ["triton"] and launch.interpreted():
         return None
     if device.type != "cuda":
         return f"tensors on {device.type}; Triton kernels need a CUDA device"
@@ -60,7 +59,7 @@ def use_triton(operation: str, device: torch.device, unsupported: str | None) ->
     Raises:
         ConfigurationError: If Triton is forced by `force_backend` and cannot be used.
     """
-    forced = _forced.get()
+    forced = _forced[-1] if _forced else None
     reason = "torch was forced" if forced == "torch" else unavailable(device) or unsupported
     _operations[operation] = reason
     if forced == "triton" and reason is not None:
@@ -80,11 +79,11 @@ def force_backend(backend: Literal["triton", "torch"]) -> Iterator[None]:
     Raises:
         ConfigurationError: Inside, where Triton is forced and cannot be used.
     """
-    token = _forced.set(backend)
+    _forced.append(backend)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def register(operation: str) -> None:

@@ -26,6 +26,10 @@ class Kernel:
         self.function = function
         self.__name__, self.__doc__ = function.__name__, function.__doc__
 
+    def __call__(self, *_: Any) -> Any:
+        """Refuse: kernels are run by `launch`, and call each other only once compiled."""
+        raise TypeError(f"{self.__name__} is a kernel; run it by launch(kernel, grid, ...).")
+
     @functools.cached_property
     def compiled(self) -> Any:
         """The `triton.jit` function."""

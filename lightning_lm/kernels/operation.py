@@ -26,12 +26,13 @@ class Operation:
     """A function of tensors and options, and its gradient.
 
     Both functions take all tensors first and then the options, return tuples of new tensors, and never write to what
-    they are given. They run outside of autocast.
+    they are given. They run outside of autocast. Where a visible result has no gradient, backward is given zeros if all
+    results are visible, and else ``None``: a hidden result may be large.
 
     Args:
         forward: Returns the results that the caller sees, then those that only the gradient needs.
-        backward: Takes the gradients of the visible results (``None`` where there is none), what `saved` chose, and
-            the options; returns the gradients of the tensors, an empty one where there is none.
+        backward: Takes the gradients of the visible results, what `saved` chose, and the options; returns the gradients
+            of the tensors, an empty one where there is none.
         schema: Of forward, in torch's notation: ``"(Tensor x, float eps) -> (Tensor, Tensor)"``.
         backward_schema: Of backward.
         fakes: Both functions again, for tensors without data: results of the right shape, type and strides.
@@ -55,13 +56,10 @@ class Operation:
         self.name = forward.__name__.strip("_").removesuffix("_forward")
         self.forward, self.backward = _without_autocast(forward), _without_autocast(backward)
         self.saved, self.arrange, self.visible = saved, arrange, visible
+        self.materialize = schema.partition("->")[2].count("Tensor") == visible
         self.num_tensors = sum("Tensor" in argument for argument in schema.partition("->")[0].split(","))
-        name = f"lightning_lm::{self.name}"
-        operator = torch.library.custom_op(name, self.forward, mutates_args=(), schema=schema)
-        operator.register_fake(fakes[0])
-        torch.library.custom_op(
-            f"{name}_backward", self.backward, mutates_args=(), schema=backward_schema
-        ).register_fake(fakes[1])
+        operator = _operator(self.name, self.forward, schema=schema, fake=fakes[0])
+        _operator(f"{self.name}_backward", self.backward, schema=backward_schema, fake=fakes[1])
         self.overload = getattr(torch.ops.lightning_lm, self.name).default
         self.backward_overload = getattr(torch.ops.lightning_lm, f"{self.name}_backward").default
         operator.register_autograd(self._operator_backward, setup_context=self._operator_context)
@@ -71,7 +69,7 @@ class Operation:
         """Return the visible results: one tensor, or a tuple of several."""
         tensors = [tensor for tensor in inputs[: self.num_tensors] if tensor is not None]
         if torch.compiler.is_compiling() or _is_watched(tensors):
-            results = self.overload(*inputs)
+            results = _as_tuple(self.overload(*inputs))
         elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             results = _Eager.apply(self, *inputs)  # type: ignore[no-untyped-call]
         else:
@@ -82,18 +80,18 @@ class Operation:
         """Keep for the gradient what it needs, as saved tensors, so that checkpointing can drop them."""
         ctx.save_for_backward(*self.saved(inputs[: self.num_tensors], results))
         ctx.options = inputs[self.num_tensors :]
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(self.materialize)
 
     def gradients(self, ctx: Any, gradients: Tensors, backward: Callable[..., Any]) -> Tensors:
         """Return the gradients of all inputs, ``None`` for options and for tensors that need none."""
-        found = backward(*gradients[: self.visible], *ctx.saved_tensors, *ctx.options)
+        found: Tensors = _as_tuple(backward(*gradients[: self.visible], *ctx.saved_tensors, *ctx.options))
         found = found if self.arrange is None else self.arrange(*found)
         needed = ctx.needs_input_grad[-self.num_tensors - len(ctx.options) :]
         of_tensors = (grad if need else None for grad, need in zip(found, needed, strict=False))
         return *of_tensors, *(None for _ in range(self.num_tensors - len(found) + len(ctx.options)))
 
-    def _operator_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        self.remember(ctx, inputs, output)
+    def _operator_context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        self.remember(ctx, inputs, _as_tuple(output))
 
     def _operator_backward(self, ctx: Any, *gradients: Tensor | None) -> Tensors:
         return self.gradients(ctx, gradients, self.backward_overload)
@@ -130,3 +128,20 @@ def _without_autocast(function: Callable[..., tuple[Tensor, ...]]) -> Callable[.
             return function(*arguments)
 
     return run
+
+
+def _operator(name: str, function: Callable[..., Any], *, schema: str, fake: Callable[..., Any]) -> Any:
+    """Return a custom operator; torch wants a single result without the tuple around it."""
+    if schema.endswith("-> Tensor"):
+        function, fake = _only(function), _only(fake)
+    operator = torch.library.custom_op(f"lightning_lm::{name}", function, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    return operator
+
+
+def _only(function: Callable[..., tuple[Tensor]]) -> Callable[..., Tensor]:
+    return lambda *arguments: function(*arguments)[0]
+
+
+def _as_tuple(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
