@@ -8,6 +8,7 @@ from lightning_lm.callbacks.compression_report import CompressionReport
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
 from lightning_lm.callbacks.lora import Adapters, LoRA, load_merged, merge_adapters
 from lightning_lm.callbacks.loss_spike import LossSpike
+from lightning_lm.callbacks.memory_report import MemoryReport
 from lightning_lm.callbacks.perplexity import Perplexity
 from lightning_lm.callbacks.progress_bar import LMProgressBar
 from lightning_lm.callbacks.sample_text import SampleText
@@ -23,6 +24,7 @@ __all__ = [
     "LastCheckpoint",
     "LoRA",
     "LossSpike",
+    "MemoryReport",
     "Perplexity",
     "SampleText",
     "Throughput",

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["num_predictions", "num_replicas", "shifted_targets"]
+__all__ = ["num_predictions", "num_replicas", "row_length", "rows_per_device", "shifted_targets"]
 
 
 def num_predictions(batch: Any) -> int:
@@ -25,6 +25,23 @@ def num_replicas(trainer: Trainer) -> int:
     """Return how many ranks read different batches; ranks that split a model among them read the same."""
     sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
     return int(sampler.get("num_replicas", trainer.world_size))
+
+
+def row_length(trainer: Trainer, pl_module: LightningModule) -> int:
+    """Return the tokens of a row as far as the datamodule or the model's config knows them; else 1."""
+    config = getattr(getattr(pl_module, "model", None), "config", None)
+    lengths = (
+        getattr(trainer.datamodule, "context_length", None),  # type: ignore[attr-defined]
+        getattr(config, "context_length", None),
+        getattr(config, "max_position_embeddings", None),
+    )
+    return next((int(length) for length in lengths if length), 1)
+
+
+def rows_per_device(trainer: Trainer) -> int:
+    """Return the rows of a micro-batch, from the datamodule's rows per optimizer step; 1 where it does not say."""
+    rows = int(getattr(trainer.datamodule, "batch_size", None) or 1)  # type: ignore[attr-defined]
+    return max(1, rows // (num_replicas(trainer) * trainer.accumulate_grad_batches))
 
 
 def shifted_targets(batch: Any) -> Tensor:

@@ -6,6 +6,7 @@ import rich
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 
+from lightning_lm.callbacks.batches import row_length, rows_per_device
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.models.summary import ModelDescription, memory_estimate, parameter_table, render
@@ -36,34 +37,19 @@ class LMSummary(LeanHooks, ModelSummary):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table on rank 0; counting FLOPs may need a forward pass, which every rank makes."""
-        length = self._context_length or _known_length(trainer, pl_module)
+        length = self._context_length or row_length(trainer, pl_module)
         flops = training_flops_per_token(pl_module, length)
         if not trainer.is_global_zero:
             return
         memory = memory_estimate(
             pl_module,
-            length * _micro_batch_rows(trainer),
+            length * rows_per_device(trainer),
             states_per_parameter=_states_per_parameter(trainer),
             activation_bytes=2 if "16" in str(trainer.precision) else 4,
         )
         rows = tuple(parameter_table(pl_module))
         description = ModelDescription(rows=rows, context_length=length, flops_per_token=flops, memory=memory)
         rich.get_console().print(render(description))
-
-
-def _known_length(trainer: Trainer, pl_module: LightningModule) -> int:
-    config = getattr(getattr(pl_module, "model", None), "config", None)
-    lengths = (
-        getattr(trainer.datamodule, "context_length", None),  # type: ignore[attr-defined]
-        getattr(config, "context_length", None),
-        getattr(config, "max_position_embeddings", None),
-    )
-    return next((int(length) for length in lengths if length), 1)
-
-
-def _micro_batch_rows(trainer: Trainer) -> int:
-    rows = int(getattr(trainer.datamodule, "batch_size", None) or 1)  # type: ignore[attr-defined]
-    return max(1, rows // (trainer.world_size * trainer.accumulate_grad_batches))
 
 
 def _states_per_parameter(trainer: Trainer) -> float:
