@@ -1,25 +1,34 @@
 """Scaling laws: what runs were made, what they say about larger ones, and what to train next."""
 
 from lightning_lm.scaling.anneal import AnnealingFit, AnnealingRun, fit_annealing
+from lightning_lm.scaling.budget import Budget, ClockMeter, FlopMeter, Meter
 from lightning_lm.scaling.diagnostics import Finding
 from lightning_lm.scaling.envelope import fit_envelope
 from lightning_lm.scaling.fit import Estimate, Optimum, ScalingFit
 from lightning_lm.scaling.flops import CONVENTIONS, ModelCost, check_convention, measure_cost
 from lightning_lm.scaling.frontier import FrontierLaw
 from lightning_lm.scaling.holdout import HeldOut, hold_out
+from lightning_lm.scaling.importing import import_runs
 from lightning_lm.scaling.inference import InferenceOptimum, optimal_with_inference
 from lightning_lm.scaling.isoflop import IsoFlop, Parabola, fit_isoflop, parabolas
 from lightning_lm.scaling.laws import ChinchillaLaw, DataConstrainedLaw, KaplanLaw, Law
+from lightning_lm.scaling.ledger import BadLine, RunLedger
 from lightning_lm.scaling.outliers import DropHighestLosses, DropSmallestBudgets, KeepAll, Outliers
 from lightning_lm.scaling.parametric import Estimator, fit_data_constrained, fit_kaplan, fit_parametric
 from lightning_lm.scaling.points import Curve, Points
 from lightning_lm.scaling.profile import profile_interval
+from lightning_lm.scaling.record import RunRecord, curves_of, points_of
+from lightning_lm.scaling.space import Grid, IsoFlopPlan, RandomSearch, SearchSpace
+from lightning_lm.scaling.sweep import Outcome, Sweep, Trial
 
 __all__ = [
     "CONVENTIONS",
     "AnnealingFit",
     "AnnealingRun",
+    "BadLine",
+    "Budget",
     "ChinchillaLaw",
+    "ClockMeter",
     "Curve",
     "DataConstrainedLaw",
     "DropHighestLosses",
@@ -27,20 +36,32 @@ __all__ = [
     "Estimate",
     "Estimator",
     "Finding",
+    "FlopMeter",
     "FrontierLaw",
+    "Grid",
     "HeldOut",
     "InferenceOptimum",
     "IsoFlop",
+    "IsoFlopPlan",
     "KaplanLaw",
     "KeepAll",
     "Law",
+    "Meter",
     "ModelCost",
     "Optimum",
+    "Outcome",
     "Outliers",
     "Parabola",
     "Points",
+    "RandomSearch",
+    "RunLedger",
+    "RunRecord",
     "ScalingFit",
+    "SearchSpace",
+    "Sweep",
+    "Trial",
     "check_convention",
+    "curves_of",
     "fit_annealing",
     "fit_data_constrained",
     "fit_envelope",
@@ -48,8 +69,10 @@ __all__ = [
     "fit_kaplan",
     "fit_parametric",
     "hold_out",
+    "import_runs",
     "measure_cost",
     "optimal_with_inference",
     "parabolas",
+    "points_of",
     "profile_interval",
 ]

@@ -1,0 +1,164 @@
+"""The ledger of runs: a text file to which several processes add finished runs, and from which none is lost."""
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_lm.errors import DataError
+from lightning_lm.scaling.record import RunRecord
+
+__all__ = ["BadLine", "RunLedger"]
+
+
+class BadLine(NamedTuple):
+    """A line that cannot be read, for instance what a killed process left."""
+
+    number: int
+    """From 1."""
+    reason: str
+
+
+class RunLedger:
+    """Runs as lines of JSON, only ever appended to, under a lock, each with a hash of its content.
+
+    A process that dies while it writes leaves at most its own half line, which later readers name and pass over; the
+    next writer starts a line of its own. Where the disk is full, what was written of a line is taken back.
+
+    Args:
+        path: The file; made with its folders when the first run is added.
+
+    Example:
+        >>> ledger = RunLedger("ledger.jsonl")
+        >>> run = RunRecord(parameters={"total": 1e6}, flops_per_token={"total": 6e6}, tokens=10**7, loss=4.2)
+        >>> ledger.add(run) == ledger.read()[0].id
+        True
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __len__(self) -> int:
+        return len(self.read())
+
+    def __contains__(self, run: object) -> bool:
+        return isinstance(run, RunRecord) and run.id in {record.id for record in self.read()}
+
+    def read(self) -> list[RunRecord]:
+        """Return every run that can be read, the oldest first."""
+        return [record for _, record in self._records()]
+
+    def bad_lines(self) -> list[BadLine]:
+        """Return the lines that cannot be read, with what is wrong with them."""
+        return [BadLine(number, found) for number, found in _parsed(self._content()) if isinstance(found, str)]
+
+    def add(self, run: RunRecord) -> str:
+        """Append a run, and return its id once it is on the disk.
+
+        Args:
+            run: The run.
+
+        Raises:
+            DataError: If the same run is there already, or the line cannot be written.
+        """
+        self.add_all([run])
+        return run.id
+
+    def add_all(self, runs: Iterable[RunRecord]) -> None:
+        """Append several runs, all or none.
+
+        Args:
+            runs: The runs.
+
+        Raises:
+            DataError: If one of them is there already, or the lines cannot be written.
+        """
+        with self._locked() as descriptor:
+            known = {record.id: number for number, record in self._records()}
+            lines = []
+            for run in runs:
+                if run.id in known:
+                    where = f"line {known[run.id]} of {self.path}" if known[run.id] else "the runs to add, twice"
+                    raise DataError(
+                        f"The run {run.name or run.id} is in {where}: the same settings, size and tokens. "
+                        "Change a setting (the seed, for a repetition) or the name."
+                    )
+                known[run.id] = 0
+                lines.append(_line(run))
+            _append(descriptor, "".join(lines).encode(), self.path)
+
+    def _records(self) -> list[tuple[int, RunRecord]]:
+        return [(number, found) for number, found in _parsed(self._content()) if isinstance(found, RunRecord)]
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Open the file and wait until no other process holds it; a process that is killed lets go of it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise DataError(f"The ledger {self.path} cannot be opened: {error.strerror}. Name another file.") from error
+        try:
+            with contextlib.suppress(ModuleNotFoundError):  # Windows has no flock: nothing is waited for
+                fcntl = importlib.import_module("fcntl")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _line(run: RunRecord) -> str:
+    content = json.dumps(run.to_dict(), sort_keys=True)
+    return json.dumps({"hash": _hash(content), "run": run.to_dict()}, sort_keys=True) + "\n"
+
+
+def _hash(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _parsed(content: bytes) -> Iterator[tuple[int, RunRecord | str]]:
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            yield number, _record(line)
+
+
+def _record(line: bytes) -> RunRecord | str:
+    """Return the run of a line, or what is wrong with it."""
+    try:
+        data: Any = json.loads(line)
+        if not isinstance(data, dict) or not isinstance(data.get("run"), dict):
+            return "it is no run of a ledger"
+        if _hash(json.dumps(data["run"], sort_keys=True)) != data.get("hash"):
+            return "its content has changed since it was written"
+        return RunRecord.from_dict(data["run"])
+    except ValueError as error:  # also of JSON, of UTF-8, and of a run that cannot be
+        return f"it is cut short or damaged ({error})"
+
+
+def _append(descriptor: int, data: bytes, path: Path) -> None:
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        data = b"\n" + data  # behind what a killed process left
+    try:
+        written = 0
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
+        os.fsync(descriptor)
+    except OSError as error:
+        os.ftruncate(descriptor, size)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else str(error.strerror)
+        raise DataError(
+            f"The run was not added to {path}: {what}. Earlier runs are safe; make room and retry."
+        ) from error
