@@ -6,7 +6,7 @@ if __name__ != "lightning_lm.callbacks":
 from lightning_lm.callbacks.completions import Completions
 from lightning_lm.callbacks.compression_report import CompressionReport
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
-from lightning_lm.callbacks.lora import Adapters, LoRA, load_merged, merge_adapters
+from lightning_lm.callbacks.lora import Adapters, LoRA, has_adapters, load_merged, merge_adapters
 from lightning_lm.callbacks.loss_spike import LossSpike
 from lightning_lm.callbacks.memory_report import MemoryReport
 from lightning_lm.callbacks.perplexity import Perplexity
@@ -28,6 +28,7 @@ __all__ = [
     "Perplexity",
     "SampleText",
     "Throughput",
+    "has_adapters",
     "load_merged",
     "merge_adapters",
 ]

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -12,12 +13,12 @@ from torch import nn
 from lightning_lm.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from lightning_lm.models import ModelConfig, merge_adapters, parameter_roles
 from lightning_lm.modules import read_checkpoint
-from lightning_lm.modules.checkpoint import ENTRY, check_weights
+from lightning_lm.modules.checkpoint import ENTRY, check_weights, reading
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import tokenizer_from_files
 
-__all__ = ["Adapters", "LoRA", "load_merged", "merge_adapters"]
+__all__ = ["Adapters", "LoRA", "has_adapters", "load_merged", "merge_adapters"]
 
 _ADAPTERS = "lightning_lm_adapters"
 """Key of the description of the adapters in a checkpoint."""
@@ -137,6 +138,20 @@ class LoRA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint which adapters it holds."""
         checkpoint[_ADAPTERS] = self.adapters.to_dict()
+
+
+def has_adapters(path: Path | str) -> bool:
+    """Tell whether a checkpoint was written while `LoRA` was among the callbacks; its weights are not read.
+
+    Args:
+        path: A ``.ckpt`` that Lightning wrote.
+
+    Raises:
+        CheckpointError: If the file is truncated, is no checkpoint, or holds more than tensors and plain data.
+        FileNotFoundError: If there is no such file.
+    """
+    with reading(path):
+        return _ADAPTERS in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def load_merged(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
