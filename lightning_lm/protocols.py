@@ -7,8 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-__all__ = ["LanguageModel", "RewardFunction", "Tokenizer"]
+__all__ = ["GradientHolder", "HasParallelPlan", "LanguageModel", "RewardFunction", "Tokenizer"]
 
 
 @runtime_checkable
@@ -43,6 +44,18 @@ class LanguageModel(Protocol):
     ) -> Float[Tensor, "batch seq d_model"]:
         """Return the normalised features that ``head`` turns into logits."""
         ...
+
+
+@runtime_checkable
+class HasParallelPlan(Protocol):
+    """A module that says what the modules below it do when matrices are split over ranks.
+
+    The names and their meaning are in `lightning_lm.strategies.plan`. Numbers that the ranks must divide can be named
+    in ``parallel_divides``.
+    """
+
+    parallel_plan: Mapping[str, str]
+    """Names of modules below this one, globs allowed, and their roles."""
 
 
 @runtime_checkable
@@ -106,4 +119,20 @@ class RewardFunction(Protocol):
         self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
         """Return the reward of each sample; ``columns`` holds ``completion_ids`` and the data's other columns."""
+        ...
+
+
+@runtime_checkable
+class GradientHolder(Protocol):
+    """A strategy that knows where gradients are once they are averaged, and measures all of them together.
+
+    Under it a rank may hold only some gradients, or only parts of them; clipping through the Trainer is the strategy's.
+    """
+
+    def held_gradients(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the averaged gradients, or parts of them, that this rank holds and that its update will use."""
+        ...
+
+    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """Return the 2-norm of the gradients of all parameters together, a plain tensor; every rank must ask."""
         ...

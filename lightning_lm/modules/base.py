@@ -18,9 +18,10 @@ from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_
 from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.modules.seeds import seed_generator
-from lightning_lm.modules.window import GradientWindow, gradient_norm
+from lightning_lm.modules.window import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
 from lightning_lm.parts import Part
+from lightning_lm.protocols import GradientHolder
 
 __all__ = ["Compile", "LMModule"]
 
@@ -154,14 +155,14 @@ class LMModule(MeasuredModule, abc.ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients exact, measure them, and drop them if the step is to be skipped."""
         trainer = self.trainer
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        totals = self._window.close(parameters, trainer)
+        totals = self._window.close(held_gradients(optimizer, trainer.strategy), trainer)
         self.tokens_seen.add_(totals.num_targets.long())
         sums = torch.stack(totals)
         self._interval = sums if self._interval is None else self._interval + sums
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = every > 0 and (trainer.global_step + 1) % every == 0
-        self._grad_norm = gradient_norm(parameters) if logs or self.skip or trainer.gradient_clip_val else None
+        measures = logs or self.skip or trainer.gradient_clip_val
+        self._grad_norm = gradient_norm(optimizer, trainer.strategy) if measures else None
         if self.skip is not None and self._grad_norm is not None:
             self._skip_if_bad(self.skip, self._grad_norm.item(), optimizer)
         if logs:
@@ -175,6 +176,7 @@ class LMModule(MeasuredModule, abc.ABC):
     ) -> None:
         """Clip by the norm that is already known, where Lightning would measure it again."""
         plain = type(self.trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
+        plain = plain and not isinstance(self.trainer.strategy, GradientHolder)
         if not gradient_clip_val or self._grad_norm is None or gradient_clip_algorithm == "value" or not plain:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return

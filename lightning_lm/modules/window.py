@@ -1,16 +1,19 @@
 """One optimizer step's worth of micro-batches: its sums, and the gradient of the mean over all of its target tokens."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.protocols import GradientHolder
 
-__all__ = ["GradientWindow", "WindowTotals", "gradient_norm", "sums_of"]
+__all__ = ["GradientWindow", "WindowTotals", "gradient_norm", "held_gradients", "sums_of"]
 
 
 class WindowTotals(NamedTuple):
@@ -59,11 +62,11 @@ class GradientWindow:
         self._sums = sums if self._sums is None else self._sums + sums
         return loss.loss_sum * (self._constant * trainer.accumulate_grad_batches)
 
-    def close(self, parameters: Iterable[nn.Parameter], trainer: Trainer) -> WindowTotals:
+    def close(self, gradients: Sequence[Tensor], trainer: Trainer) -> WindowTotals:
         """Add up over ranks, rescale the gradients and begin a new window.
 
         Args:
-            parameters: Hold the gradients, after unscaling and before clipping.
+            gradients: Those that this rank holds, after unscaling and before clipping.
             trainer: Knows the ranks.
         """
         assert self._sums is not None
@@ -74,9 +77,8 @@ class GradientWindow:
         totals = WindowTotals(*sums.unbind())
         # A window without targets has zero gradients, which stay zero.
         factor = trainer.world_size / self._constant / totals.num_tokens.clamp(min=1)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
-            torch._foreach_mul_(gradients, factor.item() if factor.device.type == "cpu" else factor)
+            torch._foreach_mul_(list(gradients), factor.item() if factor.device.type == "cpu" else factor)
         return totals
 
     def clear(self) -> None:
@@ -84,8 +86,18 @@ class GradientWindow:
         self._sums = self._constant = None
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients together, whole also where they are sharded."""
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+def held_gradients(optimizer: Optimizer, strategy: Strategy) -> list[Tensor]:
+    """Return the gradients that this rank holds: all, unless the strategy knows better."""
+    if isinstance(strategy, GradientHolder):
+        return strategy.held_gradients(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def gradient_norm(optimizer: Optimizer, strategy: Strategy) -> Tensor:
+    """Return the 2-norm of all gradients together, whole also where they are sharded. Every rank must ask."""
+    if isinstance(strategy, GradientHolder):
+        return strategy.gradient_norm(optimizer)
+    norm = torch.nn.utils.get_total_norm(held_gradients(optimizer, strategy))
     whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return whole

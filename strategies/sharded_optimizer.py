@@ -1,0 +1,291 @@
+"""An optimizer whose state is spread over ranks, around any optimizer of torch."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, distributed
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.strategies.ownership import Ownership
+from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
+from lightning_lm.strategies.sharded_state import gather_states, map_tensors
+
+__all__ = ["ShardedOptimizer"]
+
+_NAMES = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop", "ASGD")
+_ELEMENTWISE = frozenset(getattr(torch.optim, name) for name in _NAMES)
+"""Optimizers that treat each element by itself. What derives from them may not."""
+_DIRECT_BYTES = 2**20
+"""Tensors below this size travel together."""
+_ORIGIN = "_saved_as"
+
+
+class ShardedOptimizer(Optimizer):
+    """Takes the steps of one optimizer on all ranks together: each updates its own parameters and sends them around.
+
+    The wrapped optimizer knows every parameter. Those that belong to other ranks are hidden from it only while it takes
+    its step, and since optimizers make their state when they first need it, each rank has the state of its own
+    parameters only. Everything else (schedulers, clipping, `GradScaler`, `LearningRateMonitor`) sees the ordinary
+    groups, and `full_state_dict` is that of the wrapped optimizer without this class, so that any number of ranks,
+    one included, can load it.
+
+    A parameter stays whole, for optimizers that work on matrices (Muon, SOAP), but large ones whose optimizer treats
+    each element by itself are split by rows. A group says which with ``"shard": "whole"`` or ``"rows"``; else it
+    depends on the optimizer's class. Gradients must be the same on all ranks (`DistributedDataParallel`), or be put
+    where `Ownership.local` says.
+
+    Args:
+        optimizer: What to wrap; or parameters, or groups, for ``optimizer_class``.
+        optimizer_class: Makes the optimizer, where parameters are given.
+        min_split_elements: Size from which a parameter is split by rows.
+        **settings: For ``optimizer_class``.
+
+    Raises:
+        ConfigurationError: If the optimizer cannot be sharded.
+
+    Source:
+        Rajbhandari et al. 2019, arXiv:1910.02054 (ZeRO, stage 1); placement by whole parameters as in
+        `torch.distributed.optim.ZeroRedundancyOptimizer`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> optimizer = ShardedOptimizer(torch.optim.AdamW(layer.parameters(), fused=True))
+        >>> same = ShardedOptimizer(layer.parameters(), torch.optim.AdamW, lr=1e-3)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | Iterable[Any],
+        optimizer_class: type[Optimizer] | None = None,
+        *,
+        min_split_elements: int = MIN_SPLIT_ELEMENTS,
+        **settings: Any,
+    ) -> None:
+        self.inner = _built(optimizer, optimizer_class, settings)
+        self.ownership = Ownership(min_split_elements)
+        self._adopt()
+        self._take_in(self.param_groups)
+
+    def local_gradients(self) -> list[Tensor]:
+        """Return the gradients of all that this rank updates."""
+        local = [part for group in self.param_groups for part in self.ownership.locals(group["params"])]
+        return [part.grad for part in local if part.grad is not None]
+
+    def _take_in(self, groups: list[dict[str, Any]]) -> None:
+        kinds = _kinds(self.inner)
+        for_rows = [group.get("shard", "rows" if kinds.get(id(group)) in _ELEMENTWISE else "whole") for group in groups]
+        pairs = [
+            (param, how == "rows") for group, how in zip(groups, for_rows, strict=True) for param in group["params"]
+        ]
+        self.ownership.take_in([param for param, _ in pairs], [splits for _, splits in pairs])
+        for param, _ in pairs:
+            self._shed(param)
+
+    def _shed(self, param: Tensor) -> None:
+        """Keep of a state that is there already what this rank needs."""
+        local = self.ownership.local(param)
+        if local is param or param not in self.state:
+            return
+        state = self.state.pop(param)
+        if local is not None:
+            self.state[local] = self.ownership.local_state(param, state)
+
+    def _adopt(self) -> None:
+        """Show the state and the groups of the wrapped optimizer as one's own: the same objects."""
+        inner = self.inner
+        self.__setstate__({"defaults": inner.defaults, "state": inner.state, "param_groups": inner.param_groups})
+
+    # --- what an optimizer does ---
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take in more parameters; those that are there stay where they are."""
+        self.inner.add_param_group(param_group)
+        self._adopt()
+        self._take_in(self.param_groups[-1:])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop, or set to zero, all gradients, those of rows too."""
+        super().zero_grad(set_to_none)
+        for rows in self.ownership.rows.values():
+            if set_to_none:
+                rows.grad = None
+            elif rows.grad is not None:
+                rows.grad.zero_()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Evaluate the closure, update what this rank has, and exchange parameters. Every rank must call this."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._only_local():
+            self.inner.step()
+        if self.ownership.num_ranks > 1:
+            _broadcast(self.ownership.pieces())
+        return loss
+
+    @contextlib.contextmanager
+    def _only_local(self) -> Iterator[None]:
+        """Hide from the wrapped optimizer what this rank does not update."""
+        ownership, lent = self.ownership, []
+        for param, rows in ownership.rows.items():
+            rows.data = ownership.local_rows(param, param.detach())  # the parameter may have moved to other memory
+            if param.grad is not None:
+                rows.grad = ownership.local_rows(param, param.grad)
+                lent.append(rows)
+        try:
+            with self._groups_of(ownership.locals):
+                yield
+        finally:
+            for rows in lent:
+                rows.grad = None
+
+    @contextlib.contextmanager
+    def _groups_of(self, choose: Callable[[Sequence[Tensor]], list[Tensor]]) -> Iterator[None]:
+        """Let the groups hold other tensors for a while. A loaded state brings new groups in the same order."""
+        params = [group["params"] for group in self.inner.param_groups]
+        for group in self.inner.param_groups:
+            group["params"] = choose(group["params"])
+        try:
+            yield
+        finally:
+            for group, before in zip(self.inner.param_groups, params, strict=True):
+                group["params"] = before
+
+    # --- state dictionaries ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that this rank has, laid out and numbered as the wrapped optimizer's."""
+        with self._groups_of(self.ownership.with_rows):
+            return dict(self.inner.state_dict())
+
+    def full_state_dict(self) -> dict[str, Any] | None:
+        """Return on rank 0, on the CPU, what the wrapped optimizer alone would have; every rank must call this.
+
+        Returns:
+            A state dictionary on rank 0, ``None`` elsewhere.
+        """
+        local = self.state_dict()
+        if self.ownership.num_ranks == 1:
+            return local
+        numbers = _numbers(local, [group["params"] for group in self.param_groups])
+        placements = self.ownership.placements
+        splits = {numbers[param]: pieces for param, pieces in placements.items() if len(pieces) > 1}
+        device = next(iter(placements)).device
+        states = gather_states(local["state"], splits, device)
+        return None if states is None else {**local, "state": states}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take from a full state dictionary what this rank needs.
+
+        Args:
+            state_dict: Of the wrapped optimizer, from any number of ranks.
+        """
+        states = state_dict["state"]
+        with self._groups_of(self.ownership.with_rows):
+            kept: dict[Any, Any] = {}
+            for param, number in self._origins(state_dict).items():
+                if self.ownership.local(param) is not None:
+                    kept[number] = self.ownership.local_state(param, states[number])
+            self.inner.load_state_dict({**state_dict, "state": kept})
+        self._adopt()
+
+    def _origins(self, state_dict: Mapping[str, Any]) -> dict[Tensor, Any]:
+        """Return under which number each parameter was saved.
+
+        Only the wrapped optimizer knows (it may go by names): it is given a state that holds numbers and no tensors.
+        """
+        outline = {
+            number: {**map_tensors(state, lambda value: value if value.dim() == 0 else value[:0]), _ORIGIN: number}
+            for number, state in state_dict["state"].items()
+        }
+        self.inner.load_state_dict({**state_dict, "state": outline})
+        params = list(self.ownership.placements)
+        pairs = zip(params, self.ownership.with_rows(params), strict=True)
+        return {param: self.inner.state[part][_ORIGIN] for param, part in pairs if part in self.inner.state}
+
+    # --- hooks of state dictionaries run where these are made ---
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_load_state_dict_post_hook(hook, prepend)
+
+
+def _built(
+    optimizer: Optimizer | Iterable[Any], optimizer_class: type[Optimizer] | None, settings: Mapping[str, Any]
+) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        if optimizer_class is None:
+            raise ConfigurationError(
+                "ShardedOptimizer got parameters and no class of optimizer; give it an optimizer, or "
+                "ShardedOptimizer(params, torch.optim.AdamW, lr=...)."
+            )
+        optimizer = optimizer_class(optimizer, **settings)
+    elif optimizer_class is not None or settings:
+        raise ConfigurationError(
+            f"ShardedOptimizer got a {type(optimizer).__name__} and also settings for one; give it the optimizer alone."
+        )
+    if isinstance(optimizer, LBFGS | SparseAdam):
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} cannot be sharded: it needs all parameters, or sparse gradients. Use another "
+            'optimizer, or the strategy "ddp".'
+        )
+    return optimizer
+
+
+def _kinds(optimizer: Optimizer) -> dict[int, type[Optimizer]]:
+    """Return the class that updates each group, also where one optimizer combines several."""
+    children: tuple[Optimizer, ...] = getattr(optimizer, "children", (optimizer,))
+    return {id(group): type(child) for child in children for group in child.param_groups}
+
+
+def _numbers(state_dict: Mapping[str, Any], params: list[list[Tensor]]) -> dict[Tensor, int]:
+    groups = state_dict["param_groups"]
+    return {
+        param: number
+        for group, tensors in zip(groups, params, strict=True)
+        for number, param in zip(group["params"], tensors, strict=True)
+    }
+
+
+def _broadcast(pieces: Iterable[tuple[int, Tensor]]) -> None:
+    """Send every piece from its rank to all others; small ones of one rank travel together."""
+    small: dict[tuple[int, torch.dtype], list[Tensor]] = defaultdict(list)
+    works = []
+    for rank, tensor in pieces:
+        if tensor.nbytes < _DIRECT_BYTES or not tensor.is_contiguous():
+            small[rank, tensor.dtype].append(tensor)
+        else:
+            works.append(distributed.broadcast(tensor, rank, async_op=True))
+    flat = {key: torch.cat([tensor.reshape(-1) for tensor in tensors]) for key, tensors in small.items()}
+    works += [distributed.broadcast(tensor, rank, async_op=True) for (rank, _), tensor in flat.items()]
+    for work in works:
+        assert work is not None
+        work.wait()
+    for key, tensors in small.items():
+        if key[0] != distributed.get_rank():
+            parts = flat[key].split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(like) for part, like in zip(parts, tensors, strict=True)])
