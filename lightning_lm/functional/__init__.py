@@ -1,6 +1,14 @@
 """Pure tensor maths: every formula of the package, tested against a float64 oracle. Nothing here knows Lightning."""
 
-from lightning_lm.functional.advantages import GroupAdvantage, explained_variance, gae, group_advantages, whiten
+from lightning_lm.functional.advantages import (
+    Advantage,
+    GroupAdvantage,
+    RewardFilter,
+    explained_variance,
+    gae,
+    group_advantages,
+    whiten,
+)
 from lightning_lm.functional.attention import Documents, causal_attention
 from lightning_lm.functional.cross_entropy import (
     MeasuredLoss,
@@ -77,6 +85,7 @@ __all__ = [
     "NCA",
     "APODown",
     "APOZero",
+    "Advantage",
     "ChosenNLL",
     "ClippedSurrogate",
     "ConstantLength",
@@ -91,6 +100,7 @@ __all__ = [
     "PolicyTerms",
     "PreferenceLoss",
     "Reduction",
+    "RewardFilter",
     "Robust",
     "RolloutTokenMean",
     "SequenceMean",

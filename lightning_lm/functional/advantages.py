@@ -5,6 +5,7 @@ gets zeros, decided by equality: the standard deviation of eight times 0.7 is no
 by it would turn rounding noise into a gradient.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,19 +13,29 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
 
-__all__ = ["GroupAdvantage", "explained_variance", "gae", "group_advantages", "whiten"]
+__all__ = ["Advantage", "GroupAdvantage", "RewardFilter", "explained_variance", "gae", "group_advantages", "whiten"]
 
 Baseline = Literal["group", "leave_one_out", "batch", "none"]
 Scale = Literal["group", "batch", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupAdvantage(Part):
-    """How rewards become advantages; call it with rewards [prompts, samples].
+class Advantage(Part):
+    """Base of the ways in which rewards become advantages; call it with rewards [prompts, samples]."""
+
+    @abstractmethod
+    def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
+        """Return the advantage of each answer; NaN where nothing is learned from it, as if it had not been given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupAdvantage(Advantage):
+    """How much better an answer is than others, in units of reward or of their standard deviation.
 
     Args:
         baseline: What is subtracted: the mean of the prompt's answers (``group``), of the prompt's other answers
@@ -41,9 +52,33 @@ class GroupAdvantage(Part):
     scale: Scale = "group"
     eps: float = 1e-4
 
+    @override
     def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
         """Return the advantage of each answer."""
         return group_advantages(rewards, baseline=self.baseline, scale=self.scale, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardFilter(Advantage):
+    """1 for every answer that earned enough, and nothing is learned from the others.
+
+    With `PolicyGradient` the loss is the likelihood of the good answers: expert iteration, which samples, filters and
+    fine-tunes on what is left.
+
+    Args:
+        threshold: Least reward of an answer that is learned from.
+
+    Source:
+        Anthony et al. 2017, arXiv:1705.08439; Zelikman et al. 2022 (STaR), arXiv:2203.14465, section 3.1; Singh et al.
+        2024 (ReST-EM), arXiv:2312.06585, section 3.
+    """
+
+    threshold: float = 1.0
+
+    @override
+    def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
+        """Return 1 or NaN for each answer."""
+        return torch.ones_like(rewards).masked_fill(~(rewards >= self.threshold), torch.nan)
 
 
 def group_advantages(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_lm.functional.advantages import GroupAdvantage
+from lightning_lm.functional.advantages import Advantage, GroupAdvantage
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.experience import Experience
 from lightning_lm.modules.objective import Objective
@@ -16,6 +16,7 @@ from lightning_lm.modules.rollout import Rollout
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, SkipRule
 from lightning_lm.protocols import RewardFunction
 from lightning_lm.rewards import Reward
+from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["GRPOModule"]
 
@@ -33,7 +34,7 @@ class GRPOModule(PolicyModule):
         model: The policy: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
         rewards: Judge the answers.
         plan: How prompts are answered, and how often the answers are learned from.
-        advantage: How much better an answer is than others of its group.
+        advantage: How much better an answer is than others of its group; or which answers are learned from at all.
         objective: What is minimised.
         optimizer: Chooses by the parameters' roles.
         schedule: Factor on the learning rates.
@@ -54,7 +55,7 @@ class GRPOModule(PolicyModule):
         *,
         rewards: Sequence[Reward | RewardFunction],
         plan: RolloutPlan = RolloutPlan(),
-        advantage: GroupAdvantage = GroupAdvantage(),
+        advantage: Advantage = GroupAdvantage(),
         objective: Objective = Objective(),
         optimizer: OptimizerPart = AdamW(lr=1e-6, weight_decay=0.0),
         schedule: Schedule = Constant(warmup=5),
@@ -72,12 +73,15 @@ class GRPOModule(PolicyModule):
         self.advantage = advantage
 
     def judge(self, rollout: Rollout, rows: Experience) -> Experience:
-        """Return the advantage of each answer, float32 [rows]; 0 where no reward applies."""
+        """Return the advantage of each answer, float32 [rows], 0 where no reward applies, and what is learned."""
         rewards = _complete(torch.from_numpy(rollout.groups))
         # A baseline or a deviation of the whole batch is that of all ranks.
         everyone = Ranks(self.trainer).gather(rewards.to(self.device, torch.float32))
-        advantages = self.advantage(everyone).view(-1, *rewards.shape)
-        return {"advantages": advantages[self.global_rank % len(advantages)].flatten()}
+        of_ranks = self.advantage(everyone).view(-1, *rewards.shape)
+        advantages = of_ranks[self.global_rank % len(of_ranks)].flatten()
+        unused = advantages.isnan()
+        labels = rows["labels"].masked_fill(unused[:, None], IGNORE_INDEX)
+        return {"advantages": advantages.masked_fill(unused, 0.0), "labels": labels}
 
 
 def _complete(rewards: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ class PolicyModule(LMModule, abc.ABC):
     def judge(self, rollout: Rollout, rows: Experience) -> Experience:
         """Return what is added to the experience: at least ``advantages``, [rows] or [rows, seq - 1].
 
+        It may have other ``labels``, if something is not to be learned from after all.
+
         Args:
             rollout: The answers of this rank and what they earned.
             rows: The experience so far.
@@ -137,12 +139,13 @@ class PolicyModule(LMModule, abc.ABC):
         rollout = self._engine().collect(prompts, (self._seed or 0, version, micro_batch), spare)
         rollout = dataclasses.replace(rollout, sampler_age=sampler_age)
         rows: Experience = rollout.rows(mask_truncated=self.plan.mask_truncated, device=self.device)
+        rows |= {"policy_version": version}
+        with self.trainer.precision_plugin.forward_context():
+            rows |= self._compared(rollout, rows, learned_tokens(rows))
+            rows |= self.judge(rollout, rows)
         mask = learned_tokens(rows)
         tokens, count = Ranks(self.trainer).sum(torch.tensor([mask.sum(), len(mask)], device=self.device)).tolist()
-        rows |= {"policy_version": version, "tokens_per_row": tokens / count}
-        with self.trainer.precision_plugin.forward_context():
-            rows |= self._compared(rollout, rows, mask)
-            rows |= self.judge(rollout, rows)
+        rows |= {"tokens_per_row": tokens / count}
         self.last_rollout = rollout, rows
         record_rollout(self, rollout, time.monotonic() - start_s)
         return rows

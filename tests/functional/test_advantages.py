@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.advantages import GroupAdvantage, explained_variance, gae, group_advantages, whiten
+from lightning_lm.functional.advantages import (
+    GroupAdvantage,
+    RewardFilter,
+    explained_variance,
+    gae,
+    group_advantages,
+    whiten,
+)
 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.2, 0.9, 0.4, 0.1], [0.0, 0.0, 0.0, 3.0]]
 
@@ -44,6 +51,13 @@ def test_one_sample_per_prompt_is_refused_where_a_group_is_needed() -> None:
         group_advantages(torch.ones(4, 1))
     alone = group_advantages(torch.tensor([[1.0], [3.0]]), baseline="batch", scale="none")
     assert alone.tolist() == [[-1.0], [1.0]]
+
+
+def test_a_filter_keeps_what_earned_enough() -> None:
+    rewards = torch.tensor([[0.9, 1.0, 2.0], [float("nan"), -float("inf"), 0.0]])
+    kept = RewardFilter(threshold=1.0)(rewards)
+    assert kept[:, 1:].tolist()[0] == [1.0, 1.0]
+    assert kept.isnan().tolist() == [[True, False, False], [True, True, True]]
 
 
 def naive_gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
