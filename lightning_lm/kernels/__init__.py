@@ -5,6 +5,7 @@ Every operation has one public function; `report` says what runs it here and why
 
 from lightning_lm.kernels.backend import Choice, choices, force_backend, report, unavailable
 from lightning_lm.kernels.cross_entropy import cross_entropy
+from lightning_lm.kernels.flash_attention import flash_attention
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
 from lightning_lm.kernels.swiglu import geglu, swiglu
@@ -13,6 +14,7 @@ __all__ = [
     "Choice",
     "choices",
     "cross_entropy",
+    "flash_attention",
     "force_backend",
     "geglu",
     "report",
