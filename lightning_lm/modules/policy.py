@@ -72,7 +72,7 @@ class PolicyModule(LMModule, abc.ABC):
         self.last_rollout: tuple[Rollout, Experience] | None = None
         self.reference: FrozenCopy | None = None
         self._steps_per_rollout = 1
-        self._server_weights = ServerWeights(plan)
+        self._server = ServerWeights(plan) if plan.backend.has_own_weights else None
 
     @abc.abstractmethod
     def judge(self, rollout: Rollout, rows: Experience) -> Experience:
@@ -109,7 +109,8 @@ class PolicyModule(LMModule, abc.ABC):
         """Switch dropout off."""
         super().on_train_start()
         self.model.eval()
-        self._server_weights = ServerWeights(self.plan)  # what an earlier run has pushed may be gone
+        if self._server is not None:
+            self._server = ServerWeights(self.plan)  # what an earlier run has pushed may be gone
 
     def _tokenizer(self) -> Any:
         return super()._tokenizer() or self.tokenizer
@@ -135,9 +136,9 @@ class PolicyModule(LMModule, abc.ABC):
             micro_batch: Number within the optimizer step, where each micro-batch has its own rollout.
         """
         start_s, version = time.monotonic(), self.trainer.global_step
-        sampler_age = self._server_weights.update(self.model, self._tokenizer(), self.trainer)
+        age = 0 if self._server is None else self._server.update(self.model, self._tokenizer(), self.trainer)
         rollout = self._engine().collect(prompts, (self._seed or 0, version, micro_batch), spare)
-        rollout = dataclasses.replace(rollout, sampler_age=sampler_age)
+        rollout = dataclasses.replace(rollout, sampler_age=age)
         rows: Experience = rollout.rows(mask_truncated=self.plan.mask_truncated, device=self.device)
         rows |= {"policy_version": version}
         with self.trainer.precision_plugin.forward_context():

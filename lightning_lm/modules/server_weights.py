@@ -12,7 +12,7 @@ __all__ = ["ServerWeights"]
 
 
 class ServerWeights:
-    """Keeps account of the weights that a server has; without a server there is nothing to do.
+    """Keeps account of the weights that a server has.
 
     Args:
         plan: Names the backend, and how old its weights may be.
@@ -38,8 +38,6 @@ class ServerWeights:
             RemoteError: If the server does not take them.
         """
         plan, step = self._plan, trainer.global_step
-        if not plan.backend.has_own_weights:
-            return 0
         push = plan.backend.push
         if push is not None and (self._step is None or step - self._step >= push.every):
             with whole_model(trainer):
