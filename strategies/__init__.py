@@ -3,11 +3,12 @@
 if __name__ != "lightning_lm.strategies":
     raise ImportError(f"This folder was imported as {__name__!r}; import it as 'lightning_lm.strategies'.")
 
+from lightning_lm.strategies.background_checkpoint import BackgroundCheckpointIO
 from lightning_lm.strategies.checkpoint import AtomicCheckpointIO
 from lightning_lm.strategies.registry import register_strategies
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
 from lightning_lm.strategies.sharded_optimizer_strategy import ShardedOptimizerStrategy
 
-__all__ = ["AtomicCheckpointIO", "ShardedOptimizer", "ShardedOptimizerStrategy"]
+__all__ = ["AtomicCheckpointIO", "BackgroundCheckpointIO", "ShardedOptimizer", "ShardedOptimizerStrategy"]
 
 register_strategies()

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ class CommandLine(LightningCLI):
         """Settle which checkpoint to load, that loading one runs no code from it, and the precision."""
         config = self.config[self.subcommand]
         trainer = config["trainer"]
-        if trainer.get("precision") is None and not trainer.get("plugins"):
+        if trainer.get("precision") is None and all(map(_only_saves, _listed(trainer.get("plugins")))):
             trainer["precision"] = fast_precision(str(trainer.get("accelerator")))
         if config.get("weights_only") is None:
             config["weights_only"] = True
@@ -119,8 +120,7 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; checkpoints are written atomically unless another plugin is asked for."""
-        plugins = self.config_init[self.subcommand]["trainer"].get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = _listed(self.config_init[self.subcommand]["trainer"].get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
@@ -172,6 +172,16 @@ def _top_level(verb: str) -> dict[str, Argument]:
         **own,
         "print_config": Argument(str),
     }
+
+
+def _listed(plugins: Any) -> list[Any]:
+    return plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
+
+
+def _only_saves(plugin: Any) -> bool:
+    """Whether a plugin, as parsed, has to do with checkpoints and so leaves the precision open."""
+    cls = pkgutil.resolve_name(plugin["class_path"]) if hasattr(plugin, "get") else None
+    return isinstance(cls, type) and issubclass(cls, CheckpointIO)
 
 
 def _path(cls: type) -> str:

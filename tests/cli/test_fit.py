@@ -228,3 +228,16 @@ def test_the_help_of_a_verb_shows_its_options():
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for option in ("--config", "--trainer.max_steps", "--model", "--data", "--ckpt_path"):
         assert option in text
+
+
+def test_checkpoints_written_in_the_background_change_nothing(tiny):
+    assert fit("--trainer.logger.init_args.name=plain") == 0
+    plugin = "--trainer.plugins+=BackgroundCheckpointIO"
+    assert fit("--trainer.logger.init_args.name=background", plugin) == 0
+    plain, background = (Path(f"runs/{name}/version_0") for name in ("plain", "background"))
+    assert torch.equal(weights(plain / "checkpoints/last.ckpt"), weights(background / "checkpoints/last.ckpt"))
+    assert state(background / "checkpoints/last.ckpt")["global_step"] == 4
+    chosen = [
+        yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"] for folder in (plain, background)
+    ]
+    assert chosen[0] == chosen[1] is not None
