@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sharded_runs import OPTIMIZERS, SPLIT, Run, fit, in_a_loop
+from optimizer_runs import OPTIMIZERS, SPLIT, Run, fit, in_a_loop
 
 from lightning_lm.strategies import ShardedOptimizerStrategy
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sharded_runs import SPLIT, make_trainer, weights_of
+from optimizer_runs import SPLIT, make_trainer, weights_of
 from torch import distributed
 
 from lightning_lm.datamodules import Loading, TextDataModule
