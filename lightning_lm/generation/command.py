@@ -116,9 +116,7 @@ def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generat
     _check_vocabulary(model, tokenizer)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = torch.device(namespace.device) if namespace.device else accelerator
-    return Generator(
-        model.to(device or "cpu"), tokenizer, prefix_ids=_published_prefix(path) if path.is_dir() else None
-    )
+    return Generator(model.to(device or "cpu"), tokenizer)
 
 
 def _load_folder(folder: Path) -> tuple[Any, "Tokenizer | None"]:
@@ -135,16 +133,6 @@ def _load_folder(folder: Path) -> tuple[Any, "Tokenizer | None"]:
         return model, load_tokenizer(folder)
     except TokenizerError:
         return model, None
-
-
-def _published_prefix(folder: Path) -> list[int]:
-    """Return the ids that a published tokenizer puts before every text, such as Llama's ``<s>``."""
-    definition = folder / "tokenizer.json"
-    if not definition.is_file():
-        return []
-    from tokenizers import Tokenizer
-
-    return list(Tokenizer.from_file(str(definition)).encode("", add_special_tokens=True).ids)
 
 
 def _check_vocabulary(model: Any, tokenizer: "Tokenizer") -> None:

@@ -59,7 +59,8 @@ class Generator:
             answer, and ids that it does not know are never chosen.
         batch_size: Most rows that are decoded together; ``None`` takes all at once. Does not change any answer.
         prefix_ids: Put before every text prompt (not before prompts given as ids). ``None`` takes the tokenizer's
-            ``bos_id`` if it has such an attribute, and else its ``eos_id``: documents begin with it in training.
+            ``prefix_ids`` (what a published tokenizer puts there), or else its ``bos_id``; one that has neither
+            attribute gets its ``eos_id``: documents begin with it in training.
         steps_agree: For sharded models, whose ranks must run equally many forward passes: called on every rank
             between two steps with whether this rank has unfinished rows; returns whether any rank has (an all-reduce).
             A rank that is done then runs along on one row. All ranks must call with the same ``max_new_tokens``,
@@ -253,7 +254,7 @@ class Generator:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ConfigurationError("A text prompt needs a tokenizer: Generator(model, tokenizer), or give ids.")
-            ids = [*self._prefix_ids, *self.tokenizer.encode(prompt)] or _begin_mark(self.tokenizer)
+            ids = [*self._prefix_ids, *self.tokenizer.encode(prompt)] or _any_mark(self.tokenizer)
         else:
             ids = [int(token) for token in prompt]
         if not ids:
@@ -294,8 +295,17 @@ def evaluating(*models: Any) -> Iterator[None]:
 def _begin_mark(tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
         return []
+    published: Sequence[int] | None = getattr(tokenizer, "prefix_ids", None)
+    if published is not None:
+        return list(published)
     mark = getattr(tokenizer, "bos_id", tokenizer.eos_id)
     return [] if mark is None else [mark]
+
+
+def _any_mark(tokenizer: Tokenizer) -> list[int]:
+    """Return what an empty text can begin with, also where texts usually begin with nothing."""
+    marks = (getattr(tokenizer, "bos_id", None), tokenizer.eos_id)
+    return [mark for mark in marks if mark is not None][:1]
 
 
 def with_seed(sampling: Sampling) -> Sampling:

@@ -47,6 +47,8 @@ class PretrainedTokenizer(BaseTokenizer):
         eos_token = _content(self._config.get("eos_token"))
         super().__init__(special, eos_token if eos_token in special else None)
         self._vocab_size = max(self._allowing.get_vocab().values(), default=-1) + 1
+        self.bos_id = special.get(_content(self._config.get("bos_token")) or "")
+        """Id of the token that the files name as the begin of a text, if they name one; see also `prefix_ids`."""
         self.unk_id = _unknown_id(self._definition, self._allowing)
         self._pattern = self._cut_pattern()
         self.chat_template = chat_template or _template_of(self._config)

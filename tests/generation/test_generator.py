@@ -373,15 +373,22 @@ class TestBeginMark:
         def bos_id(self):
             raise AttributeError
 
-    @pytest.mark.parametrize(("tokenizer", "mark"), [(Marked(), (24,)), (Unmarked(), (25,)), (Letters(), ())])
+    class Published(Letters):
+        bos_id = 24
+        prefix_ids = ()
+
+    @pytest.mark.parametrize(
+        ("tokenizer", "mark"), [(Marked(), (24,)), (Unmarked(), (25,)), (Letters(), ()), (Published(), ())]
+    )
     def test_of_text_prompts(self, tokenizer, mark):
         text, ids = Generator(alphabet(), tokenizer).generate(["ab", [7]], max_new_tokens=1)
         assert text.prompt_ids == (*mark, 0, 1)
         assert ids.prompt_ids == (7,)
 
     def test_makes_an_empty_text_a_prompt(self):
-        (completion,) = Generator(alphabet(), self.Unmarked()).generate([""], sampling=GREEDY, max_new_tokens=2)
-        assert completion.text == "ab"
+        for tokenizer, mark in ((self.Unmarked(), 25), (Letters(), 25), (self.Published(), 24)):
+            (completion,) = Generator(alphabet(), tokenizer).generate([""], sampling=GREEDY, max_new_tokens=1)
+            assert completion.prompt_ids == (mark,)
 
     def test_can_be_chosen(self):
         (completion,) = Generator(alphabet(), Letters(), prefix_ids=[3]).generate(["a"], max_new_tokens=1)

@@ -184,3 +184,11 @@ def test_lone_surrogates_are_refused(tokenizer: PretrainedTokenizer) -> None:
         tokenizer.encode("\ud800")
     with pytest.raises(TokenizerError, match="lone surrogate"):
         tokenizer.encode_batch(["a", "\ud800"])
+
+
+def test_the_begin_of_a_text_is_the_one_that_the_files_name():
+    definition = spaces_marked().to_str()
+    for config, expected in (({"bos_token": "<s>"}, 1), ({"bos_token": {"content": "<s>"}}, 1), ({}, None)):
+        assert PretrainedTokenizer(definition, config=json.dumps(config)).bos_id == expected
+    named = PretrainedTokenizer(definition, config=json.dumps({"bos_token": None}))
+    assert (named.bos_id, named.prefix_ids) == (None, [1])  # what is put before a text is another question
