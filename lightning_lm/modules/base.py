@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, parameter_roles
-from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights
+from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, with_vocabulary
 from lightning_lm.modules.metrics import MeasuredModule
+from lightning_lm.modules.ranks import data_rank
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.modules.seeds import seed_generator
 from lightning_lm.modules.window import GradientWindow, gradient_norm, held_gradients
@@ -210,6 +211,19 @@ class LMModule(MeasuredModule, abc.ABC):
 
     # --- checkpoints ---
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Return the module of a checkpoint, as Lightning does; a vocabulary that its config leaves out is found there.
+
+        Args:
+            checkpoint_path: A ``.ckpt`` file.
+            args: As Lightning has them.
+            kwargs: As Lightning has them, ``weights_only=True`` and the arguments of the module, such as ``model``.
+        """
+        if isinstance(kwargs.get("model"), ModelConfig):
+            kwargs["model"] = with_vocabulary(kwargs["model"], checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the model again and to go on exactly."""
         tokenizer = self._tokenizer()
@@ -243,7 +257,7 @@ class LMModule(MeasuredModule, abc.ABC):
         self.tokens_seen = torch.tensor(entry["tokens_seen"])
         sums = entry["interval"]
         self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64)
-        if self.global_rank == 0:  # also where there is no Trainer: `load_from_checkpoint`
+        if data_rank(self._trainer) == 0:  # also where there is no Trainer: `load_from_checkpoint`
             self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])

@@ -1,6 +1,7 @@
 """What our checkpoints carry besides Lightning's own entries, and reading them without running anyone's code."""
 
 import contextlib
+import dataclasses
 import errno
 import pickle
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,16 @@ from lightning_lm.errors import CheckpointError
 from lightning_lm.models import ModelConfig
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["ENTRY", "VERSION", "check_config", "check_weights", "load_model", "read_checkpoint", "reading"]
+__all__ = [
+    "ENTRY",
+    "VERSION",
+    "check_config",
+    "check_weights",
+    "load_model",
+    "read_checkpoint",
+    "reading",
+    "with_vocabulary",
+]
 
 ENTRY = "lightning_lm"
 """Key of our entry in a checkpoint."""
@@ -90,6 +100,23 @@ def load_model(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
     floating = [value.dtype for value in weights.values() if value.is_floating_point()]
     model.to(floating[0]).load_state_dict(weights)
     return model.eval(), _tokenizer(entry["tokenizer"])
+
+
+def with_vocabulary(config: ModelConfig, path: Any) -> ModelConfig:
+    """Return a config that says how many ids the model has, where a checkpoint of this package knows it.
+
+    Args:
+        config: Returned as it is where it says so itself.
+        path: The checkpoint; its weights are not read.
+
+    Raises:
+        CheckpointError: If the file is truncated, is no checkpoint, or holds more than tensors and plain data.
+    """
+    if config.vocab_size is not None or not isinstance(path, str | Path) or not Path(path).is_file():
+        return config
+    with reading(path):
+        entry = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(ENTRY) or {}
+    return dataclasses.replace(config, vocab_size=(entry.get("model") or {}).get("vocab_size"))
 
 
 def _tokenizer(files: dict[str, str] | None) -> Tokenizer | None:

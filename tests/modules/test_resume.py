@@ -239,6 +239,12 @@ def test_load_model_fills_in_the_vocabulary(config, row_data, make_trainer, tmp_
     trainer.fit(PretrainModule(dataclasses.replace(config, vocab_size=None)), datamodule=data)
     trainer.save_checkpoint(tmp_path / "filled.ckpt")
     assert load_model(tmp_path / "filled.ckpt")[0].config.vocab_size == 40
+    unfilled = dataclasses.replace(config, vocab_size=None)
+    again = PretrainModule.load_from_checkpoint(tmp_path / "filled.ckpt", model=unfilled, weights_only=True)
+    assert same_weights(again, trainer.lightning_module)
+    other = dataclasses.replace(unfilled, d_model=32)
+    with pytest.raises(CheckpointError, match="d_model: 16 in the checkpoint, 32 here"):
+        PretrainModule.load_from_checkpoint(tmp_path / "filled.ckpt", model=other, weights_only=True)
 
 
 def test_load_model_refuses_what_it_cannot_build(row_data, make_trainer, tmp_path):
