@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_lm.functional.flash_attention import first_visible
+
 __all__ = ["Documents", "causal_attention"]
 
 _BLOCK = 128
@@ -29,6 +31,7 @@ class Documents:
     runs: tuple[tuple[int, int], ...]
     """(count, length) of documents of equal length that follow each other, rows laid end to end; empty off the CPU."""
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _first: dict[int | None, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_ids(cls, document_ids: Int[Tensor, "batch seq"]) -> "Documents | None":
@@ -52,6 +55,13 @@ class Documents:
             causal = band(self.ids.size(1), self.ids.size(1), window, device=self.ids.device)
             self._masks[window] = (causal & (self.ids[:, :, None] == self.ids[:, None, :])).unsqueeze(1)
         return self._masks[window]
+
+    def first_keys(self, window: int | None = None) -> Int[Tensor, "batch seq"]:
+        """Return the first key that each query may see: the same mask, as one number per query."""
+        if window not in self._first:
+            columns = torch.arange(self.ids.size(1), device=self.ids.device)
+            self._first[window] = first_visible(columns - self.positions(), window).int()
+        return self._first[window]
 
     def positions(self) -> Int[Tensor, "batch seq"]:
         """Return the place of each token in its document, from 0."""

@@ -4,7 +4,7 @@ Scores are made one tile at a time, (queries x keys), and forgotten. What makes 
 the largest score ``m`` and the sum ``l`` of ``exp(score - m)`` so far, a new tile only rescales what is there. The
 backward makes each tile again from the one number per query that was kept, ``lse = m + log l``.
 
-One mask says it all: a query sees the keys from its own first one up to its own place. Packed documents, sliding windows
+One mask says it all: a query sees the keys from its own first one up to its own place. Packed documents, windows
 and both at once are such intervals, and a tile outside of the intervals of its queries is never made.
 """
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.attention import causal_attention
+from lightning_lm.functional.attention import Documents, causal_attention
 from lightning_lm.functional.rope import rotate
 from lightning_lm.models.cache import LayerCache
 from lightning_lm.models.context import Context
@@ -126,23 +126,40 @@ class SelfAttention(nn.Module):
         part = self.part
         q, k, v = self._project(x)
         if part.rope is not None:
-            cos, sin = context.rotations[part.rope, self.head_dim]
-            q = rotate(q, cos, sin, interleaved=part.rope.interleaved)
-            k = rotate(k, cos, sin, interleaved=part.rope.interleaved)
+            q, k = self.turn(q, k, *context.rotations[part.rope, self.head_dim])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if state is not None:
             k, v = state.append(k, v)
-        mixed = causal_attention(
-            q,
-            k,
-            v,
-            mask=context.mask(k.size(2), part.window),
-            window=part.window,
-            softcap=part.softcap,
-            scale=part.scale,
-            dropout=part.dropout if self.training else 0.0,
-        )
+        mixed = self.attend(q, k, v, context.mask(k.size(2), part.window))
         return cast(Tensor, self.o(mixed.transpose(1, 2).flatten(2)))
+
+    def turn(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys, [batch, seq, heads, head_dim], by the angles of their positions.
+
+        Args:
+            q: Queries.
+            k: Keys.
+            cos: From `functional.rope_table`.
+            sin: Like ``cos``.
+        """
+        assert self.part.rope is not None
+        interleaved = self.part.rope.interleaved
+        return rotate(q, cos, sin, interleaved=interleaved), rotate(k, cos, sin, interleaved=interleaved)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Documents | Tensor | None) -> Tensor:
+        """Weigh values by scores, [batch, heads, seq, head_dim].
+
+        Args:
+            q: Queries, the last of the keys.
+            k: Keys.
+            v: Values.
+            mask: What confines queries beyond causality and the window.
+        """
+        part = self.part
+        dropout = part.dropout if self.training else 0.0
+        return causal_attention(
+            q, k, v, mask=mask, window=part.window, softcap=part.softcap, scale=part.scale, dropout=dropout
+        )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, ``[batch, seq, heads, head_dim]``."""

@@ -103,3 +103,11 @@ def test_what_models_call_gives_the_same_for_packed_rows_and_windows():
     got = flash_attention(*inputs, first=first_visible(starts, 4), block=8)
     expected = causal_attention(*inputs, mask=documents, window=4)
     agree(got, expected, inputs, EXACT)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+def test_the_first_keys_of_documents_are_their_mask(window):
+    documents = Documents.from_ids(torch.tensor([[0] * 5 + [1] + [2] * 21 + [3] * 10, [4] * 37]))
+    columns = torch.arange(37)
+    seen = (columns >= documents.first_keys(window)[..., None]) & (columns <= columns[:, None])
+    assert torch.equal(seen[:, None], documents.mask(window))

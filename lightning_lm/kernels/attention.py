@@ -1,0 +1,101 @@
+"""Which attention runs where: one choice by device and shape.
+
+* CPU: documents one by one and windows in blocks, as `functional.attention` folds them.
+* GPU, packed documents, a window or a soft cap: `flash_attention`, which visits no tile that is masked. Torch would
+  need a mask of all pairs, and FlexAttention a compilation and a block mask for every batch.
+* GPU, plain causal in half precision: cuDNN from Hopper on, which is faster than anything Triton can do there;
+  FlashAttention before it.
+* Everything else (a cache, single precision, large heads): `functional.attention`.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_lm.functional.attention import Documents, causal_attention
+from lightning_lm.functional.flash_attention import first_visible
+from lightning_lm.kernels.backend import architecture, register, unavailable, use_triton
+from lightning_lm.kernels.flash_attention import flash_attention, supported
+
+__all__ = ["attention"]
+
+_FASTEST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+register("attention")
+
+
+def attention(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    *,
+    mask: Documents | Bool[Tensor, "#batch 1 queries keys"] | None = None,
+    window: int | None = None,
+    **options: Any,
+) -> Float[Tensor, "batch heads queries head_dim"]:
+    """Attend as `functional.attention.causal_attention` does, by what is fastest for the device and the shape.
+
+    Args:
+        query: The last of the keys; ``heads`` is a multiple of ``kv_heads``.
+        key: One per column seen so far.
+        value: Like ``key``.
+        mask: `Documents` confines each query to its own document; a boolean tensor decides everything.
+        window: Number of keys a query sees, itself included; ``None`` for all.
+        **options: ``softcap``, ``scale`` and ``dropout`` of `causal_attention`.
+    """
+    window = None if window is None or window >= key.size(2) else window
+    softcap, scale, dropout = options.get("softcap"), options.get("scale"), options.get("dropout", 0.0)
+    reason = _reason_against(query, key, mask, dropout) or _plain(query, mask, window, softcap)
+    if _ours(query.device, reason):
+        first = _first_keys(mask, window, query)
+        return flash_attention(query, key, value, first=first, softcap=softcap, scale=scale)
+    if mask is None and window is None and softcap is None and query.size(2) == key.size(2) and _has_cudnn(query):
+        with sdpa_kernel(_FASTEST, set_priority=True):
+            return causal_attention(query, key, value, **options)
+    return causal_attention(query, key, value, mask=mask, window=window, **options)
+
+
+def _reason_against(query: Tensor, key: Tensor, mask: Documents | Tensor | None, dropout: float) -> str | None:
+    """Return why our kernel cannot run, or nothing if it can."""
+    if dropout:
+        return f"dropout={dropout} of attention weights"
+    if query.size(2) != key.size(2) or isinstance(mask, Tensor):
+        return "queries over a cache of keys"
+    return supported(query, key)
+
+
+def _plain(query: Tensor, mask: Documents | Tensor | None, window: int | None, softcap: float | None) -> str | None:
+    """Return why our kernel need not run: torch has one that is as fast or faster, unless something is masked."""
+    if mask is not None or window is not None or softcap is not None or query.device.type != "cuda":
+        return None
+    return "plain causal: cuDNN is faster" if _has_cudnn(query) else "plain causal: torch's FlashAttention is as fast"
+
+
+def _ours(device: torch.device, reason: str | None) -> bool:
+    if torch.compiler.is_compiling():  # a compiler cannot follow what is remembered for the report
+        return reason is None and device.type == "cuda" and unavailable(device) is None
+    return use_triton("attention", device, reason)
+
+
+def _has_cudnn(query: Tensor) -> bool:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return half and query.device.type == "cuda" and architecture(query.device) in ("sm_90", "sm_100", "sm_103")
+
+
+def _first_keys(mask: Documents | Tensor | None, window: int | None, query: Tensor) -> Tensor | None:
+    if isinstance(mask, Documents):
+        return mask.first_keys(window)
+    return None if window is None else _window_starts(query.size(2), window, query.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _window_starts(queries: int, window: int, device: torch.device) -> Tensor:
+    return first_visible(torch.zeros(1, queries, dtype=torch.int32, device=device), window)
