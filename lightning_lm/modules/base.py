@@ -16,7 +16,6 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, with_vocabulary
 from lightning_lm.modules.metrics import MeasuredModule
-from lightning_lm.modules.ranks import data_rank
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.modules.seeds import seed_generator
 from lightning_lm.modules.window import GradientWindow, gradient_norm, held_gradients
@@ -257,7 +256,7 @@ class LMModule(MeasuredModule, abc.ABC):
         self.tokens_seen = torch.tensor(entry["tokens_seen"])
         sums = entry["interval"]
         self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64)
-        if data_rank(self._trainer) == 0:  # also where there is no Trainer: `load_from_checkpoint`
+        if self.global_rank == 0:  # also where there is no Trainer: `load_from_checkpoint`
             self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])
