@@ -91,7 +91,7 @@ def loss_coefficients(
 def _cross_entropy_forward(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
     softcap, z_loss, label_smoothing, ignore_index = options
     rows = Logits(logits, targets, softcap=softcap, ignore_index=ignore_index)
-    found = statistics(rows, operation="cross_entropy")
+    found = statistics(rows, operation="cross_entropy", averaged=label_smoothing > 0)
     return row_losses(found, z_loss, label_smoothing), found.nll, *(part.clone() for part in found.normaliser)
 
 

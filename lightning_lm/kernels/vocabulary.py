@@ -87,23 +87,25 @@ def supported(values: Tensor) -> str | None:
     return unsupported_dtype(values)
 
 
-def statistics(logits: Logits, *, operation: str, measured: bool = False) -> RowStatistics:
+def statistics(logits: Logits, *, operation: str, averaged: bool = False, measured: bool = False) -> RowStatistics:
     """Read the logits once and return what their losses need.
 
     Args:
         logits: The scores.
         operation: On whose behalf, for the report.
+        averaged: Whether mean logits are wanted; zeros otherwise.
         measured: Whether entropies and correct predictions are wanted; zeros otherwise.
     """
     values = logits.values
     if not use_triton(operation, values.device, supported(values)):
-        return _reference_statistics(logits, measured)
+        return _reference_statistics(logits, averaged, measured)
     found = torch.empty(6, len(values), dtype=torch.float32, device=values.device)
     launch(
         _statistics_kernel, (len(values),),
         values, logits.targets, values if logits.bias is None else logits.bias.contiguous(), found,
         values.stride(0), len(values), logits.softcap or 1.0, 1 / logits.temperature, logits.ignore_index,
-        VOCAB=values.size(1), BIAS=logits.bias is not None, CAP=logits.softcap is not None, MEASURED=measured,
+        VOCAB=values.size(1), BIAS=logits.bias is not None, CAP=logits.softcap is not None, AVERAGED=averaged,
+        MEASURED=measured,
         **_settings(values),
     )  # fmt: skip
     return RowStatistics(Normaliser(found[0], found[1]), *found[2:].unbind())
@@ -168,7 +170,8 @@ def _scores(ptr, bias_ptr, columns, mask, softcap, inverse_temperature, BIAS: tl
 @jit
 def _statistics_kernel(
     values_ptr, targets_ptr, bias_ptr, out_ptr, stride, num_rows, softcap, inverse_temperature, ignore_index,
-    VOCAB: tl.constexpr, BIAS: tl.constexpr, CAP: tl.constexpr, MEASURED: tl.constexpr, BLOCK: tl.constexpr,
+    VOCAB: tl.constexpr, BIAS: tl.constexpr, CAP: tl.constexpr, AVERAGED: tl.constexpr, MEASURED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row)
@@ -196,7 +199,8 @@ def _statistics_kernel(
             first = tl.min(tl.where(x == top, columns, VOCAB), axis=0)
             likeliest = tl.where(top > largest, first, likeliest)
         total = total * shrink + tl.sum(terms, axis=0)
-        plain += tl.sum(tl.where(mask, x, 0.0), axis=0)
+        if AVERAGED:
+            plain += tl.sum(tl.where(mask, x, 0.0), axis=0)
         here = tl.max(tl.where(columns == target, x, -float("inf")), axis=0)
         target_score = tl.maximum(target_score, here)
         largest = top
@@ -258,19 +262,24 @@ def _adjusted(logits: Logits, *, fresh: bool) -> Tensor:
     return wide if logits.temperature == 1 else wide / logits.temperature
 
 
-def _reference_statistics(logits: Logits, measured: bool) -> RowStatistics:
+def _reference_statistics(logits: Logits, averaged: bool, measured: bool) -> RowStatistics:
     valid = logits.targets != logits.ignore_index
     labels = torch.where(valid, logits.targets, 0)
     x = _adjusted(logits, fresh=False)
     peak, target = x.amax(dim=-1), x.gather(1, labels[:, None]).squeeze(1)
-    log_total = (x - peak[:, None]).exp_().sum(dim=-1).log()
-    entropy = correct = torch.zeros_like(target)
+    mean = entropy = correct = torch.zeros_like(target)
+    if averaged:
+        mean = x.mean(dim=-1)
     if measured:
-        log_p = (x - peak[:, None]).sub_(log_total[:, None])
-        entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
         correct = (x.argmax(dim=-1) == labels).to(x.dtype)
+    shifted = x - peak[:, None]
+    terms = shifted.exp() if measured else shifted.exp_()
+    total = terms.sum(dim=-1)
+    log_total = total.log()
+    if measured:  # a probability of zero weighs nothing, however forbidden
+        entropy = log_total - terms.mul_(shifted.clamp_(min=torch.finfo(x.dtype).min)).sum(dim=-1) / total
     peak, log_total, *rest = (
-        torch.where(valid, column, 0) for column in (peak, log_total, target, x.mean(dim=-1), entropy, correct)
+        torch.where(valid, column, 0) for column in (peak, log_total, target, mean, entropy, correct)
     )
     return RowStatistics(Normaliser(peak, log_total), *rest)
 
@@ -280,11 +289,12 @@ def _reference_gradient(logits: Logits, normaliser: Normaliser, coefficients: Co
     labels = torch.where(valid, logits.targets, 0)
     x = _adjusted(logits, fresh=out is not logits.values)
     slope = None if logits.softcap is None else 1 - (x * (logits.temperature / logits.softcap)).square_()
-    log_p = x.sub_(normaliser.peak[:, None]).sub_(normaliser.log_total[:, None])
+    x.sub_(normaliser.peak[:, None])
     entropy, constant = coefficients.entropy, coefficients.constant
     if entropy is None:
-        grad = log_p.exp_().mul_(coefficients.softmax[:, None])
+        grad = x.exp_().mul_((coefficients.softmax * normaliser.log_total.neg().exp())[:, None])
     else:
+        log_p = x.sub_(normaliser.log_total[:, None])
         inner = log_p.clamp(min=torch.finfo(log_p.dtype).min).mul_(entropy[:, None])
         grad = log_p.exp_().mul_(inner.add_(coefficients.softmax[:, None]))
     if constant is not None:
