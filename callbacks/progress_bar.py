@@ -3,6 +3,8 @@
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import rich
@@ -66,7 +68,7 @@ class LMProgressBar(LeanHooks, ProgressBar):
         self._shown_step: int | None = None
         self._start = _Mark(0.0, 0, 0)
         self._marks: deque[_Mark] = deque(maxlen=_WINDOW_REFRESHES)
-        self._validation_start_s = 0.0
+        self._validation_start_s: float | None = None
         self._total_steps: int | None = None
         self._replicas = 1
 
@@ -116,10 +118,24 @@ class LMProgressBar(LeanHooks, ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the rate leave out the validation; in a log file, say what it gave."""
-        pause_s = time.monotonic() - self._validation_start_s
-        self._marks = deque((mark._replace(time_s=mark.time_s + pause_s) for mark in self._marks), _WINDOW_REFRESHES)
+        if self._validation_start_s is not None:
+            self._leave_out(time.monotonic() - self._validation_start_s)
+        self._validation_start_s = None
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking and not _in_terminal():
             self._show(self._training_line(trainer))
+
+    @contextmanager
+    def clock_stopped(self, trainer: Trainer) -> Iterator[None]:
+        """Let the rate leave out what another callback does between two steps, such as sampling a text."""
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._validation_start_s is None:  # else it is part of a validation's pause
+                self._leave_out(time.monotonic() - begin_s)
+
+    def _leave_out(self, pause_s: float) -> None:
+        self._marks = deque((mark._replace(time_s=mark.time_s + pause_s) for mark in self._marks), _WINDOW_REFRESHES)
 
     def on_validation_batch_end(
         self,

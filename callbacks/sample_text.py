@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.text import Text
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import set_aside
+from lightning_lm.callbacks.aside import clocks_stopped, set_aside
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import logits_of
 from lightning_lm.callbacks.readable import visible
@@ -94,7 +94,8 @@ class SampleText(LeanHooks, Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        texts = self._complete(trainer, pl_module)
+        with clocks_stopped(trainer):
+            texts = self._complete(trainer, pl_module)
         if trainer.is_global_zero:
             _print(trainer.global_step, self._prompts, texts)
             _write(trainer, self._prompts, texts)

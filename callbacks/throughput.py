@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ class Throughput(LeanHooks, Callback):
 
     Between two logs only shapes are read and two integers added: nothing waits for a GPU. What is logged is the mean
     since the last log, over whole optimizer steps whatever the accumulation and the sizes of the batches; time spent in
-    validation is left out, and so is the first step of a run, which compiles and allocates.
+    validation and in `SampleText` is left out, and so is the first step of a run, which compiles and allocates.
 
     * ``perf/tokens_per_s``: positions that predict a token, padding included, over all devices;
       ``perf/tokens_per_s_per_device`` only where there are several.
@@ -84,6 +86,18 @@ class Throughput(LeanHooks, Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         self._paused_s = time.perf_counter()
+
+    @contextmanager
+    def clock_stopped(self, trainer: Trainer) -> Iterator[None]:
+        """Leave out what another callback does between two steps, such as sampling a text."""
+        if self._paused_s is None:
+            _wait_for(trainer.strategy.root_device)
+        begin_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._start_s is not None and self._paused_s is None:  # else it is part of a validation's pause
+                self._start_s += time.perf_counter() - begin_s
 
     def _restart(self, trainer: Trainer) -> None:
         _wait_for(trainer.strategy.root_device)

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import rich
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 
 from lightning_lm.callbacks import LMProgressBar, Perplexity
+from lightning_lm.callbacks.aside import clocks_stopped
 from lightning_lm.callbacks.readable import clock, short
 
 
@@ -68,6 +70,23 @@ def test_log_file_gets_a_plain_line_now_and_then(slow_module, loader_of, batches
     assert lines[3].endswith("20 tok/s  1:34 elapsed, 0:16 left")
     assert lines[4].endswith("1:40 elapsed")
     assert "\x1b" not in file.getvalue()
+
+
+def test_samples_are_not_in_the_rate(slow_module, loader_of, batches_of, trainer_with, console, clock_of):
+    class Busy(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            with clocks_stopped(trainer):
+                clock_of.now += 600
+
+        def on_validation_end(self, trainer, pl_module):
+            self.on_train_batch_end(trainer, pl_module, None, None, 0)
+
+    file = console(terminal=False).file
+    for callbacks in ([Busy(), LMProgressBar()], [LMProgressBar(), Busy()]):
+        fit(trainer_with, slow_module(), loader_of, batches_of, *callbacks, val_check_interval=12)
+    rates = [line.split(" tok/s")[0].split()[-1] for line in file.getvalue().splitlines() if "tok/s" in line]
+    assert len(rates) > 20
+    assert set(rates) == {"20"}
 
 
 def test_terminal_gets_one_line_at_most_every_refresh(slow_module, loader_of, batches_of, trainer_with, console):

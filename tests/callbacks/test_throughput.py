@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_lm.callbacks import Throughput
+from lightning_lm.callbacks.aside import clocks_stopped
 from lightning_lm.callbacks.device_peak import peak_flops_per_s
 from lightning_lm.callbacks.flops import training_flops_per_token
 
@@ -36,16 +38,34 @@ def timed_module(foreign_module, clock):
     return Timed
 
 
+class Busy(Callback):
+    """Samples texts for a day, between steps and behind validations."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with clocks_stopped(trainer):
+            self.clock.now += 86400
+
+    def on_validation_end(self, trainer, pl_module):
+        self.on_train_batch_end(trainer, pl_module, None, None, 0)
+
+
 def logged(record, name):
     return {step: metrics[name] for step, metrics in record.metrics if name in metrics}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_tokens_and_seconds_of_whole_steps(accumulate, timed_module, batches_of, loader_of, trainer_with, record_of):
-    """Variable batches, accumulation, and validations in between that must not count."""
+@pytest.mark.parametrize(("accumulate", "before", "after"), [(1, 0, 0), (2, 0, 1), (2, 1, 0)])
+def test_tokens_and_seconds_of_whole_steps(
+    accumulate, before, after, timed_module, batches_of, loader_of, trainer_with, record_of, clock
+):
+    """Variable batches, accumulation, and in between validations and samples that must not count."""
     record, batches = record_of(), batches_of(SHAPES, ignored=0.0)
     trainer = trainer_with(
+        *(Busy(clock) for _ in range(before)),
         Throughput(),
+        *(Busy(clock) for _ in range(after)),
         logger=record,
         max_epochs=1,
         log_every_n_steps=3,
