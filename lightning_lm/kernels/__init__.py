@@ -6,10 +6,12 @@ Every operation has one public function; `report` says what runs it here and why
 from lightning_lm.kernels.backend import Choice, choices, force_backend, report, unavailable
 from lightning_lm.kernels.cross_entropy import cross_entropy
 from lightning_lm.kernels.flash_attention import flash_attention
+from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.linear_cross_entropy import linear_cross_entropy, measured_cross_entropy
 from lightning_lm.kernels.linear_logprob import linear_logprob, linear_nll
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
+from lightning_lm.kernels.softmax import softmax
 from lightning_lm.kernels.swiglu import geglu, swiglu
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "flash_attention",
     "force_backend",
     "geglu",
+    "layer_norm",
     "linear_cross_entropy",
     "linear_logprob",
     "linear_nll",
@@ -26,6 +29,7 @@ __all__ = [
     "report",
     "rms_norm",
     "rope",
+    "softmax",
     "swiglu",
     "unavailable",
 ]
