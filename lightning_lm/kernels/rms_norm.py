@@ -167,6 +167,7 @@ def _rms_norm_backward(
     eps: float, offset: float, round_first: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     grad = torch.zeros_like(x) if grad is None else grad
+    grad_sum = grad_sum if grad_sum is not None and grad_sum.numel() else None  # without a residual the sum is empty
     if not use_triton("rms_norm", x.device, supported(x)):
         return _reference_backward(grad, grad_sum, x, weight, scale, offset, round_first)
     rows, upstream, size = rows_of(x), rows_of(grad), x.size(-1)

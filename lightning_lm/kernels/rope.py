@@ -72,11 +72,9 @@ def supported(q: Tensor, k: Tensor, cos: Tensor) -> str | None:
     tile = next_power_of_two(max(q.size(2), 1)) * next_power_of_two(max(q.size(3), 1))
     if tile > _LARGEST_TILE:
         return f"{q.size(2)} heads of {q.size(3)} are more than {_LARGEST_TILE} features, rounded up to powers of two"
-    if q.dtype != k.dtype:
-        return f"queries are {q.dtype} and keys {k.dtype}"
     if cos.ndim == 4 and cos.size(0) not in (1, q.size(0)):
         return f"tables for {cos.size(0)} rows and queries for {q.size(0)}"
-    return unsupported_dtype(q)
+    return unsupported_dtype(q) or unsupported_dtype(k)
 
 
 @jit
