@@ -8,7 +8,14 @@ from lightning_lm.strategies.checkpoint import AtomicCheckpointIO
 from lightning_lm.strategies.registry import register_strategies
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
 from lightning_lm.strategies.sharded_optimizer_strategy import ShardedOptimizerStrategy
+from lightning_lm.strategies.tensor_parallel import TensorParallelStrategy
 
-__all__ = ["AtomicCheckpointIO", "BackgroundCheckpointIO", "ShardedOptimizer", "ShardedOptimizerStrategy"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BackgroundCheckpointIO",
+    "ShardedOptimizer",
+    "ShardedOptimizerStrategy",
+    "TensorParallelStrategy",
+]
 
 register_strategies()

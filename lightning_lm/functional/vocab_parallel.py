@@ -56,7 +56,7 @@ class Vocabulary:
         """Return the sum over all ids of what each rank has summed over its own."""
         return values
 
-    def are_largest(self, survey: Survey, logits: Tensor, targets: Tensor) -> Tensor:
+    def are_largest(self, survey: Survey, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         """Return which targets are the likeliest ids."""
         return logits.argmax(dim=-1) == targets
 

@@ -1,7 +1,7 @@
 """Causal self-attention with any number of key heads, rotary positions, normalised queries and a sliding window."""
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -89,6 +89,9 @@ class SelfAttention(nn.Module):
         norm: Normalisation of queries and keys, where the description asks for it.
     """
 
+    parallel_plan: ClassVar = {"[qkv]": "colwise", "q_norm": "qk_norm", "k_norm": "qk_norm", "o": "rowwise"}
+    parallel_divides: ClassVar = ("num_heads", "num_kv_heads")
+
     def __init__(self, part: Attention, d_model: int, *, norm: Norm) -> None:
         super().__init__()
         if part.head_dim is None and d_model % part.num_heads:
@@ -104,10 +107,9 @@ class SelfAttention(nn.Module):
         self.k = nn.Linear(d_model, kv_width, bias=part.bias != "none")
         self.v = nn.Linear(d_model, kv_width, bias=part.bias != "none")
         self.o = residual_output(nn.Linear(width, d_model, bias=part.bias == "all"))
-        if part.qk_norm is not None:
-            full = part.qk_norm == "full"
-            self.q_norm = norm.build(width if full else self.head_dim)
-            self.k_norm = norm.build(kv_width if full else self.head_dim)
+        full = part.qk_norm == "full"
+        self.q_norm: Any = part.qk_norm and norm.build(width if full else self.head_dim)
+        self.k_norm: Any = part.qk_norm and norm.build(kv_width if full else self.head_dim)
 
     def make_state(self, max_length: int) -> LayerCache:
         """Return an empty memory of keys and values for up to ``max_length`` columns."""

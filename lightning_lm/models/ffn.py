@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -99,6 +99,8 @@ class GatedFeedForward(nn.Module):
         bias: Whether the projections have biases.
     """
 
+    parallel_plan: ClassVar = {"gate": "colwise", "up": "colwise", "down": "rowwise"}
+
     def __init__(self, d_model: int, hidden_size: int, *, activation: Activation = "silu", bias: bool = False) -> None:
         super().__init__()
         self.gate = nn.Linear(d_model, hidden_size, bias=bias)
@@ -120,6 +122,8 @@ class FeedForward(nn.Module):
         activation: Name of the activation.
         bias: Whether the projections have biases.
     """
+
+    parallel_plan: ClassVar = {"up": "colwise", "down": "rowwise"}
 
     def __init__(self, d_model: int, hidden_size: int, *, activation: Activation = "gelu", bias: bool = False) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ can be chosen. Kernels and parallelism are applied from outside and never appear
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,16 @@ class Transformer(nn.Module):
         config: What it is made of; its ``vocab_size`` must be known.
     """
 
+    parallel_plan: ClassVar = {"embed": "embed", "positions": "positions", "norm": "last_norm", "head": "head"}
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         assert config.vocab_size is not None
         self.config = config
         self.logit_softcap = config.logit_softcap
         self.embed = with_role(nn.Embedding(config.vocab_size, config.d_model), "embedding")
-        if config.positions is not None:
-            self.positions = config.positions.build(config.d_model, config.context_length)
+        kind = config.positions
+        self.positions: Any = None if kind is None else kind.build(config.d_model, config.context_length)
         self.layers = nn.ModuleList(Block(config, layer) for layer in config.depth_pattern)
         self.norm = config.norm.build(config.d_model) if config.final_norm else nn.Identity()
         self.head = with_role(nn.Linear(config.d_model, config.vocab_size, bias=False), "head")
@@ -127,6 +129,8 @@ class Block(nn.Module):
         config: Norm, residual form and dropout.
         layer: Mixer and feed-forward.
     """
+
+    parallel_plan: ClassVar = {"*_norm": "norm", "mixer": "gather", "ffn": "gather"}
 
     def __init__(self, config: TransformerConfig, layer: Layer) -> None:
         super().__init__()

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
-from lightning_lm.models import ModelConfig, parameter_roles
+from lightning_lm.models import ModelConfig, as_language_model, parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, with_vocabulary
 from lightning_lm.modules.metrics import MeasuredModule
+from lightning_lm.modules.ranks import data_rank
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.modules.seeds import seed_generator
 from lightning_lm.modules.window import GradientWindow, gradient_norm, held_gradients
@@ -60,7 +61,7 @@ class LMModule(MeasuredModule, abc.ABC):
         super().__init__()
         self.model_config = model if isinstance(model, ModelConfig) else None
         if isinstance(model, nn.Module):
-            self.model = model
+            self.model = as_language_model(model)
         self.optimizer_part, self.schedule, self.skip = optimizer, schedule, skip
         self.compile_what, self.activation_checkpointing = compile, activation_checkpointing
         self.skipped_steps = 0
@@ -140,7 +141,7 @@ class LMModule(MeasuredModule, abc.ABC):
         """Return the sum over the micro-batch's target tokens, scaled; see `GradientWindow`."""
         trainer = self.trainer
         micro_batch = batch_idx % trainer.accumulate_grad_batches
-        seed_generator(self.device, self._seed or 0, self.global_rank, trainer.global_step, micro_batch)
+        seed_generator(self.device, self._seed or 0, data_rank(trainer), trainer.global_step, micro_batch)
         return self._window.add(
             self.training_loss(batch),
             positions=batch["labels"].numel(),
@@ -256,7 +257,7 @@ class LMModule(MeasuredModule, abc.ABC):
         self.tokens_seen = torch.tensor(entry["tokens_seen"])
         sums = entry["interval"]
         self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64)
-        if self.global_rank == 0:  # also where there is no Trainer: `load_from_checkpoint`
+        if data_rank(self._trainer) == 0:  # also where there is no Trainer: `load_from_checkpoint`
             self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])

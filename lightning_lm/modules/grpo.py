@@ -11,7 +11,7 @@ from lightning_lm.modules.experience import Experience
 from lightning_lm.modules.objective import Objective
 from lightning_lm.modules.plan import RolloutPlan
 from lightning_lm.modules.policy import PolicyModule
-from lightning_lm.modules.ranks import Ranks
+from lightning_lm.modules.ranks import Ranks, data_rank
 from lightning_lm.modules.rollout import Rollout
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, SkipRule
 from lightning_lm.protocols import RewardFunction
@@ -78,7 +78,7 @@ class GRPOModule(PolicyModule):
         # A baseline or a deviation of the whole batch is that of all ranks.
         everyone = Ranks(self.trainer).gather(rewards.to(self.device, torch.float32))
         of_ranks = self.advantage(everyone).view(-1, *rewards.shape)
-        advantages = of_ranks[self.global_rank % len(of_ranks)].flatten()
+        advantages = of_ranks[data_rank(self.trainer)].flatten()
         unused = advantages.isnan()
         labels = rows["labels"].masked_fill(unused[:, None], IGNORE_INDEX)
         return {"advantages": advantages.masked_fill(unused, 0.0), "labels": labels}

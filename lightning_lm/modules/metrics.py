@@ -44,8 +44,8 @@ class RunningMetrics:
         A name that nothing was counted for is left out.
         """
         whole = self._over_ranks(strategy)
-        # What is kept counts once: on the first rank.
-        kept = {key: value for key, value in whole.items() if key[0] == "total"} if strategy.is_global_zero else {}
+        # What is kept counts once: on the first of the ranks that read different data.
+        kept = {key: value for key, value in whole.items() if key[0] == "total"} if _is_first(strategy) else {}
         self._values = kept
         values = torch.stack(list(whole.values())).tolist() if whole else []
         pairs = zip(whole, values, strict=True)
@@ -81,6 +81,11 @@ def _joined(kind: Kind, before: Tensor, new: Tensor) -> Tensor:
     if kind == "max":
         return torch.maximum(before, new)
     return torch.minimum(before, new) if kind == "min" else before + new
+
+
+def _is_first(strategy: Strategy) -> bool:
+    sampler: dict[str, int] | None = getattr(strategy, "distributed_sampler_kwargs", None)
+    return strategy.is_global_zero if sampler is None else sampler["rank"] == 0
 
 
 def _neutral(kind: Kind) -> Tensor:

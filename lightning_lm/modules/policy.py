@@ -17,10 +17,16 @@ from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.base import LMModule
 from lightning_lm.modules.checkpoint import ENTRY
-from lightning_lm.modules.experience import Experience, ExperienceLoader, PromptSource, skip_unfinished_rollout
+from lightning_lm.modules.experience import (
+    Experience,
+    ExperienceLoader,
+    PromptSource,
+    describe_rollout,
+    resume_behind_rollout,
+)
 from lightning_lm.modules.objective import Objective, learned_tokens
 from lightning_lm.modules.plan import RolloutPlan
-from lightning_lm.modules.ranks import Ranks
+from lightning_lm.modules.ranks import Ranks, data_rank
 from lightning_lm.modules.reference import FrozenCopy
 from lightning_lm.modules.rollout import Rollout, RolloutEngine, SparePrompts
 from lightning_lm.modules.rollout_metrics import record_objective, record_rollout, record_sampler, record_validation
@@ -230,7 +236,7 @@ class PolicyModule(LMModule, abc.ABC):
     def evaluate_batch(self, batch: PromptBatch) -> dict[str, Tensor]:
         """Answer held-out prompts and record what the answers earn; no likelihood is measured."""
         plan = self.plan.validation
-        sampling = dataclasses.replace(plan.sampling, seed=key_of("validation", self.trainer.global_rank))
+        sampling = dataclasses.replace(plan.sampling, seed=key_of("validation", data_rank(self.trainer)))
         record_validation(self, self._engine().answer(batch, plan.samples, sampling, held_out=True), plan)
         nothing = torch.zeros((), device=self.device)
         return {"nll_sum": nothing, "num_tokens": nothing.long(), "target_ids": nothing.new_zeros(0).long()}
@@ -240,21 +246,12 @@ class PolicyModule(LMModule, abc.ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how many batches a rollout gives, to know later whether it was finished."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[ENTRY]["rollout"] = {
-            "steps": self._steps_per_rollout,
-            "micro_batches": self.trainer.accumulate_grad_batches,
-            "batches_per_epoch": int(self.trainer.num_training_batches),
-        }
+        checkpoint[ENTRY]["rollout"] = describe_rollout(self._steps_per_rollout, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counters; drop the rest of a rollout that was not finished."""
         super().on_load_checkpoint(checkpoint)
-        was = checkpoint[ENTRY]["rollout"]
-        steps = self.plan.steps if was["steps"] > 1 else 1
-        if self.trainer.state.fn == "fit":
-            per_rollout = was["steps"] * was["micro_batches"]
-            skip_unfinished_rollout(
-                checkpoint["loops"]["fit_loop"],
-                was={"batches_per_rollout": per_rollout, "batches_per_epoch": was["batches_per_epoch"]},
-                now=steps * self.trainer.accumulate_grad_batches,
-            )
+        trainer = self._trainer  # none where a checkpoint is only loaded
+        if trainer is not None and trainer.state.fn == "fit":
+            fit_loop = checkpoint["loops"]["fit_loop"]
+            resume_behind_rollout(fit_loop, checkpoint[ENTRY]["rollout"], self.plan.steps, trainer)

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other while they sample."""
+"""Which processes of a run read different data, and what they tell each other while they sample."""
 
 import contextlib
 from typing import Any, cast
@@ -7,13 +7,25 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-__all__ = ["Ranks", "whole_model"]
+__all__ = ["Ranks", "data_rank", "data_ranks", "whole_model"]
 
 
 def whole_model(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which each rank can run its module's model by itself; strategies that shard it offer one."""
     context: Any = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
     return cast(contextlib.AbstractContextManager[Any], context(trainer.lightning_module))
+
+
+def data_ranks(trainer: Trainer) -> int:
+    """Return how many ranks read different data: fewer than there are where some share each matrix."""
+    return int((trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size))
+
+
+def data_rank(trainer: Trainer | None) -> int:
+    """Return the number of this rank among those that read different data; without a Trainer 0."""
+    if trainer is None:
+        return 0
+    return int((trainer.distributed_sampler_kwargs or {}).get("rank", trainer.global_rank))
 
 
 class Ranks:
@@ -30,7 +42,7 @@ class Ranks:
     def __init__(self, trainer: Trainer) -> None:
         self._strategy = trainer.strategy
         self.world_size = trainer.world_size
-        self.rank = int((trainer.distributed_sampler_kwargs or {}).get("rank", 0))
+        self.rank = data_rank(trainer)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sums over all ranks. Every rank must ask."""

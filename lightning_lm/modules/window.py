@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.modules.ranks import data_ranks
 from lightning_lm.protocols import GradientHolder
 
 __all__ = ["GradientWindow", "WindowTotals", "gradient_norm", "held_gradients", "sums_of"]
@@ -72,11 +73,15 @@ class GradientWindow:
         assert self._sums is not None
         assert self._constant is not None
         sums, self._sums = self._sums, None
+        ranks = data_ranks(trainer)
         if trainer.world_size > 1:
-            sums = torch.as_tensor(trainer.strategy.reduce(sums, reduce_op="sum"))
+            counted = torch.cat((sums, sums.new_ones(1)))
+            counted = torch.as_tensor(trainer.strategy.reduce(counted, reduce_op="sum"))
+            # Ranks that share each matrix have the same sums; a strategy may count each of them.
+            sums = counted[:-1] * (ranks / counted[-1])
         totals = WindowTotals(*sums.unbind())
         # A window without targets has zero gradients, which stay zero.
-        factor = trainer.world_size / self._constant / totals.num_tokens.clamp(min=1)
+        factor = ranks / self._constant / totals.num_tokens.clamp(min=1)
         if gradients:
             torch._foreach_mul_(list(gradients), factor.item() if factor.device.type == "cpu" else factor)
         return totals

@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from lightning_lm.errors import ConfigurationError
@@ -100,8 +101,9 @@ def _add_product(added: Tensor, left: Tensor, right: Tensor, *, beta: float, alp
 class MuonOptimizer(Optimizer):
     """SGD with momentum whose update is made orthogonal, with decoupled weight decay.
 
-    Parameters of equal shape are orthogonalised together; those with more than two dimensions are stacks of matrices
-    (one per expert). Vectors, embeddings and output heads belong to AdamW.
+    Parameters of equal shape are orthogonalised together. Of a matrix that is shared among ranks (DTensor) each gathers
+    the whole update, in one exchange, and applies its part. Parameters with more than two dimensions are stacks of
+    matrices (one per expert). Vectors, embeddings and output heads belong to AdamW.
 
     Args:
         params: Parameters or groups; each at least two-dimensional.
@@ -175,8 +177,18 @@ class MuonOptimizer(Optimizer):
             updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
             if group["weight_decay"]:
                 torch._foreach_mul_(together, 1 - group["lr"] * group["weight_decay"])
-            for param, delta in zip(together, _orthogonal(updates, group["steps"]), strict=True):
-                param.add_(delta, alpha=-group["lr"] * _shape_factor(param, group["scaling"]))
+            whole = [update.full_tensor() if isinstance(update, DTensor) else update for update in updates]
+            for param, delta in zip(together, _orthogonal(whole, group["steps"]), strict=True):
+                param.add_(_laid_out_like(param, delta), alpha=-group["lr"] * _shape_factor(param, group["scaling"]))
+
+
+def _laid_out_like(param: Tensor, whole: Tensor) -> Tensor:
+    """Return the part of a whole tensor that belongs to this rank, where the parameter is shared among ranks."""
+    if not isinstance(param, DTensor):
+        return whole
+    mesh = param.device_mesh
+    everywhere = DTensor.from_local(whole.to(param.dtype), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=param.placements)
 
 
 def _batches(params: list[Tensor]) -> Iterable[list[Tensor]]:

@@ -1,0 +1,136 @@
+"""Which module plays which role when a model is split: read from the modules themselves, or given.
+
+A plan names modules (globs allowed) and says what each does in the split, not how: what is done about it follows from
+the settings of the strategy.
+
+=========  =====================================================================================================
+role       meaning
+=========  =====================================================================================================
+embed      looks ids up; its rows are shared out
+positions  adds a whole row's positions to the stream
+norm       works on each token of the stream by itself
+last_norm  the same, and the stream ends behind it
+gather     contains a split computation; takes in the stream
+colwise    its outputs are shared out
+rowwise    its inputs are shared out; the sum of what ranks compute goes back to the stream
+qk_norm    normalises heads that are shared out, each by itself or all together
+head       turns features into logits; its rows are shared out
+=========  =====================================================================================================
+"""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.protocols import HasParallelPlan
+
+__all__ = ["ROLES", "Planned", "check_covered", "check_divides", "read_plan"]
+
+ROLES = ("embed", "positions", "norm", "last_norm", "gather", "colwise", "rowwise", "qk_norm", "head")
+
+
+class Planned(NamedTuple):
+    """A module with a role."""
+
+    name: str
+    module: nn.Module
+    role: str
+
+
+def read_plan(model: nn.Module, given: Mapping[str, str] | None = None) -> list[Planned]:
+    """Return every module that has a role, in the order of the model.
+
+    Args:
+        model: Contains modules with a ``parallel_plan``: names below them (globs) and roles.
+        given: The same for modules without one; names from the model's root, where ``*`` stands for dots too.
+
+    Raises:
+        ConfigurationError: If an entry names no module or no role, or there is no plan at all.
+    """
+    modules = dict(model.named_modules())
+    roles: dict[str, str] = {}
+    for path, module in modules.items():
+        if isinstance(module, HasParallelPlan):
+            for pattern, role in module.parallel_plan.items():
+                if getattr(module, pattern, module) is None:  # a part that this module was made without
+                    continue
+                roles.update(_matches(modules, f"{path}.{pattern}" if path else pattern, role, type(module).__name__))
+    for pattern, role in (given or {}).items():
+        roles.update(_matches(modules, pattern, role, "the strategy"))
+    if not roles:
+        raise ConfigurationError(
+            f"No module of {type(model).__name__} has a parallel_plan, so nothing can be split. Give the strategy a "
+            'plan (such as {"*.mlp.up_proj": "colwise", ...}), or use tensor_parallel_size=1.'
+        )
+    return [Planned(name, module, roles[name]) for name, module in modules.items() if name in roles]
+
+
+def _matches(modules: Mapping[str, nn.Module], pattern: str, role: str, owner: str) -> dict[str, str]:
+    if role not in ROLES:
+        raise ConfigurationError(f"The plan of {owner} gives {pattern!r} the role {role!r}; use {', '.join(ROLES)}.")
+    found = {name: role for name in modules if fnmatch.fnmatchcase(name, pattern)}
+    if not found:
+        raise ConfigurationError(
+            f"The plan of {owner} names {pattern!r}, and there is no such module. Correct the name, or leave it out."
+        )
+    return found
+
+
+def check_divides(model: nn.Module, size: int) -> None:
+    """Refuse a number of ranks that would cut through what must stay whole.
+
+    Args:
+        model: Contains modules with ``parallel_divides``: names of numbers that the size must divide.
+        size: Ranks that share a matrix.
+
+    Raises:
+        ConfigurationError: If one is not divided.
+    """
+    for module in model.modules():
+        for name in getattr(module, "parallel_divides", ()):
+            number: int = getattr(module, name)
+            if number % size:
+                fitting = [str(divisor) for divisor in range(1, number + 1) if number % divisor == 0]
+                raise ConfigurationError(
+                    f"tensor_parallel_size={size} does not divide {name}={number}; use {', '.join(fitting)}."
+                )
+
+
+def check_covered(model: nn.Module, plan: list[Planned], *, sequence_parallel: bool) -> None:
+    """Refuse what would train with wrong gradients: parameters in a split region that the plan does not mention.
+
+    Args:
+        model: The whole.
+        plan: Of its modules.
+        sequence_parallel: Whether the stream between the split regions is shared out too.
+
+    Raises:
+        ConfigurationError: If there are any, or a region has no way out.
+    """
+    roles = {entry.name: entry.role for entry in plan}
+    for entry in plan:
+        if entry.role == "gather":
+            inside = [name for name in roles if name.startswith(f"{entry.name}.")]
+            if not any(roles[name] == "rowwise" for name in inside):
+                raise ConfigurationError(
+                    f"{entry.name} ({type(entry.module).__name__}) has no parallel_plan, so it cannot be split. Use "
+                    "another layer, or tensor_parallel_size=1."
+                )
+            _require_roles(entry.name, entry.module, roles)
+    if sequence_parallel:
+        for name, module in model.named_modules():
+            plan_of: Mapping[str, str] = getattr(module, "parallel_plan", {})
+            if "embed" in plan_of.values():
+                _require_roles(name, module, roles)
+
+
+def _require_roles(path: str, module: nn.Module, roles: Mapping[str, str]) -> None:
+    for name, child in module.named_modules(prefix=path):
+        if name not in roles and next(child.parameters(recurse=False), None) is not None:
+            raise ConfigurationError(
+                f"{name} ({type(child).__name__}) lies in a region that is split and the plan does not mention it: its "
+                "gradients would be wrong. Give it a role, or use tensor_parallel_size=1."
+            )

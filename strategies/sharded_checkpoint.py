@@ -1,0 +1,204 @@
+"""Checkpoints as folders: an ordinary checkpoint whose tensors were cut out and written by the ranks that hold them.
+
+``meta.pt`` is the checkpoint with empty tensors in their places, which is all that rank 0 writes alone; the tensors lie
+beside it in torch's format for distributed checkpoints, under their path in the checkpoint. So any number of ranks, and
+a single process without a process group, can read it.
+"""
+
+import enum
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from lightning_lm.errors import CheckpointError
+from lightning_lm.modules.checkpoint import reading
+
+__all__ = ["cut_like", "is_sharded", "read_into", "read_sharded", "replaced", "whole_tensor", "write_sharded"]
+
+_META = "meta.pt"
+_TENSORS = ("state_dict", "optimizer_states")
+"""Entries whose plain tensors are written with the others; elsewhere they stay where they are."""
+
+Path_ = tuple[str, ...]
+Leaf = Callable[[Path_, Any], Any]
+
+
+def is_sharded(path: Path | str) -> bool:
+    """Return whether a path is a folder that holds a checkpoint.
+
+    Args:
+        path: Any.
+    """
+    return (Path(path) / _META).is_file()
+
+
+def replaced(content: Any, leaf: Leaf, path: Path_ = ()) -> Any:
+    """Return nested dictionaries, lists and tuples with every leaf replaced.
+
+    Args:
+        content: The nest.
+        leaf: Returns what stands in the place of a leaf, given its path.
+        path: Of the nest itself.
+    """
+    if isinstance(content, Mapping):
+        return {key: replaced(value, leaf, (*path, str(key))) for key, value in content.items()}
+    if isinstance(content, list | tuple) and type(content) in (list, tuple):
+        return type(content)(replaced(value, leaf, (*path, str(index))) for index, value in enumerate(content))
+    return leaf(path, content)
+
+
+# --- writing ---
+
+
+def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a folder beside its place and rename it when all ranks are done. Every rank must take part.
+
+    Args:
+        checkpoint: Of Lightning, with the tensors as each rank holds them.
+        path: The folder. What is there is replaced, and stays until the new one is whole.
+
+    Raises:
+        CheckpointError: On every rank, if it holds what could not be loaded again.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def take_out(place: Path_, value: Any) -> Any:
+        if isinstance(value, DTensor) or (isinstance(value, Tensor) and place[0] in _TENSORS):
+            tensors["/".join(place)] = value
+            return torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return _plain(value)
+
+    content = _loadable(replaced(checkpoint, take_out))
+    temporary = path.with_name(f".{path.name}.tmp")
+    if distributed.get_rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    distributed.barrier()
+    save(tensors, storage_writer=FileSystemWriter(temporary))
+    if distributed.get_rank() == 0:
+        (temporary / _META).write_bytes(content)
+        _put(temporary, path)
+    distributed.barrier()
+
+
+def _plain(value: Any) -> Any:
+    """Turn what is often found among hyper-parameters, and would not be loaded again, into plain data."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def _loadable(content: Any) -> bytes:
+    """Return the bytes that rank 0 writes; on every rank an error if they could not be loaded again."""
+    buffer, problem = io.BytesIO(), None
+    if distributed.get_rank() == 0:
+        try:
+            torch.save(content, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except (pickle.PicklingError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+            problem = str(error).partition("\n")[0]
+    told = [problem]
+    distributed.broadcast_object_list(told)
+    if told[0] is not None:
+        raise CheckpointError(
+            f"The checkpoint holds something other than tensors and plain data, and could not be read again: {told[0]} "
+            "Leave it out of the hyper-parameters (save_hyperparameters(ignore=[...])) and of callbacks' state."
+        )
+    return buffer.getvalue()
+
+
+def _put(temporary: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.old")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    else:
+        path.unlink(missing_ok=True)
+    os.replace(temporary, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- reading ---
+
+
+def read_sharded(path: Path | str, *, whole: bool = True) -> dict[str, Any]:
+    """Read a folder onto the CPU. Needs no process group.
+
+    Args:
+        path: The folder.
+        whole: Read all tensors; otherwise those of weights and optimizers stay empty, on the meta device.
+
+    Raises:
+        CheckpointError: If it is truncated or holds more than tensors and plain data.
+    """
+    with reading(path):
+        content = torch.load(Path(path) / _META, map_location="cpu", weights_only=True)
+    tensors: dict[str, Tensor] = {}
+
+    def fill(place: Path_, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_meta and (whole or place[0] not in _TENSORS):
+            value = tensors["/".join(place)] = torch.empty(value.shape, dtype=value.dtype)
+        return value
+
+    checkpoint: dict[str, Any] = replaced(content, fill)
+    _load(tensors, path, alone=True)
+    return checkpoint
+
+
+def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Read what each rank holds of some tensors. Every rank must take part.
+
+    Args:
+        tensors: By their path in the checkpoint, joined by ``/``; overwritten in place.
+        path: The folder.
+    """
+    _load(dict(tensors), path, alone=False)
+
+
+def _load(tensors: dict[str, Tensor], path: Path | str, *, alone: bool) -> None:
+    try:
+        load(tensors, storage_reader=FileSystemReader(path), no_dist=alone)
+    except (CheckpointException, RuntimeError, OSError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+
+
+# --- whole tensors and their parts ---
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; every rank that shares it must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a whole tensor that a rank holds of a tensor laid out like another.
+
+    Args:
+        whole: All of it.
+        like: The layout.
+    """
+    if not isinstance(like, DTensor):
+        return whole
+    mesh = like.device_mesh
+    # FSDP2 cuts over the data axis, which is the first, what is already split over the others.
+    for axis, place in reversed(list(enumerate(like.placements))):
+        dim = getattr(place, "dim", None)
+        if dim is not None:
+            size = whole.shape[dim]
+            stretch = -(-size // mesh.size(axis))
+            start = min(size, stretch * mesh.get_local_rank(axis))
+            whole = whole.narrow(dim, start, min(stretch, size - start))
+    return whole

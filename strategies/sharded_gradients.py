@@ -1,0 +1,83 @@
+"""Gradients of which a rank holds parts: measured together, and scaled part by part."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial
+from torch.optim import Optimizer
+
+__all__ = ["gradients_of", "groups_by_mesh", "local_parts", "mesh_of", "total_norm"]
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return the gradients of all parameters of an optimizer, in any layout."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [_summed(parameter) for parameter in parameters if parameter.grad is not None]
+
+
+def _summed(parameter: Tensor) -> Tensor:
+    """Let the ranks add up what torch's own layouts may leave as summands."""
+    gradient = parameter.grad
+    if isinstance(gradient, DTensor) and any(isinstance(place, Partial) for place in gradient.placements):
+        assert isinstance(parameter, DTensor)
+        parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
+    assert gradient is not None
+    return gradient
+
+
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return what this rank holds of tensors; changing it in place changes them."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def mesh_of(tensor: Tensor) -> DeviceMesh | None:
+    """Return the ranks that share a tensor, if it is shared."""
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
+
+
+def groups_by_mesh(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield lists of tensors that are shared by the same ranks: torch takes no others together."""
+    found: dict[Any, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        found[mesh_of(tensor)].append(tensor)
+    yield from found.values()
+
+
+def total_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
+    """Return the norm of all gradients together, a plain tensor that is the same on all ranks.
+
+    Args:
+        gradients: In any layout; what is whole on several ranks counts once.
+        norm_type: Which norm.
+    """
+    found: dict[Any, list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        found[_sharing_axes(gradient)].append(gradient)
+    largest = norm_type == float("inf")
+    totals = []
+    for axes, together in found.items():  # in the order of parameters, which ranks agree on
+        norm = torch.nn.utils.get_total_norm(local_parts(together), norm_type)
+        total = norm if largest else _accurate(norm) ** norm_type
+        for axis in axes:
+            distributed.all_reduce(total, distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM, group=axis)
+        totals.append(total)
+    if not totals:
+        return torch.zeros(())
+    whole = torch.stack(totals)
+    return whole.max() if largest else (whole.sum() ** (1 / norm_type)).float()
+
+
+def _sharing_axes(tensor: Tensor) -> tuple[distributed.ProcessGroup, ...]:
+    """Return the ranks with other parts of a tensor, axis by axis."""
+    if not isinstance(tensor, DTensor):
+        return ()
+    mesh = tensor.device_mesh
+    return tuple(mesh.get_group(axis) for axis, place in enumerate(tensor.placements) if not place.is_replicate())
+
+
+def _accurate(norm: Tensor) -> Tensor:
+    return norm if norm.device.type == "mps" else norm.double()
