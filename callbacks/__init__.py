@@ -5,6 +5,7 @@ if __name__ != "lightning_lm.callbacks":
 
 from lightning_lm.callbacks.completions import Completions
 from lightning_lm.callbacks.compression_report import CompressionReport
+from lightning_lm.callbacks.kernel_swap import KernelSwap
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
 from lightning_lm.callbacks.lora import Adapters, LoRA, has_adapters, load_merged, merge_adapters
 from lightning_lm.callbacks.loss_spike import LossSpike
@@ -19,6 +20,7 @@ __all__ = [
     "Adapters",
     "Completions",
     "CompressionReport",
+    "KernelSwap",
     "LMProgressBar",
     "LMSummary",
     "LastCheckpoint",

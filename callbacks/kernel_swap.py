@@ -1,0 +1,117 @@
+"""Fused kernels in any model, by exchanging methods of its layers while it trains."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.kernels.backend import unavailable
+from lightning_lm.kernels.swap import Swapped, restore, swap
+
+__all__ = ["KernelSwap"]
+
+
+class KernelSwap(Callback):
+    """Runs the layers of any model by fused kernels: RMS norms, gated feed-forward layers, attention and rotations.
+
+    Layers are known by their parts, whether they are this package's, of ``transformers`` or a user's own. Each is tried
+    on random numbers, forward and backward, against its own method and against float64, and left alone if the kernel
+    computes something else; a table says which, and why not. Only methods of instances are exchanged, when the module
+    has built its model and before a strategy wraps it, and put back at the end: parameters, names and classes stay
+    as they are. Without a GPU or without Triton the same operations run in torch, and the table says so.
+
+    Under ``bf16-mixed`` a norm returns the type of its input, also where ``transformers`` would return float32 for a
+    layer that rounds it at once.
+
+    Args:
+        include: Patterns of paths of layers to exchange, such as ``model.layers.*.mlp``.
+        exclude: Patterns of paths to leave alone.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.callbacks import KernelSwap
+        >>> trainer = Trainer(callbacks=[KernelSwap()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> None:
+        self._include, self._exclude = tuple(include), tuple(exclude)
+        self._swapped: list[Swapped] = []
+        self._replaced: dict[str, Any] | None = None
+
+    @property
+    def swapped(self) -> list[Swapped]:
+        """What was done with each layer of a known kind, exchanged or not."""
+        return list(self._swapped)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See to it that the layers are exchanged as soon as the module has built its model."""
+        if self._replaced is not None:
+            return
+        build = pl_module.configure_model
+
+        def configure_model() -> None:
+            build()
+            self._exchange(trainer, pl_module)
+
+        before = vars(pl_module)
+        self._replaced = {"configure_model": before["configure_model"]} if "configure_model" in before else {}
+        vars(pl_module)["configure_model"] = configure_model
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put everything back."""
+        self._restore(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put everything back."""
+        self._restore(pl_module)
+
+    def _exchange(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchange what is new.
+
+        Raises:
+            ConfigurationError: If nothing at all is exchanged.
+        """
+        device = trainer.strategy.root_device
+        new = swap(pl_module, include=self._include, exclude=self._exclude, device=device)
+        known = {(id(entry.layer), entry.method) for entry in self._swapped}
+        new = [entry for entry in new if (id(entry.layer), entry.method) not in known]
+        self._swapped += new
+        if not any(entry.kernel for entry in self._swapped):
+            raise ConfigurationError(_nothing(self._swapped, pl_module))
+        if new:
+            rank_zero_info(_table(new, unavailable(device)))
+
+    def _restore(self, pl_module: LightningModule) -> None:
+        restore(self._swapped)
+        self._swapped = []
+        if self._replaced is not None:
+            vars(pl_module).pop("configure_model", None)
+            vars(pl_module).update(self._replaced)
+            self._replaced = None
+
+
+def _table(entries: Sequence[Swapped], no_triton: str | None) -> str:
+    """Return one line for each kind of layer and outcome; numbers in paths become stars."""
+    lines: dict[tuple[str, ...], int] = {}
+    for entry in entries:
+        path = re.sub(r"\b\d+\b", "*", entry.module) or "(the model)"
+        row = (path, entry.kind, entry.kernel or "-", entry.reason)
+        lines[row] = lines.get(row, 0) + 1
+    rows = [("layer", "number", "class", "kernel", "why not")]
+    rows += [(path, str(number), kind, kernel, reason) for (path, kind, kernel, reason), number in lines.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    text = ["  ".join([*map(str.ljust, row[:4], widths), row[4]]).rstrip() for row in rows]
+    backend = "Triton" if no_triton is None else f"torch ({no_triton})"
+    return "\n".join([f"Kernels exchanged; they run in {backend}.", *text])
+
+
+def _nothing(entries: Sequence[Swapped], pl_module: LightningModule) -> str:
+    reasons = "; ".join(f"{entry.module}: {entry.reason}" for entry in entries[:4])
+    why = f"Of {len(entries)} layers none was exchanged: {reasons}." if entries else "It has no layer of a known kind."
+    return (
+        f"KernelSwap found nothing to exchange in {type(pl_module).__name__}. {why} Change include or exclude, or "
+        "leave KernelSwap out."
+    )
