@@ -1,6 +1,6 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
-from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.adapter import TransformersModel, as_language_model
 from lightning_lm.models.adapters import merge_adapters
 from lightning_lm.models.attention import Attention, Mixer
 from lightning_lm.models.cache import KVCache
@@ -67,6 +67,7 @@ __all__ = [
     "TransformersModel",
     "TruncatedNormal",
     "YaRNScaling",
+    "as_language_model",
     "config_from_huggingface",
     "config_to_huggingface",
     "describe",

@@ -1,5 +1,6 @@
 """Let any causal language model of ``transformers`` stand where one of ours can."""
 
+import sys
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["TransformersCache", "TransformersModel"]
+__all__ = ["TransformersCache", "TransformersModel", "as_language_model"]
 
 _SCALES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -149,20 +150,42 @@ class TransformersModel(nn.Module):
         return TransformersCache(DynamicCache(config=config), max_length, starts)
 
 
+def as_language_model(model: nn.Module) -> nn.Module:
+    """Return a causal language model of ``transformers`` in a `TransformersModel`, and any other module as it is.
+
+    Called bare, such a model would take the documents of a packed row for one, make all logits, and generate without a
+    cache. One whose logits are not ``soft-cap(head(hidden))`` stays bare all the same.
+
+    Args:
+        model: What a user gave.
+    """
+    transformers = sys.modules.get("transformers")  # whoever has such a model has imported it
+    if transformers is None or not isinstance(model, transformers.PreTrainedModel) or _unsupported(model):
+        return model
+    return TransformersModel(model)
+
+
 def _check_supported(model: nn.Module) -> None:
+    reason = _unsupported(model)
+    if reason is not None:
+        raise ConfigurationError(f"{type(model).__name__} {reason}")
+
+
+def _unsupported(model: nn.Module) -> str | None:
     config = getattr(model, "config", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if config is None or not isinstance(head, nn.Linear) or getattr(config, "is_encoder_decoder", False):
-        raise ConfigurationError(
-            f"{type(model).__name__} is not a causal language model of transformers with a linear head; "
-            "give what AutoModelForCausalLM.from_pretrained returns."
+        return (
+            "is not a causal language model of transformers with a linear head; give what "
+            "AutoModelForCausalLM.from_pretrained returns."
         )
     scaled = [name for name in _SCALES_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
     if scaled:
-        raise ConfigurationError(
-            f"{type(model).__name__} multiplies its logits ({scaled[0]}={getattr(config, scaled[0])}); only models "
-            "whose logits are soft-cap(head(hidden)) can be used. Fold the factor into the weight of the head."
+        return (
+            f"multiplies its logits ({scaled[0]}={getattr(config, scaled[0])}); only models whose logits are "
+            "soft-cap(head(hidden)) can be used. Fold the factor into the weight of the head."
         )
+    return None
 
 
 def _restarting_positions(

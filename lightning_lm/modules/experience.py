@@ -14,7 +14,14 @@ from lightning_lm.modules.objective import learned_tokens
 from lightning_lm.modules.plan import RolloutPlan
 from lightning_lm.modules.rollout import SparePrompts
 
-__all__ = ["Experience", "ExperienceLoader", "PromptSource", "skip_unfinished_rollout"]
+__all__ = [
+    "Experience",
+    "ExperienceLoader",
+    "PromptSource",
+    "describe_rollout",
+    "resume_behind_rollout",
+    "skip_unfinished_rollout",
+]
 
 Experience = dict[str, Any]
 """A `types.ExperienceBatch`."""
@@ -110,6 +117,39 @@ def _trim(rows: Experience) -> Experience:
         name: value[:, : kept - (width - value.shape[1])] if _has_rows(value) and value.dim() == 2 else value
         for name, value in rows.items()
     }
+
+
+def describe_rollout(steps: int, trainer: Trainer) -> dict[str, int]:
+    """Return what tells later whether a rollout was finished when a checkpoint was written.
+
+    Args:
+        steps: Optimizer steps that a rollout lasts.
+        trainer: The one that trains.
+    """
+    return {
+        "steps": steps,
+        "micro_batches": trainer.accumulate_grad_batches,
+        "batches_per_epoch": int(trainer.num_training_batches),
+    }
+
+
+def resume_behind_rollout(fit_loop: dict[str, Any], was: Mapping[str, int], steps: int, trainer: Trainer) -> None:
+    """Let a run go on with a rollout of its own, in place.
+
+    Args:
+        fit_loop: ``checkpoint["loops"]["fit_loop"]``.
+        was: What `describe_rollout` returned when it was written.
+        steps: Optimizer steps that a rollout lasts now.
+        trainer: The one that goes on.
+    """
+    skip_unfinished_rollout(
+        fit_loop,
+        was={
+            "batches_per_rollout": was["steps"] * was["micro_batches"],
+            "batches_per_epoch": was["batches_per_epoch"],
+        },
+        now=(steps if was["steps"] > 1 else 1) * trainer.accumulate_grad_batches,
+    )
 
 
 def skip_unfinished_rollout(fit_loop: dict[str, Any], *, was: Mapping[str, int], now: int) -> None:

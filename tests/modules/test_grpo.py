@@ -336,6 +336,10 @@ def test_resuming_between_rollouts_changes_no_bit(policy, prompt_data, make_trai
     model, tokenizer = load_model(tmp_path / "four.ckpt")
     assert model.config == straight.model.config
     assert tokenizer.eos_id == 12
+    loaded = GRPOModule.load_from_checkpoint(  # without a Trainer
+        tmp_path / "four.ckpt", model=model.config, rewards=[share_of_ones], weights_only=True, **settings
+    )
+    assert int(loaded.tokens_seen) > 0
 
 
 @pytest.mark.parametrize(("stop", "steps_left"), [(5, 4), (11, 0)])
