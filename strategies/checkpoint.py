@@ -11,6 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
+from lightning_lm.strategies.sharded_checkpoint import is_sharded, read_sharded
 
 __all__ = ["AtomicCheckpointIO"]
 
@@ -56,7 +57,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint, with ``weights_only=True`` always.
 
         Args:
-            path: File or address.
+            path: File or address; or a folder that a sharded run wrote, of which all is read.
             map_location: Where tensors go; default: they stay on the CPU.
             weights_only: Not used: nothing else is ever loaded.
 
@@ -64,6 +65,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: If it is truncated, is no checkpoint, or holds more than tensors and plain data.
             FileNotFoundError: If there is no such file.
         """
+        if is_sharded(path):
+            return read_sharded(path)
         with reading(path):
             checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
         return checkpoint

@@ -22,7 +22,7 @@ def model_config(vocab_size: int = 96, *, attention: dict[str, Any] | None = Non
     mixer = Attention(**{"num_heads": 4, "num_kv_heads": 2, **(attention or {})})
     layers = fields.pop("layers", Layer(mixer=mixer, ffn=GLU(hidden_size=32)))
     return TransformerConfig(
-        vocab_size=vocab_size, d_model=16, num_layers=2, context_length=16, layers=layers, **fields
+        **{"vocab_size": vocab_size, "d_model": 16, "num_layers": 2, "context_length": 16, "layers": layers, **fields}
     )
 
 
@@ -42,15 +42,21 @@ class Rows:
         return self.steps * self.trainer.accumulate_grad_batches
 
     def __iter__(self) -> Any:
-        generator = torch.Generator().manual_seed(3)
         parts = data_ranks(self.trainer) * self.trainer.accumulate_grad_batches
-        for _ in range(self.steps):
+        for step in range(self.trainer.global_step, self.trainer.global_step + self.steps):
+            generator = torch.Generator().manual_seed(step)
             ids = torch.randint(self.vocab_size, (ROWS, LENGTH), generator=generator)
             labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.3, -100)
             labels[0, 2:] = -100
             for micro_batch in range(self.trainer.accumulate_grad_batches):
                 number = micro_batch * data_ranks(self.trainer) + data_rank(self.trainer)
                 yield {"input_ids": ids.chunk(parts)[number], "labels": labels.chunk(parts)[number]}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass  # the step of the Trainer is the position
 
 
 class Losses(Callback):
@@ -79,7 +85,7 @@ def trainer_for(strategy: Any = "auto", **options: Any) -> Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
-        "max_epochs": 1,
+        "max_epochs": -1,
     }
     return Trainer(strategy=strategy, **{**defaults, **options})
 
@@ -112,8 +118,8 @@ def run(
     config = config or model_config()
     losses = Losses()
     callbacks = [losses, *options.pop("callbacks", [])]
-    plugins = [DoublePrecision()] if double else []
-    trainer = trainer_for(strategy, callbacks=callbacks, plugins=plugins, **options)
+    plugins = [*options.pop("plugins", []), *([DoublePrecision()] if double else [])]
+    trainer = trainer_for(strategy, callbacks=callbacks, plugins=plugins, **{"max_steps": steps, **options})
     torch.manual_seed(1)
     module = module or PretrainModule(config, optimizer=optimizer, schedule=Constant())
     trainer.fit(module, Rows(trainer, steps, config.vocab_size), ckpt_path=ckpt_path)

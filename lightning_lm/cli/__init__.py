@@ -27,6 +27,7 @@ _VERBS = {
     "test": _Verb("measure a checkpoint on the test text", _TRAINER),
     "predict": _Verb("run a checkpoint over a data set", _TRAINER),
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.generation.command"),
+    "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model as a Hugging Face folder", "lightning_lm.cli.export"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.tokenizers.command"),
     "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),
@@ -100,7 +101,7 @@ def _unknown_verb(name: str) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10} {verb.summary}" for name, verb in _VERBS.items()]
+    lines = [f"  {name:<11} {verb.summary}" for name, verb in _VERBS.items()]
     return "\n".join(
         [
             "usage: lightning-lm VERB [options]",
