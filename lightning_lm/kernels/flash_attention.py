@@ -43,6 +43,8 @@ _HALF_PRECISION = {
     ("flash_attention_keys", True, True): (32, 64, 8, 2),
     ("flash_attention_keys", True, False): (32, 64, 8, 2),
 }
+_BLACKWELL_KEYS = (16, 64, 8, 2)
+"""The tile of keys of a large head there: registers hold less beside the products' accumulators."""
 _REFERENCE_BLOCK = 256
 """Queries and keys of a tile of the reference."""
 
@@ -93,11 +95,13 @@ def supported(query: Tensor, key: Tensor) -> str | None:
 def _tiles(kernel: str, query: Tensor) -> dict[str, int]:
     """Return the queries and keys of a tile: as many as fit into registers and shared memory."""
     size, wide = max(next_power_of_two(query.size(-1)), 16), query.dtype.itemsize > 2
-    large = architecture(query.device) in _LARGE_MEMORY
-    if wide:
+    chip = architecture(query.device)
+    if chip in ("sm_100", "sm_103") and kernel == "flash_attention_keys" and size > 64 and not wide:
+        blocks = _BLACKWELL_KEYS
+    elif wide:
         blocks = (64, 32, 4, 1) if kernel == "flash_attention" else (32, 32, 4, 1)
     else:
-        blocks = _HALF_PRECISION[kernel, size > 64, large]
+        blocks = _HALF_PRECISION[kernel, size > 64, chip in _LARGE_MEMORY]
     names = ("BLOCK_Q", "BLOCK_K", "num_warps", "num_stages")
     default = dict(zip(names, blocks, strict=True))
     return settings(kernel, (query.size(-1),), query.dtype, device=query.device, default=default)

@@ -3,7 +3,7 @@
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -20,7 +20,20 @@ MuonScaling = Literal["original", "match_adamw"]
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
+class SymmetricProduct(Protocol):
+    """``alpha x x' + beta added`` of stacks of matrices, where both terms are symmetric."""
+
+    def __call__(self, x: Tensor, added: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+        """Return the sum."""
+
+
+def orthogonalize(
+    matrices: Tensor,
+    *,
+    steps: int = 5,
+    dtype: torch.dtype | None = None,
+    symmetric_product: SymmetricProduct | None = None,
+) -> Tensor:
     """Bring all singular values of matrices near one (0.7 to 1.2) and keep their singular vectors.
 
     Args:
@@ -28,6 +41,7 @@ def orthogonalize(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype | None
         steps: Newton-Schulz iterations.
         dtype: Type of the products and of the result. Default: bfloat16 on GPUs and on CPUs with instructions for it,
             else float32.
+        symmetric_product: Computes half of each symmetric product and mirrors it. Default: torch computes all of it.
 
     Source:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (the quintic).
@@ -40,6 +54,9 @@ def orthogonalize(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype | None
     size = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True, dtype=accurate)
     wide = wide / torch.where(size > 0, size, 1).to(dtype)
     # In half precision the Gram matrix loses the small singular values.
+    if symmetric_product is not None:
+        stack = _iterate_symmetric(wide.reshape(-1, *wide.shape[-2:]), steps, symmetric_product).reshape(wide.shape)
+        return stack.mT if tall else stack
     through_gram = wide.shape[-1] >= 2 * wide.shape[-2] and dtype in (torch.float32, torch.float64)
     wide = (_iterate_gram if through_gram else _iterate)(wide, steps)
     return wide.mT if tall else wide
@@ -69,6 +86,25 @@ def _iterate(matrices: Tensor, steps: int) -> Tensor:
         polynomial = _add_product(gram, gram, gram, beta=b, alpha=c)
         matrices = _add_product(matrices, polynomial, matrices, beta=a, alpha=1.0)
     return matrices
+
+
+def _iterate_symmetric(matrices: Tensor, steps: int, product: SymmetricProduct) -> Tensor:
+    """Do the same; of the three products of a step two are symmetric."""
+    a, b, c = _COEFFICIENTS
+    for _ in range(steps):
+        gram = product(matrices)
+        polynomial = product(gram, gram, alpha=c, beta=b)
+        matrices = torch.baddbmm(matrices, polynomial, matrices, beta=a, alpha=1.0)
+    return matrices
+
+
+def _symmetric_product_for(matrices: Tensor) -> SymmetricProduct | None:
+    """Return the kernel where it is faster than torch: on GPUs, for large matrices."""
+    if matrices.device.type != "cuda":
+        return None
+    from lightning_lm.kernels.newton_schulz import LEAST_ROWS, symmetric_product
+
+    return symmetric_product if min(matrices.shape[-2:]) >= LEAST_ROWS else None
 
 
 def _iterate_gram(matrices: Tensor, steps: int) -> Tensor:
@@ -203,10 +239,12 @@ def _batches(params: list[Tensor]) -> Iterable[list[Tensor]]:
 def _orthogonal(updates: Sequence[Tensor], steps: int) -> Iterable[Tensor]:
     """Orthogonalise matrices of one shape, or its transpose, together."""
     if len(updates) == 1:
-        return [orthogonalize(updates[0], steps=steps)]
+        product = _symmetric_product_for(updates[0])
+        return [orthogonalize(updates[0], steps=steps, symmetric_product=product)]
     wide = [update.mT if update.shape[-2] > update.shape[-1] else update for update in updates]
     stack = torch.cat([update.reshape(-1, *update.shape[-2:]) for update in wide])
-    parts = torch.split(orthogonalize(stack, steps=steps), [update[..., 0, 0].numel() for update in wide])
+    together = orthogonalize(stack, steps=steps, symmetric_product=_symmetric_product_for(stack))
+    parts = torch.split(together, [update[..., 0, 0].numel() for update in wide])
     return [
         (part.mT if update.shape[-2] > update.shape[-1] else part).reshape(update.shape)
         for part, update in zip(parts, updates, strict=True)
