@@ -5,6 +5,7 @@ if __name__ != "lightning_lm.strategies":
 
 from lightning_lm.strategies.background_checkpoint import BackgroundCheckpointIO
 from lightning_lm.strategies.checkpoint import AtomicCheckpointIO
+from lightning_lm.strategies.context_parallel import ContextParallelStrategy
 from lightning_lm.strategies.registry import register_strategies
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
 from lightning_lm.strategies.sharded_optimizer_strategy import ShardedOptimizerStrategy
@@ -13,6 +14,7 @@ from lightning_lm.strategies.tensor_parallel import TensorParallelStrategy
 __all__ = [
     "AtomicCheckpointIO",
     "BackgroundCheckpointIO",
+    "ContextParallelStrategy",
     "ShardedOptimizer",
     "ShardedOptimizerStrategy",
     "TensorParallelStrategy",

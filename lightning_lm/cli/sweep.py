@@ -1,0 +1,151 @@
+"""The verb ``lightning-lm sweep``: many runs of ``fit`` under one budget, as the ``sweep`` block of a recipe says."""
+
+import argparse
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lightning_lm.cli.overlays import read_overlays
+from lightning_lm.errors import LightningLMError, UsageError
+
+if TYPE_CHECKING:
+    from lightning_lm.scaling import Outcome, Trial
+
+__all__ = ["add_arguments", "run"]
+
+_FAILURES = ("refused", "failed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``lightning-lm sweep`` takes.
+
+    Args:
+        parser: The parser of the verb.
+    """
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="NAME", help="recipe or YAML file with a sweep: block"
+    )
+    parser.add_argument("--ledger", type=Path, required=True, metavar="PATH", help="where finished runs are recorded")
+    parser.add_argument("--jobs", type=int, metavar="N", help="a process for each run, N at a time (default: this one)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train what the ledger does not hold yet.
+
+    Args:
+        arguments: What the parser of `add_arguments` returned.
+
+    Returns:
+        0 when every run is in the ledger, 1 otherwise.
+
+    Raises:
+        UsageError: If no config has a sweep block, or the block cannot be understood.
+    """
+    from lightning_lm.cli.sweep_plan import SweepPlan
+    from lightning_lm.scaling import RunLedger, Sweep
+
+    plan = SweepPlan.from_dict(_block(arguments.config))
+    ledger = RunLedger(arguments.ledger)
+    for bad in ledger.bad_lines():
+        print(f"{ledger.path}, line {bad.number} is passed over: {bad.reason}.", file=sys.stderr)
+    _be_quiet()
+    trials = plan.trials(arguments.config)
+    total = sum(trial.flops for trial in trials)
+    print(f"{len(trials)} runs, {total:.3g} FLOPs in all ({plan.convention}).")
+    if arguments.dry_run:
+        for trial in trials:
+            print(f"  {trial}")
+        return 0
+    train = _own_process if arguments.jobs else _in_process
+    budget = plan.budget(total, ledger.read(), trials)
+    sweep = Sweep(
+        trials, lambda trial: train(_overlay(trial, arguments)), ledger=ledger, budget=budget, jobs=arguments.jobs or 1
+    )
+    missing = _report(sweep.run(), len(trials), lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
+    print(f"\nWhat to type next:\n  lightning-lm scaling fit {ledger.path} --plot {ledger.path.parent / 'report'}")
+    return 1 if missing else 0
+
+
+def _block(configs: Sequence[str]) -> Mapping[str, Any]:
+    merged: dict[str, Any] = {}
+    for name in configs:
+        for overlay in read_overlays(name):
+            if overlay.sweep is not None and not isinstance(overlay.sweep, dict):
+                raise UsageError(f"{overlay.path}: sweep: must hold keys such as flops: and models:.")
+            merged |= overlay.sweep or {}
+    if not merged:
+        raise UsageError(
+            f"{', '.join(configs)} has no sweep: block. Start from a recipe that has one, for example "
+            "scaling/isoflop_quickstart (`lightning-lm recipes show scaling/isoflop_quickstart`)."
+        )
+    return merged
+
+
+def _overlay(trial: "Trial", arguments: argparse.Namespace) -> Path:
+    """Write the config of a run beside the ledger: ``fit --config`` of this file repeats it."""
+    folder = arguments.ledger.parent / f"{arguments.ledger.stem}_runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    callback = {
+        "class_path": "ScalingLaw",
+        "init_args": {
+            "ledger": str(arguments.ledger.absolute()),
+            "hyper_parameters": dict(trial.settings),
+            "name": trial.name,
+        },
+    }
+    content: dict[str, Any] = {"base": [_absolute(name) for name in arguments.config]}
+    for key, value in trial.settings.items():
+        inner = content
+        *outer, last = key.split(".")
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    content.setdefault("trainer", {})["callbacks+"] = [callback]
+    path: Path = folder / f"{trial.id}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).absolute()) if Path(name).is_file() else name
+
+
+def _in_process(path: Path) -> None:
+    from lightning_lm.cli import trainer
+
+    trainer.run("fit", ["--config", str(path)])
+
+
+def _own_process(path: Path) -> None:
+    log = path.with_suffix(".log")
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "lightning_lm", "fit", "--config", str(path)]
+        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+    if status:
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
+        raise LightningLMError(f"it ended with status {status}: {last} (all of it: {log})")
+
+
+def _report(outcomes: Iterator["Outcome"], number: int, spent: Callable[[], str]) -> int:
+    begin, missing = time.perf_counter(), 0
+    for index, outcome in enumerate(outcomes, start=1):
+        minutes, seconds = divmod(int(time.perf_counter() - begin), 60)
+        record = outcome.record
+        what = f"loss {record.loss:.4f}" if record else f"{outcome.status}: {outcome.message}"
+        note = " (in the ledger already)" if outcome.status == "found" else f"  spent {spent()}"
+        print(f"[{index:>3}/{number}] {minutes}:{seconds:02}  {outcome.trial}  {what}{note}", flush=True)
+        missing += outcome.status in _FAILURES
+    return missing
+
+
+def _be_quiet() -> None:
+    """Of each run only its line in the table is shown."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,251 @@
+"""The verb ``lightning-lm scaling``: fit a ledger, predict, draw; plan the next run; take in other people's runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lm.errors import DataError, LightningLMError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lightning_lm.scaling import Estimate, Optimum, Points, RunLedger, ScalingFit
+
+__all__ = ["add_arguments", "run"]
+
+_TABLE_WIDTH = 110
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``lightning-lm scaling`` takes.
+
+    Args:
+        parser: The parser of the verb.
+    """
+    verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="{fit,plan,import}")
+    fit = verbs.add_parser("fit", help="fit the runs of a ledger, with intervals, a hold-out test and pictures")
+    fit.add_argument("ledger", type=Path, metavar="LEDGER", help="what ScalingLaw or `sweep` wrote")
+    fit.add_argument(
+        "--method", choices=("parametric", "isoflop", "kaplan", "data-constrained"), default="parametric",
+        help="default: %(default)s",
+    )  # fmt: skip
+    fit.add_argument("--predict-flops", type=float, nargs="+", default=[], metavar="FLOPS", help="budgets to predict")
+    fit.add_argument("--hold-out", type=int, default=1, metavar="N", help="largest budgets that test it (default: 1)")
+    fit.add_argument("--plot", type=Path, metavar="FOLDER", help="write pictures there")
+    _add_shared(fit)
+    plan = verbs.add_parser("plan", help="which size and how many tokens to train with a budget")
+    plan.add_argument("--budget", type=float, required=True, metavar="FLOPS", help="of training, for example 1e19")
+    plan.add_argument("--ledger", type=Path, metavar="PATH", help="your runs; default: the law of Hoffmann et al. 2022")
+    plan.add_argument("--peak-flops", type=float, metavar="FLOP/S", help="of all devices, to say how long it takes")
+    plan.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached (default: %(default)s)")
+    plan.add_argument("--served-tokens", type=float, metavar="N", help="tokens of inference in the model's life")
+    _add_shared(plan)
+    taken = verbs.add_parser("import", help="add runs of a .csv, .json or .jsonl table to a ledger")
+    taken.add_argument("table", type=Path, metavar="TABLE", help="with loss and two of parameters, tokens and flops")
+    taken.add_argument("--ledger", type=Path, required=True, metavar="PATH", help="made where it does not exist")
+    taken.add_argument("--convention", default="total", help="how its parameters are counted (default: %(default)s)")
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--convention", default="products", help="how sizes are counted (default: %(default)s)")
+    parser.add_argument(
+        "--bootstraps", type=int, default=1000, metavar="N", help="for intervals (default: %(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the verb and return the exit status; what a user can mend is said in one line on stderr.
+
+    Args:
+        arguments: What the parser of `add_arguments` returned.
+    """
+    try:
+        {"fit": _fit, "plan": _plan, "import": _import}[arguments.scaling_verb](arguments)
+    except (LightningLMError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        sys.stderr.write(f"lightning-lm scaling: {error}\n")
+        return 1
+    return 0
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from lightning_lm.scaling import curves_of
+
+    ledger, points = _points(arguments.ledger, arguments.convention)
+    fit = _fitted(points, arguments)
+    _print(_parameter_table(fit, points, arguments.convention))
+    _say_findings(fit)
+    if arguments.hold_out:
+        _say_held_out(points, arguments)
+    if arguments.predict_flops:
+        _print(_optimum_table([fit.optimal(flops) for flops in arguments.predict_flops], points))
+    if arguments.plot is not None:
+        from lightning_lm.scaling.plots import pictures, write_pictures
+
+        written = write_pictures(arguments.plot, pictures(points, fit, curves_of(ledger.read(), arguments.convention)))
+        print("Pictures: " + ", ".join(map(str, written)))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from lightning_lm.scaling import optimal_with_inference
+
+    fit = _fitted(_points(arguments.ledger, arguments.convention)[1], arguments) if arguments.ledger else _published()
+    best = fit.optimal(arguments.budget)
+    _print(_optimum_table([best], fit.points if arguments.ledger else None))
+    if not arguments.ledger:
+        print(
+            "By the constants of Hoffmann et al. 2022, equation 10, for their data and tokenizer; for yours: --ledger."
+        )
+    if arguments.peak_flops:
+        seconds = arguments.budget / (arguments.peak_flops * arguments.mfu)
+        print(f"At {arguments.mfu:.0%} of {arguments.peak_flops:.3g} FLOP/s that takes {_duration(seconds)}.")
+    if arguments.served_tokens:
+        served = optimal_with_inference(fit, best.loss.value, arguments.served_tokens)
+        print(
+            f"With {arguments.served_tokens:.3g} tokens to serve, the same loss is cheapest with "
+            f"{_number(served.parameters)} parameters on {_number(served.tokens)} tokens: {served.saved:.0%} saved."
+        )
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from lightning_lm.scaling import RunLedger, import_runs
+
+    runs = import_runs(arguments.table, convention=arguments.convention)
+    RunLedger(arguments.ledger).add_all(runs)
+    print(f"{len(runs)} runs added to {arguments.ledger}, counted as {arguments.convention!r}.")
+
+
+def _points(path: Path, convention: str) -> tuple["RunLedger", "Points"]:
+    from lightning_lm.scaling import RunLedger, points_of
+
+    if not path.is_file():
+        raise DataError(f"There is no ledger at {path}. `lightning-lm sweep --ledger {path} ...` makes one.")
+    ledger = RunLedger(path)
+    for bad in ledger.bad_lines():
+        sys.stderr.write(f"{path}, line {bad.number} is passed over: {bad.reason}.\n")
+    return ledger, points_of(ledger.read(), convention)
+
+
+def _fitted(points: "Points", arguments: argparse.Namespace) -> "ScalingFit":
+    from lightning_lm.scaling import (
+        Estimator,
+        IsoFlop,
+        fit_data_constrained,
+        fit_isoflop,
+        fit_kaplan,
+        fit_parametric,
+    )
+
+    estimator = Estimator(num_bootstraps=arguments.bootstraps)
+    method = getattr(arguments, "method", "parametric")
+    if method == "isoflop":
+        return fit_isoflop(points, IsoFlop(num_bootstraps=arguments.bootstraps))
+    if method == "data-constrained":
+        return fit_data_constrained(points, estimator)
+    return fit_kaplan(points, estimator) if method == "kaplan" else fit_parametric(points, estimator)
+
+
+def _published() -> "ScalingFit":
+    """Return the law of Hoffmann et al. 2022, arXiv:2203.15556, equation 10, without intervals."""
+    import numpy as np
+
+    from lightning_lm.scaling import ChinchillaLaw, Points, ScalingFit
+
+    return ScalingFit(
+        law=ChinchillaLaw(),
+        theta=np.array([np.log(1.69), np.log(406.4), 0.34, np.log(410.7), 0.28]),
+        samples=np.empty((0, 5)),
+        points=Points.of([1.0], [1.0], [1.0]),
+        residuals=np.zeros(1),
+    )
+
+
+def _parameter_table(fit: "ScalingFit", points: "Points", convention: str) -> "Table":
+    from lightning_lm.scaling import CONVENTIONS
+
+    span = f"{points.flops.min():.3g} to {points.flops.max():.3g} FLOPs"
+    title = f"{fit.method}, {type(fit.law).__name__}: {len(fit.points)} runs, {span}"
+    table = _table(title, "parameter", "value", "95 % interval")
+    table.caption = f"Sizes counted as {convention!r}: {CONVENTIONS[convention]}."
+    for name, estimate in fit.intervals().items():
+        table.add_row(name, _significant(estimate.value), _interval(estimate))
+    for name, estimate in zip(("N ~ C^a: a", "D ~ C^b: b"), fit.exponents, strict=True):
+        table.add_row(name, _significant(estimate.value), _interval(estimate))
+    return table
+
+
+def _say_findings(fit: "ScalingFit") -> None:
+    for finding in fit.findings:
+        print(f"Note ({finding.kind}): {finding.message}")
+
+
+def _say_held_out(points: "Points", arguments: argparse.Namespace) -> None:
+    from lightning_lm.scaling import hold_out
+
+    try:
+        held = hold_out(points, lambda some: _fitted(some, arguments), num_budgets=arguments.hold_out)
+    except DataError as error:
+        print(f"No hold-out test: {error}")
+        return
+    table = _table(
+        "Held out: fitted without these, then asked for them",
+        "FLOPs", "parameters", "tokens", "loss", "predicted", "95 % interval", "error",
+    )  # fmt: skip
+    for one in held:
+        inside = "" if one.loss in one.predicted else "  (outside)"
+        table.add_row(
+            f"{one.flops:.3g}", f"{one.parameters:.3g}", f"{one.tokens:.3g}", f"{one.loss:.4f}",
+            f"{one.predicted.value:.4f}", _interval(one.predicted) + inside, f"{one.error:+.2%}",
+        )  # fmt: skip
+    _print(table)
+
+
+def _optimum_table(optima: Sequence["Optimum"], points: "Points | None") -> "Table":
+    table = _table("How to spend a budget", "FLOPs", "parameters", "tokens", "tokens per parameter", "loss")
+    for best in optima:
+        estimates = (best.parameters, best.tokens, best.tokens_per_parameter, best.loss)
+        cells = (f"{_number(estimate)}\n{_interval(estimate)}".rstrip() for estimate in estimates)
+        table.add_row(f"{best.flops:.3g}", *cells)
+    if points is not None and (far := max(best.flops for best in optima) / points.flops.max()) > 100:
+        table.caption = f"Beware: {far:.0e} times the largest budget that was measured."
+    return table
+
+
+def _table(title: str, *columns: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 and column == "parameter" else "right")
+    return table
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=_TABLE_WIDTH)).print(table)
+
+
+def _interval(estimate: "Estimate") -> str:
+    if estimate.low != estimate.low:  # not a number: there were no bootstraps
+        return ""
+    return f"{_significant(estimate.low)} to {_significant(estimate.high)}"
+
+
+def _number(estimate: "Estimate") -> str:
+    return _significant(estimate.value)
+
+
+def _significant(number: float) -> str:
+    return f"{number:.4f}" if 0.01 <= abs(number) < 10 else f"{number:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

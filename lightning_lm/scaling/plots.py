@@ -1,0 +1,252 @@
+"""Pictures of a sweep: what was measured, what was fitted, and how far both agree. Labels stand beside their lines."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_lm.errors import MissingDependencyError
+from lightning_lm.scaling.fit import ScalingFit
+from lightning_lm.scaling.isoflop import parabolas
+from lightning_lm.scaling.laws import ChinchillaLaw
+from lightning_lm.scaling.points import Curve, FloatArray, Points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["collapsed_curves", "contours", "frontier", "isoflop_curves", "pictures", "residuals", "write_pictures"]
+
+_ACCENT, _INK, _GREY = "#c2410c", "#1f2937", "#9ca3af"
+_DPI = 150
+
+
+def pictures(points: Points, fit: ScalingFit, curves: Sequence[Curve] = ()) -> dict[str, "Figure"]:
+    """Return every picture that the runs allow, by name.
+
+    Args:
+        points: The runs.
+        fit: Their law.
+        curves: Their loss curves.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    drawn = {"frontier": frontier(fit), "residuals": residuals(fit)}
+    if len([curve for curve in parabolas(points) if curve.curvature > 0]) >= 2:
+        drawn["isoflop"] = isoflop_curves(points)
+    if isinstance(fit.law, ChinchillaLaw):
+        drawn["contours"] = contours(fit)
+        if len(curves) > 1:
+            drawn["curves"] = collapsed_curves(curves, floor=fit.values["E"])
+    return drawn
+
+
+def write_pictures(folder: Path | str, drawn: Mapping[str, "Figure"]) -> list[Path]:
+    """Write pictures as PNG, and return the paths.
+
+    Args:
+        folder: Made where it does not exist.
+        drawn: What `pictures` returned.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in drawn]
+    for path, figure in zip(paths, drawn.values(), strict=True):
+        figure.savefig(path, dpi=_DPI)
+    return paths
+
+
+def isoflop_curves(points: Points) -> "Figure":
+    """Draw the loss over the size for each budget, with the parabola and its minimum.
+
+    Args:
+        points: The runs.
+    """
+    figure, axes = _canvas("Each compute budget has a best size", "parameters", "loss, nats per token")
+    found = [curve for curve in parabolas(points) if curve.curvature > 0]
+    colours = _colours(len(found))
+    for curve, colour in zip(found, colours, strict=True):
+        sizes = points.parameters[curve.rows]
+        line = np.geomspace(sizes.min() / 1.1, sizes.max() * 1.1, 100)
+        axes.plot(line, curve.at(line), color=colour, linewidth=1.5)
+        axes.plot(sizes, points.loss[curve.rows], "o", color=colour, markersize=4)
+        end = (line[-1], float(curve.at(line[-1:])[0]))
+        _label(axes, f"{_short(curve.flops)} FLOPs", end, colour, shift=(5, 0))
+    inside = [curve for curve in found if _is_inside(curve.log_size, points.parameters[curve.rows])]
+    best = np.exp([curve.log_size for curve in inside])
+    axes.plot(best, [curve.loss for curve in inside], "-*", color=_ACCENT, linewidth=1, markersize=11, zorder=5)
+    if inside:
+        _label(axes, "minima", (best[0], inside[0].loss), _ACCENT, shift=(-6, -12), align="right")
+    axes.set_xscale("log")
+    axes.margins(x=0.22)
+    return figure
+
+
+def frontier(fit: ScalingFit) -> "Figure":
+    """Draw the optimal size and data over the budget, with the band in which they may lie.
+
+    Args:
+        fit: The law.
+    """
+    figure, axes = _canvas("How to spend a budget", "training FLOPs", "parameters, or tokens")
+    measured = fit.points.flops
+    budgets = np.geomspace(measured.min() / 2, measured.max() * 30, 60)
+    optima = [fit.optimal(float(budget)) for budget in budgets]
+    for name, colour, exponent in (("parameters", _INK, fit.exponents[0]), ("tokens", _ACCENT, fit.exponents[1])):
+        estimates = [getattr(optimum, name) for optimum in optima]
+        axes.fill_between(
+            budgets, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.15, lw=0
+        )
+        values = [e.value for e in estimates]
+        axes.plot(budgets, values, color=colour)
+        text = f"{name} ~ $C^{{{exponent.value:.2f}}}$\n({exponent.low:.2f} to {exponent.high:.2f})"
+        _label(axes, text, (budgets[-1], values[-1]), colour, shift=(6, 0))
+    axes.axvspan(measured.min(), measured.max(), color=_GREY, alpha=0.15, lw=0)
+    axes.set(xscale="log", yscale="log")
+    axes.text(
+        np.sqrt(measured.min() * measured.max()), 0.02, "measured", ha="center", color=_INK,
+        transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
+    axes.margins(x=0.02)
+    axes.set_xlim(right=budgets[-1] * 60)
+    return figure
+
+
+def contours(fit: ScalingFit) -> "Figure":
+    """Draw the loss that the law gives over size and data, with the runs and the frontier.
+
+    Args:
+        fit: Of `fit_parametric`.
+    """
+    figure, axes = _canvas("The fitted law, and the runs it was fitted to", "tokens", "parameters")
+    points = fit.points
+    sizes = np.geomspace(points.parameters.min() / 2, points.parameters.max() * 4, 80)
+    tokens = np.geomspace(points.tokens.min() / 2, points.tokens.max() * 4, 80)
+    grid = np.meshgrid(tokens, sizes)
+    losses = np.exp(fit.law.log_loss(fit.theta[None], grid[1].ravel(), grid[0].ravel())[0]).reshape(80, 80)
+    levels = np.unique(np.round(np.quantile(losses, np.linspace(0.04, 0.92, 10)), 2))
+    lines = axes.contour(*grid, losses, levels=levels, colors=_GREY, linewidths=0.9)
+    axes.clabel(lines, fmt="%.2f", fontsize=8)
+    axes.scatter(points.tokens, points.parameters, c=points.loss, cmap="viridis_r", s=22, zorder=4)
+    budgets = np.geomspace(points.flops.min() / 10, points.flops.max() * 100, 40)
+    best = np.array([(o.tokens.value, o.parameters.value) for o in map(fit.optimal, budgets.tolist())])
+    axes.plot(*best.T, color=_ACCENT, zorder=3)
+    axes.set(xscale="log", yscale="log", xlim=tokens[[0, -1]], ylim=sizes[[0, -1]])
+    seen = best[(best[:, 0] < tokens[-1] * 0.5) & (best[:, 1] < sizes[-1] * 0.7) & (best[:, 0] > tokens[0])]
+    if len(seen):
+        _label(axes, "compute-optimal", (seen[-1, 0], seen[-1, 1]), _ACCENT, shift=(-4, 8), align="right")
+    return figure
+
+
+def residuals(fit: ScalingFit) -> "Figure":
+    """Draw how far each run lies from the law, in percent of its loss, over its budget.
+
+    Args:
+        fit: The law.
+    """
+    figure, axes = _canvas("What the law does not explain", "training FLOPs", "measured over fitted loss, %")
+    points = fit.points
+    away = 100 * np.expm1(-fit.residuals)
+    spread = float(np.sqrt(np.mean(away**2)))
+    shown = axes.scatter(points.flops, away, c=np.log10(points.parameters), cmap="viridis", s=26, zorder=3)
+    axes.axhline(0, color=_INK, linewidth=1)
+    axes.axhspan(-spread, spread, color=_GREY, alpha=0.2, lw=0)
+    axes.set_xscale("log")
+    limit = 1.25 * max(float(np.abs(away).max()), spread, 1e-6)
+    axes.set_ylim(-limit, limit)
+    axes.text(
+        0.01, spread, f"root mean square {spread:.2g} %", transform=axes.get_yaxis_transform(), va="bottom", color=_INK
+    )
+    bar = figure.colorbar(shown, ax=axes, pad=0.02)
+    bar.set_label("parameters, power of ten")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def collapsed_curves(curves: Sequence[Curve], *, floor: float = 0.0) -> "Figure":
+    """Draw loss curves as they are, and again with both axes divided by their end: one shape, if training was alike.
+
+    Args:
+        curves: Of the runs.
+        floor: Loss that no run can fall below; subtracted before dividing.
+
+    Source:
+        Qiu et al. 2025, arXiv:2507.02119, section 2.
+    """
+    figure, (left, right) = _canvas_of_two()
+    order = sorted(curves, key=lambda curve: curve.parameters)
+    for curve, colour in zip(order, _colours(len(order)), strict=True):
+        left.plot(curve.tokens, curve.loss, color=colour, linewidth=1)
+        right.plot(
+            curve.tokens / curve.tokens[-1], (curve.loss - floor) / (curve.loss[-1] - floor), color=colour, linewidth=1
+        )
+    for curve, name in ((order[0], "smallest"), (order[-1], "largest")):
+        colour = _colours(len(order))[0 if name == "smallest" else -1]
+        text = f"{name}, {_short(curve.parameters)}"
+        _label(left, text, (curve.tokens[-1], curve.loss[-1]), colour, shift=(4, 6 if name == "smallest" else -6))
+    left.set(xscale="log", xlabel="tokens", ylabel="loss, nats per token")
+    left.margins(x=0.2)
+    left.set_title("As measured", loc="left", fontsize=11)
+    right.set(xlabel="share of the run", ylabel="loss above the floor, over its end")
+    right.set_title("Divided by their ends", loc="left", fontsize=11)
+    return figure
+
+
+def _canvas(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
+    figure = _figure((7.2, 4.6))
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    _plain(axes)
+    return figure, axes
+
+
+def _canvas_of_two() -> tuple["Figure", tuple["Axes", "Axes"]]:
+    figure = _figure((10, 4.2))
+    axes = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    for one in axes:
+        _plain(one)
+    return figure, axes
+
+
+def _figure(size: tuple[float, float]) -> "Figure":
+    try:
+        from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses a back end for the process
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("matplotlib", "draw pictures", extra="scaling") from error
+    return Figure(figsize=size, layout="constrained")
+
+
+def _plain(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _label(
+    axes: "Axes", text: str, at: tuple[float, float], colour: Any, *, shift: tuple[float, float], align: str = "left"
+) -> None:
+    axes.annotate(
+        text, at, xytext=shift, textcoords="offset points", color=colour, fontsize=9, ha=align, va="center",
+        annotation_clip=False,
+    )  # fmt: skip
+
+
+def _colours(number: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    scale: Callable[[float], Any] = colormaps["viridis"]
+    return [scale(0.05 + 0.75 * index / max(1, number - 1)) for index in range(number)]
+
+
+def _is_inside(log_size: float, sizes: FloatArray) -> bool:
+    return bool(np.log(sizes.min()) <= log_size <= np.log(sizes.max()))
+
+
+def _short(number: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if size <= number < 1e15:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.1e}".replace("e+", "e")
