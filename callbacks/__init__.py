@@ -11,8 +11,10 @@ from lightning_lm.callbacks.lora import Adapters, LoRA, has_adapters, load_merge
 from lightning_lm.callbacks.loss_spike import LossSpike
 from lightning_lm.callbacks.memory_report import MemoryReport
 from lightning_lm.callbacks.perplexity import Perplexity
+from lightning_lm.callbacks.profile import Profile
 from lightning_lm.callbacks.progress_bar import LMProgressBar
 from lightning_lm.callbacks.sample_text import SampleText
+from lightning_lm.callbacks.scaling_law import ScalingLaw
 from lightning_lm.callbacks.summary import LMSummary
 from lightning_lm.callbacks.throughput import Throughput
 
@@ -28,7 +30,9 @@ __all__ = [
     "LossSpike",
     "MemoryReport",
     "Perplexity",
+    "Profile",
     "SampleText",
+    "ScalingLaw",
     "Throughput",
     "has_adapters",
     "load_merged",

@@ -30,6 +30,8 @@ _VERBS = {
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model as a Hugging Face folder", "lightning_lm.cli.export"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.tokenizers.command"),
+    "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
+    "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.scaling.command"),
     "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),
 }
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130

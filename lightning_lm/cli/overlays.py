@@ -20,7 +20,7 @@ from lightning_lm.errors import UsageError
 
 __all__ = ["Overlay", "Place", "Setting", "expand_configs", "read_overlays"]
 
-_BASE = "base"
+_BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
 
 
@@ -55,10 +55,12 @@ class Overlay:
     Args:
         path: The file.
         root: Its content, with places.
+        sweep: What stands under ``sweep``, for the verb of that name; the other verbs pass over it.
     """
 
     path: Path
     root: Setting
+    sweep: Any = None
 
     def to_yaml(self) -> str:
         """Return the content as YAML text without comments."""
@@ -107,11 +109,12 @@ def read_overlays(name: str, *, beside: Path | None = None, opened: tuple[Path, 
         raise UsageError(f"These overlays name each other as their base: {chain}.")
     root = _read(path)
     base = root.value.pop(_BASE, Setting([]))
+    sweep = _plain(root.value.pop(_SWEEP, Setting(None)))
     names = _plain(base)
     layers: list[Overlay] = []
     for below in [names] if isinstance(names, str) else names:
         layers += read_overlays(below, beside=path.parent, opened=(*opened, path))
-    return [*layers, Overlay(path, root)]
+    return [*layers, Overlay(path, root, sweep)]
 
 
 def _find(name: str, beside: Path | None) -> Path:

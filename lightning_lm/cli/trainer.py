@@ -28,7 +28,7 @@ from lightning_lm.modules import PretrainModule
 from lightning_lm.parts import Part
 from lightning_lm.strategies import AtomicCheckpointIO
 
-__all__ = ["CommandLine", "run"]
+__all__ = ["CommandLine", "prepare", "run"]
 
 _PARTS = ("callbacks", "data", "datamodules", "models", "modules", "optim", "strategies", "tokenizers")
 _SEED = 1
@@ -47,11 +47,16 @@ def run(verb: str, words: Sequence[str]) -> None:
     Raises:
         UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.
     """
+    prepare()
+    CommandLine(verb, words)
+
+
+def prepare() -> None:
+    """Make short class names resolve, and Lightning say less, before a `CommandLine` is built."""
     _hush()
     for name in _PARTS:  # short class names resolve once their modules are imported
         importlib.import_module(f"lightning_lm.{name}")
     set_parsing_settings(subclasses_enabled=[Part])
-    CommandLine(verb, words)
 
 
 class CommandLine(LightningCLI):

@@ -217,7 +217,8 @@ def _optimum_table(optima: Sequence["Optimum"], points: "Points | None") -> "Tab
 def _table(title: str, *columns: str) -> "Table":
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    width = min(len(title) + 2, _TABLE_WIDTH)  # a title is broken at the width of its table
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", min_width=width)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 and column == "parameter" else "right")
     return table
