@@ -246,7 +246,7 @@ def _shared_arguments(
     dim, rotary = q.size(3), cos.size(-1)
     tiles = {"Q_TILE": next_power_of_two(q.size(2)), "K_TILE": next_power_of_two(k.size(2))}
     block = next_power_of_two(dim)
-    default = {"num_warps": min(max(tiles["Q_TILE"] * block // 1024, 1), 8)}
+    default = {"num_warps": min(max(tiles["Q_TILE"] * block // 512, 1), 16)}
     chosen = settings("rope", (q.size(2), k.size(2), dim), q.dtype, device=q.device, default=default)
     return [cos, sin, *gains], {
         "table_stride": 0 if cos.numel() == q.size(1) * rotary else q.size(1) * rotary,
