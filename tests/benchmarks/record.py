@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("torch", "lightning", "transformers", "litgpt", "tokenizers", "tiktoken", "numpy")
+_PACKAGES = ("torch", "lightning", "transformers", "trl", "litgpt", "tokenizers", "tiktoken", "numpy")
 
 
 def write_record(path: Path | str, *, command: str, results: dict) -> None:
