@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_lm.cli import main
 from lightning_lm.errors import ConfigurationError, RemoteError
@@ -119,6 +120,46 @@ def test_weights_are_pushed_as_rarely_as_wished(policy, prompt_data, make_traine
         train(policy(), prompt_data, make_trainer, plan, 12)
 
 
+class Diary(GRPOModule):
+    """Leaves what its rank measured in a file, since the ranks of a test are other processes."""
+
+    folder = None
+
+    def record_max(self, name, value):
+        self.largest = {**getattr(self, "largest", {}), name: max(number(value), self.noted(name))}
+        super().record_max(name, value)
+
+    def noted(self, name):
+        return getattr(self, "largest", {}).get(name, 0.0)
+
+    def on_fit_end(self):
+        answers = [answer.token_ids for answer in self.last_rollout[0].completions]
+        torch.save({"largest": self.largest, "answers": answers}, self.folder / f"{self.global_rank}.pt")
+
+
+@pytest.fixture
+def two_ranks(prompt_data, make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Diary, "folder", tmp_path)
+
+    def fit(model, plan):
+        strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+        trainer = make_trainer(max_steps=4, max_epochs=-1, limit_val_batches=0, devices=2, strategy=strategy)
+        trainer.fit(Diary(model, rewards=[share_of_ones], plan=plan, optimizer=AdamW(lr=1e-2)), prompt_data())
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return fit
+
+
+def test_the_server_gets_the_weights_of_two_ranks_once(policy, two_ranks, serving):
+    backend, pushes = serving
+    before = pushes()
+    ranks = two_ranks(policy(), dataclasses.replace(PLAN, backend=backend))
+    assert pushes() - before == 2  # of two rollouts
+    for rank in ranks:
+        assert rank["largest"]["sampling/sampling_logp_difference/max"] < 1e-4
+    assert ranks[0]["answers"] != ranks[1]["answers"]
+
+
 def test_held_out_prompts_are_answered_by_the_policy_itself(policy, prompt_data, make_trainer, serving, digits):
     backend, _ = serving
     nowhere = dataclasses.replace(backend, server=JSONServer(url="http://127.0.0.1:9", retries=0), weights=None)
@@ -211,3 +252,10 @@ def test_a_model_of_transformers_is_a_policy_as_it_is(foreign, prompt_data, make
     assert [abs(ratio - 1) < 1e-4 for ratio in curves["ratio/max"]] == [True, False] * 2
     assert curves["reward"][0] > 0  # the suppressed id 1 is the digit 1
     assert foreign.generation_config is kept
+
+
+def test_ranks_of_different_length_wait_for_each_other(foreign, two_ranks):
+    plan = dataclasses.replace(PLAN, backend=TransformersBackend(), importance_cap=2.0, max_new_tokens=20)
+    ranks = two_ranks(foreign, dataclasses.replace(plan, samples_per_prompt=2))
+    for rank in ranks:
+        assert rank["largest"]["sampling/sampling_logp_difference/max"] < 1e-4
