@@ -6,6 +6,7 @@ if __name__ != "lightning_lm.strategies":
 from lightning_lm.strategies.background_checkpoint import BackgroundCheckpointIO
 from lightning_lm.strategies.checkpoint import AtomicCheckpointIO
 from lightning_lm.strategies.context_parallel import ContextParallelStrategy
+from lightning_lm.strategies.data_parallel import DataParallelStrategy
 from lightning_lm.strategies.registry import register_strategies
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
 from lightning_lm.strategies.sharded_optimizer_strategy import ShardedOptimizerStrategy
@@ -15,6 +16,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "BackgroundCheckpointIO",
     "ContextParallelStrategy",
+    "DataParallelStrategy",
     "ShardedOptimizer",
     "ShardedOptimizerStrategy",
     "TensorParallelStrategy",

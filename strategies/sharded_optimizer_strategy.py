@@ -124,6 +124,13 @@ class ShardedOptimizerStrategy(DDPStrategy):
         self._close_reducer()
         super().teardown()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Say on which rank it was: all ranks write to one terminal."""
+        super().on_exception(exception)
+        module = self.lightning_module
+        steps = 0 if module is None else module.trainer.global_step
+        exception.add_note(f"This was rank {self.global_rank} of {self.world_size}, after {steps} steps.")
+
     def _close_reducer(self) -> None:
         if self._reducer is not None:
             self._reducer.close()
