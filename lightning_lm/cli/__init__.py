@@ -21,11 +21,13 @@ class _Verb(NamedTuple):
 
 
 _TRAINER = "lightning_lm.cli.trainer"
+_PROFILE = "lightning_lm.cli.profile"
 _VERBS = {
     "fit": _Verb("train a model (the main job)", _TRAINER),
     "validate": _Verb("measure a checkpoint on the validation text", _TRAINER),
     "test": _Verb("measure a checkpoint on the test text", _TRAINER),
     "predict": _Verb("run a checkpoint over a data set", _TRAINER),
+    "profile": _Verb("time the parts of a training step", _PROFILE),
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.generation.command"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model as a Hugging Face folder", "lightning_lm.cli.export"),
@@ -74,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
     if name not in _VERBS:
         return _unknown_verb(name)
     module = importlib.import_module(_VERBS[name].module)
-    if module.__name__ == _TRAINER:
+    if module.__name__ in (_TRAINER, _PROFILE):
         module.run(name, rest)
         return 0
     return _run_command(name, module, rest)
