@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,12 +40,16 @@ class Objective(Part):
         reduction: What each token weighs, and what the sum is divided by.
         kl: Penalty on the distance from the policy as it was at the start; ``None`` keeps no copy of it.
         entropy_coefficient: Reward for undecided policies, per nat.
+        ratio_to: What a token's probability is compared with: its probability by the ``policy`` before the updates of
+            a rollout, computed anew, or what the ``sampler`` has recorded. The latter saves a pass over all answers,
+            and is as good where generation computes as training does: the module's own model, in float32.
     """
 
     loss: PolicyLoss = ClippedSurrogate()
     reduction: Reduction = TokenMean()
     kl: KLPenalty | None = None
     entropy_coefficient: float = 0.0
+    ratio_to: Literal["policy", "sampler"] = "policy"
 
     def __call__(self, scores: TokenScores, batch: Mapping[str, Any]) -> ObjectiveTerms:
         """Return the sums of a micro-batch.

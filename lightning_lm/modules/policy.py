@@ -73,6 +73,11 @@ class PolicyModule(LMModule, abc.ABC):
         super().__init__(model, optimizer=optimizer, schedule=schedule, skip=skip)
         if not rewards:
             raise ConfigurationError("rewards is empty; give at least one, such as ExactAnswer().")
+        if objective.ratio_to == "sampler" and plan.importance_cap is not None:
+            raise ConfigurationError(
+                f"importance_cap={plan.importance_cap} weighs the policy against the sampler, and ratio_to='sampler' "
+                "takes them for the same. Use ratio_to='policy', or no importance_cap."
+            )
         self.rewards, self.plan, self.objective = list(rewards), plan, objective
         self.tokenizer: Tokenizer | None = None
         self.last_rollout: tuple[Rollout, Experience] | None = None
@@ -169,7 +174,9 @@ class PolicyModule(LMModule, abc.ABC):
         """Return log-probabilities of the policy before any update, where they are needed, and of the reference."""
         found: Experience = {}
         cap = self.plan.importance_cap
-        if self.needs_old_logprobs:
+        if self.needs_old_logprobs and self.objective.ratio_to == "sampler":
+            found["old_logprobs"] = _recorded(rollout, mask)
+        elif self.needs_old_logprobs:
             found["old_logprobs"] = self.in_chunks(lambda part: self.scores(self.model, part).logprobs, rows)
             difference = found["old_logprobs"] - rollout.sampler_logprobs(found["old_logprobs"])
             record_sampler(self, difference, mask)
@@ -255,3 +262,13 @@ class PolicyModule(LMModule, abc.ABC):
         if trainer is not None and trainer.state.fn == "fit":
             fit_loop = checkpoint["loops"]["fit_loop"]
             resume_behind_rollout(fit_loop, checkpoint[ENTRY]["rollout"], self.plan.steps, trainer)
+
+
+def _recorded(rollout: Rollout, mask: Tensor) -> Tensor:
+    """Return the sampler's log-probabilities, nats [rows, seq - 1]."""
+    if any(answer.logprobs is None for answer in rollout.completions):
+        raise ConfigurationError(
+            "ratio_to='sampler' needs the log-probabilities of sampled tokens, and this generation gives none. Use "
+            "ratio_to='policy'."
+        )
+    return rollout.sampler_logprobs(mask.float())

@@ -212,6 +212,32 @@ def test_a_fresh_ratio_is_one_and_a_used_one_is_not(policy, prompt_data, make_tr
     assert [abs(ratio - 1) < 1e-4 for ratio in found] == [True, False, True, False]
 
 
+def test_a_ratio_to_the_sampler_is_the_same_with_a_pass_less(policy, prompt_data, make_trainer):
+    """In float32, from the module's own model: what sampling records is what training would compute."""
+    trained, passes = {}, {}
+    for ratio_to in ("policy", "sampler"):
+        plan = dataclasses.replace(PLAN, minibatches=3, epochs=2)
+        module = module_of(policy(), plan, objective=Objective(ratio_to=ratio_to))
+        scored = module.scores
+        passes[ratio_to] = 0
+
+        def counted(model, batch, scored=scored, ratio_to=ratio_to):
+            passes[ratio_to] += not torch.is_grad_enabled()
+            return scored(model, batch)
+
+        module.scores = counted
+        make_trainer(max_steps=12, limit_val_batches=0).fit(module, datamodule=prompt_data())
+        trained[ratio_to] = weights_of(module)
+    assert passes == {"policy": 6, "sampler": 0}
+    for name, value in trained["policy"].items():
+        torch.testing.assert_close(trained["sampler"][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_ratio_to_the_sampler_is_refused_where_the_two_differ(policy):
+    with pytest.raises(ConfigurationError, match="ratio_to='policy'"):
+        module_of(policy(), dataclasses.replace(PLAN, importance_cap=2.0), objective=Objective(ratio_to="sampler"))
+
+
 @pytest.mark.parametrize(("accumulate", "minibatches", "epochs"), [(1, 1, 1), (2, 3, 1), (3, 2, 2)])
 def test_steps_are_exact_and_experience_is_fresh(
     policy, prompt_data, make_trainer, tmp_path, accumulate, minibatches, epochs
