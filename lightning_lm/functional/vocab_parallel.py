@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.collectives import enter, leave, summed
 
-__all__ = ["AXIS", "Head", "SplitVocabulary", "Survey", "Vocabulary", "split_head"]
+__all__ = ["AXIS", "Head", "SplitVocabulary", "Survey", "Vocabulary", "is_split", "split_head"]
 
 AXIS = "tensor_parallel"
 """Name of the mesh axis along which matrices, and vocabularies, are split."""
@@ -144,6 +144,11 @@ class _Survey(torch.autograd.Function):
         if by_mean is not None:
             gradient += by_mean[:, None] / ctx.vocabulary.size
         return gradient, None, None, None
+
+
+def is_split(weight: Tensor) -> bool:
+    """Return whether ranks share the rows of a weight."""
+    return hasattr(weight, "device_mesh")
 
 
 class Head(NamedTuple):

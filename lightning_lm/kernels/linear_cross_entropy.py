@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
+from lightning_lm.functional.cross_entropy import linear_cross_entropy as split_linear_cross_entropy
+from lightning_lm.functional.cross_entropy import measured_cross_entropy as split_measured_cross_entropy
+from lightning_lm.functional.vocab_parallel import is_split
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.cross_entropy import loss_coefficients, row_losses
 from lightning_lm.kernels.head import Head, HeadGradients, autocast_dtype, default_budget, row_chunks
@@ -66,6 +69,9 @@ def linear_cross_entropy(
     Source:
         Wijmans et al. 2024, arXiv:2411.09009, and Hsu et al. 2024, arXiv:2410.10989 (losses without all logits).
     """
+    if is_split(weight):  # by vocabulary, over ranks
+        terms: dict[str, Any] = {"softcap": softcap, "z_loss": z_loss, "label_smoothing": label_smoothing}
+        return split_linear_cross_entropy(hidden, weight, targets, bias=bias, **terms)
     loss, sums, count = _applied(
         (hidden, weight, bias, targets), budget_bytes, (softcap, z_loss, label_smoothing, False, False)
     )
@@ -95,6 +101,9 @@ def measured_cross_entropy(
         label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
         by_confidence: Multiply each token's loss by its probability, which is taken as a constant.
     """
+    if is_split(weight):
+        terms: dict[str, Any] = {"softcap": softcap, "z_loss": z_loss, "label_smoothing": label_smoothing}
+        return split_measured_cross_entropy(hidden, weight, targets, bias=bias, by_confidence=by_confidence, **terms)
     options = (softcap, z_loss, label_smoothing, by_confidence, True)
     loss, sums, count = _applied((hidden, weight, bias, targets), None, options)
     return MeasuredLoss(TokenLoss(loss, sums[0], count), sums[1], sums[2])

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lightning_lm.functional.logprobs import TokenScores
+from lightning_lm.functional.logprobs import TokenScores, linear_token_scores
+from lightning_lm.functional.vocab_parallel import is_split
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.head import Head, HeadGradients, autocast_dtype, default_budget, row_chunks
 from lightning_lm.kernels.operation import Operation
@@ -57,6 +58,16 @@ def linear_logprob(
         budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
             GPU and 56 MiB on a CPU.
     """
+    if is_split(weight):  # by vocabulary, over ranks
+        return linear_token_scores(
+            hidden,
+            weight,
+            ids.clamp(min=0),
+            bias=bias,
+            temperature=temperature,
+            softcap=softcap,
+            entropy_gradient=entropy_gradient,
+        )
     logprobs, entropies = _scores(
         (hidden, weight, bias, ids), budget_bytes, temperature=temperature, softcap=softcap, measured=True
     )
