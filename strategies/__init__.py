@@ -7,6 +7,7 @@ from lightning_lm.strategies.background_checkpoint import BackgroundCheckpointIO
 from lightning_lm.strategies.checkpoint import AtomicCheckpointIO
 from lightning_lm.strategies.context_parallel import ContextParallelStrategy
 from lightning_lm.strategies.data_parallel import DataParallelStrategy
+from lightning_lm.strategies.pipeline import PipelineStrategy
 from lightning_lm.strategies.registry import register_strategies
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
 from lightning_lm.strategies.sharded_optimizer_strategy import ShardedOptimizerStrategy
@@ -17,6 +18,7 @@ __all__ = [
     "BackgroundCheckpointIO",
     "ContextParallelStrategy",
     "DataParallelStrategy",
+    "PipelineStrategy",
     "ShardedOptimizer",
     "ShardedOptimizerStrategy",
     "TensorParallelStrategy",

@@ -139,9 +139,16 @@ class _SharedRows:
 
     def _attend(self, part: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
         """Attend to whole rows; the mask of this rank's tokens alone is of no use."""
-        options = {"window": part.window, "softcap": part.softcap, "scale": part.scale}
-        documents = self._document_ids
-        return context_parallel_attention(query, key, value, group=self._group, document_ids=documents, **options)
+        return context_parallel_attention(
+            query,
+            key,
+            value,
+            group=self._group,
+            document_ids=self._document_ids,
+            window=part.window,
+            softcap=part.softcap,
+            scale=part.scale,
+        )
 
 
 def _padded(batch: Mapping[str, Tensor], multiple: int) -> dict[str, Tensor]:
@@ -180,6 +187,7 @@ def _token_loss(module: LightningModule) -> TokenLossPart | ImitationLoss:
     if not isinstance(loss, TokenLossPart | ImitationLoss):
         raise ConfigurationError(
             "ContextParallelStrategy cuts rows, so the loss must be a sum over tokens, and "
-            f"{type(module).__name__} has no such 'loss'. Use it with PretrainModule or SFTModule, and another strategy for this one."
+            f"{type(module).__name__} has no such 'loss'. Use it with PretrainModule or SFTModule, another strategy "
+            "for this one."
         )
     return loss

@@ -49,7 +49,7 @@ def gather_sequence(
         local: This rank's two chunks.
         group: The ranks that share each row.
     """
-    whole: Tensor = _Gather.apply(local, group)
+    whole: Tensor = _Gather.apply(local, group)  # type: ignore[no-untyped-call]
     return whole
 
 

@@ -10,6 +10,7 @@ from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.objective import Objective, ObjectiveTerms
+from lightning_lm.modules.pipeline import GPipe, OneForwardOneBackward, PipelineModule, PipelineSchedule
 from lightning_lm.modules.plan import RolloutPlan, Validation
 from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.ppo import PPOModule
@@ -47,6 +48,7 @@ __all__ = [
     "DPOModule",
     "ExperienceLoader",
     "FrozenCopy",
+    "GPipe",
     "GRPOModule",
     "GradientWindow",
     "ImitationLoss",
@@ -58,7 +60,10 @@ __all__ = [
     "NumberedPairs",
     "Objective",
     "ObjectiveTerms",
+    "OneForwardOneBackward",
     "PPOModule",
+    "PipelineModule",
+    "PipelineSchedule",
     "PolicyModule",
     "PrecomputedReference",
     "PretrainModule",

@@ -1,0 +1,158 @@
+"""Pipeline parallel: consecutive layers on consecutive ranks."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.modules.pipeline import PipelineModule
+
+__all__ = ["PipelineStrategy"]
+
+
+class PipelineStrategy(DDPStrategy):
+    """Runs a `PipelineModule`: as many stages as ranks, all of them on the same rows.
+
+    A checkpoint is that of the whole model and its optimizer under their ordinary names: `PretrainModule`, one process,
+    any other strategy and any number of stages can load it. It passes through the memory of rank 0's CPU.
+
+    Args:
+        **settings: For `DDPStrategy`: ``timeout``, ``process_group_backend``, ``start_method``.
+
+    Raises:
+        ConfigurationError: If the module is no `PipelineModule`.
+
+    Source:
+        Huang et al. 2018, arXiv:1811.06965; Narayanan et al. 2021, arXiv:2104.04473.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(strategy=PipelineStrategy(), devices=2, accelerator="cpu", logger=False)
+    """
+
+    @property
+    def stage_index(self) -> int:
+        """Which stage this rank is."""
+        return self.global_rank
+
+    @property
+    def num_stages(self) -> int:
+        """How many stages there are."""
+        return self.world_size
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """All ranks read the same rows."""
+        return {"num_replicas": 1, "rank": 0}
+
+    def setup(self, trainer: Trainer) -> None:
+        """Refuse what is no pipeline, then set up without making ranks equal: no two have a parameter in common."""
+        module = self.lightning_module
+        if not isinstance(module, PipelineModule):
+            raise ConfigurationError(
+                f"PipelineStrategy needs a PipelineModule, and got {type(module).__name__}. Train this module with "
+                "another strategy."
+            )
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().setup(trainer)
+            return
+        assert self.accelerator is not None
+        assert self.model is not None
+        self.accelerator.setup(trainer)
+        self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        self.setup_precision_plugin()
+
+    def configure_ddp(self) -> None:
+        """Leave the model as it is."""
+
+    # --- what all ranks know ---
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Return the value: it is the same on all ranks, which have read the same rows."""
+        return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Let all ranks agree."""
+        votes = torch.tensor(int(decision), device=self.root_device)
+        distributed.all_reduce(votes)
+        return bool(votes == self.world_size) if all else bool(votes)
+
+    def held_gradients(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the gradients of this stage."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """Return the 2-norm of the gradients of all stages together. Every rank must ask."""
+        square = torch.nn.utils.get_total_norm(self.held_gradients(optimizer)).to(self.root_device).square()
+        distributed.all_reduce(square)
+        return square.sqrt()
+
+    # --- checkpoints ---
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return on rank 0 the whole model; every rank must ask."""
+        own = {name: tensor.detach().cpu() for name, tensor in super().lightning_module_state_dict().items()}
+        stages = self._on_rank_zero(own)
+        return {name: tensor for stage in stages for name, tensor in stage.items()}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return on rank 0 the state that one optimizer of the whole model would have; every rank must ask."""
+        stages = self._on_rank_zero(super().optimizer_state(optimizer))
+        return _merged(stages) if stages else {}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give each optimizer what belongs to this stage."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            names = {name for group in optimizer.param_groups for name in group["param_names"]}
+            optimizer.load_state_dict(_only(state, names))
+
+    def _on_rank_zero(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
+        distributed.gather_object(mine, found)
+        return found or []
+
+
+def _merged(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the optimizer states of all stages together, groups by their names, parameters numbered anew."""
+    entries: dict[str, list[tuple[str, Any]]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        for group in stage["param_groups"]:
+            settings.setdefault(group["name"], group)
+            states = [stage["state"].get(number) for number in group["params"]]
+            entries.setdefault(group["name"], []).extend(zip(group["param_names"], states, strict=True))
+    state: dict[int, Any] = {}
+    groups = []
+    number = 0
+    for name, members in entries.items():
+        numbers = range(number, number + len(members))
+        number += len(members)
+        names = [member for member, _ in members]
+        groups.append({**settings[name], "param_names": names, "params": list(numbers)})
+        state.update({index: kept for index, (_, kept) in zip(numbers, members, strict=True) if kept is not None})
+    return {"state": state, "param_groups": groups}
+
+
+def _only(state_dict: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return what a state dictionary holds of some parameters."""
+    groups = []
+    for group in state_dict["param_groups"]:
+        if "param_names" not in group:
+            raise CheckpointError(
+                "The optimizer's state in the checkpoint has no names of parameters, so it cannot be shared out over "
+                "stages. Load only the weights, with a new optimizer."
+            )
+        kept = [pair for pair in zip(group["param_names"], group["params"], strict=True) if pair[0] in names]
+        if kept:
+            groups.append({**group, "param_names": [name for name, _ in kept], "params": [index for _, index in kept]})
+    numbers = {index for group in groups for index in group["params"]}
+    state = {index: kept for index, kept in state_dict["state"].items() if index in numbers}
+    return {"state": state, "param_groups": groups}
