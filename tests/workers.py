@@ -224,6 +224,8 @@ def _call(name: str, file: str | None, content: bytes) -> tuple[bool, Any]:
     environment, folder = dict(os.environ), Path.cwd()
     os.lseek(1, 0, os.SEEK_SET)  # the log begins anew
     os.ftruncate(1, 0)
+    faulthandler.unregister(signal.SIGUSR1)  # a Trainer puts back handlers that it knows, and does not know this one
+    faulthandler.register(signal.SIGUSR1, sys.stderr)
     try:
         _load(name, file)
         function, args, kwargs = pickle.loads(content)
@@ -242,7 +244,9 @@ def _load(name: str, file: str | None) -> None:
     """Import a module from its file under the name that it has in the session."""
     if name in sys.modules or file is None:
         return
-    if importlib.util.find_spec(name.partition(".")[0]) is not None:
+    root = name.partition(".")[0]
+    made_below = root in sys.modules and sys.modules[root].__spec__ is None  # for a module of another file
+    if not made_below and importlib.util.find_spec(root) is not None:
         importlib.import_module(name)
         return
     parents = name.split(".")[:-1]
