@@ -14,7 +14,7 @@ from lightning_lm.errors import DataError, UsageError
 def test_help_names_every_verb(words, capsys):
     assert main(words) == 0
     text = capsys.readouterr().out
-    for verb in ("fit", "validate", "test", "predict", "generate", "tokenizer", "recipes"):
+    for verb in ("fit", "validate", "test", "predict", "profile", "generate", "tokenizer", "recipes"):
         assert f"  {verb} " in text
 
 
