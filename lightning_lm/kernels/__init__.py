@@ -6,6 +6,7 @@ Every operation has one public function; `report` says what runs it here and why
 from lightning_lm.kernels.backend import Choice, choices, force_backend, report, unavailable
 from lightning_lm.kernels.cross_entropy import cross_entropy
 from lightning_lm.kernels.flash_attention import flash_attention
+from lightning_lm.kernels.flops import register_flops
 from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.linear_cross_entropy import linear_cross_entropy, measured_cross_entropy
 from lightning_lm.kernels.linear_logprob import linear_logprob, linear_nll
@@ -26,6 +27,7 @@ __all__ = [
     "linear_logprob",
     "linear_nll",
     "measured_cross_entropy",
+    "register_flops",
     "report",
     "rms_norm",
     "rope",

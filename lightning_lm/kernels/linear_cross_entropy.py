@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.functional.cross_entropy import linear_cross_entropy as split_linear_cross_entropy
@@ -13,6 +12,7 @@ from lightning_lm.functional.cross_entropy import measured_cross_entropy as spli
 from lightning_lm.functional.vocab_parallel import is_split
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.cross_entropy import loss_coefficients, row_losses
+from lightning_lm.kernels.flops import flop_formula
 from lightning_lm.kernels.head import Head, HeadGradients, autocast_dtype, default_budget, row_chunks
 from lightning_lm.kernels.operation import Operation
 from lightning_lm.kernels.vocabulary import gradient, statistics, supported
@@ -222,7 +222,7 @@ _operation = Operation(
 )
 
 
-@register_flop_formula(torch.ops.lightning_lm.linear_cross_entropy)
+@flop_formula(torch.ops.lightning_lm.linear_cross_entropy)
 def _flops(hidden: Any, weight: Any, bias: Any, targets: Any, *rest: Any, **_: Any) -> int:
     """Count one product for the logits and one for each gradient, which are made in the forward pass."""
     options = _Options(*rest)

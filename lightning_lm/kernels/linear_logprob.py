@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from lightning_lm.functional.logprobs import TokenScores, linear_token_scores
 from lightning_lm.functional.vocab_parallel import is_split
 from lightning_lm.kernels.backend import use_triton
+from lightning_lm.kernels.flops import flop_formula
 from lightning_lm.kernels.head import Head, HeadGradients, autocast_dtype, default_budget, row_chunks
 from lightning_lm.kernels.operation import Operation
 from lightning_lm.kernels.vocabulary import Coefficients, Normaliser, gradient, statistics, supported
@@ -199,12 +199,12 @@ _operation = Operation(
 )
 
 
-@register_flop_formula(torch.ops.lightning_lm.linear_logprob)
+@flop_formula(torch.ops.lightning_lm.linear_logprob)
 def _forward_flops(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
     return int(2 * hidden[0] * hidden[1] * weight[0])
 
 
-@register_flop_formula(torch.ops.lightning_lm.linear_logprob_backward)
+@flop_formula(torch.ops.lightning_lm.linear_logprob_backward)
 def _backward_flops(grad: Any, grad_entropy: Any, hidden: Any, weight: Any, *rest: Any, **_: Any) -> int:
     """Count the logits once more, and a product for each gradient."""
     needs_hidden, needs_weight, _needs_bias = rest[-3:]

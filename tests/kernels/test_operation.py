@@ -154,6 +154,7 @@ def test_under_autocast_parameters_get_gradients_of_their_own_type(backend, case
 
 
 def test_products_are_counted(backend):
+    kernels.register_flops()
     hidden, weight = torch.randn(3, 8).requires_grad_(), torch.randn(6, 8).requires_grad_()
     for function, products in ((kernels.linear_cross_entropy, 3), (kernels.linear_logprob, 4)):
         with FlopCounterMode(display=False) as counter:
