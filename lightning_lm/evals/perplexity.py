@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError, DataError
-from lightning_lm.functional.cross_entropy import linear_cross_entropy
+from lightning_lm.kernels import linear_nll
 from lightning_lm.protocols import LanguageModel
 from lightning_lm.types import IGNORE_INDEX, TokenBatch
 
@@ -95,14 +95,15 @@ def _score(model: LanguageModel, batch: TokenBatch) -> tuple[float, int]:
     device = model.head.weight.device
     places = {name: batch[name][:, :-1].to(device) for name in ("position_ids", "document_ids") if name in batch}
     hidden = model.hidden(batch["input_ids"][:, :-1].to(device), **places)
-    loss = linear_cross_entropy(
+    targets = batch["labels"][:, 1:].to(device)
+    nll = linear_nll(
         hidden,
         model.head.weight,
-        batch["labels"][:, 1:].to(device),
+        targets,
         bias=model.head.bias,
         softcap=getattr(model, "logit_softcap", None),
     )
-    return float(loss.nll_sum), int(loss.num_tokens)
+    return float(nll.sum(dtype=torch.float64)), int((targets != IGNORE_INDEX).sum())
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from lightning_lm.functional.cross_entropy import MeasuredLoss, measured_cross_entropy, token_cross_entropy
+from lightning_lm.functional.cross_entropy import MeasuredLoss, token_cross_entropy
 from lightning_lm.functional.logprobs import entropy
+from lightning_lm.kernels import measured_cross_entropy
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel

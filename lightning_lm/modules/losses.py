@@ -7,7 +7,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from lightning_lm.functional.cross_entropy import TokenLoss, linear_cross_entropy, token_cross_entropy
+from lightning_lm.functional.cross_entropy import TokenLoss, token_cross_entropy
+from lightning_lm.kernels import linear_cross_entropy
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
 

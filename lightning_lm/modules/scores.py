@@ -6,7 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lightning_lm.functional.logprobs import TokenScores, entropy, linear_token_scores, token_logprobs
+from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
+from lightning_lm.kernels import linear_logprob
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.protocols import LanguageModel
 from lightning_lm.types import IGNORE_INDEX
@@ -33,7 +34,7 @@ def token_scores(
     learned = targets != IGNORE_INDEX
     if hasattr(model, "hidden") and hasattr(model, "head"):
         language_model = cast(LanguageModel, model)
-        scores = linear_token_scores(
+        scores = linear_logprob(
             language_model.hidden(**inputs)[learned],
             language_model.head.weight,
             targets[learned],
