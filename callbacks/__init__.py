@@ -5,6 +5,7 @@ if __name__ != "lightning_lm.callbacks":
 
 from lightning_lm.callbacks.completions import Completions
 from lightning_lm.callbacks.compression_report import CompressionReport
+from lightning_lm.callbacks.ema import EMA
 from lightning_lm.callbacks.kernel_swap import KernelSwap
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
 from lightning_lm.callbacks.lora import Adapters, LoRA, has_adapters, load_merged, merge_adapters
@@ -19,6 +20,7 @@ from lightning_lm.callbacks.summary import LMSummary
 from lightning_lm.callbacks.throughput import Throughput
 
 __all__ = [
+    "EMA",
     "Adapters",
     "Completions",
     "CompressionReport",

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lightning_lm.functional.shards import cut_like, local_part
 from lightning_lm.modules.checkpoint import check_weights
-from lightning_lm.strategies.sharded_checkpoint import cut_like, read_into
+from lightning_lm.strategies.sharded_checkpoint import read_into
 
 __all__ = ["load_model", "load_optimizer"]
 
@@ -80,5 +80,4 @@ def _fill(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Pa
         return
     with torch.no_grad():
         for name, target in targets.items():
-            local = target.to_local() if isinstance(target, DTensor) else target
-            local.detach().copy_(cut_like(found[name], target))
+            local_part(target).detach().copy_(cut_like(found[name], target))

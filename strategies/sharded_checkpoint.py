@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
 
-__all__ = ["cut_like", "is_sharded", "read_into", "read_sharded", "replaced", "whole_tensor", "write_sharded"]
+__all__ = ["is_sharded", "read_into", "read_sharded", "replaced", "whole_tensor", "write_sharded"]
 
 _META = "meta.pt"
 _TENSORS = ("state_dict", "optimizer_states")
@@ -175,30 +175,9 @@ def _load(tensors: dict[str, Tensor], path: Path | str, *, alone: bool) -> None:
         raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
 
 
-# --- whole tensors and their parts ---
+# --- whole tensors ---
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor; every rank that shares it must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def cut_like(whole: Tensor, like: Tensor) -> Tensor:
-    """Return the part of a whole tensor that a rank holds of a tensor laid out like another.
-
-    Args:
-        whole: All of it.
-        like: The layout.
-    """
-    if not isinstance(like, DTensor):
-        return whole
-    mesh = like.device_mesh
-    # FSDP2 cuts over the data axis, which is the first, what is already split over the others.
-    for axis, place in reversed(list(enumerate(like.placements))):
-        dim = getattr(place, "dim", None)
-        if dim is not None:
-            size = whole.shape[dim]
-            stretch = -(-size // mesh.size(axis))
-            start = min(size, stretch * mesh.get_local_rank(axis))
-            whole = whole.narrow(dim, start, min(stretch, size - start))
-    return whole

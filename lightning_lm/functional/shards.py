@@ -1,0 +1,36 @@
+"""What a rank holds of a tensor that several share (DTensor)."""
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+__all__ = ["cut_like", "local_part"]
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor; changing it in place changes the tensor.
+
+    Args:
+        tensor: Shared or not.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a whole tensor that a rank holds of a tensor laid out like another.
+
+    Args:
+        whole: All of it.
+        like: The layout.
+    """
+    if not isinstance(like, DTensor):
+        return whole
+    mesh = like.device_mesh
+    # FSDP2 cuts over the data axis, which is the first, what is already split over the others.
+    for axis, place in reversed(list(enumerate(like.placements))):
+        dim = getattr(place, "dim", None)
+        if dim is not None:
+            size = whole.shape[dim]
+            stretch = -(-size // mesh.size(axis))
+            start = min(size, stretch * mesh.get_local_rank(axis))
+            whole = whole.narrow(dim, start, min(stretch, size - start))
+    return whole
