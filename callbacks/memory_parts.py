@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_lm.callbacks.batches import row_length, rows_per_device
 from lightning_lm.models.summary import MemoryEstimate, memory_estimate
 from lightning_lm.modules.recompute import blocks_of
+from lightning_lm.modules.window import held_gradients
 from lightning_lm.optim.memory import predicted_state_bytes, tensors_in
 
 __all__ = ["SavedActivations", "bucket_bytes", "capacity_bytes", "measured_memory", "predicted_memory"]
@@ -24,7 +25,7 @@ def predicted_memory(trainer: Trainer, pl_module: LightningModule, *, tokens: in
     """Return what this rank will hold, once the strategy has set up the module and its optimizers.
 
     Parameters, gradients and optimizer states are exact, whatever the strategy: parameters are counted as they lie,
-    DTensors by the rank's own shard; an optimizer that spreads its state over ranks says with ``local`` what of a
+    DTensors by the rank's own shard; the ``ownership`` of an optimizer that spreads its state over ranks says what of a
     parameter is this rank's; a strategy whose ``stage`` is 2 keeps the gradients of these parts only.
 
     Args:
@@ -53,12 +54,11 @@ def measured_memory(trainer: Trainer, pl_module: LightningModule, *, activations
         pl_module: Has parameters, and gradients if it is asked between the backward pass and `zero_grad`.
         activations: Bytes counted by `SavedActivations`.
     """
-    params = list(pl_module.parameters())
-    holders = [*params, *(part for param in params if (part := _owned(param, trainer.optimizers)) is not None)]
+    optimizers = trainer.optimizers
     return MemoryEstimate(
-        parameters=_bytes(params),
-        gradients=_bytes(holder.grad for holder in holders if holder.grad is not None),
-        optimizer_states=_bytes(tensor for optimizer in trainer.optimizers for tensor in tensors_in(optimizer.state)),
+        parameters=_bytes(pl_module.parameters()),
+        gradients=_bytes(gradient for one in optimizers for gradient in held_gradients(one, trainer.strategy)),
+        optimizer_states=_bytes(tensor for one in optimizers for tensor in tensors_in(one.state)),
         activations=activations,
     )
 
@@ -134,15 +134,15 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _owned(param: Tensor, optimizers: Iterable[Any]) -> Tensor | None:
     """Return what of a parameter this rank updates, where an optimizer is spread over ranks; else ``None``."""
     for optimizer in optimizers:
-        if hasattr(optimizer, "local") and param in optimizer.placements:
-            part: Tensor | None = optimizer.local(param)
+        if hasattr(optimizer, "ownership") and param in optimizer.ownership.placements:
+            part: Tensor | None = optimizer.ownership.local(param)
             return part
     return None
 
 
 def _state_bytes(optimizer: Any) -> int:
-    if hasattr(optimizer, "local"):
-        return predicted_state_bytes(optimizer.inner, optimizer.local)
+    if hasattr(optimizer, "ownership"):
+        return predicted_state_bytes(optimizer.inner, optimizer.ownership.local)
     return predicted_state_bytes(optimizer, local_tensor)
 
 

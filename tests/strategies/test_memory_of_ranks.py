@@ -13,6 +13,7 @@ from lightning_lm.callbacks import MemoryReport
 from lightning_lm.models import TransformerConfig
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import AdamW, Muon
+from lightning_lm.strategies import ShardedOptimizerStrategy, TensorParallelStrategy
 
 CONFIG = TransformerConfig(vocab_size=64, d_model=16, num_layers=2, context_length=8)
 EXACT = ("parameters", "gradients", "optimizer_states")
@@ -46,3 +47,27 @@ def test_ranks_of_ddp_hold_everything(ranks, part, tmp_path):
     for predicted, measured in ranks(2).run(fit, DDPStrategy(), part, tmp_path):
         assert predicted["gradients"] == predicted["parameters"]
         assert all(predicted[name] == measured[name] for name in EXACT)
+
+
+@pytest.mark.parametrize("part", [AdamW(), Muon()])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_ranks_of_a_sharded_optimizer_hold_their_share(ranks, stage, part, tmp_path):
+    whole = ranks(1).run(fit, "auto", part, tmp_path)[0][1]
+    found = ranks(2).run(fit, ShardedOptimizerStrategy(stage=stage, min_split_elements=500), part, tmp_path)
+    for predicted, measured in found:
+        assert all(predicted[name] == measured[name] for name in EXACT)
+        assert measured["parameters"] == whole["parameters"]
+    for name in ("optimizer_states", "gradients")[:stage]:
+        # Rows bring a counter of steps of their own.
+        together = sum(measured[name] for _, measured in found)
+        assert whole[name] <= together <= whole[name] + 4 * 30
+    assert stage == 2 or found[0][1]["gradients"] == whole["gradients"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_ranks_of_a_mesh_hold_their_shards(ranks, size, tmp_path):
+    whole = ranks(1).run(fit, "auto", AdamW(), tmp_path)[0][1]
+    for predicted, measured in ranks(2).run(fit, TensorParallelStrategy(tensor_parallel_size=size), AdamW(), tmp_path):
+        assert all(predicted[name] == measured[name] for name in EXACT)
+        for name in EXACT:
+            assert measured[name] < 0.6 * whole[name]
