@@ -13,6 +13,7 @@ from lightning_lm.scaling.inference import InferenceOptimum, optimal_with_infere
 from lightning_lm.scaling.isoflop import IsoFlop, Parabola, fit_isoflop, parabolas
 from lightning_lm.scaling.laws import ChinchillaLaw, DataConstrainedLaw, KaplanLaw, Law
 from lightning_lm.scaling.ledger import BadLine, RunLedger
+from lightning_lm.scaling.noise import CriticalBatch, NoiseMoments, fit_critical_batch, noise_moments
 from lightning_lm.scaling.outliers import DropHighestLosses, DropSmallestBudgets, KeepAll, Outliers
 from lightning_lm.scaling.parametric import Estimator, fit_data_constrained, fit_kaplan, fit_parametric
 from lightning_lm.scaling.points import Curve, Points
@@ -29,6 +30,7 @@ __all__ = [
     "Budget",
     "ChinchillaLaw",
     "ClockMeter",
+    "CriticalBatch",
     "Curve",
     "DataConstrainedLaw",
     "DropHighestLosses",
@@ -48,6 +50,7 @@ __all__ = [
     "Law",
     "Meter",
     "ModelCost",
+    "NoiseMoments",
     "Optimum",
     "Outcome",
     "Outliers",
@@ -63,6 +66,7 @@ __all__ = [
     "check_convention",
     "curves_of",
     "fit_annealing",
+    "fit_critical_batch",
     "fit_data_constrained",
     "fit_envelope",
     "fit_isoflop",
@@ -71,6 +75,7 @@ __all__ = [
     "hold_out",
     "import_runs",
     "measure_cost",
+    "noise_moments",
     "optimal_with_inference",
     "parabolas",
     "points_of",
