@@ -17,6 +17,8 @@ from torch import Tensor
 from lightning_lm.functional.flash_attention import FlashOptions, flash_backward, flash_forward
 from lightning_lm.kernels.backend import architecture, use_triton
 from lightning_lm.kernels.flash_kernels import forward_kernel, key_kernel, query_kernel
+from lightning_lm.kernels.flops import flop_formula
+from lightning_lm.kernels.head import autocast_dtype
 from lightning_lm.kernels.launch import launch, next_power_of_two
 from lightning_lm.kernels.operation import Operation
 from lightning_lm.kernels.rows import unsupported_dtype
@@ -73,6 +75,8 @@ def flash_attention(
         Dao 2023, arXiv:2307.08691, algorithms 1 and 2.
     """
     scale = query.size(-1) ** -0.5 if scale is None else scale
+    dtype = autocast_dtype(query)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return cast(Tensor, _operation(query, key, value, first, (scale, softcap or 0.0)))
 
 
@@ -219,3 +223,16 @@ _operation = Operation(
     fakes=(_fake_forward, _fake_backward),
     saved=lambda tensors, results: (*tensors, *results),
 )
+
+
+@flop_formula(torch.ops.lightning_lm.flash_attention)
+def _flops(query: Any, key: Any, *_: Any, **__: Any) -> int:
+    """Count two products over all pairs, as torch does for its own attention, whatever the mask."""
+    batch, heads, queries, size = query
+    return int(4 * batch * heads * queries * key[2] * size)
+
+
+@flop_formula(torch.ops.lightning_lm.flash_attention_backward)
+def _backward_flops(grad: Any, query: Any, key: Any, *_: Any, **__: Any) -> int:
+    """Count five: the scores again, and the gradients of weights, values, queries and keys."""
+    return _flops(query, key) // 2 * 5

@@ -28,6 +28,9 @@ CASES = {
     "rope_norms": (
         lambda q, k, a, b: kernels.rope(heads(q), heads(k), *ROTATION, gains=(a, b)), (2, 8), (2, 4), (4,), (4,)
     ),
+    "flash_attention": (
+        lambda q, k: kernels.flash_attention(*(heads(x).transpose(1, 2) for x in (q, k, 2 * k))), (2, 8), (2, 4)
+    ),
     "cross_entropy": (lambda x: kernels.cross_entropy(x, TARGETS, label_smoothing=0.1).loss_sum, (3, 8)),
     "linear_cross_entropy": (
         lambda h, w: kernels.linear_cross_entropy(h, w, TARGETS, budget_bytes=100).loss_sum, (3, 8), (6, 8)
