@@ -2,8 +2,10 @@
 
 Both start from the same checkpoint of `sft/reverse`, the same weights in two formats, and are given the same prompts in
 the same order: 32 a rollout, 16 answers of at most 7 tokens to each, two updates of 256 answers. Loss (Dr. GRPO, clip
-0.2), advantages (no scale), AdamW (1e-4, five steps of warm-up, no decay) and clipping are the same. After each rollout
-the accuracy of greedy answers to 500 held-out numbers is taken, outside the time. Which of the two begins changes from
+0.2), advantages (no scale), AdamW (1e-4, five steps of warm-up, no decay) and clipping are the same. TRL computes the
+probabilities before the updates by another pass over all answers; ours takes those that sampling has recorded
+(``ratio_to="sampler"``), which in float32 are the same to 1e-5. After each rollout the accuracy of greedy answers to
+500 held-out numbers is taken, outside the time. Which of the two begins changes from
 round to round, and so does the seed.
 
     lightning-lm fit --config recipes/sft/reverse.yaml
@@ -101,7 +103,7 @@ def ours(checkpoint: Path, rollouts: int, seed: int) -> list[dict[str, float]]:
         rewards=[ExactAnswer()],
         plan=RolloutPlan(samples_per_prompt=SAMPLES, max_new_tokens=NEW_TOKENS, minibatches=UPDATES),
         advantage=GroupAdvantage(scale="none"),
-        objective=Objective(reduction=ConstantLength(max_tokens=NEW_TOKENS)),
+        objective=Objective(reduction=ConstantLength(max_tokens=NEW_TOKENS), ratio_to="sampler"),
         optimizer=AdamW(lr=LEARNING_RATE, weight_decay=0.0),
         schedule=Constant(warmup=WARMUP),
     )
