@@ -170,11 +170,13 @@ def collapsed_curves(curves: Sequence[Curve], *, floor: float = 0.0) -> "Figure"
 
     Args:
         curves: Of the runs.
-        floor: Loss that no run can fall below; subtracted before dividing.
+        floor: Loss that no run can fall below; subtracted before dividing, unless a run came near it.
 
     Source:
         Qiu et al. 2025, arXiv:2507.02119, section 2.
     """
+    if floor > 0.95 * min(float(curve.loss.min()) for curve in curves):
+        floor = 0.0  # a fitted floor above what was measured divides by nothing
     figure, (left, right) = _canvas_of_two()
     order = sorted(curves, key=lambda curve: curve.parameters)
     for curve, colour in zip(order, _colours(len(order)), strict=True):
