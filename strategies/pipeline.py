@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.modules.pipeline import PipelineModule
+from lightning_lm.modules.ranks import require_all_ranks
 
 __all__ = ["PipelineStrategy"]
 
@@ -99,6 +100,8 @@ class PipelineStrategy(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return on rank 0 the whole model; every rank must ask."""
+        assert self.lightning_module is not None
+        require_all_ranks(self.lightning_module.trainer)
         own = {name: tensor.detach().cpu() for name, tensor in super().lightning_module_state_dict().items()}
         stages = self._on_rank_zero(own)
         return {name: tensor for stage in stages for name, tensor in stage.items()}

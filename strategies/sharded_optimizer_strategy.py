@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.modules.ranks import require_all_ranks
 from lightning_lm.strategies.gradient_reducer import GradientReducer
 from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
@@ -216,6 +217,8 @@ class ShardedOptimizerStrategy(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return on rank 0 the state dictionary of the optimizer that the module made; every rank must ask."""
+        if self.lightning_module is not None:
+            require_all_ranks(self.lightning_module.trainer)
         return _unwrapped(optimizer).full_state_dict() or {}
 
     def generation_context(self, module: LightningModule | nn.Module) -> contextlib.AbstractContextManager[None]:

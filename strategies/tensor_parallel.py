@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_lm.modules.ranks import require_all_ranks
 from lightning_lm.strategies.data_sharding import gathered, reshard, set_synchronised
 from lightning_lm.strategies.homogeneous import step_by_mesh
 from lightning_lm.strategies.mesh import _MeshStrategy
@@ -233,6 +234,8 @@ class TensorParallelStrategy(_MeshStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a folder, or gather tensor by tensor and let rank 0 write a file. Every rank must take part."""
+        assert self.lightning_module is not None
+        require_all_ranks(self.lightning_module.trainer)
         path = Path(self.broadcast(str(filepath)))
         if self.saves_folders:
             write_sharded(checkpoint, path)

@@ -16,7 +16,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, as_language_model, parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, with_vocabulary
 from lightning_lm.modules.metrics import MeasuredModule
-from lightning_lm.modules.ranks import data_rank
+from lightning_lm.modules.ranks import data_rank, require_all_ranks
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.modules.seeds import seed_generator
 from lightning_lm.modules.window import GradientWindow, gradient_norm, held_gradients
@@ -226,6 +226,7 @@ class LMModule(MeasuredModule, abc.ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the model again and to go on exactly."""
+        require_all_ranks(self.trainer)
         tokenizer = self._tokenizer()
         checkpoint[ENTRY] = {
             "version": VERSION,

@@ -1,13 +1,16 @@
 """Which processes of a run read different data, and what they tell each other while they sample."""
 
 import contextlib
+import sys
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-__all__ = ["Ranks", "data_rank", "data_ranks", "whole_model"]
+from lightning_lm.errors import CheckpointError
+
+__all__ = ["Ranks", "data_rank", "data_ranks", "require_all_ranks", "whole_model"]
 
 
 def whole_model(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
@@ -26,6 +29,26 @@ def data_rank(trainer: Trainer | None) -> int:
     if trainer is None:
         return 0
     return int((trainer.distributed_sampler_kwargs or {}).get("rank", trainer.global_rank))
+
+
+def require_all_ranks(trainer: Trainer) -> None:
+    """Refuse to save where the ranks would wait for one another in vain: one that fails cannot know of the others.
+
+    Call it before the first exchange between ranks of a save. A callback that saves on exceptions
+    (``ModelCheckpoint(save_on_exception=True)``, `OnExceptionCheckpoint`) runs on the rank that fails while the others
+    are at work; they would take what it sends for something else, or hang until the group's timeout.
+
+    Raises:
+        CheckpointError: If this process handles an exception that ended a run of several ranks.
+    """
+    error = sys.exc_info()[1]
+    if trainer.world_size > 1 and trainer.interrupted and error is not None:
+        raise CheckpointError(
+            f"Rank {trainer.global_rank} of {trainer.world_size} fails with {type(error).__name__} after "
+            f"{trainer.global_step} steps and saves nothing: the other ranks may not have failed, and a checkpoint "
+            "needs all. Go on from the newest one; to have newer ones, save every n steps (LastCheckpoint) instead of "
+            "on exceptions."
+        ) from error
 
 
 class Ranks:
