@@ -3,6 +3,7 @@
 Every operation has one public function; `report` says what runs it here and why.
 """
 
+from lightning_lm.kernels.attention import attention
 from lightning_lm.kernels.backend import Choice, choices, force_backend, report, unavailable
 from lightning_lm.kernels.cross_entropy import cross_entropy
 from lightning_lm.kernels.flash_attention import flash_attention
@@ -10,6 +11,7 @@ from lightning_lm.kernels.flops import register_flops
 from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.linear_cross_entropy import linear_cross_entropy, measured_cross_entropy
 from lightning_lm.kernels.linear_logprob import linear_logprob, linear_nll
+from lightning_lm.kernels.newton_schulz import symmetric_product
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
 from lightning_lm.kernels.softmax import softmax
@@ -17,6 +19,7 @@ from lightning_lm.kernels.swiglu import geglu, swiglu
 
 __all__ = [
     "Choice",
+    "attention",
     "choices",
     "cross_entropy",
     "flash_attention",
@@ -33,5 +36,6 @@ __all__ = [
     "rope",
     "softmax",
     "swiglu",
+    "symmetric_product",
     "unavailable",
 ]
