@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_lm.callbacks import EMA
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.shards import local_part
 from lightning_lm.models import GLU, Layer, TransformersModel
 from lightning_lm.models.attention import Mixer
 from lightning_lm.modules import PretrainModule
@@ -158,3 +159,37 @@ def refused(settings, config):
 def test_what_cannot_be_split_is_refused(ranks, settings, config, message):
     for said in ranks(2).run(refused, settings, config):
         assert re.search(message, said), said
+
+
+def compiled(settings):
+    torch.manual_seed(1)
+    model = model_config().build()
+    if settings is not None:
+        for layer in model.layers:
+            layer.compile(backend="aot_eager")  # what is traced is the same for every backend, and this one is quick
+    module = PretrainModule(model, optimizer=AdamW(lr=1e-2), schedule=Constant())
+    return run("auto" if settings is None else TensorParallelStrategy(**settings), module=module)[0]
+
+
+@pytest.mark.parametrize("settings", [TP2, SP2, FSDP2], ids=["tp2", "tp2 sp", "fsdp2"])
+def test_compiled_layers(ranks, settings):
+    torch.testing.assert_close(ranks(2).run(compiled, settings)[0], compiled(None), rtol=0, atol=1e-9)
+
+
+def held(settings):
+    """Return how many numbers of weights and of optimizer state this rank holds."""
+    torch.manual_seed(1)
+    module = PretrainModule(model_config(), optimizer=AdamW(lr=1e-2), schedule=Constant())
+    run(TensorParallelStrategy(**settings), module=module, steps=1)
+    state = [value for values in module.optimizers().state.values() for value in values.values() if value.dim()]
+    return [sum(local_part(tensor).numel() for tensor in tensors) for tensors in (module.parameters(), state)]
+
+
+@pytest.mark.parametrize(("size", "settings"), [(2, TP2), (2, FSDP2), (4, TP2)], ids=["tp2", "fsdp2", "2 x 2"])
+def test_each_rank_holds_its_part(ranks, size, settings):
+    model = model_config().build()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() < 2)
+    for parameters, state in ranks(size).run(held, settings):
+        assert total / size <= parameters <= total / size + vectors
+        assert state == 2 * parameters
