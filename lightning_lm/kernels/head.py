@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_lm.kernels.rows import accurate
 from lightning_lm.kernels.vocabulary import Logits
 
 __all__ = ["Head", "HeadGradients", "autocast_dtype", "default_budget", "row_chunks"]
@@ -98,12 +97,12 @@ class HeadGradients:
         step = max(self.budget // (4 * self.weight.size(1)), 1)
         for start in range(0, len(self.weight), step):
             ids = slice(start, start + step)
-            self.weight[ids] += _precise_product(grad[:, ids].T, self.head.hidden[rows])
+            self.weight[ids] += _product(grad[:, ids].T, self.head.hidden[rows])
 
 
-def _precise_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a product that is not rounded to half precision, at the speed of half precision where there are cores."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.device.type == "cuda" else accurate(a) @ accurate(b)
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a product to be added up in float32: not rounded where the device can keep it, rounded once on a CPU."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.device.type == "cuda" else a @ b
 
 
 def autocast_dtype(hidden: Tensor) -> torch.dtype:
