@@ -63,7 +63,9 @@ def test_no_private_attribute_of_lightning_is_read_elsewhere(root):
                     assert owner not in owners or node.attr.startswith("__"), f"{file}:{node.lineno} reads {node.attr}"
 
 
-@pytest.mark.parametrize("name", ["lightning_lm", "lightning_lm.functional", "lightning_lm.kernels", "lightning_lm.cli"])
+@pytest.mark.parametrize(
+    "name", ["lightning_lm", "lightning_lm.functional", "lightning_lm.kernels", "lightning_lm.cli"]
+)
 def test_a_light_import_stays_light(name, tmp_path):
     heavy = "{'lightning', 'pytorch_lightning', 'triton', 'transformers'}"
     if name not in ("lightning_lm.functional", "lightning_lm.kernels"):

@@ -15,6 +15,15 @@ trainer: {max_steps: 2, accelerator: cpu, log_every_n_steps: 1}
 model: {model: {d_model: 32, num_layers: 1, context_length: 32}}
 data: {train: corpus, tokenizer: {vocab_size: 280}, context_length: 32, batch_size: 4}
 """
+TINY_SWEEP = """
+trainer: {accelerator: cpu, limit_val_batches: 2}
+data: {train: corpus, tokenizer: {vocab_size: 280}, context_length: 32, batch_size: 4}
+model: {model: {context_length: 32}}
+sweep:
+  flops: [1.5e+8, 3.0e+8, 6.0e+8]
+  held_out_flops: 1.0e+9
+  models: [{model.model.d_model: 8}, {model.model.d_model: 16}, {model.model.d_model: 32}]
+"""
 
 
 def blocks(language: str) -> list[str]:
@@ -34,6 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(30):
         (folder / "corpus" / f"{number}.txt").write_text(f"def main({number}):\n    return {number}\n" * 9)
     (folder / "tiny.yaml").write_text(TINY)
+    (folder / "tiny_sweep.yaml").write_text(TINY_SWEEP)
     return folder
 
 
@@ -43,9 +53,9 @@ def test_a_command_of_the_readme_runs(words, workplace, monkeypatch):
 
     monkeypatch.chdir(workplace)
     arguments = words[1:]
-    if arguments[0] == "fit":
+    if arguments[0] in ("fit", "profile", "sweep"):
         at = arguments.index("--config") + 2
-        arguments[at:at] = ["--config", "tiny.yaml"]
+        arguments[at:at] = ["--config", "tiny_sweep.yaml" if arguments[0] == "sweep" else "tiny.yaml"]
         arguments = ["2" if word == "2000" else word for word in arguments]
     assert main(arguments) == 0
 
@@ -84,7 +94,8 @@ def test_yaml_of_the_readme_is_a_configuration(workplace, monkeypatch, capsys):
 def test_every_callback_has_a_row():
     from lightning_lm import callbacks
 
-    rows = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    section = README.partition("\n## Callbacks\n")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
     exported = {name: getattr(callbacks, name) for name in callbacks.__all__}
     assert rows == {name for name, value in exported.items() if isinstance(value, type) and issubclass(value, Callback)}
 
