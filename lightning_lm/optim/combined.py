@@ -37,9 +37,25 @@ class CombinedOptimizer(Optimizer):
         for child in children:
             for group in child.param_groups:
                 group.setdefault("optimizer", type(child).__name__)
+        self._complete = False
         # The base class keeps the dictionaries it is given, so children and schedulers share them.
         super().__init__([group for child in children for group in child.param_groups], {})
         self._share(dict(_joint_state(children)), self.param_groups)
+        self._complete = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a group that comes later: no child would train it.
+
+        Raises:
+            ConfigurationError: Once the optimizer is made.
+        """
+        if self._complete:
+            raise ConfigurationError(
+                "CombinedOptimizer cannot take another group of parameters: it would not know which of "
+                f"{[type(child).__name__ for child in self.children]} should train it. Give each of its optimizers all "
+                "parameters from the beginning; those that do not require a gradient yet are passed over."
+            )
+        super().add_param_group(param_group)
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -177,3 +177,11 @@ def test_a_parameter_cannot_have_two_optimizers():
 def test_no_optimizer_is_refused():
     with pytest.raises(ConfigurationError, match="at least one"):
         CombinedOptimizer([])
+
+
+def test_a_group_that_comes_later_is_refused_rather_than_left_untrained():
+    optimizer = CombinedOptimizer(children(network()))
+    late = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ConfigurationError, match=r"which of .*MuonOptimizer.*AdamW.* should train it"):
+        optimizer.add_param_group({"params": [late]})
+    assert all(late is not param for group in optimizer.param_groups for param in group["params"])
