@@ -44,7 +44,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
-    """Undo what a test did to the environment: Lightning leaves its seed there, for the ranks of the next test."""
+    """Undo what a test did to the environment: Lightning leaves its seed there, for the ranks of the next test.
+
+    Fixtures of a wider scope run before this one, so what they left of a seed is removed here too.
+    """
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
     before = dict(os.environ)
     yield
     os.environ.clear()
