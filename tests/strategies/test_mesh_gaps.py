@@ -379,9 +379,19 @@ def sharded_folders(folder):
         trainer.save_checkpoint(folder / name)
 
 
+def stock_failure(folder):
+    try:
+        _format_checkpoint(_load_distributed_checkpoint(folder))
+    except KeyError as error:
+        return error
+    return None
+
+
 def test_a_folder_becomes_a_plain_checkpoint(ranks, tmp_path):
     ranks(2).run(sharded_folders, tmp_path)
-    with pytest.raises(KeyError, match="model"):  # when it no longer raises, Lightning has repaired it
-        _format_checkpoint(_load_distributed_checkpoint(tmp_path / "theirs"))
     consolidate(tmp_path / "ours", tmp_path / "whole.ckpt")
     assert Mixer.load_from_checkpoint(tmp_path / "whole.ckpt").body.up.weight.shape == (16, 8)
+    failure = stock_failure(tmp_path / "theirs")
+    if failure is None:
+        pytest.skip("this Lightning consolidates too")
+    assert failure.args == ("model",)
