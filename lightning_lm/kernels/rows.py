@@ -1,4 +1,4 @@
-"""What the kernels that work on whole rows share: how a tensor becomes rows, and how many rows a program takes."""
+"""What kernels that work on whole rows, or number by number, share: how tensors are cut, and what a program takes."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,16 @@ from torch import Tensor
 from lightning_lm.kernels.launch import next_power_of_two
 from lightning_lm.kernels.tables import settings
 
-__all__ = ["FLOATS", "accurate", "partial_sums", "row_settings", "rows_of", "unsupported_dtype", "unsupported_rows"]
+__all__ = [
+    "FLOATS",
+    "accurate",
+    "partial_sums",
+    "pieces",
+    "row_settings",
+    "rows_of",
+    "unsupported_dtype",
+    "unsupported_rows",
+]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """The types that kernels read and write; they compute in float32."""
@@ -66,6 +75,23 @@ def row_settings(operation: str, size: int, x: Tensor) -> dict[str, int]:
     rows = max(1, 2048 // block)
     default = {"ROWS": rows, "num_warps": min(max(rows * block // 512, 4), 16)}
     return settings(operation, (size,), x.dtype, device=x.device, default=default)
+
+
+def pieces(operation: str, *tensors: Tensor) -> tuple[list[Tensor], tuple[int], dict[str, int]]:
+    """Return tensors of one shape as matrices to work on number by number, the grid, and ``blocks`` with the settings.
+
+    A matrix has contiguous rows, a single one if all tensors are contiguous; each row takes ``blocks`` programs.
+
+    Args:
+        operation: Name of the kernel.
+        *tensors: What it works on.
+    """
+    whole = all(tensor.is_contiguous() for tensor in tensors)
+    matrices = [tensor.view(1, -1) if whole else rows_of(tensor) for tensor in tensors]
+    first, default = tensors[0], {"BLOCK": 1024, "num_warps": 4}
+    chosen = settings(operation, tuple(first.shape[-1:]), first.dtype, device=first.device, default=default)
+    blocks = -(-matrices[0].size(1) // chosen["BLOCK"])
+    return matrices, (len(matrices[0]) * blocks,), {"blocks": blocks, **chosen}
 
 
 def partial_sums(rows: Tensor, chosen: dict[str, int]) -> tuple[int, int, Tensor]:

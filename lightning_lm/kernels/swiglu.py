@@ -13,8 +13,7 @@ from torch import Tensor
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.launch import jit, launch
 from lightning_lm.kernels.operation import Operation
-from lightning_lm.kernels.rows import accurate, rows_of, unsupported_dtype
-from lightning_lm.kernels.tables import settings
+from lightning_lm.kernels.rows import accurate, pieces, unsupported_dtype
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -112,7 +111,7 @@ def _gated_unit_forward(gate: Tensor, up: Tensor, activation: str) -> tuple[Tens
     if not use_triton("gated_unit", gate.device, supported(gate)):
         return ((_activated(accurate(gate), activation)[0] * accurate(up)).to(gate.dtype).contiguous(),)
     out = gate.new_empty(gate.shape)
-    (gates, ups), grid, options = _matrices(gate, up)
+    (gates, ups), grid, options = pieces("gated_unit", gate, up)
     strides = gates.stride(0), ups.stride(0)
     launch(_forward_kernel, grid, gates, ups, out, *strides, gates.size(1), ACTIVATION=activation, **options)
     return (out,)
@@ -125,7 +124,7 @@ def _gated_unit_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str
         grads = wide * accurate(up) * slope, wide * active
         return grads[0].to(gate.dtype).contiguous(), grads[1].to(up.dtype).contiguous()
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
-    matrices, grid, options = _matrices(grad, gate, up)
+    matrices, grid, options = pieces("gated_unit", grad, gate, up)
     strides = (matrix.stride(0) for matrix in matrices)
     width = matrices[0].size(1)
     launch(_backward_kernel, grid, *matrices, grad_gate, grad_up, *strides, width, ACTIVATION=activation, **options)
@@ -135,19 +134,6 @@ def _gated_unit_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str
 def _alike(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(gate.dtype, up.dtype)
     return gate.to(dtype), up.to(dtype)
-
-
-def _matrices(*tensors: Tensor) -> tuple[list[Tensor], tuple[int], dict[str, int]]:
-    """Return the tensors as matrices of rows that are contiguous, a single one if all are."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        matrices = [tensor.view(1, -1) for tensor in tensors]
-    else:
-        matrices = [rows_of(tensor) for tensor in tensors]
-    width, first = matrices[0].size(1), tensors[0]
-    default = {"BLOCK": 1024, "num_warps": 4}
-    chosen = settings("gated_unit", (first.size(-1),), first.dtype, device=first.device, default=default)
-    blocks = -(-width // chosen["BLOCK"])
-    return matrices, (len(matrices[0]) * blocks,), {"blocks": blocks, **chosen}
 
 
 def _activated(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
