@@ -47,11 +47,15 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], folder: Path 
     """
     parameters = _parameters_by_id(optimizer, state["param_groups"])
     filled: dict[Any, dict[str, Any]] = {}
+    targets: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for number, values in state["state"].items():
-        found = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        targets = {name: _place_for(value, parameters[int(number)]) for name, value in found.items()}
-        _fill(targets, found, folder, f"optimizer_states/{index}/state/{number}")
-        filled[number] = {**values, **targets}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        places = {name: _place_for(value, parameters[int(number)]) for name, value in tensors.items()}
+        targets.update({f"{number}/{name}": place for name, place in places.items()})
+        found.update({f"{number}/{name}": value for name, value in tensors.items()})
+        filled[number] = {**values, **places}
+    _fill(targets, found, folder, f"optimizer_states/{index}/state")  # once: each reading is agreed on by all ranks
     optimizer.load_state_dict({**state, "state": filled})
 
 

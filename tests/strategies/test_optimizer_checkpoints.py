@@ -9,8 +9,7 @@ from optimizer_runs import OPTIMIZERS, SPLIT, Run, TinyModule, Windows, make_tra
 from lightning_lm.strategies import AtomicCheckpointIO, ShardedOptimizerStrategy
 
 WINDOWS, HALF = 8, 4
-WRITERS = [("zero1", 1), ("zero1", 2), ("zero1", 4), ("zero2", 2), ("zero2", 4), ("ddp", 2), ("plain", 1)]
-READERS = [("zero1", 1), ("zero1", 2), ("zero1", 4), ("zero2", 1), ("zero2", 2), ("zero2", 4), ("ddp", 2), ("plain", 1)]
+RUNS = [*((name, size) for name in ("zero1", "zero2", "ddp") for size in (1, 2, 4)), ("plain", 1)]
 
 
 class Rest(Windows):
@@ -54,10 +53,10 @@ def whole(run):
 def test_every_strategy_goes_on_from_every_other(ranks, tmp_path, optimizer):
     run = Run(optimizer, windows=WINDOWS, double=optimizer == "muon")
     losses, weights = ranks(1).run(whole, run)[0]
-    paths = {(name, size): tmp_path / f"{name}-{size}.ckpt" for name, size in WRITERS}
+    paths = {(name, size): tmp_path / f"{name}-{size}.ckpt" for name, size in RUNS}
     for (name, size), path in paths.items():
         ranks(size).run(first_half, run, name, path)
-    for name, size in READERS:
+    for name, size in RUNS:
         for results in ranks(size).run(second_half, run, name, paths):
             assert len(losses) == WINDOWS
             assert results.keys() == paths.keys()

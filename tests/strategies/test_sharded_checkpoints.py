@@ -7,6 +7,7 @@ from enum import Enum
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from split_runs import Losses, Rows, model_config, run, trainer_for
 from torch import distributed
 
@@ -14,73 +15,72 @@ from lightning_lm.cli import main
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import Constant, Muon
-from lightning_lm.strategies import AtomicCheckpointIO, TensorParallelStrategy
+from lightning_lm.strategies import AtomicCheckpointIO, ShardedOptimizerStrategy, TensorParallelStrategy
 
-CONFIG = model_config(97, tie_embeddings=True)
-TP2, FSDP2 = {"tensor_parallel_size": 2}, {"tensor_parallel_size": 1}
-SP2, FILE = {**TP2, "sequence_parallel": True}, {"save_distributed_checkpoint": False}
-WRITERS = {
-    "tp2 folder": (2, SP2),
-    "tp2 file": (2, {**TP2, **FILE}),
-    "fsdp2 folder": (2, FSDP2),
-    "fsdp2 file": (2, {**FSDP2, **FILE}),
-    "2 x 2 folder": (4, SP2),
-    "2 x 2 file": (4, {**SP2, **FILE}),
-    "one rank folder": (1, FSDP2),
-    "plain": (0, None),
+SPLIT = 600
+"""Size from which optimizer state is split by rows: the embedding."""
+
+CONFIG = model_config(97, tie_embeddings=True, num_layers=1, attention={"num_kv_heads": 4})
+STRATEGIES = {
+    "plain": lambda: "auto",
+    "ddp": DDPStrategy,
+    "zero1": functools.partial(ShardedOptimizerStrategy, stage=1, min_split_elements=SPLIT),
+    "zero2": functools.partial(ShardedOptimizerStrategy, stage=2, min_split_elements=SPLIT),
+    "fsdp2": functools.partial(TensorParallelStrategy, 1),
+    "fsdp2 file": functools.partial(TensorParallelStrategy, 1, save_distributed_checkpoint=False),
+    "tp": functools.partial(TensorParallelStrategy, "auto"),
+    "tp file": functools.partial(TensorParallelStrategy, "auto", save_distributed_checkpoint=False),
+    "dp x tp": functools.partial(TensorParallelStrategy, 2, sequence_parallel=True),
+    "dp x tp file": functools.partial(TensorParallelStrategy, 2, save_distributed_checkpoint=False),
 }
-READERS = {"tp2": (2, SP2), "fsdp2": (2, FSDP2), "2 x 2": (4, TP2), "one rank": (1, FSDP2), "plain": (0, None)}
+ANY_SIZE = [(name, size) for name in ("ddp", "zero1", "zero2", "fsdp2") for size in (1, 2, 4)]
+READERS = [("plain", 1), *ANY_SIZE, ("tp", 2), ("tp", 4), ("dp x tp", 4)]
+WRITERS = [*READERS, ("fsdp2 file", 2), ("tp file", 2), ("dp x tp file", 4)]
+STEPS, HALF = 4, 2
 
 
-def part_of_a_run(settings, **options):
-    strategy = "auto" if settings is None else TensorParallelStrategy(**settings)
-    return run(strategy, config=CONFIG, optimizer=Muon(lr=0.01), gradient_clip_val=0.5, **options)
-
-
-def on(ranks, size, settings, **options):
-    return ranks(size).run(part_of_a_run, settings, **options)[0] if size else part_of_a_run(settings, **options)
-
-
-@functools.cache
-def uninterrupted():
-    return part_of_a_run(None, steps=4)
+def part_of_a_run(name, paths=(None,), **options):
+    """Train from each file on, with one strategy."""
+    options = {"config": CONFIG, "optimizer": Muon(lr=0.01), "gradient_clip_val": 0.5, "steps": STEPS, **options}
+    plugins = [AtomicCheckpointIO()]  # which reads folders too
+    return [run(STRATEGIES[name](), ckpt_path=path, plugins=[*plugins], **options) for path in paths]
 
 
 @pytest.fixture(scope="module")
-def written(ranks, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("written")
-
-    @functools.cache
-    def write(writer):
-        path = folder / f"{writer}.ckpt"
-        size, settings = WRITERS[writer]
-        losses, *_ = on(ranks, size, settings, steps=4, max_steps=2, save_to=path)
-        torch.testing.assert_close(losses, uninterrupted()[0][:2], rtol=0, atol=1e-9)
-        assert path.is_dir() == ("folder" in writer)
-        return path
-
-    return write
+def uninterrupted(ranks):
+    return ranks(1).run(part_of_a_run, "plain")[0][0]
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_run_goes_on_anywhere(ranks, written, writer, reader):
-    size, settings = READERS[reader]
-    path, options = written(writer), {}
-    if reader == "plain":
-        options["plugins"] = [AtomicCheckpointIO()]  # which reads folders too
-    losses, _, weights = on(ranks, size, settings, steps=4, max_steps=4, ckpt_path=path, **options)
-    torch.testing.assert_close(losses, uninterrupted()[0][2:], rtol=0, atol=1e-9)
-    for name, weight in uninterrupted()[2].items():
-        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-8)
+@pytest.fixture(scope="module")
+def written(ranks, uninterrupted, tmp_path_factory):
+    """Return where each strategy has left half of a run."""
+    folder, paths = tmp_path_factory.mktemp("written"), {}
+    for name, size in WRITERS:
+        paths[name, size] = path = folder / f"{name} {size}.ckpt"
+        for ((losses, *_),) in ranks(size).run(part_of_a_run, name, max_steps=HALF, save_to=path):
+            torch.testing.assert_close(losses, uninterrupted[0][:HALF], rtol=0, atol=1e-9)
+        assert path.is_dir() == (name in ("fsdp2", "tp", "dp x tp"))
+    return paths
 
 
-@pytest.mark.parametrize("writer", ["tp2 folder", "2 x 2 folder"])
+@pytest.mark.parametrize(("name", "size"), READERS)
+def test_a_run_goes_on_from_any_other(ranks, written, uninterrupted, name, size):
+    losses, _, weights = uninterrupted
+    for results in ranks(size).run(part_of_a_run, name, list(written.values()), max_steps=STEPS):
+        assert len(results) == len(WRITERS)
+        for found, _, ended in results:
+            torch.testing.assert_close(found, losses[HALF:], rtol=0, atol=1e-9)
+            assert ended.keys() == weights.keys()
+            for key, weight in weights.items():
+                torch.testing.assert_close(ended[key], weight, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("writer", [("tp", 2), ("dp x tp", 4)])
 def test_consolidate_writes_what_one_process_would_have_written(written, tmp_path, writer, capsys):
     target = tmp_path / "whole.ckpt"
-    assert main(["consolidate", str(written(writer)), "--output", str(target)]) == 0
+    assert main(["consolidate", str(written[writer]), "--output", str(target)]) == 0
     assert str(target) in capsys.readouterr().out
-    found, plain = (torch.load(path, weights_only=True) for path in (target, written("plain")))
+    found, plain = (torch.load(path, weights_only=True) for path in (target, written["plain", 1]))
     assert found.keys() == plain.keys()
     for name, weight in plain["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name], weight, rtol=0, atol=1e-8)
@@ -151,7 +151,7 @@ def test_what_could_not_be_loaded_again_is_refused_when_it_is_saved(ranks, tmp_p
 
 
 def test_another_model_is_refused_by_name_and_shape(ranks, written):
-    for message in ranks(2).run(resume_another_model, written("tp2 folder")):
+    for message in ranks(2).run(resume_another_model, written["tp", 2]):
         assert "d_model" in message or "num_layers" in message
 
 
