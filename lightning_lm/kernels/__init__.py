@@ -12,6 +12,7 @@ from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.linear_cross_entropy import linear_cross_entropy, measured_cross_entropy
 from lightning_lm.kernels.linear_logprob import linear_logprob, linear_nll
 from lightning_lm.kernels.newton_schulz import symmetric_product
+from lightning_lm.kernels.relu_squared import relu_squared
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
 from lightning_lm.kernels.softmax import softmax
@@ -31,6 +32,7 @@ __all__ = [
     "linear_nll",
     "measured_cross_entropy",
     "register_flops",
+    "relu_squared",
     "report",
     "rms_norm",
     "rope",

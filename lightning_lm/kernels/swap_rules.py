@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_lm.functional.rope import rope_frequencies, rope_table
 from lightning_lm.kernels.attention import attention
 from lightning_lm.kernels.layer_norm import layer_norm
+from lightning_lm.kernels.relu_squared import relu_squared
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
 from lightning_lm.kernels.swiglu import geglu, swiglu
@@ -21,6 +22,8 @@ __all__ = ["RULES", "Candidate", "Rule", "hopeless"]
 Make = Callable[..., Tensor]
 _PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("gate", "up", "down"), ("w1", "w3", "w2"))
 """Names that gated layers give to their maps."""
+_PLAIN_PROJECTIONS = (("up_proj", "down_proj"), ("up", "down"), ("c_fc", "c_proj"))
+"""Names that layers without a gate give to theirs."""
 
 
 class Candidate(NamedTuple):
@@ -122,6 +125,14 @@ class _LayerNorm(Rule):
         return (make(2, 3, *cast(Any, module).normalized_shape),)
 
 
+def _more_than(module: nn.Module, maps: tuple[nn.Module, ...]) -> str | None:
+    known = {id(child) for child in maps}
+    for name, child in module.named_children():
+        if id(child) not in known and (next(child.parameters(), None) is not None or isinstance(child, nn.Dropout)):
+            return f"it also holds {name}, a {type(child).__name__}"
+    return None
+
+
 def _names_of_maps(module: nn.Module) -> tuple[str, str, str] | None:
     all_there = (names for names in _PROJECTIONS if all(isinstance(getattr(module, x, None), nn.Module) for x in names))
     return next(all_there, None)
@@ -154,14 +165,35 @@ class _Gated(Rule):
         return _names_of_maps(module) is not None
 
     def refusal(self, module: nn.Module) -> str | None:
-        known = {id(child) for child in _maps(module)}
-        for name, child in module.named_children():
-            if id(child) not in known and (next(child.parameters(), None) is not None or isinstance(child, nn.Dropout)):
-                return f"it also holds {name}, a {type(child).__name__}"
-        return None
+        return _more_than(module, _maps(module))
 
     def inputs(self, module: nn.Module, make: Make) -> tuple[Any, ...]:
         return (make(2, 3, _maps(module)[0].in_features),)
+
+
+def _plain_maps(module: nn.Module) -> tuple[Any, Any] | None:
+    """Return the maps into and out of a feed-forward layer without a gate, if it is one."""
+    pairs = (tuple(getattr(module, name, None) for name in names) for names in _PLAIN_PROJECTIONS)
+    is_one = (pair for pair in pairs if isinstance(pair[1], nn.Module) and hasattr(pair[0], "in_features"))
+    return None if _names_of_maps(module) else cast("tuple[Any, Any] | None", next(is_one, None))
+
+
+def _relu_squared(self: nn.Module, x: Tensor) -> Tensor:
+    up, down = cast("tuple[Any, Any]", _plain_maps(self))
+    return cast(Tensor, down(relu_squared(up(x))))
+
+
+class _Plain(Rule):
+    candidates = (Candidate("relu_squared", _relu_squared),)
+
+    def fits(self, module: nn.Module) -> bool:
+        return _plain_maps(module) is not None
+
+    def refusal(self, module: nn.Module) -> str | None:
+        return _more_than(module, cast("tuple[Any, Any]", _plain_maps(module)))
+
+    def inputs(self, module: nn.Module, make: Make) -> tuple[Any, ...]:
+        return (make(2, 3, cast("tuple[Any, Any]", _plain_maps(module))[0].in_features),)
 
 
 def _attend(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
@@ -206,7 +238,7 @@ class _Rope(Rule):
         return q, k, *(table.to(q.device) for table in tables)
 
 
-RULES: tuple[Rule, ...] = (_RMSNorm(), _LayerNorm(), _Gated(), _Attention(), _Rope())
+RULES: tuple[Rule, ...] = (_RMSNorm(), _LayerNorm(), _Gated(), _Plain(), _Attention(), _Rope())
 """Every kind of layer that is known."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_lm.kernels import cross_entropy, layer_norm, rms_norm, rope, softmax, swiglu  # noqa: F401
+from lightning_lm.kernels import cross_entropy, layer_norm, relu_squared, rms_norm, rope, softmax, swiglu  # noqa: F401
 from lightning_lm.kernels.launch import is_installed, next_power_of_two
 from lightning_lm.kernels.rows import row_settings
 
@@ -81,6 +81,8 @@ def jobs():
     found["rms_norm forward 768"] = row_job("rms_norm", forward, 768)
     found["rms_norm backward 768"] = row_job("rms_norm", backward, 768)
     found["softmax forward"] = row_job("softmax", forward, LARGEST)
+    for kernel in (forward, backward):
+        found[f"relu_squared {kernel}"] = job("relu_squared", kernel, {"BLOCK": 1024}, {"num_warps": 4})
     for activation, kernel in (("silu", backward), ("gelu_tanh", backward), ("silu", forward)):
         constants = {"BLOCK": 1024, "ACTIVATION": activation}
         found[f"{activation} {kernel}"] = job("swiglu", kernel, constants, {"num_warps": 4})

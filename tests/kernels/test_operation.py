@@ -22,6 +22,7 @@ CASES = {
     "rms_norm_residual": (lambda x, r, w: kernels.rms_norm(x, w, residual=r, offset=1.0), (3, 8), (3, 8), (8,)),
     "layer_norm": (kernels.layer_norm, (3, 8), (8,), (8,)),
     "softmax": (kernels.softmax, (3, 8)),
+    "relu_squared": (kernels.relu_squared, (3, 8)),
     "swiglu": (kernels.swiglu, (3, 8), (3, 8)),
     "geglu": (kernels.geglu, (3, 8), (3, 8)),
     "rope": (lambda q, k: kernels.rope(heads(q), heads(k), *ROTATION), (2, 8), (2, 4)),
