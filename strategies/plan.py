@@ -15,7 +15,11 @@ colwise    its outputs are shared out
 rowwise    its inputs are shared out; the sum of what ranks compute goes back to the stream
 qk_norm    normalises heads that are shared out, each by itself or all together
 head       turns features into logits; its rows are shared out
+partial    stays whole within a split computation; what ranks learn about it is added up
 =========  =====================================================================================================
+
+Low-rank adapters of ``peft`` follow the map that they sit on: beside a colwise map ``B`` is shared out and ``A`` is
+partial, beside a rowwise one ``A`` is shared out and ``B`` works on each token.
 """
 
 import fnmatch
@@ -29,7 +33,12 @@ from lightning_lm.protocols import HasParallelPlan
 
 __all__ = ["ROLES", "Planned", "check_covered", "check_divides", "read_plan"]
 
-ROLES = ("embed", "positions", "norm", "last_norm", "gather", "colwise", "rowwise", "qk_norm", "head")
+ROLES = ("embed", "positions", "norm", "last_norm", "gather", "colwise", "rowwise", "qk_norm", "head", "partial")
+_ADAPTED = {
+    "colwise": {"base_layer": "colwise", "lora_A": "partial", "lora_B": "colwise"},
+    "rowwise": {"base_layer": "rowwise", "lora_A": "rowwise", "lora_B": "norm"},
+}
+"""Roles within a map that carries an adapter, by the role of the map."""
 
 
 class Planned(NamedTuple):
@@ -65,7 +74,26 @@ def read_plan(model: nn.Module, given: Mapping[str, str] | None = None) -> list[
             f"No module of {type(model).__name__} has a parallel_plan, so nothing can be split. Give the strategy a "
             'plan (such as {"*.mlp.up_proj": "colwise", ...}), or use tensor_parallel_size=1.'
         )
+    roles = _within_adapted(modules, roles)
     return [Planned(name, module, roles[name]) for name, module in modules.items() if name in roles]
+
+
+def _within_adapted(modules: Mapping[str, nn.Module], roles: Mapping[str, str]) -> dict[str, str]:
+    """Give the roles of maps that carry adapters to what they are made of."""
+    found: dict[str, str] = {}
+    for name, role in roles.items():
+        if not hasattr(modules[name], "lora_A"):
+            found[name] = role
+            continue
+        if role not in _ADAPTED:
+            raise ConfigurationError(
+                f"{name} carries an adapter, and its role {role!r} cannot be split with one; only colwise and rowwise "
+                "maps can. Leave it out of Adapters(targets=...), or use tensor_parallel_size=1."
+            )
+        for child, its_role in _ADAPTED[role].items():
+            inside = [path for path in modules if path.startswith(f"{name}.{child}.") or path == f"{name}.{child}"]
+            found.update((path, its_role) for path in inside if isinstance(modules[path], nn.Linear))
+    return found
 
 
 def _matches(modules: Mapping[str, nn.Module], pattern: str, role: str, owner: str) -> dict[str, str]:

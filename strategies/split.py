@@ -207,6 +207,10 @@ def _around_last_norm(module: nn.Module, region: Region) -> None:
         )
 
 
+def _around_partial(module: nn.Module, region: Region) -> None:
+    _add_summands(module, region)
+
+
 def _around_rowwise(module: nn.Module, region: Region) -> None:
     if region.sequence_parallel and getattr(module, "bias", None) is not None:
         region.summands.append((module, "bias"))
@@ -248,6 +252,7 @@ _HOOKS = {
     "positions": _around_positions,
     "norm": _around_norm,
     "last_norm": _around_last_norm,
+    "partial": _around_partial,
     "rowwise": _around_rowwise,
     "gather": _around_region,
     "qk_norm": _around_qk_norm,

@@ -10,11 +10,23 @@ from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 from lightning_lm.modules import PretrainModule
 from lightning_lm.modules.ranks import data_rank, data_ranks
 from lightning_lm.optim import AdamW, Constant
+from lightning_lm.strategies import ShardedOptimizerStrategy, TensorParallelStrategy
 
-__all__ = ["Losses", "Rows", "model_config", "run", "trainer_for", "weights_of"]
+__all__ = ["STRATEGIES", "Losses", "Rows", "model_config", "run", "trainer_for", "weights_of"]
 
 ROWS, LENGTH = 8, 13
 """Rows of an optimizer step, and tokens of a row: 12 positions, which no number of ranks but 2, 3, 4 divides."""
+
+STRATEGIES = {
+    "one": lambda: "auto",
+    "ddp": lambda: "ddp",
+    "zero1": lambda: ShardedOptimizerStrategy(stage=1, min_split_elements=500),
+    "zero2": lambda: ShardedOptimizerStrategy(stage=2, min_split_elements=500),
+    "fsdp2": lambda: TensorParallelStrategy(1),
+    "tp2": lambda: TensorParallelStrategy(2),
+    "tp2 sp": lambda: TensorParallelStrategy(2, sequence_parallel=True),
+}
+"""What a user chooses; small matrices are split too."""
 
 
 def model_config(vocab_size: int = 96, *, attention: dict[str, Any] | None = None, **fields: Any) -> TransformerConfig:
