@@ -10,6 +10,7 @@ from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.huggingface import PretrainedCheckpoint, load_huggingface, save_huggingface
 from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
+from lightning_lm.models.mup import MuP, MuPAttention
 from lightning_lm.models.norms import LayerNorm, NoNorm, Norm, RMSNorm
 from lightning_lm.models.positions import (
     LearnedPositions,
@@ -51,6 +52,8 @@ __all__ = [
     "Mixer",
     "ModelConfig",
     "ModelDescription",
+    "MuP",
+    "MuPAttention",
     "NTKScaling",
     "NoNorm",
     "Norm",

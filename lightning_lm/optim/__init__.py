@@ -3,6 +3,7 @@
 from lightning_lm.optim.combined import CombinedOptimizer
 from lightning_lm.optim.guard import NonFinite, NormHistory, SkipRule, Spike
 from lightning_lm.optim.muon import MuonOptimizer, MuonScaling, orthogonalize
+from lightning_lm.optim.mup import MuPRates
 from lightning_lm.optim.parts import SGD, AdamW, Muon, OptimizerPart, RoledParameter
 from lightning_lm.optim.schedules import WSD, Constant, Cosine, InverseSquareRoot, Linear, Schedule, ScheduledLR
 
@@ -15,6 +16,7 @@ __all__ = [
     "Cosine",
     "InverseSquareRoot",
     "Linear",
+    "MuPRates",
     "Muon",
     "MuonOptimizer",
     "MuonScaling",

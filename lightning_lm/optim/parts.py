@@ -17,6 +17,10 @@ from lightning_lm.parts import Part
 __all__ = ["SGD", "AdamW", "Muon", "OptimizerPart", "RoledParameter"]
 
 
+_WIDE_INPUTS = ("matrix", "head", "router")
+"""Roles whose weights are multiplied with as many features as the model is wide."""
+
+
 class RoledParameter(NamedTuple):
     """A parameter to train."""
 
@@ -52,6 +56,20 @@ class OptimizerPart(Part, abc.ABC):
     def children(self, parameters: Sequence[RoledParameter]) -> list[Optimizer]:
         """Return torch optimizers that share out these parameters among themselves."""
 
+    def width_power(self, role: str) -> float:
+        """Return the power of the width by which `MuPRates` multiplies the learning rate of a role.
+
+        Args:
+            role: Of a parameter.
+
+        Raises:
+            ConfigurationError: If that is not known for this optimizer.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} does not say how the learning rate of role {role!r} follows the width. Define its "
+            "width_power, or use AdamW, SGD or Muon."
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(OptimizerPart):
@@ -79,6 +97,17 @@ class AdamW(OptimizerPart):
         betas = (self.betas[0], self.betas[1])
         return [torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=fused)] if groups else []
 
+    def width_power(self, role: str) -> float:
+        """Return -1 for what has as many inputs as the model is wide, else 0: each weight moves by the same step.
+
+        Args:
+            role: Of a parameter.
+
+        Source:
+            Yang et al. 2022, arXiv:2203.03466, table 3, row "Adam LR".
+        """
+        return -1.0 if role in _WIDE_INPUTS else 0.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(OptimizerPart):
@@ -95,6 +124,17 @@ class SGD(OptimizerPart):
         """Return one SGD with a group that decays and one that does not."""
         groups = _decay_groups("sgd", parameters, self.weight_decay, ("vector",))
         return [torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)] if groups else []
+
+    def width_power(self, role: str) -> float:
+        """Return 0 for matrices, -1 for the head and routers, 1 for what has one input for each feature.
+
+        Args:
+            role: Of a parameter.
+
+        Source:
+            Yang et al. 2022, arXiv:2203.03466, table 3, row "SGD LR".
+        """
+        return 0.0 if role == "matrix" else -1.0 if role in _WIDE_INPUTS else 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +162,20 @@ class Muon(OptimizerPart):
         others = [entry for entry in parameters if entry.role != "matrix"]
         muon = [self._muon(matrices)] if matrices else []
         return [*muon, *self.adamw.children(others)]
+
+    def width_power(self, role: str) -> float:
+        """Return 0 for matrices, whose orthogonal step has the size of its shape; AdamW's for the others.
+
+        Args:
+            role: Of a parameter.
+
+        Source:
+            Yang, Simon and Bernstein 2023, arXiv:2310.17813, condition 1: a step's largest singular value follows
+            ``(rows / columns) ** 0.5``. ``match_adamw`` makes it grow with the root of the width.
+        """
+        if role != "matrix":
+            return self.adamw.width_power(role)
+        return 0.0 if self.scaling == "original" else -0.5
 
     def _muon(self, matrices: Sequence[RoledParameter]) -> MuonOptimizer:
         return MuonOptimizer(
