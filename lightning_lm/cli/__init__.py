@@ -28,6 +28,7 @@ _VERBS = {
     "test": _Verb("measure a checkpoint on the test text", _TRAINER),
     "predict": _Verb("run a checkpoint over a data set", _TRAINER),
     "profile": _Verb("time the parts of a training step", _PROFILE),
+    "kernels": _Verb("measure launch settings on this GPU; say what runs here", "lightning_lm.cli.kernels"),
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.generation.command"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model as a Hugging Face folder", "lightning_lm.cli.export"),

@@ -17,6 +17,7 @@ from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
 from lightning_lm.kernels.softmax import softmax
 from lightning_lm.kernels.swiglu import geglu, swiglu
+from lightning_lm.kernels.tables import use_table
 
 __all__ = [
     "Choice",
@@ -40,4 +41,5 @@ __all__ = [
     "swiglu",
     "symmetric_product",
     "unavailable",
+    "use_table",
 ]

@@ -1,0 +1,63 @@
+"""`lightning-lm kernels`: a rehearsal without a GPU, what is refused, and the report."""
+
+import pytest
+
+from lightning_lm.cli import main
+from lightning_lm.kernels import tables
+from lightning_lm.kernels.table_files import read_table
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tables.use_table(None)
+    yield
+    monkeypatch.undo()
+    tables.use_table(None)
+
+
+def test_a_rehearsal_prints_the_table_and_writes_only_where_it_is_told(tmp_path, capsys):
+    pytest.importorskip("triton")
+    assert main(["kernels", "tune", "--interpret", "softmax:40", "rms_norm_backward", "--tokens", "3"]) == 0
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["kernel", "before", "us", "after", "us", "after/before", "tried"]
+    assert [row.split()[0] for row in rows] == ["softmax:40", "rms_norm_backward:64"]
+    assert "nothing is written" in last
+    assert not (tmp_path / "cache").exists()
+    path = tmp_path / "table.json"
+    assert main(["kernels", "tune", "--interpret", "softmax:40", "--output", str(path)]) == 0
+    assert f"LIGHTNING_LM_KERNEL_TABLE={path}" in capsys.readouterr().out
+    assert {entry.device for entry in read_table(path)} <= {"interpreter"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["tune", "softmaxx"], 2, "Did you mean 'softmax'?"),
+        (["tune", "rope:4"], 2, "heads x kv_heads x head_dim"),
+        (["tune", "--interpret", "--dtype", "bfloat16"], 2, "--interpret computes bfloat16 wrongly"),
+        (["tune", "--interpret", "softmax:100000"], 1, "last axis must have 1 to"),
+    ],
+)
+def test_what_cannot_be_tuned(words, status, text, capsys):
+    assert main(["kernels", *words]) == status
+    assert text in capsys.readouterr().err
+
+
+def test_without_a_gpu_it_says_where_to_tune(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["kernels", "tune"]) == 1
+    text = capsys.readouterr().err
+    assert "no CUDA device" in text
+    assert "--interpret rehearses" in text
+
+
+def test_the_report_names_backends_and_tables(tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.json").write_text("{")
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "bad.json"))
+    with pytest.warns(UserWarning, match="bad.json"):
+        assert main(["kernels", "report"]) == 0
+    text = capsys.readouterr().out
+    assert "rms_norm" in text
+    assert "bad.json cannot be read" in text
+    assert "kernels.json: not there" in text
