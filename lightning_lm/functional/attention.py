@@ -40,7 +40,9 @@ class Documents:
         Off the CPU nothing is read back from the device, so ``None`` is never returned there.
         """
         if document_ids.device.type != "cpu":
-            return cls(ids=document_ids, runs=())
+            documents = cls(ids=document_ids, runs=())
+            documents.first_keys()  # here, so that layers which are compiled one by one all find it
+            return documents
         seq = document_ids.size(1)
         starts = torch.ones_like(document_ids, dtype=torch.bool)
         torch.ne(document_ids[:, 1:], document_ids[:, :-1], out=starts[:, 1:])

@@ -1,4 +1,4 @@
-"""Which attention runs where: one choice by device and shape.
+"""Which attention runs where: one choice by device and shape, which models make at each call.
 
 * CPU: documents one by one and windows in blocks, as `functional.attention` folds them.
 * GPU, packed documents, a window or a soft cap: `flash_attention`, which visits no tile that is masked. Torch would
@@ -81,13 +81,29 @@ def _plain(query: Tensor, mask: Documents | Tensor | None, window: int | None, s
 
 def _ours(device: torch.device, reason: str | None) -> bool:
     if torch.compiler.is_compiling():  # a compiler cannot follow what is remembered for the report
-        return reason is None and device.type == "cuda" and unavailable(device) is None
+        return reason is None and _available(device)
     return use_triton("attention", device, reason)
+
+
+def _available(device: torch.device) -> bool:
+    return unavailable(device) is None
+
+
+# A compiler asks this once and does not look inside. `torch.compiler.assume_constant_result` sets this very attribute,
+# but loads the whole compiler first.
+_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _has_cudnn(query: Tensor) -> bool:
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return half and query.device.type == "cuda" and architecture(query.device) in ("sm_90", "sm_100", "sm_103")
+    return half and query.device.type == "cuda" and _is_hopper_or_later(query.device)
+
+
+def _is_hopper_or_later(device: torch.device) -> bool:
+    return architecture(device) in ("sm_90", "sm_100", "sm_103")
+
+
+_is_hopper_or_later._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _first_keys(mask: Documents | Tensor | None, window: int | None, query: Tensor) -> Tensor | None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 
 from lightning_lm.functional.rope import rope_frequencies, rope_table
-from lightning_lm.kernels.attention import attention
 from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.relu_squared import relu_squared
 from lightning_lm.kernels.rms_norm import rms_norm
@@ -196,29 +195,6 @@ class _Plain(Rule):
         return (make(2, 3, cast("tuple[Any, Any]", _plain_maps(module))[0].in_features),)
 
 
-def _attend(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-    part = self.part
-    dropout = part.dropout if self.training else 0.0
-    return attention(q, k, v, mask=mask, window=part.window, softcap=part.softcap, scale=part.scale, dropout=dropout)
-
-
-class _Attention(Rule):
-    method = "attend"
-    candidates = (Candidate("attention", _attend),)
-    differentiable = 3
-
-    def fits(self, module: nn.Module) -> bool:
-        return hasattr(module, "attend") and hasattr(getattr(module, "part", None), "window")
-
-    def refusal(self, module: nn.Module) -> str | None:
-        dropout = cast(Any, module).part.dropout
-        return f"dropout={dropout} of attention weights" if dropout else None
-
-    def inputs(self, module: Any, make: Make) -> tuple[Any, ...]:
-        heads, kv_heads, size = module.num_heads, module.num_kv_heads, module.head_dim
-        return make(1, heads, 9, size), make(1, kv_heads, 9, size), make(1, kv_heads, 9, size), None
-
-
 def _turn(self: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return rope(q, k, cos, sin, interleaved=self.part.rope.interleaved)
 
@@ -238,7 +214,7 @@ class _Rope(Rule):
         return q, k, *(table.to(q.device) for table in tables)
 
 
-RULES: tuple[Rule, ...] = (_RMSNorm(), _LayerNorm(), _Gated(), _Plain(), _Attention(), _Rope())
+RULES: tuple[Rule, ...] = (_RMSNorm(), _LayerNorm(), _Gated(), _Plain(), _Rope())
 """Every kind of layer that is known."""
 
 
@@ -251,7 +227,7 @@ def hopeless(module: nn.Module) -> str | None:
     name = type(module).__name__
     if "Norm" in name:
         return f"no kernel for {name}"
-    if name.endswith("Attention") and next(module.children(), None) is not None:
+    if name.endswith("Attention") and next(module.children(), None) is not None and not hasattr(module, "attend"):
         return "its scores are not in a method of their own; choose its back-end in its own library"
     if name.endswith(("MLP", "FeedForward")):
         return "it has no gate"

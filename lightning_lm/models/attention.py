@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.attention import Documents, causal_attention
+from lightning_lm.functional.attention import Documents
 from lightning_lm.functional.rope import rotate
+from lightning_lm.kernels.attention import attention
 from lightning_lm.models.cache import LayerCache
 from lightning_lm.models.context import Context
 from lightning_lm.models.init import residual_output
@@ -149,7 +150,7 @@ class SelfAttention(nn.Module):
         return rotate(q, cos, sin, interleaved=interleaved), rotate(k, cos, sin, interleaved=interleaved)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Documents | Tensor | None) -> Tensor:
-        """Weigh values by scores, [batch, heads, seq, head_dim].
+        """Weigh values by scores, [batch, heads, seq, head_dim], by what is fastest on this device for these shapes.
 
         Args:
             q: Queries, the last of the keys.
@@ -159,7 +160,7 @@ class SelfAttention(nn.Module):
         """
         part = self.part
         dropout = part.dropout if self.training else 0.0
-        return causal_attention(
+        return attention(
             q, k, v, mask=mask, window=part.window, softcap=part.softcap, scale=part.scale, dropout=dropout
         )
 
