@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -31,6 +31,7 @@ from lightning_lm.scaling import (
 __all__ = ["SweepPlan"]
 
 _MARGIN = 1.05
+_WITHOUT_COST = ("model.optimizer.", "model.schedule.", "seed_everything")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,9 @@ class SweepPlan:
     """The ``sweep`` block of a YAML file.
 
     Args:
-        models: Settings of ``fit``, dotted, one mapping for each size of an isoFLOP sweep.
-        flops: Its budgets; each run is as long as its budget allows.
+        models: Settings of ``fit``, dotted, one mapping for each size of an isoFLOP sweep; beside ``grid``, mappings
+            that are each trained with all of its combinations.
+        flops: Budgets of an isoFLOP sweep; each run is as long as its budget allows.
         held_out_flops: A larger budget that judges the fit; trained with fewer sizes.
         held_out_sizes: How many.
         sizes_per_budget: Runs of each other budget.
@@ -100,11 +102,11 @@ class SweepPlan:
         Args:
             configs: What ``fit`` is configured with.
         """
-        if not self.models:
-            settings = (
-                Grid(values=self.grid).settings() if self.grid else RandomSearch(**(self.random or {})).settings()
-            )
-            return [self._fixed(one, _described(configs, one)) for one in settings]
+        if not self.flops:
+            drawn = Grid(values=self.grid).settings() if self.grid else RandomSearch(**(self.random or {})).settings()
+            settings = [{**model, **one} for model in self.models or ({},) for one in drawn]
+            sized = _described_once(configs, settings)
+            return [self._fixed(one, described) for one, described in zip(settings, sized, strict=True)]
         sized = [_described(configs, model) for model in self.models]
         sizes = [model.cost.size(self.convention) for model in sized]
         budgets = [(float(flops), self.sizes_per_budget) for flops in sorted(self.flops)]
@@ -155,6 +157,16 @@ class _Description(CommandLine):
 
     def fit(self, **arguments: Any) -> None:
         """Leave the parts where `_described` finds them."""
+
+
+def _described_once(configs: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> Iterator[_Sized]:
+    """Describe each model; settings of optimizer and schedule do not change what it costs, so it is built once."""
+    known: dict[str, _Sized] = {}
+    for one in settings:
+        sizing = {key: value for key, value in one.items() if not key.startswith(_WITHOUT_COST)}
+        if repr(sizing) not in known:
+            known[repr(sizing)] = _described(configs, one)
+        yield known[repr(sizing)]
 
 
 def _described(configs: Sequence[str], settings: Mapping[str, Any]) -> _Sized:

@@ -1,10 +1,12 @@
 """``lightning-lm sweep`` and ``lightning-lm scaling``, as a user types them."""
 
+import re
+
 import numpy as np
 import pytest
 import yaml
 
-from lightning_lm.cli import main
+from lightning_lm.cli import main, sweep_plan
 from lightning_lm.scaling import RunLedger, RunRecord
 
 
@@ -109,6 +111,8 @@ def test_a_sweep_trains_records_and_goes_on(recipe, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 runs, " in printed
     assert "[  2/2]" in printed
+    assert re.search(r"\[  1/2\].* 0:\d\d left\n", printed)
+    assert re.search(r"0:\d\d of wall time, \d+ CPU-seconds", printed)
     assert "lightning-lm scaling fit" in printed
     assert main(words) == 0
     assert capsys.readouterr().out.count("in the ledger already") == 2
@@ -120,3 +124,27 @@ def test_a_sweep_says_what_it_needs(recipe, capsys):
     (recipe.parent / "wrong.yaml").write_text("base: small.yaml\nsweep: {budgets: [1]}\n")
     assert main(["sweep", "--config", "wrong.yaml", "--ledger", "l.jsonl"]) == 2
     assert "knows no budgets; its keys are" in capsys.readouterr().err
+
+
+def test_every_model_is_trained_with_every_combination_and_described_once(recipe, tmp_path, capsys, monkeypatch):
+    built = []
+    monkeypatch.setattr(sweep_plan, "_described", described_by(sweep_plan._described, built))
+    models = [{"model.model.d_model": 8}, {"model.model.d_model": 16}]
+    grid = {"model.optimizer.init_args.lr": [0.01, 0.02, 0.04]}
+    block = {"flops": [], "models": models, "grid": grid}
+    (tmp_path / "grid.yaml").write_text(
+        yaml.safe_dump({"base": "small.yaml", "trainer": {"max_steps": 2}, "sweep": block})
+    )
+    assert main(["sweep", "--config", "grid.yaml", "--ledger", "l.jsonl", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 runs, " in printed
+    assert printed.index("d_model=8, lr=0.04") < printed.index("d_model=16, lr=0.01")
+    assert [settings["model.model.d_model"] for settings in built] == [8, 16]
+
+
+def described_by(function, calls):
+    def described(configs, settings):
+        calls.append(settings)
+        return function(configs, settings)
+
+    return described
