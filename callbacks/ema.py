@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.shards import cut_like, local_part
+from lightning_lm.functional.shards import cut_like, local_part, reshard
 
 __all__ = ["EMA"]
 
@@ -101,4 +101,5 @@ class EMA(LeanHooks, Callback):
 
 
 def _trained(module: LightningModule) -> dict[str, Tensor]:
+    reshard(module)  # another callback may have run the model
     return {name: value for name, value in module.named_parameters() if value.requires_grad}

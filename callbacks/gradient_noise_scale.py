@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_lm.callbacks.batches import num_predictions, num_replicas
 from lightning_lm.callbacks.emission import LogInterval, emit
@@ -24,7 +25,8 @@ class GradientNoiseScale(LeanHooks, Callback):
     ``noise/signal`` (squared norm of the true gradient) and ``noise/trace`` (of the covariance of one example), and
     then divided: averaging ratios would overestimate by a factor of 1.3 to 4. All are in the unit of the gradients as
     they are accumulated; their ratio has none of that. The batch size is in tokens where batches hold ``input_ids``,
-    else in rows.
+    else in rows. Of several ranks each takes its own micro-batch for the small batch, so they must hold whole gradients:
+    use ``ddp`` or ``zero1``.
 
     Args:
         memory: Share of the averages that is left after a step; 0.99 looks back over some hundred steps.
@@ -59,11 +61,16 @@ class GradientNoiseScale(LeanHooks, Callback):
         self._signal, self._trace = state_dict["signal"], state_dict["trace"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is a small batch inside the large one.
+        """Check that there is a small batch inside the large one, and that both gradients can be read.
 
         Raises:
-            ConfigurationError: If every step has one micro-batch.
+            ConfigurationError: If every step has one micro-batch, or ranks share the gradients.
         """
+        if trainer.world_size > 1 and not isinstance(trainer.strategy.model, DistributedDataParallel):
+            raise ConfigurationError(
+                "GradientNoiseScale reads the whole gradient of a micro-batch, and with "
+                f"{type(trainer.strategy).__name__} no rank has it. Use the strategy ddp or zero1, or one device."
+            )
         if trainer.accumulate_grad_batches < 2:
             raise ConfigurationError(
                 "GradientNoiseScale compares a micro-batch with its step, and accumulate_grad_batches="
@@ -76,9 +83,9 @@ class GradientNoiseScale(LeanHooks, Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._small = self._big = 0.0
             self._micro_batches = 0
-        size = float(_size(batch) * num_replicas(trainer))
+        size = float(_size(batch))
         self._small = self._small or size
-        self._big += size
+        self._big += size * num_replicas(trainer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the norm after the first micro-batch, and after the last: both before the gradients are rescaled."""
@@ -93,14 +100,15 @@ class GradientNoiseScale(LeanHooks, Callback):
     ) -> None:
         """Average, and log where an interval ends; only then is a device waited for."""
         if self._interval.stepped(trainer) and self._interval.ends(trainer):
-            self._average()
+            self._average(num_replicas(trainer))
             if self._signal > 0:
                 metrics = {"noise/batch_size": self._trace / self._signal}
                 emit(trainer, {**metrics, "noise/signal": self._signal, "noise/trace": self._trace})
 
-    def _average(self) -> None:
+    def _average(self, num_ranks: int) -> None:
         for small_norm, big_norm, small, big in self._waiting:
-            moments = noise_moments(float(small_norm) * (big / small) ** 2, float(big_norm), small=small, big=big)
+            scale = big / (small * num_ranks)  # gradients are sums over micro-batches and means over ranks
+            moments = noise_moments(float(small_norm) * scale**2, float(big_norm), small=small, big=big)
             self._signal = self._memory * self._signal + (1 - self._memory) * moments.signal
             self._trace = self._memory * self._trace + (1 - self._memory) * moments.noise
         self._waiting.clear()

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import LanguageModel
 
-__all__ = ["gathered", "models_of", "reshard", "set_synchronised", "shard_over_data"]
+__all__ = ["gathered", "models_of", "set_synchronised", "shard_over_data"]
 
 
 def shard_over_data(module: nn.Module, mesh: DeviceMesh, *, reshard_after_forward: bool) -> None:
@@ -71,12 +71,6 @@ def set_synchronised(module: nn.Module, synchronised: bool) -> None:
     """
     for unit in _units(module):
         unit.set_requires_gradient_sync(synchronised, recurse=False)
-
-
-def reshard(module: nn.Module) -> None:
-    """Free what was gathered; parameters are again the shards that the optimizer knows."""
-    for unit in _units(module):
-        unit.reshard()
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_lm.functional.shards import reshard
 from lightning_lm.modules.ranks import require_all_ranks
-from lightning_lm.strategies.data_sharding import gathered, reshard, set_synchronised
+from lightning_lm.strategies.data_sharding import gathered, set_synchronised
 from lightning_lm.strategies.homogeneous import step_by_mesh
 from lightning_lm.strategies.mesh import _MeshStrategy
 from lightning_lm.strategies.restore import load_model, load_optimizer

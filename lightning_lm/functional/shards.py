@@ -1,9 +1,10 @@
 """What a rank holds of a tensor that several share (DTensor)."""
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-__all__ = ["cut_like", "local_part"]
+__all__ = ["cut_like", "local_part", "reshard"]
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -34,3 +35,14 @@ def cut_like(whole: Tensor, like: Tensor) -> Tensor:
             start = min(size, stretch * mesh.get_local_rank(axis))
             whole = whole.narrow(dim, start, min(stretch, size - start))
     return whole
+
+
+def reshard(module: nn.Module) -> None:
+    """Free what FSDP2 has gathered to compute with; parameters are again the shards that the optimizer knows.
+
+    Args:
+        module: Contains units, or none.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_lm.kernels.backend import force_backend
 from lightning_lm.kernels.swap_rules import RULES, Candidate, Rule, hopeless
@@ -129,6 +130,8 @@ def _signature(layer: nn.Module) -> Any:
 
 def _choose(rule: Rule, layer: nn.Module, device: torch.device | None) -> tuple[Candidate | None, str]:
     """Return the candidate that computes what the layer computes, or why there is none."""
+    if any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
+        return None, "ranks share its weights since an earlier run, and it could only be tried whole: use a fresh model"
     reason = rule.refusal(layer)
     if reason is not None:
         return None, reason
