@@ -25,7 +25,7 @@ class GradientNoiseScale(LeanHooks, Callback):
     ``noise/signal`` (squared norm of the true gradient) and ``noise/trace`` (of the covariance of one example), and
     then divided: averaging ratios would overestimate by a factor of 1.3 to 4. All are in the unit of the gradients as
     they are accumulated; their ratio has none of that. The batch size is in tokens where batches hold ``input_ids``,
-    else in rows. Of several ranks each takes its own micro-batch for the small batch, so they must hold whole gradients:
+    else in rows. Each of several ranks takes its own micro-batch for the small batch, so it must hold whole gradients:
     use ``ddp`` or ``zero1``.
 
     Args:
