@@ -61,10 +61,17 @@ class ExperienceBatch(TypedDict):
     tokens_per_row: float
     """Mean number of learned tokens of a row, over the whole rollout and all ranks."""
     old_logprobs: NotRequired[Tensor]
-    """float32 [rows, seq - 1]: of the policy that gave the answers, nats. Left out, the present policy did."""
+    """float32 [rows, seq - 1]: of the policy that gave the answers, nats. Left out, the present policy did.
+
+    In a rollout NaN for the answers that are learned first, until they are.
+    """
     reference_logprobs: NotRequired[Tensor]
     """float32 [rows, seq - 1]: of the policy to stay near to, nats."""
     importance_weights: NotRequired[Tensor]
     """float32 [rows, seq - 1]: factor on each token's loss."""
+    num_fresh: NotRequired[int]
+    """Answers of a rollout, the first that are learned from, whose ``old_logprobs`` that step computes itself."""
+    row_ids: NotRequired[Tensor]
+    """int64 [rows]: numbers in the rollout of such answers, where a later epoch will learn from them again."""
     policy_version: NotRequired[int]
     """Optimizer steps of the policy that gave the answers."""

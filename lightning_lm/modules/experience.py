@@ -12,13 +12,16 @@ from lightning_lm.data.prompts import PromptBatch
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules.objective import learned_tokens
 from lightning_lm.modules.plan import RolloutPlan
-from lightning_lm.modules.rollout import SparePrompts
+from lightning_lm.modules.rollout import Rollout, SparePrompts
 
 __all__ = [
     "Experience",
     "ExperienceLoader",
     "PromptSource",
     "describe_rollout",
+    "keep_logprobs",
+    "learning_orders",
+    "recorded_logprobs",
     "resume_behind_rollout",
     "skip_unfinished_rollout",
 ]
@@ -95,13 +98,56 @@ class ExperienceLoader:
         """Do nothing: the datamodule has restored the position."""
 
 
+def learning_orders(rows: Experience, plan: RolloutPlan) -> list[Tensor]:
+    """Return the numbers of a rollout's rows in the order in which each epoch learns from them, int64 [rows].
+
+    Args:
+        rows: The rollout.
+        plan: How often it is learned from.
+    """
+    labels, generator = rows["labels"], torch.Generator().manual_seed(rows["policy_version"])
+    return [torch.randperm(len(labels), generator=generator).to(labels.device) for _ in range(plan.epochs)]
+
+
 def _cut(rows: Experience, plan: RolloutPlan, micro_batches: int) -> Iterator[Experience]:
-    count = len(rows["labels"])
-    generator = torch.Generator().manual_seed(rows["policy_version"])
-    for _ in range(plan.epochs):
-        order = torch.randperm(count, generator=generator).to(rows["labels"].device)
-        for part in order.chunk(plan.minibatches * micro_batches):
-            yield _trim({name: value[part] if _has_rows(value) else value for name, value in rows.items()})
+    for epoch, order in enumerate(learning_orders(rows, plan)):
+        parts = plan.minibatches * micro_batches
+        for number, part in enumerate(order.chunk(parts)):
+            taken = {name: value[part] if _has_rows(value) else value for name, value in rows.items()}
+            num_fresh = taken.pop("num_fresh", 0)
+            if epoch == 0 and number * len(order) < num_fresh * parts:
+                del taken["old_logprobs"]
+                taken |= {"row_ids": part} if plan.epochs > 1 else {}
+            yield _trim(taken)
+
+
+def recorded_logprobs(rollout: Rollout, rows: Experience) -> Experience:
+    """Return the sampler's log-probabilities, nats [rows, seq - 1].
+
+    Args:
+        rollout: Where they are recorded.
+        rows: The rollout's rows.
+
+    Raises:
+        ConfigurationError: If generation gave none.
+    """
+    if any(answer.logprobs is None for answer in rollout.completions):
+        raise ConfigurationError(
+            "ratio_to='sampler' needs the log-probabilities of sampled tokens, and this generation gives none. Use "
+            "ratio_to='policy'."
+        )
+    return {"old_logprobs": rollout.sampler_logprobs(learned_tokens(rows).float())}
+
+
+def keep_logprobs(rows: Experience, row_ids: Tensor, logprobs: Tensor) -> None:
+    """Note in a rollout what the first step has computed of its answers, in place.
+
+    Args:
+        rows: The rollout.
+        row_ids: Numbers of the answers, int64 [some].
+        logprobs: Of their tokens, nats [some, seq - 1]; columns behind them hold nothing that is learned.
+    """
+    rows["old_logprobs"][row_ids, : logprobs.shape[1]] = logprobs.detach().float()
 
 
 def _has_rows(value: Any) -> bool:

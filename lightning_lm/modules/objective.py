@@ -41,8 +41,9 @@ class Objective(Part):
         kl: Penalty on the distance from the policy as it was at the start; ``None`` keeps no copy of it.
         entropy_coefficient: Reward for undecided policies, per nat.
         ratio_to: What a token's probability is compared with: its probability by the ``policy`` before the updates of
-            a rollout, computed anew, or what the ``sampler`` has recorded. The latter saves a pass over all answers,
-            and is as good where generation computes as training does: the module's own model, in float32.
+            a rollout, computed anew, or what the ``sampler`` has recorded. The first step's own forward pass gives the
+            former; the latter saves a pass over the answers of further steps, and is as good where generation computes
+            as training does: the module's own model, in float32.
     """
 
     loss: PolicyLoss = ClippedSurrogate()

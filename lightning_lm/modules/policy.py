@@ -22,9 +22,12 @@ from lightning_lm.modules.experience import (
     ExperienceLoader,
     PromptSource,
     describe_rollout,
+    keep_logprobs,
+    learning_orders,
+    recorded_logprobs,
     resume_behind_rollout,
 )
-from lightning_lm.modules.objective import Objective, learned_tokens
+from lightning_lm.modules.objective import Objective, ObjectiveTerms, learned_tokens
 from lightning_lm.modules.plan import RolloutPlan
 from lightning_lm.modules.ranks import Ranks, data_rank
 from lightning_lm.modules.reference import FrozenCopy
@@ -102,10 +105,11 @@ class PolicyModule(LMModule, abc.ABC):
         return self.objective.kl is not None
 
     @property
-    def needs_old_logprobs(self) -> bool:
-        """Whether rollouts hold the policy's log-probabilities; a single step learns from those it computes anyway."""
+    def needs_first_logprobs(self) -> bool:
+        """Whether rollouts hold log-probabilities also of what the first step learns, which computes them anyway."""
         plan = self.plan
-        return plan.steps > 1 or plan.importance_cap is not None or plan.backend.has_own_weights
+        may_be_late = plan.max_staleness is not None and plan.max_staleness >= plan.steps
+        return plan.importance_cap is not None or plan.backend.has_own_weights or may_be_late
 
     # --- model ---
 
@@ -138,22 +142,25 @@ class PolicyModule(LMModule, abc.ABC):
         return ExperienceLoader(self.collect, prompts, self.plan, self.trainer)
 
     @torch.no_grad()
-    def collect(self, prompts: PromptBatch, spare: SparePrompts | None = None, *, micro_batch: int = 0) -> Experience:
-        """Answer prompts and return all that is needed to learn from the answers.
+    def collect(
+        self, prompts: PromptBatch, spare: SparePrompts | None = None, *, micro_batch: int | None = None
+    ) -> Experience:
+        """Answer prompts and return all that is needed to learn from the answers, in the order of `learning_orders`.
 
         Args:
             prompts: Of this rank.
             spare: Where prompts come from that take the place of ones that teach nothing.
-            micro_batch: Number within the optimizer step, where each micro-batch has its own rollout.
+            micro_batch: Number within the optimizer step, where each micro-batch has its own rollout, and all of it is
+                learned at once.
         """
         start_s, version = time.monotonic(), self.trainer.global_step
         age = 0 if self._server is None else self._server.update(self.model, self._tokenizer(), self.trainer)
-        rollout = self._engine().collect(prompts, (self._seed or 0, version, micro_batch), spare)
+        rollout = self._engine().collect(prompts, (self._seed or 0, version, micro_batch or 0), spare)
         rollout = dataclasses.replace(rollout, sampler_age=age)
         rows: Experience = rollout.rows(mask_truncated=self.plan.mask_truncated, device=self.device)
         rows |= {"policy_version": version}
         with self.trainer.precision_plugin.forward_context():
-            rows |= self._compared(rollout, rows, learned_tokens(rows))
+            rows |= self._compared(rollout, rows, steps=self.plan.steps if micro_batch is None else 1)
             rows |= self.judge(rollout, rows)
         mask = learned_tokens(rows)
         tokens, count = Ranks(self.trainer).sum(torch.tensor([mask.sum(), len(mask)], device=self.device)).tolist()
@@ -170,21 +177,30 @@ class PolicyModule(LMModule, abc.ABC):
             )
         return RolloutEngine(self.model, tokenizer, self.rewards, self.plan, self.trainer)
 
-    def _compared(self, rollout: Rollout, rows: Experience, mask: Tensor) -> Experience:
+    def _compared(self, rollout: Rollout, rows: Experience, *, steps: int) -> Experience:
         """Return log-probabilities of the policy before any update, where they are needed, and of the reference."""
         found: Experience = {}
-        cap = self.plan.importance_cap
-        if self.needs_old_logprobs and self.objective.ratio_to == "sampler":
-            found["old_logprobs"] = _recorded(rollout, mask)
-        elif self.needs_old_logprobs:
-            found["old_logprobs"] = self.in_chunks(lambda part: self.scores(self.model, part).logprobs, rows)
-            difference = found["old_logprobs"] - rollout.sampler_logprobs(found["old_logprobs"])
-            record_sampler(self, difference, mask)
-            if cap is not None:
-                found["importance_weights"] = difference.exp().clamp(max=cap)
+        if steps > 1 or self.needs_first_logprobs:
+            sampler = self.objective.ratio_to == "sampler"
+            found |= recorded_logprobs(rollout, rows) if sampler else self._old_logprobs(rollout, rows)
         if self.reference is not None:
             reference = self.reference.model
             found["reference_logprobs"] = self.in_chunks(lambda part: self.scores(reference, part).logprobs, rows)
+        return found
+
+    def _old_logprobs(self, rollout: Rollout, rows: Experience) -> Experience:
+        """Return those of the policy that learns, and what they say of the one that sampled."""
+        mask, order = learned_tokens(rows), learning_orders(rows, self.plan)[0]
+        num_fresh = 0 if self.needs_first_logprobs else len(order) // self.plan.minibatches
+        scored = order[num_fresh:]
+        old = torch.full(mask.shape, torch.nan, device=mask.device)
+        if len(scored):
+            old[scored] = self.in_chunks(lambda part: self.scores(self.model, part).logprobs, rows, scored)
+            difference = old - rollout.sampler_logprobs(old)
+            record_sampler(self, difference, mask & ~old.isnan())
+        found: Experience = {"old_logprobs": old, "num_fresh": num_fresh}
+        if self.plan.importance_cap is not None:
+            found["importance_weights"] = difference.exp().clamp(max=self.plan.importance_cap)
         return found
 
     def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
@@ -197,16 +213,20 @@ class PolicyModule(LMModule, abc.ABC):
         temperature, bonus = self.plan.sampling.temperature, self.objective.entropy_coefficient
         return token_scores(model, batch, temperature=temperature, entropy_gradient=bonus != 0)
 
-    def in_chunks(self, function: Callable[[Experience], Tensor], rows: Experience) -> Tensor:
+    def in_chunks(
+        self, function: Callable[[Experience], Tensor], rows: Experience, chosen: Tensor | None = None
+    ) -> Tensor:
         """Apply a function to as many rows at once as a micro-batch has, and return all results.
 
         Args:
             function: Maps rows to one result each.
             rows: Experience.
+            chosen: Numbers of the rows that are wanted; left out, all.
         """
         parts = self.plan.minibatches * self.trainer.accumulate_grad_batches
         size = self.plan.rows_at_once or -(-len(rows["labels"]) // parts)
-        pairs = zip(rows["input_ids"].split(size), rows["labels"].split(size), strict=True)
+        ids, labels = (rows[name] if chosen is None else rows[name][chosen] for name in ("input_ids", "labels"))
+        pairs = zip(ids.split(size), labels.split(size), strict=True)
         return torch.cat([function({"input_ids": ids, "labels": labels}) for ids, labels in pairs])
 
     # --- learning ---
@@ -221,6 +241,8 @@ class PolicyModule(LMModule, abc.ABC):
             batch = self.collect(batch, micro_batch=batch_idx % self.trainer.accumulate_grad_batches)
         staleness = self.trainer.global_step - batch.get("policy_version", self.trainer.global_step)
         limit = self.plan.steps - 1 if self.plan.max_staleness is None else self.plan.max_staleness
+        if "old_logprobs" not in batch:
+            limit = 0  # what this step computes must be those of the policy that sampled
         if staleness > limit:
             raise ConfigurationError(
                 f"Experience is {staleness} optimizer steps old, and the plan allows {limit}. A loader without a "
@@ -231,10 +253,16 @@ class PolicyModule(LMModule, abc.ABC):
 
     def training_loss(self, batch: Mapping[str, Any]) -> TokenLoss:
         """Return the sums of a micro-batch of experience."""
+        return self.objective_terms(batch).loss
+
+    def objective_terms(self, batch: Mapping[str, Any]) -> ObjectiveTerms:
+        """Return what the objective says of a micro-batch, recorded, and keep what later epochs compare with."""
         scores = self.scores(self.model, batch)
         terms = self.objective(scores, batch)
         record_objective(self, terms, scores, learned_tokens(batch))
-        return terms.loss
+        if "row_ids" in batch and self.last_rollout is not None:
+            keep_logprobs(self.last_rollout[1], batch["row_ids"], scores.logprobs)
+        return terms
 
     def target_tokens(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of learned tokens: the loss may count answers."""
@@ -262,13 +290,3 @@ class PolicyModule(LMModule, abc.ABC):
         if trainer is not None and trainer.state.fn == "fit":
             fit_loop = checkpoint["loops"]["fit_loop"]
             resume_behind_rollout(fit_loop, checkpoint[ENTRY]["rollout"], self.plan.steps, trainer)
-
-
-def _recorded(rollout: Rollout, mask: Tensor) -> Tensor:
-    """Return the sampler's log-probabilities, nats [rows, seq - 1]."""
-    if any(answer.logprobs is None for answer in rollout.completions):
-        raise ConfigurationError(
-            "ratio_to='sampler' needs the log-probabilities of sampled tokens, and this generation gives none. Use "
-            "ratio_to='policy'."
-        )
-    return rollout.sampler_logprobs(mask.float())

@@ -20,7 +20,6 @@ from lightning_lm.modules.plan import RolloutPlan
 from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.ranks import Ranks
 from lightning_lm.modules.rollout import Rollout
-from lightning_lm.modules.rollout_metrics import record_objective
 from lightning_lm.optim import AdamW, CombinedOptimizer, Constant, OptimizerPart, Schedule
 from lightning_lm.optim.parts import RoledParameter
 from lightning_lm.protocols import RewardFunction
@@ -74,9 +73,9 @@ class PPOModule(PolicyModule):
         return self.kl is not None or super().needs_reference
 
     @property
-    def needs_old_logprobs(self) -> bool:
-        """Whether rollouts hold the policy's log-probabilities."""
-        return self.kl is not None or super().needs_old_logprobs
+    def needs_first_logprobs(self) -> bool:
+        """Whether rollouts hold the policy's log-probabilities of all answers; the fee is made of them."""
+        return self.kl is not None or super().needs_first_logprobs
 
     def configure_model(self) -> None:
         """Build the policy, and the critic from it, once."""
@@ -146,9 +145,7 @@ class PPOModule(PolicyModule):
 
     def training_loss(self, batch: Mapping[str, Any]) -> TokenLoss:
         """Return the sums of a micro-batch: the policy's objective, and the critic's error with the same weights."""
-        scores, mask = self.scores(self.model, batch), learned_tokens(batch)
-        terms = self.objective(scores, batch)
-        record_objective(self, terms, scores, mask)
+        terms, mask = self.objective_terms(batch), learned_tokens(batch)
         values, part = self._values_of()(batch), self.critic_part
         errors = clipped_value_loss(values, batch["old_values"], batch["returns"], clip=part.clip)
         error_sum = torch.where(mask, terms.weights * errors, 0).sum()

@@ -228,14 +228,80 @@ def test_a_ratio_to_the_sampler_is_the_same_with_a_pass_less(policy, prompt_data
         module.scores = counted
         make_trainer(max_steps=12, limit_val_batches=0).fit(module, datamodule=prompt_data())
         trained[ratio_to] = weights_of(module)
-    assert passes == {"policy": 6, "sampler": 0}
+    assert passes == {"policy": 4, "sampler": 0}  # of two rollouts; the first third is learned at once
     for name, value in trained["policy"].items():
         torch.testing.assert_close(trained["sampler"][name], value, rtol=1e-3, atol=1e-4)
+
+
+class Sampled(GRPOModule):
+    """Computes the probabilities of all answers before it learns from any, and notes the gradients of each step."""
+
+    def collect(self, prompts, *args, **settings):
+        rows = super().collect(prompts, *args, **settings)
+        with torch.no_grad():
+            self.sampled = self.scores(self.model, rows).logprobs
+        self.missing = rows["old_logprobs"][:, 0].isnan().sum().item()
+        self.answers = rows["input_ids"]
+        return rows
+
+    def objective_terms(self, batch):
+        ids = batch["input_ids"]
+        same = (self.answers[:, : ids.shape[1]] == ids[:, None]).all(-1).float().argmax(1)
+        wanted = self.sampled[same, : ids.shape[1] - 1]
+        self.compared = [*getattr(self, "compared", []), "old_logprobs" in batch]
+        if "old_logprobs" in batch:
+            torch.testing.assert_close(batch["old_logprobs"], wanted, rtol=0, atol=1e-5)
+        found = super().objective_terms(batch)
+        oracle = self.objective(self.scores(self.model, batch), {**batch, "old_logprobs": wanted})
+        torch.testing.assert_close(found.loss.loss_sum, oracle.loss.loss_sum, rtol=1e-5, atol=1e-5)
+        self.gradients = [*getattr(self, "gradients", []), (self.gradient(found), self.gradient(oracle))]
+        return found
+
+    def gradient(self, terms):
+        return torch.autograd.grad(terms.loss.loss_sum, self.model.head.weight, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize(("accumulate", "minibatches", "epochs"), [(1, 2, 1), (2, 2, 2), (1, 1, 3)])
+def test_what_the_first_step_computes_is_what_later_ones_compare_with(
+    policy, prompt_data, make_trainer, accumulate, minibatches, epochs
+):
+    """Against a pass over all answers: log-probabilities, losses and gradients."""
+    plan = dataclasses.replace(PLAN, minibatches=minibatches, epochs=epochs)
+    objective = Objective(kl=KLPenalty(coefficient=0.1))
+    module = Sampled(policy(), rewards=[share_of_ones], plan=plan, optimizer=FAST, objective=objective)
+    trainer = make_trainer(max_steps=2 * plan.steps, accumulate_grad_batches=accumulate, limit_val_batches=0)
+    trainer.fit(module, prompt_data())
+    once = [step > 0 for step in range(plan.steps) for _ in range(accumulate)]
+    assert module.compared == 2 * once
+    assert module.missing == 24 // minibatches
+    assert not module.last_rollout[1]["old_logprobs"].isnan().any() or epochs == 1
+    for found, wanted in module.gradients:
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+    assert any(wanted.norm() > 1e-3 for _, wanted in module.gradients)
+
+
+@pytest.mark.parametrize("settings", [{"importance_cap": 2.0}, {"max_staleness": 2}])
+def test_a_pass_over_all_answers_is_made_where_a_plan_needs_it(policy, prompt_data, make_trainer, settings):
+    watch = Watch()
+    module = module_of(policy(), dataclasses.replace(PLAN, minibatches=2, **settings))
+    make_trainer(max_steps=4, callbacks=[watch], limit_val_batches=0).fit(module, prompt_data())
+    assert all(not batch["old_logprobs"].isnan().any() for batch in watch.batches)
 
 
 def test_a_ratio_to_the_sampler_is_refused_where_the_two_differ(policy):
     with pytest.raises(ConfigurationError, match="ratio_to='policy'"):
         module_of(policy(), dataclasses.replace(PLAN, importance_cap=2.0), objective=Objective(ratio_to="sampler"))
+
+
+def test_a_raw_batch_of_prompts_is_learned_at_once_whatever_the_plan(policy, digits, prompt_data, make_trainer):
+    data = prompt_data()
+    data.setup()
+    prompts = DataLoader(range(4), batch_size=2, collate_fn=lambda places: data._train.batch(np.array(places)))
+    module = module_of(policy(), dataclasses.replace(PLAN, minibatches=2))
+    module.tokenizer = digits
+    make_trainer(max_epochs=1).fit(module, prompts)
+    assert "old_logprobs" not in module.last_rollout[1]
+    assert all(value.isfinite().all() for value in weights_of(module).values())
 
 
 @pytest.mark.parametrize(("accumulate", "minibatches", "epochs"), [(1, 1, 1), (2, 3, 1), (3, 2, 2)])
