@@ -156,7 +156,8 @@ class ScalingLaw(LeanHooks, Callback):
     def _note(self, trainer: Trainer) -> None:
         loss = _logged(trainer, _TRAINING)
         if loss is None and self._loss_sum is not None:
-            loss = float(self._loss_sum) / self._num_losses
+            mean = self._loss_sum / self._num_losses
+            loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))  # of all ranks, which come here together
         self._loss_sum, self._num_losses = None, 0
         if loss is not None and 0 < loss < float("inf"):
             self._curve.append((float(self._tokens), loss))

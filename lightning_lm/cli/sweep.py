@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = Sweep(
         trials, lambda trial: train(_overlay(trial, arguments)), ledger=ledger, budget=budget, jobs=arguments.jobs or 1
     )
-    missing = _report(sweep.run(), len(trials), lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
+    missing = _report(sweep.run(), trials, lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
     print(f"\nWhat to type next:\n  lightning-lm scaling fit {ledger.path} --plot {ledger.path.parent / 'report'}")
     return 1 if missing else 0
 
@@ -133,16 +134,30 @@ def _own_process(path: Path) -> None:
         raise LightningLMError(f"it ended with status {status}: {last} (all of it: {log})")
 
 
-def _report(outcomes: Iterator["Outcome"], number: int, spent: Callable[[], str]) -> int:
-    begin, missing = time.perf_counter(), 0
+def _report(outcomes: Iterator["Outcome"], trials: Sequence["Trial"], spent: Callable[[], str]) -> int:
+    begin, missing, made = time.perf_counter(), 0, 0.0
+    left = sum(trial.flops for trial in trials)
     for index, outcome in enumerate(outcomes, start=1):
-        minutes, seconds = divmod(int(time.perf_counter() - begin), 60)
-        record = outcome.record
+        elapsed_s, record = time.perf_counter() - begin, outcome.record
+        left -= outcome.trial.flops
+        made += outcome.trial.flops if outcome.status == "trained" else 0.0
         what = f"loss {record.loss:.4f}" if record else f"{outcome.status}: {outcome.message}"
         note = " (in the ledger already)" if outcome.status == "found" else f"  spent {spent()}"
-        print(f"[{index:>3}/{number}] {minutes}:{seconds:02}  {outcome.trial}  {what}{note}", flush=True)
+        note += f"  {_clock(elapsed_s * left / made)} left" if made and left > 0 else ""
+        print(f"[{index:>3}/{len(trials)}] {_clock(elapsed_s)}  {outcome.trial}  {what}{note}", flush=True)
         missing += outcome.status in _FAILURES
+    print(f"{_clock(time.perf_counter() - begin)} of wall time, {_cpu_s():.0f} CPU-seconds.")
     return missing
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of this process and of those it has waited for, the start included."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _be_quiet() -> None:

@@ -20,6 +20,10 @@ __all__ = ["collapsed_curves", "contours", "frontier", "isoflop_curves", "pictur
 
 _ACCENT, _INK, _GREY = "#c2410c", "#1f2937", "#9ca3af"
 _DPI = 150
+_SMOOTHED_POINTS = 50
+"""Bins of a loss curve."""
+_SHOWN_SHARE = 0.05
+"""The beginning of a run is steeper than anything that follows."""
 
 
 def pictures(points: Points, fit: ScalingFit, curves: Sequence[Curve] = ()) -> dict[str, "Figure"]:
@@ -178,22 +182,30 @@ def collapsed_curves(curves: Sequence[Curve], *, floor: float = 0.0) -> "Figure"
     if floor > 0.95 * min(float(curve.loss.min()) for curve in curves):
         floor = 0.0  # a fitted floor above what was measured divides by nothing
     figure, (left, right) = _canvas_of_two()
-    order = sorted(curves, key=lambda curve: curve.parameters)
+    order = sorted((_smoothed(curve) for curve in curves), key=lambda curve: curve.parameters)
     for curve, colour in zip(order, _colours(len(order)), strict=True):
+        share, height = curve.tokens / curve.tokens[-1], (curve.loss - floor) / (curve.loss[-1] - floor)
         left.plot(curve.tokens, curve.loss, color=colour, linewidth=1)
-        right.plot(
-            curve.tokens / curve.tokens[-1], (curve.loss - floor) / (curve.loss[-1] - floor), color=colour, linewidth=1
-        )
-    for curve, name in ((order[0], "smallest"), (order[-1], "largest")):
-        colour = _colours(len(order))[0 if name == "smallest" else -1]
+        right.plot(share[share >= _SHOWN_SHARE], height[share >= _SHOWN_SHARE], color=colour, linewidth=1)
+    for curve, name, side in ((order[0], "smallest", 1), (order[-1], "largest", -1)):
+        colour = _colours(len(order))[0 if side > 0 else -1]
         text = f"{name}, {_short(curve.parameters)}"
-        _label(left, text, (curve.tokens[-1], curve.loss[-1]), colour, shift=(4, 6 if name == "smallest" else -6))
+        _label(left, text, (curve.tokens[-1], curve.loss[-1]), colour, shift=(4, 6 * side))
     left.set(xscale="log", xlabel="tokens", ylabel="loss, nats per token")
     left.margins(x=0.2)
-    left.set_title("As measured", loc="left", fontsize=11)
-    right.set(xlabel="share of the run", ylabel="loss above the floor, over its end")
+    left.set_title("As measured: a line is a run, dark ones small", loc="left", fontsize=11)
+    right.set(xlabel="share of the run", ylabel="loss above the floor, over its end" if floor else "loss over its end")
     right.set_title("Divided by their ends", loc="left", fontsize=11)
     return figure
+
+
+def _smoothed(curve: Curve) -> Curve:
+    """Return means over bins that grow with the tokens: single batches scatter more than runs differ."""
+    place = np.log(curve.tokens / curve.tokens[0])
+    bins = np.minimum(place * _SMOOTHED_POINTS / max(float(place[-1]), 1e-9), _SMOOTHED_POINTS - 1).astype(int)
+    counts = np.bincount(bins)
+    tokens, loss = (np.bincount(bins, column)[counts > 0] / counts[counts > 0] for column in (curve.tokens, curve.loss))
+    return Curve(parameters=curve.parameters, tokens=tokens, loss=loss, name=curve.name)
 
 
 def _canvas(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:

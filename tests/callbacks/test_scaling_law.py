@@ -123,3 +123,33 @@ def test_enough_runs_are_fitted_and_drawn(path, tmp_path, foreign_module, batche
     events.Reload()
     assert {"scaling/frontier", "scaling/residuals", "scaling/contours"} <= set(events.Tags()["images"])
     assert "scaling/beta" in events.Tags()["scalars"]
+
+
+def test_two_ranks_leave_one_run_with_the_loss_of_both(path, foreign_module, batches_of, loader_of, trainer_with):
+    mine = {0: batches_of(ROWS[:6], ignored=0.0), 1: batches_of(ROWS[:6], ignored=0.0, seed=1)}
+
+    class Module(foreign_module):
+        def __init__(self):
+            super().__init__()
+            self.dropout.p = 0.0
+
+        def train_dataloader(self):
+            return loader_of(mine[self.global_rank])
+
+    options = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    trainer = trainer_with(ScalingLaw(path), max_epochs=1, log_every_n_steps=3, **options)
+    trainer.fit(Module())
+
+    module, losses = Module(), []
+    optimizer = module.configure_optimizers()
+    for first, second in zip(mine[0], mine[1], strict=True):
+        loss = (module.training_step(first, 0) + module.training_step(second, 0)) / 2
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    (run,) = RunLedger(path).read()
+    assert run.hyper_parameters["devices"] == 2
+    first, second = pytest.approx(np.mean(losses[:3])), pytest.approx(np.mean(losses[3:]))
+    assert run.curve == ((3 * 2 * 16, first), (6 * 2 * 16, second))
+    assert run.loss == second

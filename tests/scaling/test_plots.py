@@ -7,7 +7,7 @@ import pytest
 
 from lightning_lm.errors import MissingDependencyError
 from lightning_lm.scaling import Curve, Estimator, fit_isoflop, fit_parametric
-from lightning_lm.scaling.plots import isoflop_curves, pictures, write_pictures
+from lightning_lm.scaling.plots import collapsed_curves, isoflop_curves, pictures, write_pictures
 
 BUDGETS = np.geomspace(1e19, 1e21, 4)
 
@@ -45,6 +45,21 @@ def test_exponents_stand_beside_the_frontier(hoffmann):
     labels = " ".join(texts(drawn["frontier"]))
     assert "parameters ~ $C^{0.45}$" in labels
     assert "tokens ~ $C^{0.55}$" in labels
+
+
+def test_noisy_curves_are_smoothed_before_they_are_divided():
+    tokens = np.arange(1, 501) * 1e4
+    noise = np.random.default_rng(0).standard_normal((2, 500))
+    curves = [Curve(parameters=n, tokens=tokens, loss=20 / tokens**0.2 + 0.05 * z) for n, z in enumerate(noise, 1)]
+    left, right = collapsed_curves(curves).axes
+    for line in left.lines:
+        late = line.get_xdata() > 1e6
+        away = (line.get_ydata() - 20 / line.get_xdata() ** 0.2)[late]
+        assert 0 < np.abs(away).max() < 0.05  # bins of 30 batches and more: a sixth of the noise
+    first, second = (np.interp(np.linspace(0.1, 0.9, 20), *line.get_data()) for line in right.lines)
+    assert first == pytest.approx(second, rel=0.03)
+    whole = collapsed_curves([Curve(parameters=1, tokens=[1e4, 2e4], loss=[3, 2])])  # too few to be smoothed
+    assert whole.axes[0].lines[0].get_ydata() == pytest.approx([3, 2])
 
 
 def test_without_matplotlib_the_command_to_install_it_is_told(hoffmann, monkeypatch):
