@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
-from lightning_lm.strategies.sharded_checkpoint import is_sharded, read_sharded
+from lightning_lm.strategies.sharded_checkpoint import is_sharded, put, read_sharded, remove
 
 __all__ = ["AtomicCheckpointIO"]
 
@@ -71,6 +71,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
         return checkpoint
 
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a file or a folder; a kill leaves all of it or nothing that looks like one.
+
+        Args:
+            path: File, folder or address.
+        """
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        else:
+            remove(Path(path))
+
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Any]:
@@ -83,7 +94,7 @@ def _replacing(target: Path) -> Iterator[Any]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        put(temporary, target)
         _sync_folder(target.parent)
     except (OSError, RuntimeError) as error:  # torch's writer wraps what the file system says
         raise CheckpointError(

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
 
-__all__ = ["is_sharded", "read_into", "read_sharded", "replaced", "whole_tensor", "write_sharded"]
+__all__ = ["is_sharded", "put", "read_into", "read_sharded", "remove", "replaced", "whole_tensor", "write_sharded"]
 
 _META = "meta.pt"
 _TENSORS = ("state_dict", "optimizer_states")
@@ -88,8 +88,8 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
     distributed.barrier()
     save(tensors, storage_writer=FileSystemWriter(temporary))
     if distributed.get_rank() == 0:
-        (temporary / _META).write_bytes(content)
-        _put(temporary, path)
+        _write_to_disk(content, temporary / _META)
+        put(temporary, path)
     distributed.barrier()
 
 
@@ -120,15 +120,49 @@ def _loadable(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _put(temporary: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(path, old)
-    else:
-        path.unlink(missing_ok=True)
+def _write_to_disk(content: bytes, path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Put a file or folder that is whole in the place of what is there.
+
+    A folder cannot replace anything, nor be replaced, in a single step. So the old one is set aside under a name by
+    which it would be found too, were this the moment of a kill.
+
+    Args:
+        temporary: In the same folder.
+        path: The place: empty, or with a file, a link or a checkpoint.
+    """
+    aside = path.with_name(f"{path.stem}.replaced{path.suffix}")
+    if path.is_symlink():
+        if temporary.is_dir():
+            path.unlink()
+    elif is_sharded(path) or (temporary.is_dir() and path.exists()):
+        remove(aside)
+        os.replace(path, aside)
     os.replace(temporary, path)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(aside)
+    for left_behind in path.parent.glob(f".*{path.suffix}.old"):  # by a run that was killed while it removed
+        shutil.rmtree(left_behind, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there; nobody ever finds a part of it.
+
+    Args:
+        path: What.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 # --- reading ---

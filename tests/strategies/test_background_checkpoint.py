@@ -161,7 +161,7 @@ class Large(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def trained(folder, plugin, save_last, *, size=8, max_steps=7) -> Trainer:
+def trained(folder, plugin, save_last, *, size=8, max_steps=7, ckpt_path=None) -> Trainer:
     torch.manual_seed(0)
     best = ModelCheckpoint(
         folder,
@@ -182,7 +182,7 @@ def trained(folder, plugin, save_last, *, size=8, max_steps=7) -> Trainer:
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(Large(size), DataLoader([torch.ones(size)] * 10, batch_size=None))
+    trainer.fit(Large(size), DataLoader([torch.ones(size)] * 10, batch_size=None), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -218,11 +218,14 @@ def test_a_kill_while_a_file_is_written_leaves_whole_ones(tmp_path, save_last):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     files = [path for path in tmp_path.rglob("*.ckpt") if not path.name.startswith(".")]
-    loaded = {path.name: AtomicCheckpointIO().load_checkpoint(path)["global_step"] for path in files}
-    assert len([name for name in loaded if name.startswith("step=")]) >= 2  # the top two, or one more
-    assert loaded["last.ckpt"] >= max(loaded.values()) - 2
-    trained(tmp_path, BackgroundCheckpointIO(), save_last)  # a new run is not disturbed by what the kill left behind
-    assert not list(tmp_path.glob(".last*.tmp"))
+    loaded = {str(path): AtomicCheckpointIO().load_checkpoint(path)["global_step"] for path in files}
+    assert len(list(tmp_path.glob("step=*.ckpt"))) >= 2  # the top two, or one more
+    newest = max(loaded[str(path)] for path in tmp_path.rglob("last*.ckpt"))
+    assert newest >= max(loaded.values()) - 2
+    resumed = trained(tmp_path, BackgroundCheckpointIO(), save_last, size=1500, max_steps=newest + 1, ckpt_path="last")
+    assert loaded[resumed.ckpt_path] == newest
+    assert resumed.global_step == newest + 1
+    assert not list(tmp_path.glob(".last*.tmp"))  # what the kill left behind
 
 
 def half_written(folder: Path) -> bool:
