@@ -105,8 +105,8 @@ class SweepPlan:
         if not self.flops:
             drawn = Grid(values=self.grid).settings() if self.grid else RandomSearch(**(self.random or {})).settings()
             settings = [{**model, **one} for model in self.models or ({},) for one in drawn]
-            sized = _described_once(configs, settings)
-            return [self._fixed(one, described) for one, described in zip(settings, sized, strict=True)]
+            costs = _described_once(configs, settings)
+            return [self._fixed(one, cost) for one, cost in zip(settings, costs, strict=True)]
         sized = [_described(configs, model) for model in self.models]
         sizes = [model.cost.size(self.convention) for model in sized]
         budgets = [(float(flops), self.sizes_per_budget) for flops in sorted(self.flops)]

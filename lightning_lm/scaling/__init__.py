@@ -21,6 +21,7 @@ from lightning_lm.scaling.profile import profile_interval
 from lightning_lm.scaling.record import RunRecord, curves_of, points_of
 from lightning_lm.scaling.space import Grid, IsoFlopPlan, RandomSearch, SearchSpace
 from lightning_lm.scaling.sweep import Outcome, Sweep, Trial
+from lightning_lm.scaling.transfer import RateCurve, TransferFit, fit_transfer, transfer_of
 
 __all__ = [
     "CONVENTIONS",
@@ -57,11 +58,13 @@ __all__ = [
     "Parabola",
     "Points",
     "RandomSearch",
+    "RateCurve",
     "RunLedger",
     "RunRecord",
     "ScalingFit",
     "SearchSpace",
     "Sweep",
+    "TransferFit",
     "Trial",
     "check_convention",
     "curves_of",
@@ -72,6 +75,7 @@ __all__ = [
     "fit_isoflop",
     "fit_kaplan",
     "fit_parametric",
+    "fit_transfer",
     "hold_out",
     "import_runs",
     "measure_cost",
@@ -80,4 +84,5 @@ __all__ = [
     "parabolas",
     "points_of",
     "profile_interval",
+    "transfer_of",
 ]

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the verb.
     """
-    verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="{fit,plan,import}")
+    verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="{fit,plan,transfer,import}")
     fit = verbs.add_parser("fit", help="fit the runs of a ledger, with intervals, a hold-out test and pictures")
     fit.add_argument("ledger", type=Path, metavar="LEDGER", help="what ScalingLaw or `sweep` wrote")
     fit.add_argument(
@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached (default: %(default)s)")
     plan.add_argument("--served-tokens", type=float, metavar="N", help="tokens of inference in the model's life")
     _add_shared(plan)
+    moved = verbs.add_parser("transfer", help="how the best learning rate of a sweep moves with the width")
+    moved.add_argument("ledgers", type=Path, nargs="+", metavar="LEDGER", help="one for each parametrisation")
+    moved.add_argument("--width", metavar="NAME", help="hyper-parameter (default: the one that ends in d_model)")
+    moved.add_argument("--rate", metavar="NAME", help="hyper-parameter (default: the one that ends in lr)")
+    moved.add_argument("--plot", type=Path, metavar="FOLDER", help="write a picture there")
     taken = verbs.add_parser("import", help="add runs of a .csv, .json or .jsonl table to a ledger")
     taken.add_argument("table", type=Path, metavar="TABLE", help="with loss and two of parameters, tokens and flops")
     taken.add_argument("--ledger", type=Path, required=True, metavar="PATH", help="made where it does not exist")
@@ -62,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: What the parser of `add_arguments` returned.
     """
     try:
-        {"fit": _fit, "plan": _plan, "import": _import}[arguments.scaling_verb](arguments)
+        {"fit": _fit, "plan": _plan, "transfer": _transfer, "import": _import}[arguments.scaling_verb](arguments)
     except (LightningLMError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -110,6 +115,34 @@ def _plan(arguments: argparse.Namespace) -> None:
         )
 
 
+def _transfer(arguments: argparse.Namespace) -> None:
+    from lightning_lm.scaling import transfer_of
+
+    fits = {
+        path.stem: transfer_of(_ledger(path).read(), width_key=arguments.width, rate_key=arguments.rate)
+        for path in arguments.ledgers
+    }
+    for name, fit in fits.items():
+        table = _table(f"{name}: best learning rate ~ width^{fit.drift.value:+.2f}", "width", "best", "loss", "runs")
+        table.caption = (
+            f"95 % interval of the power {_interval(fit.drift)}. At width {fit.curves[-1].width:g} the best rate of "
+            f"width {fit.curves[0].width:g} costs {_significant(fit.kept)}."
+        )
+        for curve in fit.curves:
+            best = f"{_significant(curve.best)}{' (edge)' if curve.at_edge else ''}"
+            table.add_row(f"{curve.width:g}", best, f"{curve.losses.min():.4f}", str(len(curve.rates)))
+        _print(table)
+        if fit.at_edge:
+            print(
+                f"Note (edge): {name} may have better rates beyond those tried at {', '.join(map(str, fit.at_edge))}."
+            )
+    if arguments.plot is not None:
+        from lightning_lm.scaling.plots import write_pictures
+        from lightning_lm.scaling.transfer_plot import transfer_picture
+
+        print(f"Picture: {write_pictures(arguments.plot, {'transfer': transfer_picture(fits)})[0]}")
+
+
 def _import(arguments: argparse.Namespace) -> None:
     from lightning_lm.scaling import RunLedger, import_runs
 
@@ -119,14 +152,21 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _points(path: Path, convention: str) -> tuple["RunLedger", "Points"]:
-    from lightning_lm.scaling import RunLedger, points_of
+    from lightning_lm.scaling import points_of
+
+    ledger = _ledger(path)
+    return ledger, points_of(ledger.read(), convention)
+
+
+def _ledger(path: Path) -> "RunLedger":
+    from lightning_lm.scaling import RunLedger
 
     if not path.is_file():
         raise DataError(f"There is no ledger at {path}. `lightning-lm sweep --ledger {path} ...` makes one.")
     ledger = RunLedger(path)
     for bad in ledger.bad_lines():
         sys.stderr.write(f"{path}, line {bad.number} is passed over: {bad.reason}.\n")
-    return ledger, points_of(ledger.read(), convention)
+    return ledger
 
 
 def _fitted(points: "Points", arguments: argparse.Namespace) -> "ScalingFit":

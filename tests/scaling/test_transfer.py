@@ -1,0 +1,114 @@
+"""The best learning rate of each width on losses whose minima are known, the verb, and the picture."""
+
+import numpy as np
+import pytest
+
+from lightning_lm.cli import main
+from lightning_lm.errors import DataError
+from lightning_lm.scaling import RunLedger, RunRecord, fit_transfer, transfer_of
+from lightning_lm.scaling.transfer_plot import transfer_picture
+
+WIDTHS, RATES = (16, 32, 64, 128), 0.002 * 2.0 ** np.arange(6)
+
+
+def loss(width, rate, *, drift, best=0.012):
+    """A parabola in the logarithm of the learning rate, whose minimum moves as a power of the width."""
+    return 2 + 4 / width**0.3 + 0.1 * np.log(rate / (best * (width / 32) ** drift)) ** 2
+
+
+def runs(drift, **keys):
+    names = {"width": "model.model.d_model", "rate": "model.optimizer.init_args.lr", **keys}
+    for width in WIDTHS:
+        for rate in RATES.tolist():
+            settings = {names["width"]: width, names["rate"]: rate}
+            flops = {"products": 6.0 * width**2}
+            yield RunRecord(
+                parameters={}, flops_per_token=flops, tokens=100, loss=loss(width, rate, drift=drift),
+                hyper_parameters=settings,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("drift", [0.0, -0.5, -1.0])
+def test_the_power_of_the_width_comes_back(drift):
+    fit = transfer_of(list(runs(drift)))
+    assert fit.drift.value == pytest.approx(drift, abs=1e-6)
+    assert [curve.best for curve in fit.curves] == pytest.approx([0.012 * (w / 32) ** drift for w in WIDTHS], rel=1e-6)
+    assert not fit.at_edge
+    kept = loss(128, 0.012 * 0.5**drift, drift=drift) - loss(128, 0.012 * 4**drift, drift=drift)
+    assert fit.kept == pytest.approx(kept, abs=0.02)  # between the learning rates that were trained the loss is a line
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    random, inside = np.random.default_rng(0), 0
+    width, rate = (column.ravel() for column in np.meshgrid(WIDTHS, RATES, indexing="ij"))
+    for _ in range(200):
+        noisy = loss(width, rate, drift=-0.5) + 0.005 * random.standard_normal(len(width))
+        inside += -0.5 in fit_transfer(width, rate, noisy).drift
+    assert 180 <= inside <= 196
+
+
+def test_repeated_runs_are_averaged_and_their_order_does_not_matter():
+    width, rate = (column.ravel() for column in np.meshgrid(WIDTHS, RATES, indexing="ij"))
+    clean = loss(width, rate, drift=-1.0)
+    twice = [np.concatenate([column, column])[::-1] for column in (width, rate)]
+    fit = fit_transfer(*twice, np.concatenate([clean + 0.3, clean - 0.3])[::-1])
+    assert fit.drift.value == pytest.approx(-1.0, abs=1e-6)
+    assert len(fit.curves[0].rates) == len(RATES)
+
+
+def test_a_minimum_at_the_end_of_the_rates_is_told():
+    width, rate = (column.ravel() for column in np.meshgrid(WIDTHS, RATES, indexing="ij"))
+    fit = fit_transfer(width, rate, loss(width, rate, drift=-1.0, best=0.008))
+    assert fit.at_edge == (128.0,)
+    assert fit.curves[-1].best == 0.002
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"width": "model.width"}, "0 hyper-parameters of these runs are called 'd_model'"),
+        ({"width": "model.lr"}, "0 hyper-parameters of these runs are called 'd_model'"),
+    ],
+)
+def test_names_that_are_not_found_are_listed(changes, match):
+    records = list(runs(0.0, **changes))
+    with pytest.raises(DataError, match=match):
+        transfer_of(records)
+    keys = {"width_key": changes["width"], "rate_key": "model.optimizer.init_args.lr"}
+    assert transfer_of(records, **keys).drift.value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(DataError, match="No run has both nothing and"):
+        transfer_of(records, **keys | {"width_key": "nothing"})
+
+
+def test_too_few_runs_are_refused():
+    with pytest.raises(DataError, match="needs at least 3"):
+        fit_transfer([1, 1, 2, 2], [1, 2, 1, 2], [3, 3, 3, 3])
+    with pytest.raises(DataError, match="train at least 3"):
+        fit_transfer([1, 1, 1], [1, 2, 3], [3, 2, 3])
+    with pytest.raises(DataError, match="were these runs made by a sweep"):
+        transfer_of([])
+
+
+def test_the_verb_prints_tables_and_draws(tmp_path, capsys):
+    for name, drift in (("standard", -1.0), ("mup", 0.0)):
+        RunLedger(tmp_path / f"{name}.jsonl").add_all(runs(drift))
+    words = [str(tmp_path / f"{name}.jsonl") for name in ("standard", "mup")]
+    assert main(["scaling", "transfer", *words, "--plot", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    assert "standard: best learning rate ~ width^-1.00" in printed
+    assert "mup: best learning rate ~ width^" in printed
+    assert (tmp_path / "report" / "transfer.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["scaling", "transfer", str(tmp_path / "none.jsonl")]) == 1
+    assert "There is no ledger at" in capsys.readouterr().err
+
+
+def test_the_picture_has_a_panel_for_each_parametrisation_and_stars_at_the_minima():
+    fits = {"standard": transfer_of(list(runs(-1.0))), "muP": transfer_of(list(runs(0.0)))}
+    figure = transfer_picture(fits)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["standard", "muP", "Where the minima go"]
+    stars = [line.get_xydata()[0] for line in figure.axes[2].lines if line.get_marker() == "*"]
+    assert [tuple(star) for star in stars[:4]] == [
+        (width, pytest.approx(0.012 * 32 / width, rel=1e-6)) for width in WIDTHS
+    ]
+    labels = " ".join(text.get_text() for text in figure.axes[2].texts)
+    assert "standard:\nwidth$^{-1.00}$" in labels
