@@ -1,222 +1,246 @@
-"""Time, error and memory of every kernel beside torch, compiled torch, Liger-Kernel and cut-cross-entropy.
+"""Time, error and memory of every kernel beside torch, compiled torch, Liger-Kernel and cut-cross-entropy, and goals.
 
 Ceilings come first: a large copy and a large product. Then the providers of an operation take turns in one process, in
 rounds of fresh random inputs, with the L2 cache overwritten before each repetition; a time is the median of CUDA
-events, of the forward pass and of forward and backward with an upstream gradient of a half. Beside it stand the error
-against float64 and the peak memory. A provider that fails is a line with its failure. Without a GPU it runs on small
-shapes, and times mean nothing: that is to see that it runs.
+events, of the forward pass and of forward and backward; scalar losses get an upstream gradient of a half, so that the
+path that scales is taken. Beside it stand the largest error of results and gradients against float64 and the peak
+memory beyond the inputs. A provider that fails is a line with its failure. Then come the goals: what was reached, and
+whether that is enough.
+
+Each finished operation is a line of ``<output>.jsonl``; ``--resume`` goes on after the last one. Without a GPU shapes
+are small and times mean nothing: that is to see that everything runs.
 
     python tests/benchmarks/bench_kernels.py --output tests/benchmarks/results/kernels.json
+    python tests/benchmarks/bench_kernels.py --only "rms_norm*" "linear_*" --rounds 5
 """
 
 import argparse
+import json
+import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from kernel_cases import DEVICE, ON_GPU, Case, cases, randn
+from kernel_goals import judged
 from record import write_record
 from torch import Tensor
+from tqdm import tqdm
 
 from lightning_lm import kernels
-from lightning_lm.functional.rope import rope_frequencies, rope_table, rotate
+from lightning_lm.kernels.launch import is_installed
+from lightning_lm.kernels.timing import Stopwatch
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-DTYPE = torch.bfloat16
-Case = tuple[Callable[[], list[Tensor]], dict[str, Callable[..., Any]], Callable[..., Any]]
+FAILURES: tuple[type[Exception], ...] = (
+    ImportError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    AssertionError,
+)
+"""What a provider that cannot do it here may raise."""
+if is_installed():
+    from triton.errors import TritonError
 
-
-def randn(*shape: int, scale: float = 1.0) -> Tensor:
-    return (scale * torch.randn(shape, device=DEVICE)).to(DTYPE).requires_grad_()
-
-
-def total(results: Any) -> Tensor:
-    return sum(result.float().sum() for result in (results if isinstance(results, tuple) else (results,)))
-
-
-def liger(name: str) -> Callable[..., Any]:
-    """Return a function of Liger-Kernel, imported when it is first called, so that its absence is a line."""
-
-    def call(*arguments: Any) -> Any:
-        import liger_kernel.transformers.functional as functional
-
-        return getattr(functional, name)(*arguments)
-
-    return call
-
-
-def norms() -> dict[str, Case]:
-    cases = {}
-    for rows, size in ((32768, 768), (32768, 1024), (32768, 2048), (16384, 4096)) if ON_GPU else ((8, 64),):
-        eager = lambda x, w: F.rms_norm(x, x.shape[-1:], w, 1e-6)  # noqa: E731
-        providers = {
-            "ours": kernels.rms_norm,
-            "torch": eager,
-            "torch_compiled": torch.compile(eager),
-            "liger": lambda x, w: liger("liger_rms_norm")(x, w, 1e-6),
-        }
-        made = lambda rows=rows, size=size: [randn(rows, size), randn(size)]  # noqa: E731
-        cases[f"rms_norm {rows}x{size}"] = (made, providers, eager)
-    return cases
-
-
-def gated_units() -> dict[str, Case]:
-    cases = {}
-    for rows, size in ((16384, 2816), (16384, 5632), (16384, 8192)) if ON_GPU else ((8, 96),):
-        eager = lambda gate, up: F.silu(gate) * up  # noqa: E731
-        providers = {
-            "ours": kernels.swiglu,
-            "torch": eager,
-            "torch_compiled": torch.compile(eager),
-            "liger": liger("liger_swiglu"),
-        }
-        made = lambda rows=rows, size=size: [randn(rows, size), randn(rows, size)]  # noqa: E731
-        cases[f"swiglu {rows}x{size}"] = (made, providers, eager)
-    return cases
-
-
-def rotations() -> dict[str, Case]:
-    batch, length, heads, kv_heads, dim = (4, 4096, 32, 8, 128) if ON_GPU else (1, 4, 2, 1, 16)
-    cos, sin = (part.to(DEVICE) for part in rope_table(rope_frequencies(dim), length))
-    eager = lambda q, k: (rotate(q, cos, sin), rotate(k, cos, sin))  # noqa: E731
-    providers = {
-        "ours": lambda q, k: kernels.rope(q, k, cos, sin),
-        "torch": eager,
-        "torch_compiled": torch.compile(eager),
-    }
-    made = lambda: [randn(batch, length, heads, dim), randn(batch, length, kv_heads, dim)]  # noqa: E731
-    return {f"rope {batch}x{length}x{heads}+{kv_heads}x{dim}": (made, providers, eager)}
-
-
-def heads() -> dict[str, Case]:
-    cases = {}
-    for rows, size, vocab in ((4096, 4096, 128256), (16384, 768, 50304)) if ON_GPU else ((16, 32, 96),):
-        targets = torch.randint(vocab, (rows,), device=DEVICE)
-        eager = lambda h, w, t=targets: F.cross_entropy((h @ w.T).float(), t, reduction="sum")  # noqa: E731
-        scores = lambda h, w, t=targets: -F.cross_entropy((h @ w.T).float(), t, reduction="none")  # noqa: E731
-        made = lambda n=rows, d=size, v=vocab: [randn(n, d), randn(v, d, scale=d**-0.5)]  # noqa: E731
-        cases[f"linear_cross_entropy {rows}x{size}x{vocab}"] = (
-            made,
-            {
-                "ours": lambda h, w, t=targets: kernels.linear_cross_entropy(h, w, t).loss_sum,
-                "torch": eager,
-                "torch_compiled": torch.compile(eager),
-                "liger": lambda h, w, t=targets: liger("liger_fused_linear_cross_entropy")(
-                    h, w, t, None, None, -100, 0.0, 0.0, "sum"
-                ),
-                "cut_cross_entropy": lambda h, w, t=targets: cut_cross_entropy(h, w, t),
-            },
-            eager,
-        )
-        cases[f"linear_logprob {rows}x{size}x{vocab}"] = (
-            made,
-            {"ours": lambda h, w, t=targets: kernels.linear_logprob(h, w, t).logprobs, "torch": scores},
-            scores,
-        )
-    return cases
-
-
-def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    from cut_cross_entropy import linear_cross_entropy
-
-    return linear_cross_entropy(hidden, weight, targets, reduction="sum")
-
-
-def timed(run: Callable[[], Any], repetitions: int) -> float:
-    """Return the median milliseconds of a call, with a cold L2 cache."""
-    times = []
-    spoiler = torch.empty(256 * 2**20 if ON_GPU else 1, dtype=torch.int8, device=DEVICE)
-    for _ in range(repetitions):
-        spoiler.zero_()
-        if not ON_GPU:
-            start = time.perf_counter()
-            run()
-            times.append(1e3 * (time.perf_counter() - start))
-            continue
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        run()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after))
-    return statistics.median(times)
-
-
-def measure(provider: Callable[..., Any], oracle: Callable[..., Any], inputs: list[Tensor], repetitions: int) -> dict:
-    """Return times, error of results and gradients over their largest value, and peak memory beyond the inputs."""
-
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(0.5 * total(provider(*inputs)), inputs)
-
-    grads = both()  # compiles
-    with torch.no_grad():
-        provider(*inputs)  # compiles without gradients
-        forward = timed(lambda: provider(*inputs), repetitions)
-    if ON_GPU:
-        torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated() if ON_GPU else 0
-    backward = timed(both, repetitions)
-    found = {"forward_ms": round(forward, 4), "forward_backward_ms": round(backward, 4)}
-    if ON_GPU:
-        found["peak_mib"] = round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
-    exact = [tensor.detach().double().requires_grad_() for tensor in inputs] if exact_fits(inputs) else []
-    if exact:
-        expected = torch.autograd.grad(0.5 * total64(oracle(*exact)), exact)
-        errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(grads, expected, strict=True)]
-        found["relative_error_of_gradients"] = [float(f"{error:.3g}") for error in errors]
-    return found
-
-
-def total64(results: Any) -> Tensor:
-    return sum(result.double().sum() for result in (results if isinstance(results, tuple) else (results,)))
-
-
-def exact_fits(inputs: list[Tensor]) -> bool:
-    """Return whether float64 of everything stays within some tens of GB."""
-    return sum(tensor.numel() for tensor in inputs) < 4e8
+    FAILURES += (TritonError,)
 
 
 def ceilings() -> dict[str, float]:
     """Return what the device can copy, and multiply in bfloat16."""
-    size = 2**30 if ON_GPU else 2**20
+    size, side = (2**30, 8192) if ON_GPU else (2**20, 64)
     source, target = (torch.empty(size, dtype=torch.int8, device=DEVICE) for _ in range(2))
-    side = 8192 if ON_GPU else 64
     a, b = randn(side, side).detach(), randn(side, side).detach()
+    watch = Stopwatch(DEVICE, 10)
     return {
-        "copy_tb_per_s": round(2 * size / timed(lambda: target.copy_(source), 10) / 1e9, 3),
-        "product_tflop_per_s": round(2 * side**3 / timed(lambda: a @ b, 10) / 1e9, 1),
+        "copy_tb_per_s": float(f"{2 * size / watch(lambda: target.copy_(source)) / 1e6:.4g}"),
+        "product_tflop_per_s": float(f"{2 * side**3 / watch(lambda: a @ b) / 1e6:.4g}"),
     }
 
 
-def main() -> None:
+def as_tuple(results: Any) -> tuple[Tensor, ...]:
+    return tuple(results) if isinstance(results, tuple | list) else (results,)
+
+
+def upstream_of(results: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return a half for a loss, and noise that is the same for every provider for everything else."""
+    generator = torch.Generator(device=DEVICE).manual_seed(1)
+    noise = (torch.randn(x.shape, generator=generator, device=DEVICE) for x in results)
+    return [torch.full_like(x, 0.5) if x.dim() == 0 else n.to(x) for x, n in zip(results, noise, strict=True)]
+
+
+class Provider:
+    """One implementation on one set of inputs: its own copies, because some write to what they are given."""
+
+    def __init__(self, case: Case, function: Callable[..., Any], inputs: list[Tensor]) -> None:
+        self.inputs = [x.detach().clone().requires_grad_(case.gradient) for x in inputs]
+        self.function, self.gradient = function, case.gradient
+        self.upstream: list[Tensor] | None = None
+
+    def forward(self) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return as_tuple(self.function(*self.inputs))
+
+    def both(self) -> tuple[Tensor, ...]:
+        """Return results and gradients."""
+        if not self.gradient:
+            return self.forward()
+        results = as_tuple(self.function(*self.inputs))
+        if self.upstream is None:
+            self.upstream = upstream_of(results)
+        return *(x.detach() for x in results), *torch.autograd.grad(results, self.inputs, self.upstream)
+
+
+def measure(case: Case, function: Callable[..., Any], inputs: list[Tensor], watch: Stopwatch) -> dict[str, float]:
+    """Return milliseconds of both directions, and the peak memory of both beyond the inputs."""
+    provider, found = Provider(case, function, inputs), {}
+    if case.gradient:
+        provider.both()  # compiles
+    found["forward_ms"] = watch(provider.forward) / 1e3
+    if case.gradient:
+        found["forward_backward_ms"] = watch(provider.both) / 1e3
+    if ON_GPU:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        provider.both()
+        found["peak_mib"] = (torch.cuda.max_memory_allocated() - held) / 2**20
+    return found
+
+
+def errors(case: Case, inputs: list[Tensor], provider: Callable[..., Any], exact: tuple[Tensor, ...]) -> list[float]:
+    """Return the error of each result and gradient over the norm of the exact one."""
+    found = Provider(case, provider, inputs).both()
+    pairs = ((a.double(), b) for a, b in zip(found, exact, strict=True))
+    return [float(f"{((a - b).norm() / b.norm().clamp(min=1e-30)).item():.3g}") for a, b in pairs]
+
+
+def fits_in_float64(inputs: list[Tensor]) -> bool:
+    """Return whether float64 of everything stays within some tens of GB."""
+    return sum(tensor.numel() for tensor in inputs) < 1.1e9
+
+
+def run(case: Case, *, rounds: int, repetitions: int, bar: Any) -> dict[str, dict[str, Any]]:
+    """Let the providers take turns; return the summary of each."""
+    watch = Stopwatch(DEVICE, max(repetitions // 4, 1) if case.slow else repetitions)
+    series: dict[str, list[dict[str, float]]] = {name: [] for name in case.providers}
+    found: dict[str, dict[str, Any]] = {name: {} for name in case.providers}
+    for number in range(rounds):
+        inputs = case.make()
+        exact: tuple[Tensor, ...] = ()
+        if number == 0 and fits_in_float64(inputs):
+            exact = Provider(case, case.oracle, [x.double() for x in inputs]).both()
+        for name in (*case.providers,) if number % 2 == 0 else (*reversed(case.providers),):
+            bar.set_postfix_str(f"{case.name}, {name}", refresh=True)
+            bar.update()
+            if "failed" in found[name]:
+                continue
+            try:
+                series[name].append(measure(case, case.providers[name], inputs, watch))
+                if exact and name not in case.unchecked:
+                    found[name]["relative_errors"] = errors(case, inputs, case.providers[name], exact)
+            except FAILURES as failure:
+                found[name] = {"failed": f"{type(failure).__name__}: {failure}"[:200]}
+    return {name: one if "failed" in one else summary(series[name]) | one for name, one in found.items()}
+
+
+def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Return medians of times, and the largest peak."""
+    together = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    if "peak_mib" in together:
+        together["peak_mib"] = max(one["peak_mib"] for one in rounds)
+    if "forward_backward_ms" in together:
+        together["backward_ms"] = max(together["forward_backward_ms"] - together["forward_ms"], 0.0)
+    return {key: float(f"{value:.4g}") for key, value in together.items()}
+
+
+def table(case: Case, found: dict[str, dict[str, Any]], ceiling: dict[str, float], verdicts: list[dict]) -> str:
+    """Return what is printed for a case."""
+    lines = [f"\n{case.name}"]
+    lines += [f"  {'':<18}{'forward ms':>11}{'backward ms':>12}{'of floor':>9}{'peak MiB':>10}  largest error"]
+    phase = "forward_backward" if case.gradient else "forward"
+    for name, one in found.items():
+        if "failed" in one:
+            lines.append(f"  {name:<18}{one['failed'][:100]}")
+            continue
+        share = case.work.floor_ms(phase, ceiling) / one[f"{phase}_ms"]
+        worst = f"{max(one['relative_errors']):.1e}" if "relative_errors" in one else "-"
+        backward = f"{one['backward_ms']:>12.4g}" if "backward_ms" in one else f"{'-':>12}"
+        peak = f"{one['peak_mib']:>10.0f}" if "peak_mib" in one else f"{'-':>10}"
+        lines.append(f"  {name:<18}{one['forward_ms']:>11.4g}{backward}{share:>9.0%}{peak}  {worst}")
+    for one in verdicts:
+        reached = f": {one['reached']:.3g}" if "reached" in one else ""
+        lines.append(f"    goal {one['goal']}{reached}  [{one['verdict']}]")
+    return "\n".join(lines)
+
+
+def kept(path: Path | None) -> dict[str, Any]:
+    """Return the operations that an earlier run on such a device finished, by name."""
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["case"]: line["found"] for line in lines if line["device"] == device_name()}
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if ON_GPU else "cpu"
+
+
+def chosen(arguments: argparse.Namespace, done: dict[str, Any]) -> list[Case]:
+    patterns = [pattern if "*" in pattern else f"{pattern} *" for pattern in arguments.only]
+    every = [case for case in cases() if any(fnmatchcase(case.name, pattern) for pattern in patterns)]
+    if not every:
+        names = ", ".join(sorted({case.name.split()[0] for case in cases()}))
+        raise SystemExit(f"--only {' '.join(arguments.only)} names no operation; there are {names}.")
+    return [case for case in every if case.name not in done]
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="where the record goes; printed only where left out")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names of operations, or patterns of whole names")
+    parser.add_argument("--resume", action="store_true", help="skip what is in <output>.jsonl")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repetitions", type=int, default=20 if ON_GPU else 2)
+    parser.add_argument("--repetitions", type=int, default=20 if ON_GPU else 1)
     arguments = parser.parse_args()
+    if arguments.resume and not arguments.output:
+        parser.error("--resume needs --output.")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
     torch.manual_seed(0)
     kernels.report()
-    results: dict[str, Any] = {"ceilings": ceilings()}
-    print(results["ceilings"])
-    for name, (made, providers, oracle) in {**norms(), **gated_units(), **rotations(), **heads()}.items():
-        results[name] = {provider: [] for provider in providers}
-        for _ in range(arguments.rounds):
-            inputs = made()
-            for provider, function in providers.items():
-                try:
-                    found = measure(function, oracle, inputs, arguments.repetitions)
-                except (ImportError, RuntimeError, TypeError, AttributeError) as failure:
-                    found = {"failed": f"{type(failure).__name__}: {failure}"[:200]}
-                results[name][provider].append(found)
-        for provider, rounds in results[name].items():
-            print(f"{name:<42}{provider:<18}{rounds[-1]}", flush=True)
+    ceiling = ceilings()
+    print(ceiling, "" if ON_GPU else "No GPU: a dry run in small; times, floors and goals mean nothing.", sep="\n")
+    lines = arguments.output and arguments.output.with_suffix(".jsonl")
+    results: dict[str, Any] = kept(lines) if arguments.resume else {}
+    work = chosen(arguments, results)
+    if lines and not arguments.resume:
+        lines.parent.mkdir(parents=True, exist_ok=True)
+        lines.write_text("", encoding="utf-8")
+    with tqdm(total=sum(len(case.providers) for case in work) * arguments.rounds, disable=None, unit="turn") as bar:
+        for case in work:
+            found = run(case, rounds=arguments.rounds, repetitions=arguments.repetitions, bar=bar)
+            verdicts = judged(case.goals, found, case.work, ceiling, dry=not ON_GPU)
+            results[case.name] = {**found, "goals": verdicts}
+            bar.write(table(case, found, ceiling, verdicts))
+            if lines:
+                with lines.open("a", encoding="utf-8") as file:
+                    file.write(
+                        json.dumps({"case": case.name, "device": device_name(), "found": results[case.name]}) + "\n"
+                    )
+    verdicts = [one["verdict"].split(":")[0] for found in results.values() for one in found["goals"]]
+    print("\nGoals:", ", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("pass", "miss", "dry run", "not judged")))
     if arguments.output:
-        write_record(arguments.output, command=" ".join(["python", *sys.argv]), results=results)
+        dry = {} if ON_GPU else {"dry_run": True}
+        write_record(
+            arguments.output, command=shlex.join(["python", *sys.argv]), results={**dry, "ceilings": ceiling, **results}
+        )
 
 
 if __name__ == "__main__":
