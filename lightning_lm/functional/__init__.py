@@ -10,18 +10,11 @@ from lightning_lm.functional.advantages import (
     whiten,
 )
 from lightning_lm.functional.attention import Documents, causal_attention
-from lightning_lm.functional.cross_entropy import (
-    MeasuredLoss,
-    TokenLoss,
-    linear_cross_entropy,
-    measured_cross_entropy,
-    token_cross_entropy,
-)
+from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token_cross_entropy
 from lightning_lm.functional.flash_attention import first_visible, flash_attention
 from lightning_lm.functional.logprobs import (
     TokenScores,
     entropy,
-    linear_token_scores,
     masked_mean,
     masked_normalize,
     sequence_logprobs,
@@ -124,12 +117,9 @@ __all__ = [
     "keep_top_k",
     "keep_top_p",
     "kl_estimate",
-    "linear_cross_entropy",
-    "linear_token_scores",
     "llama3_frequencies",
     "masked_mean",
     "masked_normalize",
-    "measured_cross_entropy",
     "ntk_base",
     "penalize_counts",
     "penalize_repetition",

@@ -18,11 +18,10 @@ from lightning_lm.kernels.vocabulary import (
     RowStatistics,
     gradient,
     statistics,
-    supported,
 )
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["cross_entropy", "loss_coefficients", "row_losses", "supported"]
+__all__ = ["cross_entropy", "loss_coefficients", "row_losses"]
 
 
 def cross_entropy(
@@ -91,7 +90,7 @@ def loss_coefficients(
 def _cross_entropy_forward(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
     softcap, z_loss, label_smoothing, ignore_index = options
     rows = Logits(logits, targets, softcap=softcap, ignore_index=ignore_index)
-    found = statistics(rows, operation="cross_entropy", averaged=label_smoothing > 0)
+    found = statistics(rows, "cross_entropy", averaged=label_smoothing > 0)
     return row_losses(found, z_loss, label_smoothing), found.nll, *(part.clone() for part in found.normaliser)
 
 
@@ -104,7 +103,7 @@ def _cross_entropy_backward(
     upstream = torch.zeros_like(peak) if grad is None else grad.contiguous()
     terms = {"z_loss": z_loss, "label_smoothing": label_smoothing}
     coefficients = loss_coefficients(normaliser.value, upstream, logits.size(1), **terms)
-    return (gradient(rows, normaliser, coefficients, operation="cross_entropy", out=logits.new_empty(logits.shape)),)
+    return (gradient(rows, normaliser, coefficients, "cross_entropy", out=logits.new_empty(logits.shape)),)
 
 
 def _fake_forward(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:

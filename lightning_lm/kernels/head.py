@@ -1,62 +1,100 @@
 """The output head, some rows at a time: as many as a budget of bytes allows logits for; gradients in float32."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_lm.kernels.vocabulary import Logits
+from lightning_lm.kernels.backend import use_triton
+from lightning_lm.kernels.rows import unsupported_dtype
+from lightning_lm.kernels.vocab_parallel import Share, is_split, split_gradient, split_head, split_statistics
+from lightning_lm.kernels.vocabulary import Coefficients, Logits, Normaliser, RowStatistics, gradient, statistics
 
-__all__ = ["Head", "HeadGradients", "autocast_dtype", "default_budget", "row_chunks"]
+__all__ = ["INPUTS", "OPTIONS", "Head", "HeadGradients", "autocast_dtype", "empty_gradients", "open_head"]
 
 _BUDGETS = {"cpu": 56 * 2**20, "default": 512 * 2**20}
 """Bytes of logits held at once: on a CPU as many as its caches are good for."""
+INPUTS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
+OPTIONS = (
+    "float? softcap, float temperature, bool measured, ScalarType dtype, int budget, bool[] needs, int num_ids,"
+    " int stretch, str ranks"
+)
+"""With `INPUTS`, the fields of `Head` in torch's notation: an operation on a head takes them one by one."""
 
 
 class Head(NamedTuple):
-    """Features, the output layer, and what the logits go through."""
+    """An output layer, the targets of some rows, and what is asked of them."""
 
     hidden: Float[Tensor, "rows d_model"]
-    weight: Float[Tensor, "vocab d_model"]
-    bias: Float[Tensor, " vocab"] | None
+    weight: Float[Tensor, "ids d_model"]
+    """One row for each id that this rank has."""
+    bias: Float[Tensor, " ids"] | None
     targets: Int[Tensor, " rows"]
-    softcap: float | None = None
-    temperature: float = 1.0
-    ignore_index: int = -100
+    softcap: float | None
+    temperature: float
+    measured: bool
+    """Whether entropies and correct predictions are wanted."""
+    dtype: torch.dtype
+    """Of the products."""
+    budget: int
+    """Bytes of logits held at once, with all that is made of them."""
+    needs: Sequence[bool]
+    """Whether features, weight and bias need a gradient."""
+    num_ids: int
+    """This and what follows are the fields of a `Share`."""
+    stretch: int
+    ranks: str
 
-    def cast(self, dtype: torch.dtype) -> "Head":
-        """Return the head with features and weight in the type of the products.
+    def cast(self) -> "Head":
+        """Return the head with features and weight in the type of the products."""
+        return self._replace(hidden=self.hidden.to(self.dtype), weight=self.weight.to(self.dtype))
+
+    def pieces(self, operation: str) -> Iterator[tuple[slice, Logits]]:
+        """Yield the logits of as many rows at once as fit into the budget, with all that is made of them.
 
         Args:
-            dtype: Of the products.
+            operation: On whose behalf. Kernels work in the logits themselves; torch needs six matrices in float32.
         """
-        return self._replace(hidden=self.hidden.to(dtype), weight=self.weight.to(dtype))
+        in_place = use_triton(operation, self.hidden.device, unsupported_dtype(self.hidden))
+        bytes_per_logit = self.dtype.itemsize + (0 if in_place else 6 * max(self.dtype.itemsize, 4))
+        size = max(self.budget // (bytes_per_logit * self.stretch), 1)
+        size = size // 128 * 128 if size >= 128 else size  # whole tiles of the products
+        for start in range(0, len(self.hidden), size):
+            rows = slice(start, start + size)
+            # Nothing here may keep these logits while the next are made.
+            yield (
+                rows,
+                Logits(
+                    self.hidden[rows] @ self.weight.T, self.targets[rows], self.bias, self.softcap, self.temperature
+                ),
+            )
 
-    def logits(self, rows: slice) -> Logits:
-        """Return the logits of some rows.
+    def statistics(self, logits: Logits, operation: str, *, averaged: bool = False) -> RowStatistics:
+        """Return what losses of some rows need, over the ids of all ranks.
 
         Args:
-            rows: Which.
+            logits: A piece.
+            operation: On whose behalf.
+            averaged: Whether mean logits are wanted; zeros otherwise.
         """
-        values = self.hidden[rows] @ self.weight.T
-        return Logits(values, self.targets[rows], self.bias, self.softcap, self.temperature, self.ignore_index)
+        if self.ranks:
+            return split_statistics(logits, Share(*self[-3:]), operation, averaged=averaged, measured=self.measured)
+        return statistics(logits, operation, averaged=averaged, measured=self.measured)
 
+    def gradient(self, logits: Logits, normaliser: Normaliser, coefficients: Coefficients, operation: str) -> Tensor:
+        """Write the gradient with respect to some logits over them, and return it.
 
-def row_chunks(head: Head, budget: int, *, in_place: bool) -> Iterator[slice]:
-    """Cut the rows so that the logits of a piece, and all that is made of them, fit into a budget.
-
-    Args:
-        head: In the type of the products.
-        budget: Bytes.
-        in_place: Whether the kernels work in the logits themselves; torch needs six matrices in float32 beside them.
-    """
-    bytes_per_logit = head.hidden.dtype.itemsize + (0 if in_place else 6 * max(head.hidden.dtype.itemsize, 4))
-    size = max(budget // (bytes_per_logit * len(head.weight)), 1)
-    size = size // 128 * 128 if size >= 128 else size  # whole tiles of the products
-    for start in range(0, len(head.hidden), size):
-        yield slice(start, min(start + size, len(head.hidden)))
+        Args:
+            logits: A piece.
+            normaliser: Of its rows.
+            coefficients: The four numbers of each row.
+            operation: On whose behalf.
+        """
+        if self.ranks:
+            return split_gradient(logits, normaliser, coefficients, operation, share=Share(*self[-3:]))
+        return gradient(logits, normaliser, coefficients, operation, out=logits.values)
 
 
 class HeadGradients:
@@ -64,45 +102,85 @@ class HeadGradients:
 
     Args:
         head: In the type of the products.
-        needed: Whether features, weight and bias need one.
-        budget: Bytes of a product that is added to the gradient of the weight.
     """
 
-    def __init__(self, head: Head, needed: tuple[bool, bool, bool], *, budget: int) -> None:
-        self.head, self.budget = head, budget
-        precise = torch.promote_types(head.hidden.dtype, torch.float32)
-        none = head.hidden.new_empty(0)
-        self.hidden = torch.empty_like(head.hidden) if needed[0] else none
-        self.weight = torch.zeros_like(head.weight, dtype=precise) if needed[1] else none
-        self.bias = none
-        if head.bias is not None and needed[2]:
-            self.bias = torch.zeros_like(head.bias, dtype=precise)
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.hidden, self.weight, self.bias = empty_gradients(head)
 
-    def add(self, rows: slice, grad: Float[Tensor, "rows vocab"]) -> None:
+    def add(self, rows: slice, grad: Float[Tensor, "rows ids"]) -> None:
         """Add what the gradient of some rows' logits gives.
 
         Args:
             rows: Which.
             grad: With respect to their logits, in the type of the products.
         """
+        needs_hidden, needs_weight, _ = self.head.needs
         if self.bias.numel():
             self.bias += grad.sum(dim=0, dtype=self.bias.dtype)
-        if self.hidden.numel():
+        if needs_hidden:
             torch.mm(grad, self.head.weight, out=self.hidden[rows])
-        if not self.weight.numel():
+        if not needs_weight:
             return
         if grad.dtype == self.weight.dtype:
             self.weight.addmm_(grad.T, self.head.hidden[rows])
             return
-        step = max(self.budget // (4 * self.weight.size(1)), 1)
+        step = max(self.head.budget // (4 * self.weight.size(1)), 1)
         for start in range(0, len(self.weight), step):
             ids = slice(start, start + step)
             self.weight[ids] += _product(grad[:, ids].T, self.head.hidden[rows])
 
 
+def empty_gradients(head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    """Return room for the gradient of features, zeros for those of weight and bias, and nothing where none is needed.
+
+    The first is in the type of the products, the others in float32 or better; autograd casts them to that of what they
+    belong to.
+    """
+    precise = torch.promote_types(head.dtype, torch.float32)
+    needs_hidden, needs_weight, needs_bias = head.needs
+    hidden = head.hidden.new_empty(head.hidden.shape if needs_hidden else (0,), dtype=head.dtype)
+    weight = head.weight.new_zeros(head.weight.shape if needs_weight else (0,), dtype=precise)
+    bias = head.weight.new_zeros(len(head.weight) if needs_bias else 0, dtype=precise)
+    return hidden, weight, bias
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Return a product to be added up in float32: not rounded where the device can keep it, rounded once on a CPU."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.device.type == "cuda" else a @ b
+
+
+def open_head(
+    hidden: Float[Tensor, "*rows d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    bias: Float[Tensor, " vocab"] | None,
+    targets: Int[Tensor, "*rows"],
+    *,
+    softcap: float | None,
+    temperature: float = 1.0,
+    measured: bool = False,
+    budget_bytes: int | None = None,
+) -> Head:
+    """Return what an operation on a head takes.
+
+    Args:
+        hidden: Features of each position.
+        weight: One row per token id; a DTensor where ranks share them.
+        bias: Added to the logits.
+        targets: Token ids, or ``IGNORE_INDEX``.
+        softcap: Replace the logits by ``softcap * tanh(logits / softcap)``.
+        temperature: Divides the logits.
+        measured: Whether entropies and correct predictions are wanted.
+        budget_bytes: Logits held at once, with all that is made of them; at least one row is.
+    """
+    share = Share(len(weight), len(weight))
+    if is_split(weight):
+        (hidden, weight, bias), share = split_head(hidden, weight, bias)
+    tensors = hidden.reshape(-1, hidden.size(-1)), weight, bias
+    needs = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in tensors]
+    budget = _BUDGETS.get(hidden.device.type, _BUDGETS["default"]) if budget_bytes is None else budget_bytes
+    dtype = autocast_dtype(hidden)
+    return Head(*tensors, targets.flatten(), softcap, temperature, measured, dtype, budget, needs, *share)
 
 
 def autocast_dtype(hidden: Tensor) -> torch.dtype:
@@ -113,12 +191,3 @@ def autocast_dtype(hidden: Tensor) -> torch.dtype:
     """
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-def default_budget(device: torch.device) -> int:
-    """Return the bytes of logits that may be held at once on a device.
-
-    Args:
-        device: Where the head is.
-    """
-    return _BUDGETS.get(device.type, _BUDGETS["default"])

@@ -1,34 +1,18 @@
 """Log-probabilities and entropies of tokens straight from features, with the gradients of both; never all logits."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_lm.functional.logprobs import TokenScores, linear_token_scores
-from lightning_lm.functional.vocab_parallel import is_split
-from lightning_lm.kernels.backend import use_triton
+from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.kernels.flops import flop_formula
-from lightning_lm.kernels.head import Head, HeadGradients, autocast_dtype, default_budget, row_chunks
+from lightning_lm.kernels.head import INPUTS, OPTIONS, Head, HeadGradients, empty_gradients, open_head
 from lightning_lm.kernels.operation import Operation
-from lightning_lm.kernels.vocabulary import Coefficients, Normaliser, gradient, statistics, supported
-from lightning_lm.types import IGNORE_INDEX
+from lightning_lm.kernels.vocabulary import Coefficients, Normaliser
 
-__all__ = ["linear_logprob", "linear_nll", "supported"]
-
-
-class _Options(NamedTuple):
-    """What follows the tensors in the operation's arguments."""
-
-    softcap: float | None
-    temperature: float
-    measured: bool
-    budget: int
-    dtype: torch.dtype
-    needs_hidden: bool
-    needs_weight: bool
-    needs_bias: bool
+__all__ = ["linear_logprob", "linear_nll"]
 
 
 def linear_logprob(
@@ -45,7 +29,8 @@ def linear_logprob(
     """Return log-probabilities and entropies from features, in float32, without ever holding all logits.
 
     Each piece of the logits is built, read and dropped, and built again in the backward pass, where the upstream
-    gradients of both scores become that of the logits in one pass over them.
+    gradients of both scores become that of the logits in one pass over them. Where ranks share the rows of the weight
+    (tensor parallelism) each builds the logits of its own ids, and the scores are the same on all.
 
     Args:
         hidden: Features of each position, aligned with ``ids`` (already shifted).
@@ -58,19 +43,9 @@ def linear_logprob(
         budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
             GPU and 56 MiB on a CPU.
     """
-    if is_split(weight):  # by vocabulary, over ranks
-        return linear_token_scores(
-            hidden,
-            weight,
-            ids.clamp(min=0),
-            bias=bias,
-            temperature=temperature,
-            softcap=softcap,
-            entropy_gradient=entropy_gradient,
-        )
-    logprobs, entropies = _scores(
-        (hidden, weight, bias, ids), budget_bytes, temperature=temperature, softcap=softcap, measured=True
-    )
+    options: dict[str, Any] = {"softcap": softcap, "temperature": temperature, "budget_bytes": budget_bytes}
+    scores = _operation(*open_head(hidden, weight, bias, ids, measured=True, **options))
+    logprobs, entropies = (score.view(ids.shape) for score in scores)
     return TokenScores(logprobs, entropies if entropy_gradient else entropies.detach())
 
 
@@ -95,106 +70,66 @@ def linear_nll(
             GPU and 56 MiB on a CPU.
     """
     with torch.no_grad():
-        logprobs, _ = _scores(
-            (hidden, weight, bias, targets), budget_bytes, temperature=1.0, softcap=softcap, measured=False
-        )
-        return -logprobs
+        head = open_head(hidden, weight, bias, targets, softcap=softcap, budget_bytes=budget_bytes)
+        logprobs: Tensor = _operation(*head)[0]
+        return -logprobs.view(targets.shape)
 
 
-def _scores(
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor],
-    budget: int | None,
-    *,
-    temperature: float,
-    softcap: float | None,
-    measured: bool,
-) -> tuple[Tensor, Tensor]:
-    hidden, weight, bias, ids = tensors
-    needs = (part is not None and part.requires_grad for part in (hidden, weight, bias))
-    budget = default_budget(hidden.device) if budget is None else budget
-    logprobs, entropies = _operation(
-        hidden.reshape(-1, hidden.size(-1)), weight, bias, ids.reshape(-1),
-        *_Options(softcap, temperature, measured, budget, autocast_dtype(hidden), *needs),
-    )  # fmt: skip
-    return logprobs.view(ids.shape), entropies.view(ids.shape)
-
-
-def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, options: _Options) -> Head:
-    return Head(hidden, weight, bias, ids, options.softcap, options.temperature, IGNORE_INDEX).cast(options.dtype)
-
-
-def _linear_logprob_forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    options = _Options(*rest)
-    head = _head(hidden, weight, bias, ids, options)
-    in_place = use_triton("linear_logprob", hidden.device, supported(head.hidden))
-    found = torch.zeros(4, len(hidden), dtype=torch.promote_types(options.dtype, torch.float32), device=hidden.device)
-    for rows in row_chunks(head, options.budget, in_place=in_place):
-        part = statistics(head.logits(rows), operation="linear_logprob", measured=options.measured)
+def _linear_logprob_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    head = Head(*arguments).cast()
+    dtype = torch.promote_types(head.dtype, torch.float32)
+    found = torch.zeros(4, len(head.hidden), dtype=dtype, device=head.hidden.device)
+    for rows, logits in head.pieces("linear_logprob"):
+        part = head.statistics(logits, "linear_logprob")
         found[:, rows] = torch.stack((-part.nll, part.entropy, *part.normaliser))
-    logprobs, entropies, peak, log_total = (column.clone() for column in found)
-    return logprobs, entropies, peak, log_total
+        del logits  # before the next piece is made
+    return tuple(column.clone() for column in found)
 
 
 def _linear_logprob_backward(
-    grad: Tensor | None, grad_entropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    ids, entropies, peak, log_total, *last = rest
-    options = _Options(*last)
-    head = _head(hidden, weight, bias, ids, options)
-    in_place = use_triton("linear_logprob", hidden.device, supported(head.hidden))
-    needs = (options.needs_hidden, options.needs_weight, options.needs_bias)
-    gradients = HeadGradients(head, needs, budget=options.budget)
+    grad: Tensor | None, grad_entropy: Tensor | None, *saved_and_options: Any
+) -> tuple[Tensor, ...]:
+    head, entropies, peak, log_total = _saved(*saved_and_options)
+    head = head.cast()
+    gradients = HeadGradients(head)
     of_logprob = torch.zeros_like(peak) if grad is None else grad
     softmax = -of_logprob if grad_entropy is None else -of_logprob - grad_entropy * entropies
-    for rows in row_chunks(head, options.budget, in_place=in_place):
+    for rows, logits in head.pieces("linear_logprob"):
         coefficients = Coefficients(
             softmax[rows].contiguous(),
             of_logprob[rows].contiguous(),
             entropy=None if grad_entropy is None else -grad_entropy[rows].contiguous(),
         )
-        logits, normaliser = head.logits(rows), Normaliser(peak[rows], log_total[rows])
-        gradient(logits, normaliser, coefficients, operation="linear_logprob", out=logits.values)
-        gradients.add(rows, logits.values)
+        normaliser = Normaliser(peak[rows], log_total[rows])
+        gradients.add(rows, head.gradient(logits, normaliser, coefficients, "linear_logprob"))
         del logits  # before the next piece is made
-    first, second, third = (
-        part.to(like.dtype)
-        for part, like in (
-            (gradients.hidden, hidden), (gradients.weight, weight), (gradients.bias, weight if bias is None else bias)
-        )
-    )  # fmt: skip
-    return first, second, third
+    return gradients.hidden, gradients.weight, gradients.bias
 
 
-def _fake_forward(hidden: Tensor, weight: Tensor, bias: Any, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    dtype = torch.promote_types(_Options(*rest).dtype, torch.float32)
-    return tuple(hidden.new_empty(hidden.size(0), dtype=dtype) for _ in range(4))
+def _saved(hidden: Any, weight: Any, bias: Any, ids: Any, *rest: Any) -> tuple[Head, Any, Any, Any]:
+    """Return what backward is given: the head, entropies, and the two parts of the log-normaliser."""
+    entropies, peak, log_total, *options = rest
+    return Head(hidden, weight, bias, ids, *options), entropies, peak, log_total
 
 
-def _fake_backward(
-    grad: Any, grad_entropy: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
-    options = _Options(*rest[4:])
-    needs = (options.needs_hidden, options.needs_weight, options.needs_bias and bias is not None)
-    parts = zip((hidden, weight, weight if bias is None else bias), needs, strict=True)
-    return tuple(part.new_empty(part.shape if need else (0,)) for part, need in parts)
+def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    head = Head(*arguments)
+    dtype = torch.promote_types(head.dtype, torch.float32)
+    return tuple(head.hidden.new_empty(len(head.hidden), dtype=dtype) for _ in range(4))
 
 
-_ARGUMENTS = (
-    "float? softcap, float temperature, bool measured, int budget, ScalarType dtype, bool needs_hidden,"
-    " bool needs_weight, bool needs_bias"
-)
+def _fake_backward(grad: Any, grad_entropy: Any, *saved_and_options: Any) -> tuple[Tensor, ...]:
+    return empty_gradients(_saved(*saved_and_options)[0])
+
+
 _operation = Operation(
     _linear_logprob_forward,
     _linear_logprob_backward,
-    schema=f"(Tensor hidden, Tensor weight, Tensor? bias, Tensor ids, {_ARGUMENTS})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    backward_schema="(Tensor? grad, Tensor? grad_entropy, Tensor hidden, Tensor weight, Tensor? bias, Tensor ids,"
-    f" Tensor entropies, Tensor peak, Tensor log_total, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({INPUTS}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    backward_schema=f"(Tensor? grad, Tensor? grad_entropy, {INPUTS}, Tensor entropies, Tensor peak, Tensor log_total,"
+    f" {OPTIONS}) -> (Tensor, Tensor, Tensor)",
     fakes=(_fake_forward, _fake_backward),
     saved=lambda tensors, results: (*tensors, *results[1:]),
-    arrange=lambda of_hidden, of_weight, of_bias: (of_hidden, of_weight, of_bias, None),
     visible=2,
 )
 
@@ -205,7 +140,8 @@ def _forward_flops(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 
 @flop_formula(torch.ops.lightning_lm.linear_logprob_backward)
-def _backward_flops(grad: Any, grad_entropy: Any, hidden: Any, weight: Any, *rest: Any, **_: Any) -> int:
+def _backward_flops(grad: Any, grad_entropy: Any, *saved_and_options: Any, **_: Any) -> int:
     """Count the logits once more, and a product for each gradient."""
-    needs_hidden, needs_weight, _needs_bias = rest[-3:]
-    return int(2 * hidden[0] * hidden[1] * weight[0] * (1 + needs_hidden + needs_weight))
+    head = _saved(*saved_and_options)[0]
+    products = 1 + sum(head.needs[:2])
+    return int(2 * head.hidden[0] * head.hidden[1] * head.weight[0] * products)

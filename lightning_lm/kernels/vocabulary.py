@@ -22,7 +22,7 @@ from lightning_lm.kernels.tables import settings
 if TYPE_CHECKING:
     import triton.language as tl
 
-__all__ = ["Coefficients", "Logits", "Normaliser", "RowStatistics", "gradient", "statistics", "supported"]
+__all__ = ["Coefficients", "Logits", "Normaliser", "RowStatistics", "gradient", "statistics"]
 
 
 class Logits(NamedTuple):
@@ -78,16 +78,7 @@ class Coefficients(NamedTuple):
     entropy: Float[Tensor, " rows"] | None = None
 
 
-def supported(values: Tensor) -> str | None:
-    """Return why the kernels cannot take some logits, or nothing if they can.
-
-    Args:
-        values: The raw scores.
-    """
-    return unsupported_dtype(values)
-
-
-def statistics(logits: Logits, *, operation: str, averaged: bool = False, measured: bool = False) -> RowStatistics:
+def statistics(logits: Logits, operation: str, *, averaged: bool = False, measured: bool = False) -> RowStatistics:
     """Read the logits once and return what their losses need.
 
     Args:
@@ -96,9 +87,28 @@ def statistics(logits: Logits, *, operation: str, averaged: bool = False, measur
         averaged: Whether mean logits are wanted; zeros otherwise.
         measured: Whether entropies and correct predictions are wanted; zeros otherwise.
     """
+    triton = use_triton(operation, logits.values.device, unsupported_dtype(logits.values))
+    return (_triton_statistics if triton else _reference_statistics)(logits, averaged, measured)
+
+
+def gradient(
+    logits: Logits, normaliser: Normaliser, coefficients: Coefficients, operation: str, *, out: Tensor
+) -> Tensor:
+    """Write the gradient with respect to the raw scores, which may be overwritten, and return it.
+
+    Args:
+        logits: The scores.
+        normaliser: Of `statistics`.
+        coefficients: The four numbers of each row.
+        operation: On whose behalf, for the report.
+        out: Where it is written, of the shape and type of the scores; may be those themselves.
+    """
+    triton = use_triton(operation, logits.values.device, unsupported_dtype(logits.values))
+    return (_triton_gradient if triton else _reference_gradient)(logits, normaliser, coefficients, out)
+
+
+def _triton_statistics(logits: Logits, averaged: bool, measured: bool) -> RowStatistics:
     values = logits.values
-    if not use_triton(operation, values.device, supported(values)):
-        return _reference_statistics(logits, averaged, measured)
     found = torch.empty(6, len(values), dtype=torch.float32, device=values.device)
     launch(
         _statistics_kernel, (len(values),),
@@ -111,21 +121,8 @@ def statistics(logits: Logits, *, operation: str, averaged: bool = False, measur
     return RowStatistics(Normaliser(found[0], found[1]), *found[2:].unbind())
 
 
-def gradient(
-    logits: Logits, normaliser: Normaliser, coefficients: Coefficients, *, operation: str, out: Tensor
-) -> Tensor:
-    """Write the gradient with respect to the raw scores, which may be overwritten.
-
-    Args:
-        logits: The scores.
-        normaliser: Of `statistics`.
-        coefficients: The four numbers of each row.
-        operation: On whose behalf, for the report.
-        out: Where it is written, of the shape and type of the scores; may be those themselves.
-    """
+def _triton_gradient(logits: Logits, normaliser: Normaliser, coefficients: Coefficients, out: Tensor) -> Tensor:
     values = logits.values
-    if not use_triton(operation, values.device, supported(values)):
-        return _reference_gradient(logits, normaliser, coefficients, out)
     softmax, target, constant, entropy = coefficients
     launch(
         _gradient_kernel, (len(values),),
@@ -264,23 +261,19 @@ def _adjusted(logits: Logits, *, fresh: bool) -> Tensor:
 
 def _reference_statistics(logits: Logits, averaged: bool, measured: bool) -> RowStatistics:
     valid = logits.targets != logits.ignore_index
-    labels = torch.where(valid, logits.targets, 0)
+    columns = torch.where(valid, logits.targets, 0)[:, None]
     x = _adjusted(logits, fresh=False)
-    peak, target = x.amax(dim=-1), x.gather(1, labels[:, None]).squeeze(1)
-    mean = entropy = correct = torch.zeros_like(target)
-    if averaged:
-        mean = x.mean(dim=-1)
-    if measured:
-        correct = (x.argmax(dim=-1) == labels).to(x.dtype)
-    shifted = x - peak[:, None]
-    terms = shifted.exp() if measured else shifted.exp_()
-    total = terms.sum(dim=-1)
-    log_total = total.log()
+    peak, target = x.amax(dim=-1), x.gather(1, columns).squeeze(1)
+    mean = x.mean(dim=-1) if averaged else torch.zeros_like(peak)
+    correct = (x.argmax(dim=-1, keepdim=True) == columns).squeeze(1).to(x.dtype) if measured else torch.zeros_like(peak)
+    x = x - peak[:, None]
+    terms = x.exp() if measured else x.exp_()
+    total, entropy = terms.sum(dim=-1), torch.zeros_like(peak)
     if measured:  # a probability of zero weighs nothing, however forbidden
-        entropy = log_total - terms.mul_(shifted.clamp_(min=torch.finfo(x.dtype).min)).sum(dim=-1) / total
-    peak, log_total, *rest = (
-        torch.where(valid, column, 0) for column in (peak, log_total, target, mean, entropy, correct)
-    )
+        depth = terms.mul_(x.clamp_(min=torch.finfo(x.dtype).min)).sum(dim=-1)
+        entropy = total.log() - depth / total
+    found = (peak, total.log(), target, mean, entropy, correct)
+    peak, log_total, *rest = (torch.where(valid, column, 0) for column in found)
     return RowStatistics(Normaliser(peak, log_total), *rest)
 
 
@@ -304,5 +297,6 @@ def _reference_gradient(logits: Logits, normaliser: Normaliser, coefficients: Co
         grad.mul_(slope)
     if logits.temperature != 1:
         grad.div_(logits.temperature)
-    grad.masked_fill_(~valid[:, None], 0.0)  # an ignored row may hold anything, inf and NaN included
+    # An ignored row may hold anything, inf and NaN included; filling a few rows costs less than a mask over all.
+    grad.index_fill_(0, (~valid).nonzero().squeeze(1), 0.0)
     return grad if grad is out else out.copy_(grad)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from record import write_record
 from torch import Tensor
 
-from lightning_lm.functional.cross_entropy import linear_cross_entropy
+from lightning_lm.kernels import linear_cross_entropy
 
 ROWS, D_MODEL, VOCAB = 4096, 384, 8192
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from record import write_record
 from torch import Tensor, nn
 
-from lightning_lm.functional.cross_entropy import linear_cross_entropy
+from lightning_lm.kernels import linear_cross_entropy
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]

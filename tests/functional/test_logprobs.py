@@ -5,14 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_lm.functional.logprobs import (
-    entropy,
-    linear_token_scores,
-    masked_mean,
-    masked_normalize,
-    sequence_logprobs,
-    token_logprobs,
-)
+from lightning_lm.functional.logprobs import entropy, masked_mean, masked_normalize, sequence_logprobs, token_logprobs
+from lightning_lm.kernels import linear_logprob
 
 
 def exact_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -75,12 +69,12 @@ def test_sequence_logprobs_sum_the_unmasked() -> None:
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_linear_token_scores_equal_full_logits(softcap: float | None) -> None:
+def test_scores_from_features_equal_those_of_full_logits(softcap: float | None) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(2, 9, 6, dtype=torch.float64)
     weight, ids = torch.randn(11, 6, dtype=torch.float64), torch.randint(11, (2, 9))
     ours_hidden, ours_weight = hidden.float().requires_grad_(), weight.float().requires_grad_()
-    scores = linear_token_scores(ours_hidden, ours_weight, ids, temperature=0.7, softcap=softcap, chunk=4)
+    scores = linear_logprob(ours_hidden, ours_weight, ids, temperature=0.7, softcap=softcap, budget_bytes=4 * 11 * 28)
     hidden.requires_grad_()
     weight.requires_grad_()
     logits = hidden @ weight.T

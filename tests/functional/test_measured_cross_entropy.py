@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lightning_lm.functional import cross_entropy
-from lightning_lm.functional.cross_entropy import linear_cross_entropy, measured_cross_entropy, token_cross_entropy
+from lightning_lm.functional.cross_entropy import token_cross_entropy
+from lightning_lm.kernels import head, linear_cross_entropy, measured_cross_entropy
 from lightning_lm.types import IGNORE_INDEX
 
 OPTIONS = [{}, {"z_loss": 0.01}, {"label_smoothing": 0.1}, {"softcap": 3.0, "z_loss": 0.01, "label_smoothing": 0.2}]
@@ -21,7 +21,7 @@ def problem():
 
 @pytest.fixture(params=[1, 7, 10**6], ids=["one row", "ragged chunks", "one chunk"])
 def chunk_rows(request, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", {"cpu": 23 * request.param, "default": 1})
+    monkeypatch.setattr(head, "_BUDGETS", {"default": request.param * 23 * 7 * 4})
 
 
 def capped(hidden, weight, bias, softcap):

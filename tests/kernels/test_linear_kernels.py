@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_lm import kernels
+from lightning_lm.kernels.head import Head
 from lightning_lm.kernels.linear_cross_entropy import _linear_cross_entropy_forward
 from lightning_lm.kernels.linear_logprob import _linear_logprob_backward, _linear_logprob_forward
 
@@ -195,13 +196,14 @@ def test_logits_never_take_more_than_their_budget(backend, budget, dtype, monkey
     rows, vocab = 400, 257
     targets, *inputs = problem(rows, 8, vocab, dtype)
     hidden, weight, bias = (tensor.detach() for tensor in inputs)
-    options = (2.0, 1e-2, 0.1, True, True, -100, budget, dtype, dtype, dtype, True, True, True)
+    asked = {"measured": True, "dtype": dtype, "budget": budget, "needs": [True] * 3}
+    share = {"num_ids": vocab, "stretch": vocab, "ranks": ""}
+    head = Head(hidden, weight, bias, targets, softcap=2.0, temperature=0.7, **asked, **share)
     with Meter(vocab, (weight, hidden, bias)) as meter:
-        _linear_cross_entropy_forward(hidden, weight, bias, targets, *options)
+        _linear_cross_entropy_forward(*head, 1e-2, 0.1, True)
     assert budget / 4 < meter.peak <= budget
 
-    scores = (2.0, 0.7, True, budget, dtype, True, True, True)
     with Meter(vocab, (weight, hidden, bias)) as meter:
-        found = _linear_logprob_forward(hidden, weight, bias, targets, *scores)
-        _linear_logprob_backward(*found[:2], hidden, weight, bias, targets, *found[1:], *scores)
+        found = _linear_logprob_forward(*head)
+        _linear_logprob_backward(*found[:2], *head[:4], *found[1:], *head[4:])
     assert budget / 4 < meter.peak <= budget

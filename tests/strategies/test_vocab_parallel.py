@@ -1,16 +1,24 @@
 """Losses whose logits are shared out by vocabulary, against torch on all logits in float64."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional import linear_cross_entropy, linear_token_scores, measured_cross_entropy
-from lightning_lm.functional.cross_entropy import _CHUNK_ELEMENTS
-from lightning_lm.functional.vocab_parallel import AXIS
+from lightning_lm.kernels import (
+    linear_cross_entropy,
+    linear_logprob,
+    linear_nll,
+    measured_cross_entropy,
+    register_flops,
+)
+from lightning_lm.kernels.vocab_parallel import AXIS
 
 OPTIONS = [
     {},
@@ -43,8 +51,9 @@ def split(tensor, axis=AXIS):
 def loss_of(vocab_size, options, scale=1.0):
     hidden, weight, bias, targets = problem(vocab_size, scale=scale)
     hidden, weight, bias = hidden.requires_grad_(), split(weight), split(bias)
-    _CHUNK_ELEMENTS["cpu"] = 5 * vocab_size  # several chunks, the last one shorter
-    loss = linear_cross_entropy(hidden, weight, targets, bias=bias, **options)
+    # Several chunks, the last one shorter: torch makes six matrices of a rank's logits.
+    budget = 5 * 28 * -(-vocab_size // distributed.get_world_size())
+    loss = linear_cross_entropy(hidden, weight, targets, bias=bias, budget_bytes=budget, **options)
     (loss.loss_sum * 0.5).backward()
     gradients = hidden.grad, weight.grad.full_tensor(), bias.grad.full_tensor()
     return loss.loss_sum.detach(), loss.nll_sum, loss.num_tokens, gradients
@@ -86,8 +95,8 @@ def test_huge_logits_stay_finite(ranks):
 def scores_of(entropy_gradient):
     hidden, weight, bias, targets = problem(97)
     hidden, weight, bias = hidden.requires_grad_(), split(weight), split(bias)
-    options = {"bias": bias, "temperature": 0.7, "softcap": 4.0, "entropy_gradient": entropy_gradient, "chunk": 5}
-    scores = linear_token_scores(hidden, weight, targets.clamp(min=0), **options)
+    options = {"bias": bias, "temperature": 0.7, "softcap": 4.0, "entropy_gradient": entropy_gradient}
+    scores = linear_logprob(hidden, weight, targets.clamp(min=0), budget_bytes=5 * 28 * 49, **options)
     total = (scores.logprobs * torch.arange(12)).sum() + (scores.entropies.sum() if entropy_gradient else 0)
     total.backward()
     return scores.logprobs.detach(), scores.entropies.detach(), hidden.grad, weight.grad.full_tensor()
@@ -106,20 +115,64 @@ def test_scores_of_tokens(ranks, entropy_gradient):
             torch.testing.assert_close(mine.double(), expected.detach(), rtol=1e-5, atol=1e-5)
 
 
-def measured():
-    hidden, weight, _, targets = problem(97)
+def measured(vocab_size, hidden_scale):
+    hidden, weight, _, targets = problem(vocab_size, scale=hidden_scale)
     result = measured_cross_entropy(hidden, split(weight), targets)
-    return result.entropy_sum, result.num_correct
+    return result.entropy_sum, result.num_correct, linear_nll(hidden, split(weight), targets)
 
 
-def test_what_is_measured_along_with_the_loss(ranks):
-    hidden, weight, _, targets = problem(97)
-    logits = (hidden.double() @ weight.double().T)[targets != -100]
-    entropy = torch.distributions.Categorical(logits=logits).entropy().sum()
-    correct = (logits.argmax(-1) == targets[targets != -100]).sum()
-    for found_entropy, found_correct in ranks(2).run(measured):
-        torch.testing.assert_close(found_entropy.double(), entropy, rtol=1e-6, atol=0)
+@pytest.mark.parametrize(("size", "vocab_size", "scale"), [(2, 97, 1.0), (3, 4, 1.0), (2, 97, 1e4)])
+def test_what_is_measured_along_with_the_loss(ranks, size, vocab_size, scale):
+    hidden, weight, _, targets = problem(vocab_size, scale=scale)
+    logits = hidden.double() @ weight.double().T
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    logits, targets = logits[targets != -100], targets[targets != -100]
+    entropy = torch.special.entr(logits.softmax(-1)).sum()
+    correct = (logits.argmax(-1) == targets).sum()
+    for found_entropy, found_correct, found_nll in ranks(size).run(measured, vocab_size, scale):
+        torch.testing.assert_close(found_entropy.double(), entropy, rtol=1e-6, atol=1e-6)
         assert found_correct == correct
+        torch.testing.assert_close(found_nll.double(), nll, rtol=1e-6, atol=1e-5)
+
+
+def confidence():
+    hidden, weight, _, targets = problem(97)
+    hidden, weight = hidden.requires_grad_(), split(weight)
+    measured_cross_entropy(hidden, weight, targets, by_confidence=True).loss.loss_sum.backward()
+    return hidden.grad, weight.grad.full_tensor()
+
+
+def test_a_loss_weighted_by_confidence(ranks):
+    hidden, weight, _, targets = problem(97)
+    hidden, weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    nll = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    (nll * nll.detach().neg().exp() * (targets != -100)).sum().backward()
+    for found in ranks(2).run(confidence):
+        for mine, expected in zip(found, (hidden.grad, weight.grad), strict=True):
+            torch.testing.assert_close(mine.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def watched():
+    """The same by the custom operator, which is taken where something listens to operations."""
+    hidden, weight, _, targets = problem(97)
+    hidden, weight = hidden.requires_grad_(), split(weight)
+    register_flops()
+    results = []
+    for watch in (contextlib.nullcontext(), FlopCounterMode(display=False)):
+        with watch:
+            loss = linear_cross_entropy(hidden, weight, targets, softcap=3.0).loss_sum
+            score = linear_logprob(hidden, weight, targets, entropy_gradient=True)
+            total = loss + (score.logprobs * torch.arange(12)).sum() + score.entropies.sum()
+            results.append(torch.autograd.grad(total, (hidden, weight)))
+    eager, operator = results
+    assert torch.equal(eager[0], operator[0])
+    assert torch.equal(eager[1].to_local(), operator[1].to_local())
+    return watch.get_total_flops()
+
+
+def test_by_the_operator_each_rank_counts_its_own_products(ranks):
+    one_product = 2 * 12 * 16
+    assert ranks(2).run(watched) == [(3 + 4) * one_product * 49, (3 + 4) * one_product * 48]
 
 
 def with_a_head_sharded_for_data():
