@@ -69,6 +69,10 @@ class ExperienceBatch(TypedDict):
     """float32 [rows, seq - 1]: of the policy to stay near to, nats."""
     importance_weights: NotRequired[Tensor]
     """float32 [rows, seq - 1]: factor on each token's loss."""
+    prompt_numbers: NotRequired[Tensor]
+    """int64 [rows]: equal in rows that begin with the same prompt."""
+    prompt_lengths: NotRequired[Tensor]
+    """int64 [rows]: tokens of that prompt, at least one."""
     num_fresh: NotRequired[int]
     """Answers of a rollout, the first that are learned from, whose ``old_logprobs`` that step computes itself."""
     row_ids: NotRequired[Tensor]

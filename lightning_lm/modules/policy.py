@@ -192,7 +192,7 @@ class PolicyModule(LMModule, abc.ABC):
         """Return those of the policy that learns, and what they say of the one that sampled."""
         mask, order = learned_tokens(rows), learning_orders(rows, self.plan)[0]
         num_fresh = 0 if self.needs_first_logprobs else len(order) // self.plan.minibatches
-        scored = order[num_fresh:]
+        scored = order[num_fresh:].sort().values
         old = torch.full(mask.shape, torch.nan, device=mask.device)
         if len(scored):
             old[scored] = self.in_chunks(lambda part: self.scores(self.model, part).logprobs, rows, scored)
@@ -223,11 +223,12 @@ class PolicyModule(LMModule, abc.ABC):
             rows: Experience.
             chosen: Numbers of the rows that are wanted; left out, all.
         """
-        parts = self.plan.minibatches * self.trainer.accumulate_grad_batches
-        size = self.plan.rows_at_once or -(-len(rows["labels"]) // parts)
-        ids, labels = (rows[name] if chosen is None else rows[name][chosen] for name in ("input_ids", "labels"))
-        pairs = zip(ids.split(size), labels.split(size), strict=True)
-        return torch.cat([function({"input_ids": ids, "labels": labels}) for ids, labels in pairs])
+        number = self.plan.minibatches * self.trainer.accumulate_grad_batches
+        size = self.plan.rows_at_once or -(-len(rows["labels"]) // number)
+        names = [name for name in ("input_ids", "labels", "prompt_numbers", "prompt_lengths") if name in rows]
+        columns = [(rows[name] if chosen is None else rows[name][chosen]).split(size) for name in names]
+        parts = zip(*columns, strict=True)
+        return torch.cat([function(dict(zip(names, part, strict=True))) for part in parts])
 
     # --- learning ---
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_logprob
+from lightning_lm.models.shared_prompts import answer_features
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.protocols import LanguageModel
 from lightning_lm.types import IGNORE_INDEX
@@ -26,7 +27,7 @@ def token_scores(
 
     Args:
         model: Meets `protocols.LanguageModel`, or returns logits (or an object with ``logits``).
-        batch: A `types.TokenBatch`.
+        batch: A `types.TokenBatch`; what rows of a `types.ExperienceBatch` share is computed once where it can be.
         temperature: What the logits were divided by when the tokens were sampled; the policy is that distribution.
         entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
     """
@@ -34,8 +35,9 @@ def token_scores(
     learned = targets != IGNORE_INDEX
     if hasattr(model, "hidden") and hasattr(model, "head"):
         language_model = cast(LanguageModel, model)
+        features = answer_features(model, batch, learned)
         scores = linear_logprob(
-            language_model.hidden(**inputs)[learned],
+            language_model.hidden(**inputs)[learned] if features is None else features,
             language_model.head.weight,
             targets[learned],
             bias=language_model.head.bias,
