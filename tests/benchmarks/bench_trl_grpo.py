@@ -231,7 +231,8 @@ def time_to(curve: list[dict[str, float]], accuracy: float) -> dict[str, float |
 
 def compared(rounds: list[dict], name: str, clock: str, point: str) -> float | None:
     """Median over rounds of our time to TRL's, to the accuracy or to the end of the curve."""
-    ends = [[part[-1] if isinstance(part, list) else part for part in (r[point][name], r[point]["trl"])] for r in rounds]
+    pairs = [(entry[point][name], entry[point]["trl"]) for entry in rounds]
+    ends = [[part[-1] if isinstance(part, list) else part for part in pair] for pair in pairs]
     ratios = [mine[clock] / its[clock] for mine, its in ends if mine[clock] is not None and its[clock] is not None]
     return round(statistics.median(ratios), 3) if ratios else None
 
