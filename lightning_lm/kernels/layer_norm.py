@@ -161,14 +161,14 @@ def _reference_forward(
     y = centred * scale
     y = y if weight is None else y * accurate(weight)
     y = y if bias is None else y + accurate(bias)
-    return y.to(x.dtype).contiguous(), mean.flatten(), scale.flatten()
+    return y.to(x.dtype).contiguous(), mean.squeeze(-1), scale.squeeze(-1)
 
 
 def _reference_backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide, shape = accurate(grad), (*x.shape[:-1], 1)
-    unit = (accurate(x) - mean.view(shape)) * scale.view(shape)
+    wide, mean, scale = accurate(grad), mean.unsqueeze(-1), scale.unsqueeze(-1)
+    unit = (accurate(x) - mean) * scale
     none = x.new_empty(0)
     of_bias = none if bias is None else wide.flatten(0, -2).sum(0).to(bias.dtype)
     of_weight = none.clone()
@@ -176,12 +176,12 @@ def _reference_backward(
         of_weight = (wide * unit).flatten(0, -2).sum(0).to(weight.dtype)
         wide = wide * accurate(weight)
     centred = wide - wide.mean(dim=-1, keepdim=True) - unit * (wide * unit).mean(dim=-1, keepdim=True)
-    return (centred * scale.view(shape)).to(x.dtype).contiguous(), of_weight, of_bias
+    return (centred * scale).to(x.dtype).contiguous(), of_weight, of_bias
 
 
 def _fake_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows, dtype = x.shape[:-1].numel(), torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape), x.new_empty(rows, dtype=dtype), x.new_empty(rows, dtype=dtype)
+    shape, dtype = x.shape[:-1], torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
 def _fake_backward(grad: Tensor, x: Tensor, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, ...]:

@@ -6,6 +6,8 @@ and wherever something listens to operations by name (selective checkpointing, F
 """
 
 import contextlib
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -115,7 +117,10 @@ class _Eager(torch.autograd.Function):
 
 def _is_watched(tensors: list[Tensor]) -> bool:
     """Return whether somebody must see the operation by its name."""
-    return is_in_torch_dispatch_mode() or any(type(tensor) not in _PLAIN for tensor in tensors)
+    foreign = any(type(tensor) not in _PLAIN for tensor in tensors)
+    if foreign and "torch.distributed.tensor" in sys.modules:  # which takes a while to load
+        importlib.import_module("lightning_lm.kernels.sharding").register_shardings()
+    return foreign or is_in_torch_dispatch_mode()
 
 
 def _without_autocast(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:

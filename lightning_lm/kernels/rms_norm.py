@@ -195,7 +195,7 @@ def _reference_forward(
     y = y.to(x.dtype).to(y.dtype) if round_first else y
     y = y if weight is None else y * (accurate(weight) + offset)
     kept = x.new_empty(0) if residual is None else total.contiguous()
-    return y.to(x.dtype).contiguous(), kept, scale.flatten()
+    return y.to(x.dtype).contiguous(), kept, scale.squeeze(-1)
 
 
 def _reference_backward(
@@ -207,7 +207,7 @@ def _reference_backward(
     offset: float,
     round_first: bool,
 ) -> tuple[Tensor, Tensor]:
-    wide, scale = accurate(grad), scale.view(*x.shape[:-1], 1)
+    wide, scale = accurate(grad), scale.unsqueeze(-1)
     unit = accurate(x) * scale
     grad_weight = x.new_empty(0)
     if weight is not None:
@@ -221,7 +221,7 @@ def _reference_backward(
 
 def _fake_forward(x: Tensor, weight: Tensor | None, residual: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     total = x.new_empty(0 if residual is None else x.shape)
-    return x.new_empty(x.shape), total, accurate(x.new_empty(0)).new_empty(x.shape[:-1].numel())
+    return x.new_empty(x.shape), total, accurate(x.new_empty(0)).new_empty(x.shape[:-1])
 
 
 def _fake_backward(
