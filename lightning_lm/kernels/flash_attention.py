@@ -15,38 +15,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_lm.functional.flash_attention import FlashOptions, flash_backward, flash_forward
-from lightning_lm.kernels.backend import architecture, use_triton
+from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.flash_kernels import forward_kernel, key_kernel, query_kernel
+from lightning_lm.kernels.flash_tiles import precision, tiles
 from lightning_lm.kernels.flops import flop_formula
 from lightning_lm.kernels.head import autocast_dtype
 from lightning_lm.kernels.launch import launch, next_power_of_two
 from lightning_lm.kernels.operation import Operation
 from lightning_lm.kernels.rows import unsupported_dtype
-from lightning_lm.kernels.tables import settings
 
 __all__ = ["flash_attention", "supported"]
 
 _LARGEST_HEAD = 128
 """Features of a head for which two tiles of sums stay in registers."""
-_LARGE_MEMORY = ("sm_90", "sm_100", "sm_103")
-"""Architectures with 227 kB of shared memory for a program; the tiles of the others fit into 99."""
-_HALF_PRECISION = {
-    # kernel, head above 64 features, large memory: queries and keys of a tile, warps, stages of the pipeline
-    ("flash_attention", False, True): (128, 64, 8, 3),
-    ("flash_attention", False, False): (128, 64, 8, 2),
-    ("flash_attention", True, True): (128, 64, 8, 3),
-    ("flash_attention", True, False): (128, 64, 8, 2),
-    ("flash_attention_queries", False, True): (64, 64, 4, 2),
-    ("flash_attention_queries", False, False): (128, 64, 8, 2),
-    ("flash_attention_queries", True, True): (128, 64, 8, 2),
-    ("flash_attention_queries", True, False): (64, 32, 8, 2),
-    ("flash_attention_keys", False, True): (64, 64, 8, 2),
-    ("flash_attention_keys", False, False): (32, 64, 8, 2),
-    ("flash_attention_keys", True, True): (32, 64, 8, 2),
-    ("flash_attention_keys", True, False): (32, 64, 8, 2),
-}
-_BLACKWELL_KEYS = (16, 64, 8, 2)
-"""The tile of keys of a large head there: registers hold less beside the products' accumulators."""
 _REFERENCE_BLOCK = 256
 """Queries and keys of a tile of the reference."""
 
@@ -96,21 +77,6 @@ def supported(query: Tensor, key: Tensor) -> str | None:
     return unsupported_dtype(query)
 
 
-def _tiles(kernel: str, query: Tensor) -> dict[str, int]:
-    """Return the queries and keys of a tile: as many as fit into registers and shared memory."""
-    size, wide = max(next_power_of_two(query.size(-1)), 16), query.dtype.itemsize > 2
-    chip = architecture(query.device)
-    if chip in ("sm_100", "sm_103") and kernel == "flash_attention_keys" and size > 64 and not wide:
-        blocks = _BLACKWELL_KEYS
-    elif wide:
-        blocks = (64, 32, 4, 1) if kernel == "flash_attention" else (32, 32, 4, 1)
-    else:
-        blocks = _HALF_PRECISION[kernel, size > 64, chip in _LARGE_MEMORY]
-    names = ("BLOCK_Q", "BLOCK_K", "num_warps", "num_stages")
-    default = dict(zip(names, blocks, strict=True))
-    return settings(kernel, (query.size(-1),), query.dtype, device=query.device, default=default)
-
-
 def _constants(query: Tensor, key: Tensor, first: Tensor | None, softcap: float) -> dict[str, Any]:
     return {
         "GROUP": query.size(1) // key.size(1),
@@ -118,7 +84,7 @@ def _constants(query: Tensor, key: Tensor, first: Tensor | None, softcap: float)
         "BLOCK_D": max(next_power_of_two(query.size(-1)), 16),
         "FIRST": first is not None,
         "SOFTCAP": softcap > 0,
-        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "PRECISION": precision(),
     }
 
 
@@ -138,7 +104,7 @@ def _flash_attention_forward(
     out, lse = _fake_forward(query, key, value)
     query, key, value = (_dense(x) for x in (query, key, value))
     batch, heads, queries, _ = query.shape
-    chosen = _tiles("flash_attention", query)
+    chosen = tiles("flash_attention", query)
     launch(
         forward_kernel, (-(-queries // chosen["BLOCK_Q"]), batch * heads),
         query, key, value, query if first is None else first, out, lse,
@@ -162,13 +128,13 @@ def _flash_attention_backward(
     along, constants = torch.empty_like(lse), _constants(query, key, first, scales[1])
     strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *grad.stride()[:3], _row_stride(first))
     given, factors = query if first is None else first, (scales[0], *_factors(*scales))
-    chosen = _tiles("flash_attention_queries", query)
+    chosen = tiles("flash_attention_queries", query)
     launch(
         query_kernel, (-(-queries // chosen["BLOCK_Q"]), batch * heads),
         query, key, value, given, out, grad, lse, along, grad_query, *strides, heads, queries, key.size(2),
         *factors, **constants, **chosen,
     )  # fmt: skip
-    last, chosen = _last_queries(first, key.size(2)), _tiles("flash_attention_keys", query)
+    last, chosen = _last_queries(first, key.size(2)), tiles("flash_attention_keys", query)
     launch(
         key_kernel, (-(-key.size(2) // chosen["BLOCK_K"]), batch * key.size(1)),
         query, key, value, given, given if last is None else last, grad, lse, along, grad_key, grad_value, *strides,

@@ -6,7 +6,7 @@ of the three products of an iteration cost half.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -53,12 +53,9 @@ def symmetric_product(
     batch, rows, columns = x.shape
     out = torch.empty(batch, rows, rows, dtype=x.dtype, device=x.device)
     other = out if added is None else added.contiguous()
-    default = {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-    if x.dtype == torch.float32:
-        default = {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    chosen = settings("newton_schulz", (rows, columns), x.dtype, device=x.device, default=default)
+    precision: Literal["ieee", "tf32"] = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    chosen = _tiles(x, precision)
     tiles = -(-rows // chosen["BLOCK"])
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     launch(
         _symmetric_kernel, (tiles, tiles, batch),
         x, other, out, x.stride(0), x.stride(1), rows, columns, alpha, beta,
@@ -77,6 +74,14 @@ def supported(x: Tensor, least_rows: int = LEAST_ROWS) -> str | None:
     if x.size(-2) < least_rows:
         return f"matrices of {x.size(-2)} rows are below {least_rows}"
     return unsupported_dtype(x)
+
+
+def _tiles(x: Tensor, precision: Literal["ieee", "tf32"]) -> dict[str, int]:
+    """Return rows and columns of a tile, warps and stages: as many as registers hold."""
+    default = {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+    if x.dtype == torch.float32:
+        default = {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 8 if precision == "ieee" else 4, "num_stages": 2}
+    return settings("newton_schulz", tuple(x.shape[-2:]), x.dtype, device=x.device, default=default)
 
 
 @jit

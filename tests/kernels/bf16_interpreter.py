@@ -1,4 +1,4 @@
-"""What Triton's interpreter gets wrong about bfloat16, put right for tests.
+"""What Triton's interpreter gets wrong, put right for tests: bfloat16, and in Triton 3.6 loops with numpy 2.4.
 
 It keeps bfloat16 as integers: conversions truncate, and products, sums, reductions and `tl.dot` act on the bit
 patterns. With these replacements kernels can be tested as they are.
@@ -27,6 +27,7 @@ def repair(interpreter, tl):
     builder.unary_op = arithmetic(builder.unary_op, interpreter, tl)
     builder.create_dot = dot(builder.create_dot, interpreter, tl)
     repair_reductions(interpreter, tl)
+    repair_bounds(interpreter)
 
 
 def is_bf16(value, tl):
@@ -82,3 +83,14 @@ def repair_reductions(interpreter, tl):
         return narrow[0] if single else narrow
 
     operations.apply_impl = apply
+
+
+def repair_bounds(interpreter):
+    """Let arrays of one number be bounds of loops: numpy 2.4 converts none, and Triton 3.6 asks it to."""
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor, *scope):
+        original(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    interpreter._patch_lang_tensor = patch

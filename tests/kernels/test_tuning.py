@@ -37,7 +37,7 @@ def fast(monkeypatch):
         tables_seen.append({"operation": operation, **found})
         return found
 
-    for name in ("rows", "flash_attention", "rope", "newton_schulz", "vocabulary"):
+    for name in ("rows", "flash_tiles", "rope", "newton_schulz", "vocabulary"):
         module = inspect.importlib.import_module(f"lightning_lm.kernels.{name}")
         monkeypatch.setattr(module, "settings", spying)
     monkeypatch.setattr(Stopwatch, "__call__", timed)
@@ -52,7 +52,7 @@ def test_every_kernel_that_looks_up_settings_can_be_tuned():
     found = set()
     for path in Path(lightning_lm.kernels.__file__).parent.glob("*.py"):
         calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
-        names = {"settings", "row_settings", "pieces", "_tiles"}
+        names = {"settings", "row_settings", "pieces", "tiles"}
         found |= {call.args[0].value for call in calls if name_of(call) in names and type(call.args[0]) is ast.Constant}
     assert found == set(TUNABLE)
 
