@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 __all__ = ["Ceilings", "RoleTime", "measure_ceilings", "module_times"]
 
+_MEASURING_S = 0.5
+
 
 @dataclass
 class RoleTime:
@@ -33,8 +35,9 @@ class Ceilings:
     bytes_per_s: float
 
     def floor_s(self, role: RoleTime) -> float:
-        """Return the least time of a role, forward and backward: a backward pass has twice the work of a forward."""
-        return 3 * max(role.flops / self.flops_per_s, role.bytes / self.bytes_per_s)
+        """Return the least time of a role: a backward pass, if its time is known, has twice the work of a forward."""
+        passes = 3 if role.backward_s else 1
+        return passes * max(role.flops / self.flops_per_s, role.bytes / self.bytes_per_s)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
@@ -54,12 +57,14 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _best_time(work: Callable[[], Any], device: torch.device) -> float:
-    times = []
-    for _ in range(7):
+    """Return the least time of a call in half a second of calls: what else a machine does must not raise a floor."""
+    work()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < _MEASURING_S:
         start = now(device)
         work()
         times.append(now(device) - start)
-    return min(times[2:])
+    return min(times)
 
 
 def now(device: torch.device) -> float:
