@@ -7,8 +7,9 @@ Where TRL is wrong, or means something else:
 * Accumulated micro-batches. TRL's ``bnpo`` averages the means of micro-batches, however many tokens they have; here a
   step is a mean over its tokens however it is cut (`test_micro_batches`).
 * The KL penalty. Without ``use_bias_correction_kl`` TRL differentiates the estimate k3, whose gradient is that of the
-  forward KL; this is compared, with ``unbiased=False``. With it, ratio times k3 is differentiated, which agrees with
-  `KLPenalty` on average and not on a batch; tests/functional/test_policy.py has the expectation.
+  forward KL; this is compared, with ``unbiased=False``. With it, ratio times k3 is differentiated, whose gradient is
+  that of `KLPenalty` token by token: ``ratio * (log pi - log pi_ref)`` times that of ``log pi``. The value that TRL
+  reports is weighted by the ratio, here it is k3 itself; they are the same where the ratio is one (`test_corrected_kl`).
 * Answers that are masked, because they came to no end: TRL counts them as answers in ``grpo`` and ``dr_grpo``, here
   they count as little as they teach. All answers here have a token.
 * Its ``epsilon_high`` of ``cispo`` is the largest weight, where the paper and `CISPO` have the distance from 1.
@@ -219,6 +220,29 @@ def test_loss_gradient_and_metrics(make_theirs, ours, experience, tmp_path, name
         if "sequence" in name and key.startswith("clip_ratio"):
             continue  # TRL counts answers, here tokens are counted whatever their ratio is
         assert found[f"train/{key}"] == pytest.approx(metrics[key], **TOLERANCE), key
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_corrected_kl(make_theirs, ours, experience, tmp_path, fresh):
+    """A clip so wide that no token's gradient is lost, and a penalty that outweighs the rest."""
+    wide = {"epsilon": 10.0, "epsilon_high": 10.0}
+    trainer = make_theirs("grpo", beta=2.0, use_bias_correction_kl=True, **wide)
+    batch = with_older_policies(trainer, experience)
+    if fresh:
+        batch["old_per_token_logps"] = batch["old_per_token_logps"] - experience["noise"][0]
+    wanted = trainer.compute_loss(trainer.model, batch)
+    wanted.backward()
+    loss = ClippedSurrogate(clip_low=10.0, clip_high=10.0)
+    objective = Objective(loss=loss, reduction=SequenceMean(), kl=KLPenalty(coefficient=2.0))
+    found = our_step(ours, objective, as_rows(batch), tmp_path)
+    for mine, other in (
+        (ours.head, trainer.model.lm_head),
+        (ours.embed, trainer.model.model.embed_tokens),
+        (ours.layers[0].mixer.q, trainer.model.model.layers[0].self_attn.q_proj),
+    ):
+        torch.testing.assert_close(mine.weight.grad, other.weight.grad, rtol=1e-4, atol=1e-6)
+    assert norm(ours) == pytest.approx(norm(trainer.model), **TOLERANCE)
+    assert (found["train/loss"] == pytest.approx(wanted.item(), **TOLERANCE)) == fresh
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
