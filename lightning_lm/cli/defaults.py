@@ -24,11 +24,10 @@ def defaults_of_changes(changes: Mapping[str, type]) -> str | None:
     root: dict[str, Any] = {}
     for path in sorted(path for path in changes if "[" not in path):
         *parents, last = path.split(".")
-        below, walked = root, []
+        below = root
         for key in parents:
-            walked.append(key)
             entry = below.setdefault(key, {})
-            below = entry["init_args"] if ".".join(walked) in changes else entry
+            below = entry["init_args"] if "class_path" in entry else entry
         below[last] = _described(changes[path])
     return yaml.safe_dump(root, sort_keys=False) if any(issubclass(cls, Part) for cls in changes.values()) else None
 

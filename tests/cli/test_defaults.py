@@ -60,3 +60,16 @@ def test_the_same_class_again_keeps_what_was_set(
     assert (optimizer["lr"], optimizer["weight_decay"], optimizer["momentum"]) == (0.5, 0.7, 0.9)
     assert Muon.lr != 0.5
     assert GLU.hidden_size is None
+
+
+def test_a_class_below_one_that_is_named_again_lands_inside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in every config that a run has saved: the layer's defaults are written out, and ``ffn`` belongs among them."""
+    (tmp_path / "mine.yaml").write_text(
+        "model:\n  model:\n    class_path: TransformerConfig\n"
+        "    init_args: {d_model: 32, num_layers: 1, layers: {ffn: {class_path: MLP, init_args: {bias: true}}}}\n"
+    )
+    layers = printed(capsys, "--config", str(tmp_path / "mine.yaml"))["model"]["init_args"]["layers"]["init_args"]
+    assert layers["ffn"]["class_path"].endswith(".MLP")
+    assert layers["ffn"]["init_args"] == {"hidden_size": None, "activation": MLP.activation, "bias": True}
