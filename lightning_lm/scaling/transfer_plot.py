@@ -1,6 +1,6 @@
 """The picture of learning-rate transfer: loss over learning rate at each width, and where the minima go."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,12 +48,14 @@ def transfer_picture(fits: Mapping[str, TransferFit]) -> "Figure":
 def _draw_losses(axes: "Axes", name: str, fit: TransferFit) -> None:
     from matplotlib import colormaps
 
+    losses = np.concatenate([curve.losses for curve in fit.curves])
+    heights = _apart([float(curve.losses[0]) for curve in fit.curves], 0.04 * float(np.ptp(losses)))
     for index, curve in enumerate(fit.curves):
         colour = colormaps["viridis"](0.05 + 0.75 * index / max(1, len(fit.curves) - 1))
         axes.plot(curve.rates, curve.losses, "-o", color=colour, markersize=3, linewidth=1.5)
         axes.plot(curve.best, curve.loss_at(curve.best), "*", color=colour, markersize=12, zorder=4)
         width = f"width {curve.width:g}" if index == 0 else f"{curve.width:g}"
-        _label(axes, width, (curve.rates[0], curve.losses[0]), colour, shift=(-5, 0), align="right")
+        _label(axes, width, (curve.rates[0], heights[index]), colour, shift=(-5, 0), align="right")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats per token")
     axes.margins(x=0.28)
     axes.set_title(name, loc="left", fontsize=12, fontweight="bold", color=_INK)
@@ -79,8 +81,21 @@ def _draw_optima(axes: "Axes", fits: Mapping[str, TransferFit]) -> None:
     axes.set_ylim(tried[0] / 1.2, tried[-1] * 1.2)
     axes.minorticks_off()
     hollow = any(fit.at_edge for fit in fits.values())
-    title = "Where the minima go" + (" (hollow: at an edge)" if hollow else "")
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_title(
+        "Best rates (hollow: edge)" if hollow else "Where the minima go",
+        loc="left",
+        fontsize=12,
+        fontweight="bold",
+        color=_INK,
+    )
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Return heights in the same order, the lower ones moved down until none is nearer than the gap to another."""
+    moved, above = list(heights), np.inf
+    for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
+        moved[index] = above = min(heights[index], above - gap)
+    return moved
 
 
 def _label(
