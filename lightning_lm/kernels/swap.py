@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_lm.kernels.backend import force_backend
-from lightning_lm.kernels.swap_rules import RULES, Candidate, Rule, hopeless
+from lightning_lm.kernels.swap_parts import Candidate, Rule
+from lightning_lm.kernels.swap_rules import RULES, hopeless
 
 __all__ = ["Swapped", "restore", "swap"]
 
@@ -201,7 +202,7 @@ def _run(function: Any, probe: nn.Module, inputs: tuple[Any, ...], differentiabl
     leaves = [x.detach().clone().requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         results = function(probe, *leaves)
-        results = [results] if isinstance(results, Tensor) else list(results)
+        results = [x for x in ([results] if isinstance(results, Tensor) else results) if x is not None]
         generator = torch.Generator(device="cpu").manual_seed(2)
         upstream = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in results]
         wanted = [*leaves[:differentiable], *probe.parameters()]

@@ -4,8 +4,7 @@ A rule proposes; whether a proposal computes what the layer computes is decided 
 library that a layer comes from does not matter, and a gain that is ``1 + weight`` is found out rather than looked up.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -14,49 +13,16 @@ from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.relu_squared import relu_squared
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
+from lightning_lm.kernels.swap_attention import ProjectedAttention
+from lightning_lm.kernels.swap_parts import Candidate, Make, Rule
 from lightning_lm.kernels.swiglu import geglu, swiglu
 
-__all__ = ["RULES", "Candidate", "Rule", "hopeless"]
+__all__ = ["RULES", "hopeless"]
 
-Make = Callable[..., Tensor]
 _PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("gate", "up", "down"), ("w1", "w3", "w2"))
 """Names that gated layers give to their maps."""
 _PLAIN_PROJECTIONS = (("up_proj", "down_proj"), ("up", "down"), ("c_fc", "c_proj"))
 """Names that layers without a gate give to theirs."""
-
-
-class Candidate(NamedTuple):
-    """A function that may stand in for a method."""
-
-    kernel: str
-    call: Callable[..., Any]
-    """Takes the module first."""
-
-
-class Rule:
-    """Knows layers of one kind, what they may compute, and how to try them."""
-
-    method = "forward"
-    candidates: tuple[Candidate, ...] = ()
-    differentiable = 1
-    """Inputs that have gradients; they come first."""
-
-    def fits(self, module: nn.Module) -> bool:
-        """Return whether a module is of this kind."""
-        raise NotImplementedError
-
-    def refusal(self, module: nn.Module) -> str | None:  # noqa: ARG002
-        """Return why a module of this kind cannot be exchanged, if it is known without trying."""
-        return None
-
-    def inputs(self, module: nn.Module, make: Make) -> tuple[Any, ...]:
-        """Return inputs to try the method with.
-
-        Args:
-            module: What is tried.
-            make: Takes a shape and returns normal numbers.
-        """
-        raise NotImplementedError
 
 
 def _gain_of(norm: Any) -> Tensor | None:
@@ -214,7 +180,7 @@ class _Rope(Rule):
         return q, k, *(table.to(q.device) for table in tables)
 
 
-RULES: tuple[Rule, ...] = (_RMSNorm(), _LayerNorm(), _Gated(), _Plain(), _Rope())
+RULES: tuple[Rule, ...] = (_RMSNorm(), _LayerNorm(), _Gated(), _Plain(), _Rope(), ProjectedAttention())
 """Every kind of layer that is known."""
 
 

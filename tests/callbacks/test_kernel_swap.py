@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from lightning_lm.callbacks import KernelSwap
 from lightning_lm.errors import ConfigurationError
@@ -73,13 +74,84 @@ def test_a_model_of_transformers_trains_alike_and_is_put_back(name):
     before = {path: (type(layer), set(vars(layer))) for path, layer in exchanged.named_modules()}
     names = list(exchanged.state_dict())
     trained(exchanged, 8, callback)
-    assert callback.names == {"rms_norm", "geglu" if name == "gemma2" else "swiglu"}
+    assert callback.names == {"rms_norm", *({"geglu"} if name == "gemma2" else {"swiglu", "rope"})}
     torch.testing.assert_close(torch.tensor(exchanged.losses), torch.tensor(plain.losses), atol=1e-5, rtol=0)
     assert plain.losses[-1] < plain.losses[0]
     after = {path: (type(layer), set(vars(layer))) for path, layer in exchanged.named_modules()}
     assert list(exchanged.state_dict()) == names
     assert {path: kind for path, kind in after.items() if path} == {path: kind for path, kind in before.items() if path}
     assert "configure_model" not in vars(exchanged)
+
+
+def calls(model, monkeypatch):
+    """Count calls of layers' own methods."""
+    seen, own = [], type(model.model.layers[0].self_attn).forward
+
+    def counted(self, *args, **kwargs):
+        seen.append(self.layer_idx)
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Qwen3Config])
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
+def test_attention_of_transformers_goes_by_kernels_unless_it_is_given_a_mask(config, kind, monkeypatch):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(**SIZES))
+    plain = copy.deepcopy(model)
+    done = {entry.module: entry for entry in swap(model)}
+    assert done["model.layers.1.self_attn"].kernel == "rope and attention"
+    ids, given = torch.randint(0, 50, (2, 9)), {}
+    if kind == "padded":
+        given["attention_mask"] = torch.tensor([[0] * 3 + [1] * 6, [1] * 9])
+    if kind == "packed":
+        given["position_ids"] = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]] * 2)
+    expected, seen = plain(ids, use_cache=False, **given).logits, calls(model, monkeypatch)
+    torch.testing.assert_close(model(ids, use_cache=kind == "plain", **given).logits, expected, atol=1e-6, rtol=0)
+    assert seen == ([] if kind == "plain" else [0, 1])
+
+
+def test_an_exchanged_model_generates_with_its_own_cache():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).eval()
+    ids, options = torch.randint(3, 50, (2, 5)), {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(ids, **options)
+    done = swap(model)
+    assert torch.equal(model.generate(ids, **options), expected)
+    restore(done)
+    assert "forward" not in vars(model.model.layers[0].self_attn)
+
+
+class ReversedAttention(LlamaAttention):
+    """Looks like its parent and turns the other way."""
+
+    def forward(self, hidden_states, position_embeddings, *args, **kwargs):
+        return super().forward(hidden_states, (position_embeddings[0], -position_embeddings[1]), *args, **kwargs)
+
+
+def attention_layer(kind=LlamaAttention, implementation="sdpa", **options):
+    config = LlamaConfig(**SIZES, **options)
+    config._attn_implementation = implementation
+    return kind(config, 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (attention_layer(), ""),
+        (attention_layer(ReversedAttention), "something else than rope and attention"),
+        (attention_layer(implementation="eager"), "asks for eager attention, which is given a mask of all pairs"),
+        (attention_layer(implementation="flash_attention_2"), "flash_attention_2 attention, which is left alone"),
+        (attention_layer(attention_dropout=0.1), "dropout=0.1 of attention weights"),
+    ],
+    ids=["llama", "reversed", "eager", "flash", "dropout"],
+)
+def test_which_attention_is_exchanged(layer, reason):
+    (entry,) = swap(nn.Sequential(layer))
+    assert bool(entry.kernel) == (not reason)
+    assert reason in entry.reason
 
 
 def test_of_gpt2_the_norms_are_exchanged_and_the_rest_is_explained():
