@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from lightning_lm.callbacks.batches import num_predictions, num_replicas
 from lightning_lm.callbacks.emission import LogInterval, emit
@@ -21,7 +22,8 @@ class GradientNoiseScale(LeanHooks, Callback):
     """Log ``noise/batch_size``: batches far below it waste steps, batches far above it waste examples.
 
     The first micro-batch of a step is a small batch inside a large one, and both norms can be read without a copy of
-    any gradient. So the trainer must accumulate at least two micro-batches. Two estimates are averaged over steps,
+    any gradient. So the trainer must accumulate at least two micro-batches, or several ranks must each have one: then
+    what a rank computes is measured before it is averaged with the others'. Two estimates are averaged over steps,
     ``noise/signal`` (squared norm of the true gradient) and ``noise/trace`` (of the covariance of one example), and
     then divided: averaging ratios would overestimate by a factor of 1.3 to 4. All are in the unit of the gradients as
     they are accumulated; their ratio has none of that. The batch size is in tokens where batches hold ``input_ids``,
@@ -50,6 +52,8 @@ class GradientNoiseScale(LeanHooks, Callback):
         self._micro_batches = 0
         self._small_norm: Tensor | None = None
         self._waiting: list[tuple[Tensor, Tensor, float, float]] = []
+        self._own_norms: list[Tensor] = []
+        self._hooks: list[RemovableHandle] = []
         self._signal = self._trace = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,7 +68,7 @@ class GradientNoiseScale(LeanHooks, Callback):
         """Check that there is a small batch inside the large one, and that both gradients can be read.
 
         Raises:
-            ConfigurationError: If every step has one micro-batch, or ranks share the gradients.
+            ConfigurationError: If every step has one micro-batch in all, or ranks share the gradients.
         """
         if trainer.world_size > 1 and not isinstance(trainer.strategy.model, DistributedDataParallel):
             raise ConfigurationError(
@@ -72,11 +76,25 @@ class GradientNoiseScale(LeanHooks, Callback):
                 f"{type(trainer.strategy).__name__} no rank has it. Use the strategy ddp or zero1, or one device."
             )
         if trainer.accumulate_grad_batches < 2:
-            raise ConfigurationError(
-                "GradientNoiseScale compares a micro-batch with its step, and accumulate_grad_batches="
-                f"{trainer.accumulate_grad_batches}. Set it to 2 or more, with micro-batches as much smaller."
-            )
+            if num_replicas(trainer) < 2:
+                raise ConfigurationError(
+                    "GradientNoiseScale compares a micro-batch with its step, and here accumulate_grad_batches="
+                    f"{trainer.accumulate_grad_batches} on one device makes them the same. Set it to 2 or more, with "
+                    "micro-batches as much smaller, or train with ddp on two devices or more."
+                )
+            trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+            self._hooks = [parameter.register_hook(self._measure_own) for parameter in trained]
         self._interval.reset(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the parameters as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the parameters as they were."""
+        self.on_train_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count what is in the batch."""
@@ -90,7 +108,11 @@ class GradientNoiseScale(LeanHooks, Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the norm after the first micro-batch, and after the last: both before the gradients are rescaled."""
         self._micro_batches += 1
-        if self._micro_batches == 1:
+        if self._hooks:
+            own = torch.stack(self._own_norms).square().sum()
+            self._own_norms.clear()
+            self._waiting.append((own, _norm_sq(pl_module), self._small, self._big))
+        elif self._micro_batches == 1:
             self._small_norm = _norm_sq(pl_module)
         elif self._micro_batches == trainer.accumulate_grad_batches and self._small_norm is not None:
             self._waiting.append((self._small_norm, _norm_sq(pl_module), self._small, self._big))
@@ -104,6 +126,10 @@ class GradientNoiseScale(LeanHooks, Callback):
             if self._signal > 0:
                 metrics = {"noise/batch_size": self._trace / self._signal}
                 emit(trainer, {**metrics, "noise/signal": self._signal, "noise/trace": self._trace})
+
+    def _measure_own(self, gradient: Tensor) -> None:
+        """Hooks of tensors run before DDP sees a gradient: this is the rank's own."""
+        self._own_norms.append(torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32))
 
     def _average(self, num_ranks: int) -> None:
         for small_norm, big_norm, small, big in self._waiting:
