@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.modules.pipeline import PipelineModule
 from lightning_lm.modules.ranks import require_all_ranks
+from lightning_lm.strategies.failure_reports import _ReportingStrategy
 
 __all__ = ["PipelineStrategy"]
 
 
-class PipelineStrategy(DDPStrategy):
+class PipelineStrategy(_ReportingStrategy, DDPStrategy):
     """Runs a `PipelineModule`: as many stages as ranks, all of them on the same rows.
 
     A checkpoint is that of the whole model and its optimizer under their ordinary names: `PretrainModule`, one process,

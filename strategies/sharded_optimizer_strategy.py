@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules.ranks import require_all_ranks
+from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.gradient_reducer import GradientReducer
 from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
@@ -23,7 +24,7 @@ __all__ = ["ShardedOptimizerStrategy"]
 _NOT_SHARDED = ("model_averaging_period", "ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper")
 
 
-class ShardedOptimizerStrategy(DDPStrategy):
+class ShardedOptimizerStrategy(_ReportingStrategy, DDPStrategy):
     """`DDPStrategy` in which each of N ranks keeps one N-th of the optimizer's state. Any module, any optimizer.
 
     Checkpoints are those of an ordinary run: any number of ranks and any other strategy can load them. With
@@ -38,7 +39,9 @@ class ShardedOptimizerStrategy(DDPStrategy):
         reduce_every_micro_batch: With ``stage=2`` and accumulation: average each micro-batch's gradients instead of
             the sums of a window: less memory, more communication.
         find_unused_parameters: A parameter may take no part in a loss, and keeps no gradient where no rank used it.
-        **settings: For `DDPStrategy`: ``timeout``, ``process_group_backend``, ``start_method``, with ``stage=1`` all.
+        **settings: For `DDPStrategy`: ``timeout`` (a ``timedelta``; "0:05:00" in YAML) after which a rank that waits
+            for others fails and says what these are at, ``process_group_backend``, ``start_method``, with ``stage=1``
+            all.
 
     Raises:
         ConfigurationError: If settings or precision do not fit the stage.
@@ -124,13 +127,6 @@ class ShardedOptimizerStrategy(DDPStrategy):
         """Let go of the parameters."""
         self._close_reducer()
         super().teardown()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Say on which rank it was: all ranks write to one terminal."""
-        super().on_exception(exception)
-        module = self.lightning_module
-        steps = 0 if module is None else module.trainer.global_step
-        exception.add_note(f"This was rank {self.global_rank} of {self.world_size}, after {steps} steps.")
 
     def _close_reducer(self) -> None:
         if self._reducer is not None:

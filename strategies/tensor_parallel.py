@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_lm.functional.shards import reshard
 from lightning_lm.modules.ranks import require_all_ranks
 from lightning_lm.strategies.data_sharding import gathered, set_synchronised
+from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.homogeneous import step_by_mesh
 from lightning_lm.strategies.mesh import _MeshStrategy
 from lightning_lm.strategies.restore import load_model, load_optimizer
@@ -29,7 +30,7 @@ __all__ = ["TensorParallelStrategy"]
 _DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
-class TensorParallelStrategy(_MeshStrategy):
+class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
     """Each group of ranks splits the matrices of the model; over the groups everything is sharded (FSDP2).
 
     The ranks of a group read the same data and compute a share of each matrix product. What is split follows from
@@ -50,7 +51,7 @@ class TensorParallelStrategy(_MeshStrategy):
         save_distributed_checkpoint: Checkpoints are folders to which all ranks write; otherwise single files in the
             form of an ordinary run.
         process_group_backend: For torch; by default what fits the device.
-        timeout: After which a rank that waits for others fails.
+        timeout: After which a rank that waits for others fails and says what these are at ("0:05:00" in YAML).
 
     Raises:
         ConfigurationError: At the start, if sizes, plan or precision do not fit.

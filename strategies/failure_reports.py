@@ -1,0 +1,148 @@
+"""What ranks tell each other when one of them fails, so that those that waited name the one to look at."""
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
+from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+__all__ = ["FailureReports", "_ReportingStrategy"]
+
+_log = logging.getLogger(__name__)
+_POLL_S, _GRACE_S = 0.25, 3.0
+_ALARM = "alarm"
+
+
+class FailureReports:
+    """A board that all ranks read, and a thread that says on it where its rank is, once another has failed.
+
+    A rank that raises writes its traceback down. Those that waited for it fail too, with an error of the network or
+    after the strategy's ``timeout``, and find on the board what the others are at: one that hangs is seen where it
+    hangs, and one that is dead says nothing.
+
+    Args:
+        strategy: With its process group. All ranks must make theirs together.
+    """
+
+    def __init__(self, strategy: ParallelStrategy) -> None:
+        self.rank, self.size = strategy.global_rank, strategy.world_size
+        environment = strategy.cluster_environment
+        assert environment is not None
+        address = environment.main_address
+        own = TCPStore(address, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        port = strategy.broadcast(0 if own is None else own.port)
+        self._store = own or TCPStore(address, port, wait_for_workers=False)
+        self._over = threading.Event()
+        self._main = threading.get_ident()
+        threading.Thread(target=self._watch, name="failure-reports", daemon=True).start()
+
+    def _watch(self) -> None:
+        try:
+            while not self._over.wait(_POLL_S):
+                if self._store.check([_ALARM]):
+                    frame = sys._current_frames().get(self._main)
+                    self._store.set(f"at {self.rank}", "".join(traceback.format_stack(frame)[-8:]))
+                    return
+        except distributed.DistError:
+            pass  # rank 0 has gone, and the board with it
+
+    def tell(self, error: BaseException) -> None:
+        """Write down what this rank fails with.
+
+        Args:
+            error: Of this rank.
+        """
+        if not _is_of_network(error):
+            text = "".join(traceback.format_exception(error)[-8:])
+            self._store.set(f"error {self.rank}", text)
+        self._store.set(f"failed {self.rank}", "yes")
+        self._store.set(_ALARM, "yes")
+
+    def others(self) -> list[str]:
+        """Return a line or more about each rank that did not fail only because it waited for others."""
+        deadline = time.monotonic() + _GRACE_S
+        waiting = [rank for rank in range(self.size) if rank != self.rank]
+        found = []
+        while waiting and time.monotonic() < deadline:
+            for rank in list(waiting):
+                answer = self._answer(rank)
+                if answer is not None:
+                    waiting.remove(rank)
+                    found.append(answer)
+            time.sleep(_POLL_S / 5)
+        return [
+            *(line for line in found if line),
+            *(f"Rank {rank} of {self.size} does not answer: it has died, or hangs outside Python." for rank in waiting),
+        ]
+
+    def _answer(self, rank: int) -> str | None:
+        who = f"Rank {rank} of {self.size}"
+        if self._store.check([f"error {rank}"]):
+            return f"{who} failed with\n{self._read(f'error {rank}')}"
+        if self._store.check([f"failed {rank}"]):
+            return ""
+        if self._store.check([f"at {rank}"]):
+            return f"{who} has not failed; it is at\n{self._read(f'at {rank}')}"
+        return None
+
+    def _read(self, key: str) -> str:
+        content: bytes = self._store.get(key)
+        return content.decode(errors="replace").rstrip()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Return whether a rank fails because it waited for another one."""
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+class _ReportingStrategy(Strategy):
+    """Mix-in before a strategy for several processes: errors name the rank that they come from.
+
+    The strategy's ``timeout`` bounds how long a rank waits for one that hangs, and also how much later than the first
+    the last one may start; processes that die are seen at once, by Lightning's launcher and by torchrun too.
+    """
+
+    _reports: FailureReports | None = None
+
+    def setup_environment(self) -> None:
+        """Form the process group, and put up the board."""
+        super().setup_environment()
+        assert isinstance(self, ParallelStrategy)
+        if self._reports is None and self.world_size > 1:
+            self._reports = FailureReports(self)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say on which rank it was: all ranks write to one terminal. If it waited for another, say what that does."""
+        super().on_exception(exception)
+        assert isinstance(self, ParallelStrategy)
+        module = self.lightning_module
+        steps = 0 if module is None else module.trainer.global_step
+        exception.add_note(f"This was rank {self.global_rank} of {self.world_size}, after {steps} steps.")
+        if self._reports is None:
+            return
+        try:
+            self._reports.tell(exception)
+            if _is_of_network(exception):
+                _log.error("\n".join([f"Rank {self.global_rank} waited in vain.", *self._reports.others()]))
+        except distributed.DistError:
+            _log.error("Rank %d waited in vain, and rank 0 has gone.", self.global_rank)
+
+    def teardown(self) -> None:
+        """Take the board down."""
+        if self._reports is not None:
+            self._reports.close()
+        self._reports = None
+        super().teardown()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what other processes may have: no connection."""
+        return {**super().__getstate__(), "_reports": None}

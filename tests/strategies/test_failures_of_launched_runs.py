@@ -1,0 +1,73 @@
+"""One of two ranks fails in a run that a user started: in bounded time the output names the rank, and where it was."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+FAILING = """
+import os, signal, threading
+from lightning.pytorch import Callback
+
+def wait_for_ever():
+    threading.Event().wait()
+
+class Failing(Callback):
+    def __init__(self, kind):
+        self.kind = kind
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 2 and trainer.global_rank == 1:
+            if self.kind == "raises":
+                raise ValueError("the last straw")
+            if self.kind == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            wait_for_ever()
+"""
+RECIPE = """
+base: base/trainer
+trainer: {{max_steps: 4, val_check_interval: 4, accelerator: cpu, devices: 2, precision: 32-true, logger: false,
+  strategy: {{class_path: ShardedOptimizerStrategy, init_args: {{timeout: "{timeout}"}}}},
+  callbacks: [{{class_path: failing.Failing, init_args: {{kind: {kind}}}}}],
+  enable_progress_bar: false, enable_model_summary: false, enable_checkpointing: false}}
+model: {{model: {{class_path: TransformerConfig,
+  init_args: {{d_model: 16, num_layers: 1, layers: {{mixer: {{num_heads: 2}}}}}}}}}}
+data: {{train: corpus, tokenizer: Bytes, context_length: 16, batch_size: 4}}
+"""
+LAUNCHERS = {
+    "popen": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+}
+SAID = {
+    ("popen", "raises"): [
+        "ValueError: the last straw",
+        "in on_train_batch_start",
+        "This was rank 1 of 2, after 2 steps",
+    ],
+    ("popen", "dies"): ["ank: 1] Child process", "terminated with code -9"],
+    ("torchrun", "dies"): ["local_rank: 1", "exitcode: -9"],
+    ("torchrun", "hangs"): ["Rank 1 of 2 has not failed; it is at", "in wait_for_ever"],
+}
+"""Lightning and torchrun watch over their processes, and say which one is gone."""
+
+
+@pytest.mark.parametrize(("launcher", "kind"), SAID)
+def test_the_output_names_the_rank(tmp_path, launcher, kind):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "0.txt").write_text("abc def " * 100)
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "run.yaml").write_text(RECIPE.format(kind=kind, timeout="0:00:08" if kind == "hangs" else "0:02:00"))
+    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    words = [*LAUNCHERS[launcher], "-m", "lightning_lm.cli", "fit", "--config", "run.yaml"]
+    start = time.monotonic()
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    for said in SAID[launcher, kind]:
+        assert said in output, output[-5000:]
+    assert time.monotonic() - start < 110  # and not the two minutes, nor half an hour, that are the rule
