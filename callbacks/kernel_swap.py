@@ -15,7 +15,7 @@ __all__ = ["KernelSwap"]
 
 
 class KernelSwap(Callback):
-    """Runs the layers of any model by fused kernels: norms, feed-forward layers and rotations.
+    """Runs the layers of any model by fused kernels: norms, feed-forward layers, rotations and causal attention.
 
     Layers are known by their parts, whether they are this package's, of ``transformers`` or a user's own. Each is tried
     on random numbers, forward and backward, against its own method and against float64, and left alone if the kernel

@@ -23,15 +23,22 @@ def _weights_of(scores, factor, cap, SOFTCAP: tl.constexpr):
 
 
 @jit
+def _rows_of(x_ptr, rows, stride, limit, SIZE: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Load a tile of rows; those behind the limit are zeros, if any may be there."""
+    d = tl.arange(0, BLOCK_D)
+    inside = (rows[:, None] < limit) & (d[None, :] < SIZE) if MASKED else d[None, :] < SIZE
+    return tl.load(x_ptr + rows[:, None] * stride + d[None, :], mask=inside, other=0.0)
+
+
+@jit
 def _attend(
     q, k_ptr, v_ptr, begin, end, column, largest, total, weighted, k_row, v_row, keys, factor, cap,
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    columns, d = column + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
-    inside = (columns[:, None] < keys) & (d[None, :] < SIZE) if MASKED else d[None, :] < SIZE
-    k = tl.load(k_ptr + columns[:, None] * k_row + d[None, :], mask=inside, other=0.0)
-    v = tl.load(v_ptr + columns[:, None] * v_row + d[None, :], mask=inside, other=0.0)
+    columns = column + tl.arange(0, BLOCK_K)
+    k = _rows_of(k_ptr, columns, k_row, keys, SIZE, BLOCK_D, MASKED)
+    v = _rows_of(v_ptr, columns, v_row, keys, SIZE, BLOCK_D, MASKED)
     scores, _ = _weights_of(tl.dot(q, tl.trans(k), input_precision=PRECISION), factor, cap, SOFTCAP)
     if MASKED:
         seen = (columns[None, :] >= begin[:, None]) & (columns[None, :] < end[:, None])
@@ -59,7 +66,7 @@ def forward_kernel(
     v_ptr += batch * v_batch + head // GROUP * v_head
     rows, d = start + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_D)
     inside = (rows[:, None] < queries) & (d[None, :] < SIZE)
-    q = tl.load(q_ptr + batch * q_batch + head * q_head + rows[:, None] * q_row + d[None, :], mask=inside, other=0.0)
+    q = _rows_of(q_ptr + batch * q_batch + head * q_head, rows, q_row, queries, SIZE, BLOCK_D, True)
     end = rows + (keys - queries + 1)
     begin = end * 0
     whole_to = (start + keys - queries + 1) // BLOCK_K * BLOCK_K
@@ -98,10 +105,9 @@ def _query_gradient(
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    columns, d = column + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
-    inside = (columns[:, None] < keys) & (d[None, :] < SIZE) if MASKED else d[None, :] < SIZE
-    k = tl.load(k_ptr + columns[:, None] * k_row + d[None, :], mask=inside, other=0.0)
-    v = tl.load(v_ptr + columns[:, None] * v_row + d[None, :], mask=inside, other=0.0)
+    columns = column + tl.arange(0, BLOCK_K)
+    k = _rows_of(k_ptr, columns, k_row, keys, SIZE, BLOCK_D, MASKED)
+    v = _rows_of(v_ptr, columns, v_row, keys, SIZE, BLOCK_D, MASKED)
     scores, ratio = _weights_of(tl.dot(q, tl.trans(k), input_precision=PRECISION), factor, cap, SOFTCAP)
     weights = tl.exp2(scores - lse[:, None])
     if MASKED:
@@ -128,9 +134,9 @@ def query_kernel(
     v_ptr += batch * v_batch + head // GROUP * v_head
     rows, d = start + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_D)
     inside = (rows[:, None] < queries) & (d[None, :] < SIZE)
-    q = tl.load(q_ptr + batch * q_batch + head * q_head + rows[:, None] * q_row + d[None, :], mask=inside, other=0.0)
+    q = _rows_of(q_ptr + batch * q_batch + head * q_head, rows, q_row, queries, SIZE, BLOCK_D, True)
     grad_ptr += batch * grad_batch + head * grad_head
-    grad = tl.load(grad_ptr + rows[:, None] * grad_row + d[None, :], mask=inside, other=0.0)
+    grad = _rows_of(grad_ptr, rows, grad_row, queries, SIZE, BLOCK_D, True)
     place = ((batch * queries + rows) * heads + head)[:, None] * SIZE + d[None, :]
     out = tl.load(out_ptr + place, mask=inside, other=0.0)
     along = tl.sum(out.to(tl.float32) * grad.to(tl.float32), axis=1)
@@ -170,10 +176,9 @@ def _key_gradient(
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr,
     FIRST: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    rows, d = row + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < queries) & (d[None, :] < SIZE)
-    q = tl.load(q_ptr + rows[:, None] * q_row + d[None, :], mask=inside, other=0.0)
-    grad = tl.load(grad_ptr + rows[:, None] * grad_row + d[None, :], mask=inside, other=0.0)
+    rows = row + tl.arange(0, BLOCK_Q)
+    q = _rows_of(q_ptr, rows, q_row, queries, SIZE, BLOCK_D, True)
+    grad = _rows_of(grad_ptr, rows, grad_row, queries, SIZE, BLOCK_D, True)
     lse = tl.load(lse_ptr + rows, mask=rows < queries, other=float("inf")) * 1.4426950408889634
     along = tl.load(along_ptr + rows, mask=rows < queries, other=0.0)
     scores, ratio = _weights_of(tl.dot(k, tl.trans(q), input_precision=PRECISION), factor, cap, SOFTCAP)
@@ -205,8 +210,8 @@ def key_kernel(
     inside = (columns[:, None] < keys) & (d[None, :] < SIZE)
     k_ptr += batch * k_batch + kv_head * k_head
     v_ptr += batch * v_batch + kv_head * v_head
-    k = tl.load(k_ptr + columns[:, None] * k_row + d[None, :], mask=inside, other=0.0)
-    v = tl.load(v_ptr + columns[:, None] * v_row + d[None, :], mask=inside, other=0.0)
+    k = _rows_of(k_ptr, columns, k_row, keys, SIZE, BLOCK_D, True)
+    v = _rows_of(v_ptr, columns, v_row, keys, SIZE, BLOCK_D, True)
     offset = keys - queries
     low = tl.maximum(start - offset, 0) // BLOCK_Q * BLOCK_Q
     high = queries
