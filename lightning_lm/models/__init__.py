@@ -25,6 +25,7 @@ from lightning_lm.models.positions import (
 )
 from lightning_lm.models.presets import gpt2, llama2, llama3, mistral, qwen2, qwen3, tinystories
 from lightning_lm.models.roles import Role, parameter_roles
+from lightning_lm.models.saved_transformers import TransformersConfig
 from lightning_lm.models.summary import (
     ModelDescription,
     describe,
@@ -67,6 +68,7 @@ __all__ = [
     "SinusoidalPositions",
     "Transformer",
     "TransformerConfig",
+    "TransformersConfig",
     "TransformersModel",
     "TruncatedNormal",
     "YaRNScaling",

@@ -1,6 +1,7 @@
 """Let any causal language model of ``transformers`` stand where one of ours can."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,10 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
+from lightning_lm.models.saved_transformers import TransformersConfig
 
-__all__ = ["TransformersCache", "TransformersModel", "as_language_model"]
+__all__ = ["TransformersCache", "TransformersModel", "as_language_model", "whole_logits"]
 
 _SCALES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+_MULTIPLIES = {"cohere": "logit_scale", "falcon_h1": "lm_head_multiplier", "hyperclovax": "logits_scaling"}
+_DIVIDES = {"granite": "logits_scaling"}
+"""Families by the beginning of their ``model_type``, and what they scale logits with."""
 
 
 class TransformersCache:
@@ -55,13 +60,14 @@ class TransformersCache:
 class TransformersModel(nn.Module):
     """A ``transformers`` causal language model that meets `lightning_lm.protocols.LanguageModel`.
 
-    Packed rows are handled by ``transformers`` itself, which keeps documents apart where positions restart.
+    Packed rows are handled by ``transformers`` itself, which keeps documents apart where positions restart. Where a
+    model scales its logits (Granite, Cohere) its features are scaled instead: the same for a head without a bias.
 
     Args:
-        model: For example ``AutoModelForCausalLM.from_pretrained(...)``.
+        model: For example ``AutoModelForCausalLM.from_pretrained(...)``, bare or with adapters in a ``PeftModel``.
 
     Raises:
-        ConfigurationError: If the model is not a decoder whose logits are ``soft-cap(head(hidden))``.
+        ConfigurationError: If the model is not a decoder whose logits are ``soft-cap(scale * head(hidden))``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -69,6 +75,12 @@ class TransformersModel(nn.Module):
         _check_supported(model)
         self.model = model
         self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self._scale = _logit_scale(model.config) or 1.0
+
+    @property
+    def description(self) -> TransformersConfig | None:
+        """What builds such a model again, without its weights; ``None`` where adapters or foreign code take part."""
+        return None if hasattr(self.model, "get_base_model") else TransformersConfig.of(self.model)
 
     @property
     def head(self) -> nn.Linear:
@@ -117,7 +129,7 @@ class TransformersModel(nn.Module):
         elif position_ids is not None:
             # Without a mask transformers would read a jump in the positions as the border of a document.
             mask = torch.ones_like(input_ids, dtype=torch.bool)
-        output = self.model.base_model(  # type: ignore[operator]
+        output = _without_wrapper(self.model).base_model(  # type: ignore[operator]
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=mask,
@@ -125,7 +137,7 @@ class TransformersModel(nn.Module):
             use_cache=cache is not None,
         )
         hidden: Tensor = output.last_hidden_state
-        return hidden
+        return hidden if self._scale == 1.0 else hidden * self._scale
 
     def make_cache(
         self, batch_size: int, max_length: int, starts: Int[Tensor, " batch"] | None = None
@@ -153,16 +165,57 @@ class TransformersModel(nn.Module):
 def as_language_model(model: nn.Module) -> nn.Module:
     """Return a causal language model of ``transformers`` in a `TransformersModel`, and any other module as it is.
 
-    Called bare, such a model would take the documents of a packed row for one, make all logits, and generate without a
-    cache. One whose logits are not ``soft-cap(head(hidden))`` stays bare all the same.
+    Called bare, such a model makes all logits, and generates without a cache. One whose logits are not those of
+    `TransformersModel` stays bare all the same; it cannot be given packed rows, see `whole_logits`.
 
     Args:
         model: What a user gave.
     """
-    transformers = sys.modules.get("transformers")  # whoever has such a model has imported it
-    if transformers is None or not isinstance(model, transformers.PreTrainedModel) or _unsupported(model):
-        return model
-    return TransformersModel(model)
+    return TransformersModel(model) if _is_of_transformers(model) and not _unsupported(model) else model
+
+
+def whole_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits of a model that has no `hidden` and `head`, [batch, seq, vocab].
+
+    Args:
+        model: Returns logits, or an object that has them as ``logits``.
+        inputs: Its arguments.
+
+    Raises:
+        ConfigurationError: If packed documents are given to a bare model of ``transformers``, which would ignore the
+            borders between them and let each token see the documents before its own.
+    """
+    if inputs.get("document_ids") is not None and _is_of_transformers(model):
+        raise ConfigurationError(
+            f"The rows hold packed documents, and {type(model).__name__} cannot be told to keep them apart: it "
+            f"{_unsupported(model)} Give each document a row of its own: pack=False in the datamodule's rows."
+        )
+    output = model(**inputs)
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    """Whether it is a model of ``transformers``, or one in a ``PeftModel``; whoever has one has imported them."""
+    kinds = [
+        (sys.modules.get(name), kind) for name, kind in (("transformers", "PreTrainedModel"), ("peft", "PeftModel"))
+    ]
+    return any(module is not None and isinstance(model, getattr(module, kind)) for module, kind in kinds)
+
+
+def _without_wrapper(model: nn.Module) -> nn.Module:
+    """Return the model that ``peft`` has put its adapters into."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def _logit_scale(config: Any) -> float | None:
+    """Return the factor of the logits, ``None`` where it is not known."""
+    kind = str(getattr(config, "model_type", ""))
+    for families, sign in ((_MULTIPLIES, 1), (_DIVIDES, -1)):
+        for family, name in families.items():
+            if kind.startswith(family):
+                return float(getattr(config, name, None) or 1.0) ** sign
+    return 1.0 if all(getattr(config, name, None) in (None, 1, 1.0) for name in _SCALES_LOGITS) else None
 
 
 def _check_supported(model: nn.Module) -> None:
@@ -179,11 +232,14 @@ def _unsupported(model: nn.Module) -> str | None:
             "is not a causal language model of transformers with a linear head; give what "
             "AutoModelForCausalLM.from_pretrained returns."
         )
-    scaled = [name for name in _SCALES_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
-    if scaled:
+    if any(getattr(part, "is_prompt_learning", False) for part in getattr(model, "peft_config", {}).values()):
+        return "has learned prompts of peft, which stand before every row. Use adapters such as LoraConfig."
+    scale = _logit_scale(config)
+    if scale is None or (scale != 1.0 and head.bias is not None):
+        scaled = {name: getattr(config, name) for name in _SCALES_LOGITS if getattr(config, name, None) is not None}
         return (
-            f"multiplies its logits ({scaled[0]}={getattr(config, scaled[0])}); only models whose logits are "
-            "soft-cap(head(hidden)) can be used. Fold the factor into the weight of the head."
+            f"scales its logits in a way that is not known here ({scaled}); only models whose logits are "
+            "soft-cap(scale * head(hidden)) can be used. Fold the factor into the weight of the head."
         )
     return None
 

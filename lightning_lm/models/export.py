@@ -29,7 +29,7 @@ def export_model(
 
     Args:
         model: A `Transformer`, or a causal language model of ``transformers``, bare or in a `TransformersModel`. It
-            stays as it is.
+            stays as it is, also where ``peft`` has wrapped it.
         folder: Created if needed; each file in it is replaced whole.
         tokenizer: That of the model.
         dtype: That of the weights in the files; ``None`` for the model's own.
@@ -42,6 +42,8 @@ def export_model(
     if hasattr(model, "peft_config"):
         model = merge_adapters(model)
     inner: Any = model.model if isinstance(model, TransformersModel) else model
+    if hasattr(inner, "get_base_model"):  # a PeftModel
+        inner = merge_adapters(inner.get_base_model())
     if isinstance(inner, Transformer):
         save_huggingface(inner, folder, tokenizer, dtype=dtype, family=family)
         return

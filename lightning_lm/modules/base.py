@@ -264,7 +264,8 @@ class LMModule(MeasuredModule, abc.ABC):
         self._history = NormHistory(**entry["norm_history"])
 
     def _model_description(self) -> dict[str, Any] | None:
-        config = getattr(getattr(self, "model", None), "config", None)
+        model = getattr(self, "model", None)
+        config = getattr(model, "description", getattr(model, "config", None))
         return config.to_dict() if isinstance(config, Part) else None
 
 

@@ -89,7 +89,9 @@ def load_model(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
     if entry is None or entry["model"] is None:
         raise CheckpointError(
             f"{path} does not describe its model: it was written by a module that is not ours, or that was given an "
-            "nn.Module in place of a config. Build the model yourself and load checkpoint['state_dict']."
+            "nn.Module which no config can build again. Build it as before, load the checkpoint with "
+            "module = SFTModule.load_from_checkpoint(path, model=model), or the class that wrote it, and use "
+            "module.model; lightning_lm.models.export_model(module.model, folder) exports it."
         )
     model = ModelConfig.from_dict(entry["model"]).build()
     prefix = "model."

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import TokenLoss, token_cross_entropy
 from lightning_lm.kernels import linear_cross_entropy
+from lightning_lm.models.adapter import whole_logits
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
 
@@ -42,8 +43,7 @@ class CrossEntropy(TokenLossPart):
         """Return the sums of a batch; all logits are never held where the model has `hidden` and `head`."""
         inputs, targets = next_token_inputs(batch), next_token_targets(batch)
         if not (hasattr(model, "hidden") and hasattr(model, "head")):
-            output = model(**inputs)
-            logits = getattr(output, "logits", output)
+            logits = whole_logits(model, inputs)
             return token_cross_entropy(logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
         language_model = cast(LanguageModel, model)
         return linear_cross_entropy(

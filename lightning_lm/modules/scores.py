@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_logprob
+from lightning_lm.models.adapter import whole_logits
 from lightning_lm.models.shared_prompts import answer_features
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.protocols import LanguageModel
@@ -46,8 +47,7 @@ def token_scores(
             entropy_gradient=entropy_gradient,
         )
     else:
-        output = model(**inputs)
-        logits = getattr(output, "logits", output)[learned]
+        logits = whole_logits(model, inputs)[learned]
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropies = entropy(logits, temperature=temperature)
         scores = TokenScores(token_logprobs(logits, targets[learned], temperature=temperature), entropies)

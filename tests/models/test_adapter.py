@@ -1,9 +1,20 @@
+import copy
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    T5Config,
+)
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.adapter import TransformersModel, as_language_model, whole_logits
 from lightning_lm.protocols import LanguageModel
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
@@ -11,13 +22,15 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=None),
     "llama": LlamaConfig(vocab_size=61, **SIZES),
     "mistral": MistralConfig(vocab_size=61, sliding_window=5, num_key_value_heads=2, **SIZES),
+    "granite": GraniteConfig(vocab_size=61, logits_scaling=8.0, embedding_multiplier=3.0, **SIZES),
+    "cohere": CohereConfig(vocab_size=61, logit_scale=0.25, **{k: v for k, v in SIZES.items() if k != "head_dim"}),
     "gemma2": Gemma2Config(vocab_size=61, final_logit_softcapping=2.0, num_key_value_heads=2, **SIZES),
 }
 
 
 def make(name, implementation=None):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation).eval()
+    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation=implementation).eval()
 
 
 @pytest.fixture
@@ -44,6 +57,8 @@ def test_logits_are_those_of_the_model(name, ids):
         ("mistral", "sdpa"),
         ("mistral", "eager"),
         ("gemma2", "eager"),
+        ("granite", "sdpa"),
+        ("cohere", "sdpa"),
     ],
 )
 @torch.no_grad()
@@ -107,8 +122,45 @@ def test_other_models_are_refused():
         TransformersModel(torch.nn.Linear(2, 2))
     scaled = make("llama")
     scaled.config.logits_scaling = 8.0
-    with pytest.raises(ConfigurationError, match=r"logits_scaling=8\.0"):
+    with pytest.raises(ConfigurationError, match=r"not known here ..'logits_scaling': 8\.0"):
         TransformersModel(scaled)
     scaled.config = T5Config()
     with pytest.raises(ConfigurationError, match="AutoModelForCausalLM"):
         TransformersModel(scaled)
+
+
+def with_adapters(name):
+    """A bare ``PeftModel`` whose adapters say something."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return peft.get_peft_model(make(name), settings).eval()
+
+
+@pytest.mark.parametrize("name", ["llama", "granite"])
+@torch.no_grad()
+def test_documents_stay_apart_also_with_adapters(name, ids):
+    """Against the bare model on each document alone; without its adapters it says something else."""
+    bare = with_adapters(name)
+    model = as_language_model(bare)
+    documents = torch.tensor([0] * 7 + [1] * 10).expand(3, -1).contiguous()
+    packed = model(ids, document_ids=documents)
+    for start, stop in ((0, 7), (7, 17)):
+        alone = bare(input_ids=ids[:, start:stop]).logits
+        torch.testing.assert_close(packed[:, start:stop], alone, rtol=0, atol=2e-6)
+        assert not torch.allclose(make(name)(ids[:, start:stop]).logits, alone, atol=1e-3)
+    together = bare(input_ids=ids).logits
+    assert not torch.allclose(together[:, 7:], packed[:, 7:], atol=1e-3)  # what it was without the documents
+
+
+@torch.no_grad()
+def test_packed_rows_are_refused_by_what_cannot_keep_documents_apart(ids):
+    peft = pytest.importorskip("peft")
+    unknown = make("llama")
+    unknown.config.logits_scaling = 8.0
+    prompted = peft.get_peft_model(make("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    for model in (unknown, prompted):
+        assert as_language_model(model) is model
+        with pytest.raises(ConfigurationError, match="cannot be told to keep them apart"):
+            whole_logits(model, {"input_ids": ids, "document_ids": torch.zeros_like(ids)})
+        assert whole_logits(model, {"input_ids": ids}).shape[-1] == 61

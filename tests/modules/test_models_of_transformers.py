@@ -1,5 +1,7 @@
 """A causal language model of transformers as it is: packed documents stay apart, caches and critics work."""
 
+import copy
+
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ CONFIGS = {
     "llama": transformers.LlamaConfig(**SIZES),
     "mistral": transformers.MistralConfig(**SIZES, sliding_window=5),
     "qwen2": transformers.Qwen2Config(**SIZES),
+    "granite": transformers.GraniteConfig(**SIZES, logits_scaling=8.0),
     "qwen3": transformers.Qwen3Config(**SIZES, head_dim=8),
 }
 
@@ -94,7 +97,9 @@ def test_it_is_a_policy_with_a_cache_and_a_critic(theirs, prompt_data, make_trai
 
 
 def test_other_modules_stay_as_they_are(theirs):
-    scaled = transformers.GraniteForCausalLM(transformers.GraniteConfig(**SIZES, logits_scaling=8.0))
+    scaled = theirs("llama")
+    scaled.config = copy.deepcopy(scaled.config)
+    scaled.config.logits_scaling = 8.0  # a Llama that would not heed it
     judge = transformers.LlamaForSequenceClassification(CONFIGS["llama"])
     for module in (torch.nn.Linear(2, 2), TransformersModel(theirs("llama")), scaled, judge):
         assert as_language_model(module) is module

@@ -13,7 +13,7 @@ from lightning_lm.callbacks import Adapters, LoRA, merge_adapters
 from lightning_lm.cli import main
 from lightning_lm.data import ReverseDigits, SupervisedRows
 from lightning_lm.datamodules import ChatDataModule, PromptDataModule
-from lightning_lm.models import Attention, Layer, TransformerConfig, TransformersModel, export_model
+from lightning_lm.models import Attention, Layer, TransformerConfig, TransformersModel, as_language_model, export_model
 from lightning_lm.modules import CheckpointModel, GRPOModule, RolloutPlan, SFTModule
 from lightning_lm.optim import AdamW, Constant
 from lightning_lm.tokenizers import CharacterTokenizer
@@ -99,6 +99,21 @@ def opened(folder, caplog):
     return model.eval(), tokenizer
 
 
+def opened_model(folder, caplog):
+    """The same without a tokenizer of transformers."""
+    caplog.clear()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="transformers"):
+            warnings.simplefilter("error")
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+    return model.eval()
+
+
 IDS = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -145,6 +160,57 @@ def test_a_model_of_transformers_is_exported_as_its_own_kind(tmp_path, caplog, w
     assert theirs.dtype == torch.float32
     assert found.config.model_type == "mistral"
     assert torch.equal(found.lm_head.weight, theirs.lm_head.weight.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "granite"])
+def test_a_policy_that_was_given_as_an_object_is_exported_by_the_command(tmp_path, caplog, capsys, name):
+    torch.manual_seed(0)
+    granite = transformers.GraniteConfig(**SIZES, logits_scaling=4.0, bos_token_id=None, eos_token_id=95)
+    theirs = transformers.AutoModelForCausalLM.from_config({**CONFIGS, "granite": granite}[name])
+    theirs.generation_config.eos_token_id = [95, 96]
+    module = GRPOModule(
+        theirs,
+        rewards=[lambda *, completions, **columns: [sum(map(ord, text)) % 7 for text in completions]],
+        plan=RolloutPlan(samples_per_prompt=4, max_new_tokens=4),
+        **FAST,
+    )
+    digits = CharacterTokenizer("0123456789=")
+    data = PromptDataModule(ReverseDigits(num_examples=64), tokenizer=digits, batch_size=2)
+    trainer_for(tmp_path).fit(module, datamodule=data)
+    module.trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    words = ["--checkpoint", str(tmp_path / "trained.ckpt"), "--output", str(tmp_path / "out")]
+    assert main(["export", *words]) == 0
+    assert f"out holds a {name} model of" in capsys.readouterr().out
+    found = opened_model(tmp_path / "out", caplog)
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS).logits, theirs.eval()(IDS).logits, rtol=0, atol=TOLERANCE)
+    assert found.generation_config.eos_token_id == [95, 96]
+    assert type(found) is type(theirs)
+
+
+def test_a_wrapper_of_peft_is_exported_with_its_adapters_merged(tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    bare = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(bare, settings).eval()
+    export_model(as_language_model(adapted), tmp_path)
+    with torch.no_grad():
+        found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits
+        torch.testing.assert_close(found, adapted(IDS).logits, rtol=0, atol=TOLERANCE)
+
+
+def test_an_object_that_no_config_builds_says_what_to_do(tmp_path, capsys):
+    peft = pytest.importorskip("peft")
+    bare = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    module = SFTModule(peft.get_peft_model(bare, peft.LoraConfig(r=2, target_modules=["q_proj"])), **FAST)
+    digits = CharacterTokenizer("0123456789=")
+    rows = SupervisedRows(context_length=32)
+    data = ChatDataModule(ReverseDigits(num_examples=64), tokenizer=digits, rows=rows, batch_size=4)
+    trainer_for(tmp_path).fit(module, datamodule=data)
+    module.trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    assert main(["export", "--checkpoint", str(tmp_path / "trained.ckpt"), "--output", str(tmp_path / "out")]) == 1
+    assert "load_from_checkpoint(path, model=model)" in capsys.readouterr().err
 
 
 def test_what_cannot_be_exported_says_why(tmp_path, capsys):
