@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ _OLDEST = (8, 0)
 _forced: list[str] = []  # not a context variable: gradients run in threads of their own
 _operations: dict[str, str | None] = {}
 """Every operation, and why its last call did not run in Triton; ``""`` before the first call."""
+_functions: dict[str, str] = {}
+"""Names that users know an operation by."""
 
 
 class Choice(NamedTuple):
@@ -86,13 +88,16 @@ def force_backend(backend: Literal["triton", "torch"]) -> Iterator[None]:
         _forced.pop()
 
 
-def register(operation: str) -> None:
+def register(operation: str, *, functions: Sequence[str] = ()) -> None:
     """List an operation in the report.
 
     Args:
         operation: Its name.
+        functions: The public functions that run it, where they are called otherwise.
     """
     _operations.setdefault(operation, "")
+    if functions:
+        _functions[operation] = ", ".join(functions)
 
 
 def choices(device: torch.device | str | None = None) -> list[Choice]:
@@ -114,8 +119,10 @@ def report(device: torch.device | str | None = None) -> None:
     Args:
         device: Where tensors would be; by default the first CUDA device, or else the CPU.
     """
-    lines = [f"{'operation':<24}{'back-end':<10}why not Triton"]
-    lines += [f"{name:<24}{backend:<10}{reason or '-'}" for name, backend, reason in choices(device)]
+    lines = [f"{'operation':<35}{'back-end':<10}why not Triton"]
+    for name, backend, reason in choices(device):
+        known = f"{name} ({_functions[name]})" if name in _functions else name
+        lines.append(f"{known:<35}{backend:<10}{reason or '-'}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

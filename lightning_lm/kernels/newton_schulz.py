@@ -24,7 +24,7 @@ __all__ = ["LEAST_ROWS", "supported", "symmetric_product"]
 
 LEAST_ROWS = 1024
 """Rows from which half of the work is less than what torch's products do; below there are too few tiles."""
-register("newton_schulz")
+register("newton_schulz", functions=["symmetric_product"])
 
 
 def symmetric_product(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_lm.kernels.backend import use_triton
+from lightning_lm.kernels.backend import register, use_triton
 from lightning_lm.kernels.launch import jit, launch
 from lightning_lm.kernels.operation import Operation
 from lightning_lm.kernels.rows import accurate, pieces, unsupported_dtype
@@ -170,3 +170,4 @@ _operation = Operation(
     fakes=(_fake_forward, _fake_backward),
     saved=_saved,
 )
+register("gated_unit", functions=["swiglu", "geglu"])

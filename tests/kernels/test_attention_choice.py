@@ -119,3 +119,11 @@ def test_the_report_says_what_packed_rows_of_a_model_take(capsys, triton, option
     kernels.report("cpu")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("attention "))
     assert line.split(maxsplit=2)[1:] == (["torch", reason] if reason else ["triton", "-"])
+
+
+def test_the_report_knows_operations_by_what_users_call(capsys):
+    kernels.report("cpu")
+    names = [line[:35].strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    called = {name.strip(" ,()") for line in names for name in line.replace("(", ",").split(",")}
+    assert {"swiglu", "geglu", "symmetric_product", "relu_squared", "rms_norm", "attention"} <= called
+    assert "gated_unit (swiglu, geglu)" in names
