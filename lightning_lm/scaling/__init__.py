@@ -6,16 +6,17 @@ from lightning_lm.scaling.diagnostics import Finding
 from lightning_lm.scaling.envelope import fit_envelope
 from lightning_lm.scaling.fit import Estimate, Optimum, ScalingFit
 from lightning_lm.scaling.flops import CONVENTIONS, ModelCost, check_convention, measure_cost
+from lightning_lm.scaling.forms import FormTest, compare_forms
 from lightning_lm.scaling.frontier import FrontierLaw
 from lightning_lm.scaling.holdout import HeldOut, hold_out
 from lightning_lm.scaling.importing import import_runs
 from lightning_lm.scaling.inference import InferenceOptimum, optimal_with_inference
 from lightning_lm.scaling.isoflop import IsoFlop, Parabola, fit_isoflop, parabolas
-from lightning_lm.scaling.laws import ChinchillaLaw, DataConstrainedLaw, KaplanLaw, Law
+from lightning_lm.scaling.laws import ChinchillaLaw, DataConstrainedLaw, GeneralLaw, KaplanLaw, Law
 from lightning_lm.scaling.ledger import BadLine, RunLedger
 from lightning_lm.scaling.noise import CriticalBatch, NoiseMoments, fit_critical_batch, noise_moments
 from lightning_lm.scaling.outliers import DropHighestLosses, DropSmallestBudgets, KeepAll, Outliers
-from lightning_lm.scaling.parametric import Estimator, fit_data_constrained, fit_kaplan, fit_parametric
+from lightning_lm.scaling.parametric import Estimator, fit_data_constrained, fit_general, fit_kaplan, fit_parametric
 from lightning_lm.scaling.points import Curve, Points
 from lightning_lm.scaling.profile import profile_interval
 from lightning_lm.scaling.record import RunRecord, curves_of, points_of
@@ -40,7 +41,9 @@ __all__ = [
     "Estimator",
     "Finding",
     "FlopMeter",
+    "FormTest",
     "FrontierLaw",
+    "GeneralLaw",
     "Grid",
     "HeldOut",
     "InferenceOptimum",
@@ -67,11 +70,13 @@ __all__ = [
     "TransferFit",
     "Trial",
     "check_convention",
+    "compare_forms",
     "curves_of",
     "fit_annealing",
     "fit_critical_batch",
     "fit_data_constrained",
     "fit_envelope",
+    "fit_general",
     "fit_isoflop",
     "fit_kaplan",
     "fit_parametric",

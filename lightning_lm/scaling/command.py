@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _TABLE_WIDTH = 110
+_METHODS = ("general", "parametric", "isoflop", "kaplan", "data-constrained")
+_BOOTSTRAPS_OF_A_COMPARISON = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fit = verbs.add_parser("fit", help="fit the runs of a ledger, with intervals, a hold-out test and pictures")
     fit.add_argument("ledger", type=Path, metavar="LEDGER", help="what ScalingLaw or `sweep` wrote")
     fit.add_argument(
-        "--method", choices=("parametric", "isoflop", "kaplan", "data-constrained"), default="parametric",
+        "--method", choices=_METHODS, default=_METHODS[0],
         help="default: %(default)s",
     )  # fmt: skip
     fit.add_argument("--predict-flops", type=float, nargs="+", default=[], metavar="FLOPS", help="budgets to predict")
+    fit.add_argument(
+        "--up-to", type=float, metavar="FLOPS", help="leave larger runs out, to judge a method without them"
+    )
     fit.add_argument("--hold-out", type=int, default=1, metavar="N", help="largest budgets that test it (default: 1)")
     fit.add_argument("--plot", type=Path, metavar="FOLDER", help="write pictures there")
     _add_shared(fit)
@@ -80,11 +85,14 @@ def _fit(arguments: argparse.Namespace) -> None:
     from lightning_lm.scaling import curves_of
 
     ledger, points = _points(arguments.ledger, arguments.convention)
+    if arguments.up_to is not None:
+        points = points.where(points.flops <= arguments.up_to)
     fit = _fitted(points, arguments)
     _print(_parameter_table(fit, points, arguments.convention))
     _say_findings(fit)
     if arguments.hold_out:
         _say_held_out(points, arguments)
+        _say_forms(points, arguments)
     if arguments.predict_flops:
         _print(_optimum_table([fit.optimal(flops) for flops in arguments.predict_flops], points))
     if arguments.plot is not None:
@@ -170,22 +178,28 @@ def _ledger(path: Path) -> "RunLedger":
 
 
 def _fitted(points: "Points", arguments: argparse.Namespace) -> "ScalingFit":
+    return _methods(arguments.bootstraps)[getattr(arguments, "method", _METHODS[0])](points)
+
+
+def _methods(num_bootstraps: int) -> dict[str, Callable[["Points"], "ScalingFit"]]:
     from lightning_lm.scaling import (
         Estimator,
         IsoFlop,
         fit_data_constrained,
+        fit_general,
         fit_isoflop,
         fit_kaplan,
         fit_parametric,
     )
 
-    estimator = Estimator(num_bootstraps=arguments.bootstraps)
-    method = getattr(arguments, "method", "parametric")
-    if method == "isoflop":
-        return fit_isoflop(points, IsoFlop(num_bootstraps=arguments.bootstraps))
-    if method == "data-constrained":
-        return fit_data_constrained(points, estimator)
-    return fit_kaplan(points, estimator) if method == "kaplan" else fit_parametric(points, estimator)
+    estimator, parabolas = Estimator(num_bootstraps=num_bootstraps), IsoFlop(num_bootstraps=num_bootstraps)
+    return {
+        "parametric": lambda points: fit_parametric(points, estimator),
+        "general": lambda points: fit_general(points, Estimator(num_bootstraps=num_bootstraps, delta=1e-2)),
+        "isoflop": lambda points: fit_isoflop(points, parabolas),
+        "kaplan": lambda points: fit_kaplan(points, estimator),
+        "data-constrained": lambda points: fit_data_constrained(points, estimator),
+    }
 
 
 def _published() -> "ScalingFit":
@@ -232,7 +246,7 @@ def _say_held_out(points: "Points", arguments: argparse.Namespace) -> None:
         return
     table = _table(
         "Held out: fitted without these, then asked for them",
-        "FLOPs", "parameters", "tokens", "loss", "predicted", "95 % interval", "error",
+        "FLOPs", "parameters", "tokens", "loss", "predicted", "95 % of such runs", "error",
     )  # fmt: skip
     for one in held:
         inside = "" if one.loss in one.predicted else "  (outside)"
@@ -243,14 +257,32 @@ def _say_held_out(points: "Points", arguments: argparse.Namespace) -> None:
     _print(table)
 
 
+def _say_forms(points: "Points", arguments: argparse.Namespace) -> None:
+    from lightning_lm.scaling import compare_forms
+
+    number = min(arguments.bootstraps, _BOOTSTRAPS_OF_A_COMPARISON)
+    tests = compare_forms(points, _methods(number), num_budgets=arguments.hold_out)
+    if len(tests) < 2:
+        return
+    table = _table("The same test for every method", "method", "root mean square error", "runs in their intervals")
+    for test in tests:
+        table.add_row(test.method, f"{test.error:.2%}", f"{test.inside} of {len(test.held)}")
+    _print(table)
+    if tests[0].method != arguments.method and any(test.method == arguments.method for test in tests):
+        print(f"Note (form): {tests[0].method} extrapolates better here than {arguments.method}: --method.")
+
+
 def _optimum_table(optima: Sequence["Optimum"], points: "Points | None") -> "Table":
     table = _table("How to spend a budget", "FLOPs", "parameters", "tokens", "tokens per parameter", "loss")
     for best in optima:
         estimates = (best.parameters, best.tokens, best.tokens_per_parameter, best.loss)
         cells = (f"{_number(estimate)}\n{_interval(estimate)}".rstrip() for estimate in estimates)
         table.add_row(f"{best.flops:.3g}", *cells)
-    if points is not None and (far := max(best.flops for best in optima) / points.flops.max()) > 100:
-        table.caption = f"Beware: {far:.0e} times the largest budget that was measured."
+    if points is None:
+        return table
+    table.caption = "95 % intervals of the law; single runs scatter around it as the residuals do."
+    if (far := max(best.flops for best in optima) / points.flops.max()) > 100:
+        table.caption += f"\nBeware: {far:.0e} times the largest budget that was measured."
     return table
 
 
@@ -260,7 +292,7 @@ def _table(title: str, *columns: str) -> "Table":
     width = min(len(title) + 2, _TABLE_WIDTH)  # a title is broken at the width of its table
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", min_width=width)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 and column == "parameter" else "right")
+        table.add_column(column, justify="left" if index == 0 and column in ("parameter", "method") else "right")
     return table
 
 

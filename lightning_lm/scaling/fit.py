@@ -11,7 +11,7 @@ from lightning_lm.scaling.diagnostics import Finding
 from lightning_lm.scaling.laws import Law
 from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray, Points
 
-__all__ = ["Estimate", "Optimum", "ScalingFit"]
+__all__ = ["Estimate", "Optimum", "ScalingFit", "for_few_runs"]
 
 
 class Estimate(NamedTuple):
@@ -49,6 +49,7 @@ class ScalingFit:
         residuals: Logarithm of the fitted over the measured loss of each point.
         findings: What a reader should know before trusting it.
         method: Its name.
+        widening: Of the spread of predicted losses, where few runs make resampling look too sure; see `for_few_runs`.
     """
 
     law: Law
@@ -59,6 +60,7 @@ class ScalingFit:
     dropped: Points | None = None
     findings: tuple[Finding, ...] = ()
     method: str = "parametric"
+    widening: float = 1.0
 
     @property
     def values(self) -> Mapping[str, float]:
@@ -95,7 +97,7 @@ class ScalingFit:
             more: Further columns of the law, such as ``unique_tokens``.
         """
         losses = self._losses(parameters, tokens, **more)
-        scatter = self.residuals * np.sqrt(len(self.points) / max(1, len(self.points) - len(self.theta)))
+        scatter = self.residuals * for_few_runs(len(self.points), len(self.theta))
         noise = np.random.default_rng(0).choice(scatter, len(losses) - 1)
         return _estimate(losses * np.exp(np.concatenate([[0.0], -noise])), level)
 
@@ -115,7 +117,7 @@ class ScalingFit:
         both = self._both
         size = self.law.optimal_size(both, flops, **more)
         tokens = flops / FLOPS_PER_PARAMETER_TOKEN / size
-        loss = np.exp(self.law.log_loss(both, size[:, None], tokens[:, None], **more)[:, 0])
+        loss = self._widened(self.law.log_loss(both, size[:, None], tokens[:, None], **more)[:, 0])
         found = [_estimate(column, level) for column in (size, tokens, tokens / size, loss)]
         return Optimum(flops, found[0], found[1], found[2], found[3])
 
@@ -138,7 +140,26 @@ class ScalingFit:
 
     def _losses(self, parameters: float, tokens: float, **more: Any) -> FloatArray:
         columns = {name: np.array([value], dtype=float) for name, value in more.items()}
-        return np.exp(self.law.log_loss(self._both, np.array([parameters]), np.array([tokens]), **columns)[:, 0])
+        return self._widened(self.law.log_loss(self._both, np.array([parameters]), np.array([tokens]), **columns)[:, 0])
+
+    def _widened(self, log_losses: FloatArray) -> FloatArray:
+        return np.asarray(np.exp(log_losses[0] + self.widening * (log_losses - log_losses[0])))
+
+
+def for_few_runs(number: int, parameters: int) -> float:
+    """Return by how much residuals and resampled fits of few runs scatter too little.
+
+    Args:
+        number: Of runs.
+        parameters: That were fitted to them.
+
+    Source:
+        ``(n / (n - p)) ** 0.5``: MacKinnon and White 1985, HC1; then Student's 95 % interval over the normal one
+        (the expansion of Cornish and Fisher 1938).
+    """
+    z, freedom = 1.959964, max(1, number - parameters)
+    student = 1 + (z**2 + 1) / (4 * freedom) + (5 * z**4 + 16 * z**2 + 3) / (96 * freedom**2)
+    return float(np.sqrt(number / freedom) * student)
 
 
 def _estimate(values: FloatArray, level: float) -> Estimate:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.scaling.fit import Estimate, ScalingFit
-from lightning_lm.scaling.laws import ChinchillaLaw, golden_section
+from lightning_lm.scaling.laws import ChinchillaLaw, GeneralLaw, golden_section
 from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray
 
 __all__ = ["InferenceOptimum", "optimal_with_inference"]
@@ -32,7 +32,7 @@ def optimal_with_inference(
     """Return size and training tokens with the least ``6 N D + 2 N D_served`` for a loss that is asked for.
 
     Args:
-        fit: Of `fit_parametric`.
+        fit: Of `fit_parametric` or `fit_general`.
         loss: The quality to reach, nats per token.
         served_tokens: Tokens that the model will read and write in its life.
         level: Of the intervals.
@@ -43,10 +43,12 @@ def optimal_with_inference(
     Source:
         Sardana et al. 2023, arXiv:2401.00448, equation 3.
     """
-    if not isinstance(fit.law, ChinchillaLaw):
-        raise ConfigurationError(f"The optimum with inference needs fit_parametric, not a {type(fit.law).__name__}.")
+    if not isinstance(fit.law, ChinchillaLaw | GeneralLaw):
+        raise ConfigurationError(
+            f"The optimum with inference needs fit_parametric or fit_general, not a {type(fit.law).__name__}."
+        )
     floor = fit.values["E"]
-    if not floor < loss < 100 * floor:
+    if not floor < loss < np.inf:
         raise ConfigurationError(f"A loss of {loss:g} cannot be reached: the floor of the law is {floor:.4g} nats.")
     if served_tokens < 0:
         raise ConfigurationError(f"served_tokens={served_tokens:g} is negative; give 0 for training alone.")
@@ -61,16 +63,17 @@ def optimal_with_inference(
 
 
 def _cheapest(published: FloatArray, loss: float, served: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    e, a, alpha, b, beta = published.T
+    e, a, alpha, b, beta, *gamma = published.T
+    left = (loss - e) ** (1 / gamma[0] if gamma else 1.0)
 
     def tokens_for(log_size: FloatArray) -> FloatArray:
-        return np.asarray((b / (loss - e - a * np.exp(-alpha * log_size))) ** (1 / beta))
+        return np.asarray((b / (left - a * np.exp(-alpha * log_size))) ** (1 / beta))
 
     def log_cost(log_size: FloatArray) -> FloatArray:
         trained = FLOPS_PER_PARAMETER_TOKEN * tokens_for(log_size)
         return np.asarray(log_size + np.log(trained + _FLOPS_PER_SERVED_TOKEN * served))
 
-    smallest = np.log(a / (loss - e)) / alpha  # with endless data
+    smallest = np.log(a / left) / alpha  # with endless data
     log_size = golden_section(log_cost, smallest + 1e-9, smallest + 40.0 / alpha.clip(0.1))
     return np.exp(log_size), tokens_for(log_size), np.exp(log_cost(log_size))
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lightning_lm.errors import DataError
 from lightning_lm.parts import Part
 from lightning_lm.scaling.diagnostics import Finding, examine
-from lightning_lm.scaling.fit import ScalingFit
+from lightning_lm.scaling.fit import ScalingFit, for_few_runs
 from lightning_lm.scaling.frontier import FrontierLaw, frontier_through
 from lightning_lm.scaling.parametric import Estimator, fit_parametric
 from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray, Points
@@ -133,8 +133,7 @@ def _redrawn(points: Points, curves: list[Parabola], random: np.random.Generator
     """Return losses of each budget, [1 + number, runs]: as measured, then with residuals drawn from all budgets."""
     fitted = [curve.at(points.parameters[curve.rows]) for curve in curves]
     relative = np.concatenate([points.loss[c.rows] / f - 1 for c, f in zip(curves, fitted, strict=True)])
-    freedom = max(1, len(relative) - 3 * len(curves))
-    widened = relative * np.sqrt(len(relative) / freedom) * _student(freedom)
+    widened = relative * for_few_runs(len(relative), 3 * len(curves))
     return [
         np.concatenate([points.loss[c.rows][None], f * (1 + random.choice(widened, (number, len(f))))])
         for c, f in zip(curves, fitted, strict=True)
@@ -152,12 +151,6 @@ def _frontiers(points: Points, curves: list[Parabola], law: FrontierLaw, losses:
     log_flops = np.log([curve.flops for curve in curves]) - centre
     relative = (curvatures[fine] / lowest[fine]).mean(1)
     return frontier_through(log_flops, log_sizes[fine] - np.log(law.size_centre), lowest[fine], relative)
-
-
-def _student(freedom: int) -> float:
-    """Return how much wider Student's 95 % interval is than the normal one (Cornish and Fisher's expansion)."""
-    z = 1.959964
-    return (z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)) / z
 
 
 def _edges(points: Points, curves: list[Parabola]) -> list[Finding]:

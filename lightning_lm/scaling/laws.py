@@ -10,7 +10,7 @@ from lightning_lm.errors import DataError
 from lightning_lm.parts import Part
 from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray, Points
 
-__all__ = ["ChinchillaLaw", "DataConstrainedLaw", "KaplanLaw", "Law"]
+__all__ = ["ChinchillaLaw", "DataConstrainedLaw", "GeneralLaw", "KaplanLaw", "Law"]
 
 _SEARCH_STEPS = 90
 _GOLDEN = (np.sqrt(5.0) - 1) / 2
@@ -173,6 +173,52 @@ class KaplanLaw(Law):
         exponent, ratio = np.exp(theta[:, 0]), np.exp(theta[:, 1])
         size = np.exp(theta[:, 2] / ratio) * self.size_centre
         return np.stack([exponent * ratio, size, exponent, np.exp(theta[:, 3]) * self.token_centre], axis=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralLaw(Law):
+    """``E + (A / N^alpha + B / D^beta)^gamma``: Chinchilla's law where gamma is 1, Kaplan's where E is 0 and beta 1.
+
+    How steeply the loss rises beside the optimum no longer says how fast it falls along the frontier.
+
+    Source:
+        Busbridge et al. 2025, arXiv:2502.08606, equation 1.
+    """
+
+    names: ClassVar[tuple[str, ...]] = (*ChinchillaLaw.names, "gamma")
+
+    def log_loss(self, theta: FloatArray, parameters: FloatArray, tokens: FloatArray, **more: Any) -> FloatArray:  # noqa: ARG002
+        """Return the logarithm of the loss, [batch, points]."""
+        size, data = self._terms(theta, parameters, tokens)
+        return np.asarray(np.logaddexp(theta[:, [0]], np.exp(theta[:, [5]]) * np.logaddexp(size, data)))
+
+    def slopes(self, theta: FloatArray, parameters: FloatArray, tokens: FloatArray, **more: Any) -> FloatArray:  # noqa: ARG002
+        """Return the derivatives of `log_loss`: shares of the terms, inside the power and outside."""
+        size, data = self._terms(theta, parameters, tokens)
+        inside, gamma = np.logaddexp(size, data), np.exp(theta[:, [5]])
+        loss = np.logaddexp(theta[:, [0]], gamma * inside)
+        above = gamma * np.exp(gamma * inside - loss)
+        by_size, by_data = above * np.exp(size - inside), above * np.exp(data - inside)
+        log_size, log_data = np.log(parameters / self.size_centre), np.log(tokens / self.token_centre)
+        floor = np.exp(theta[:, [0]] - loss)
+        return np.stack([floor, by_size, -log_size * by_size, by_data, -log_data * by_data, above * inside], axis=-1)
+
+    def _terms(self, theta: FloatArray, parameters: FloatArray, tokens: FloatArray) -> tuple[FloatArray, FloatArray]:
+        a, alpha, b, beta = (theta[:, [index]] for index in range(1, 5))
+        size = a - alpha * np.log(parameters / self.size_centre)
+        return size, b - beta * np.log(tokens / self.token_centre)
+
+    def published(self, theta: FloatArray) -> FloatArray:
+        """Return E, A, alpha, B, beta, gamma."""
+        return np.concatenate([self._inside.published(theta[:, :5]), np.exp(theta[:, 5:])], axis=1)
+
+    def optimal_size(self, theta: FloatArray, flops: float, **more: Any) -> FloatArray:  # noqa: ARG002
+        """Return Chinchilla's, as a power of a sum is smallest where the sum is."""
+        return self._inside.optimal_size(theta[:, :5], flops)
+
+    @property
+    def _inside(self) -> ChinchillaLaw:
+        return ChinchillaLaw(size_centre=self.size_centre, token_centre=self.token_centre)
 
 
 @dataclass(frozen=True, kw_only=True)

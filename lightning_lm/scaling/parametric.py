@@ -10,14 +10,14 @@ import numpy as np
 from lightning_lm.errors import DataError
 from lightning_lm.parts import Part
 from lightning_lm.scaling.diagnostics import examine
-from lightning_lm.scaling.fit import ScalingFit
-from lightning_lm.scaling.laws import ChinchillaLaw, DataConstrainedLaw, KaplanLaw, Law
+from lightning_lm.scaling.fit import ScalingFit, for_few_runs
+from lightning_lm.scaling.laws import ChinchillaLaw, DataConstrainedLaw, GeneralLaw, KaplanLaw, Law
 from lightning_lm.scaling.outliers import KeepAll, Outliers
 from lightning_lm.scaling.points import FloatArray, Points
 from lightning_lm.scaling.solver import Problem, minimise
 from lightning_lm.scaling.starts import EXPONENTS, non_negative, start_of_powers
 
-__all__ = ["Estimator", "fit_data_constrained", "fit_kaplan", "fit_parametric", "problem_of"]
+__all__ = ["Estimator", "fit_data_constrained", "fit_general", "fit_kaplan", "fit_parametric", "problem_of"]
 
 _BATCH = 256
 """Bootstraps that are solved at once: few enough to stay in a core's cache."""
@@ -85,6 +85,25 @@ def fit_kaplan(points: Points, estimator: Estimator = Estimator()) -> ScalingFit
     return _fit(KaplanLaw(), points, estimator, _kaplan_start)
 
 
+def fit_general(points: Points, estimator: Estimator = Estimator(delta=1e-2)) -> ScalingFit:
+    """Fit ``E + (A / N^alpha + B / D^beta)^gamma``, which holds Chinchilla's and Kaplan's forms.
+
+    It does not choose between a floor and none where the runs cannot tell, so its intervals are wide there.
+
+    Args:
+        points: At least seven runs of several sizes and lengths, better 25.
+        estimator: Loss, outliers, bootstraps. Its ``delta`` is the scatter of small runs: beyond Hoffmann's 1e-3 a fit
+            goes through as many runs as it has parameters and calls the others outliers.
+
+    Raises:
+        DataError: If the runs are too few, or all of one size or one length.
+
+    Source:
+        Busbridge et al. 2025, arXiv:2502.08606, equation 1.
+    """
+    return _fit(GeneralLaw(), points, estimator, _general_start)
+
+
 def fit_data_constrained(points: Points, estimator: Estimator = Estimator()) -> ScalingFit:
     """Fit Chinchilla's law with two half-lives: of repeated tokens, and of parameters in excess of the unique tokens.
 
@@ -140,6 +159,7 @@ def _fit(law: Law, points: Points, estimator: Estimator, start: _Start) -> Scali
         dropped=None if kept.all() else points.where(~kept),
         residuals=problem.residuals(theta[None])[0],
         findings=examine(used),
+        widening=for_few_runs(len(used), len(law.names)),
     )
 
 
@@ -170,6 +190,16 @@ def _kaplan_start(law: Law, points: Points) -> FloatArray:
     starts = np.stack([np.log(exponent[fine]), np.log(ratio[fine]), a, b], axis=-1)
     residuals = law.log_loss(starts, points.parameters, points.tokens) - np.log(points.loss)
     return starts[np.argsort((points.weights * residuals**2).sum(1))[:4]]
+
+
+def _general_start(law: Law, points: Points) -> FloatArray:
+    """Return Chinchilla's start, and Kaplan's with floors that are shares of the lowest loss."""
+    kaplan = _kaplan_start(KaplanLaw(size_centre=law.size_centre, token_centre=law.token_centre), points)[:1]
+    starts = [np.append(_chinchilla_start(law, points)[0], 0.0)]
+    for log_gamma, log_ratio, a, b in kaplan:
+        floors = np.log(np.array([1e-3, 0.3, 0.6]) * points.loss.min())
+        starts += [np.array([floor, a, np.exp(log_ratio), b, 1.0, log_gamma]) for floor in floors]
+    return np.stack(starts)
 
 
 def _data_constrained_start(law: Law, points: Points) -> FloatArray:

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_lm.errors import MissingDependencyError
 from lightning_lm.scaling.fit import ScalingFit
 from lightning_lm.scaling.isoflop import parabolas
-from lightning_lm.scaling.laws import ChinchillaLaw
+from lightning_lm.scaling.laws import ChinchillaLaw, GeneralLaw
 from lightning_lm.scaling.points import Curve, FloatArray, Points
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def pictures(points: Points, fit: ScalingFit, curves: Sequence[Curve] = ()) -> d
     drawn = {"frontier": frontier(fit), "residuals": residuals(fit)}
     if len([curve for curve in parabolas(points) if curve.curvature > 0]) >= 2:
         drawn["isoflop"] = isoflop_curves(points)
-    if isinstance(fit.law, ChinchillaLaw):
+    if isinstance(fit.law, ChinchillaLaw | GeneralLaw):
         drawn["contours"] = contours(fit)
         if len(curves) > 1:
             drawn["curves"] = collapsed_curves(curves, floor=fit.values["E"])
@@ -122,7 +122,7 @@ def contours(fit: ScalingFit) -> "Figure":
     """Draw the loss that the law gives over size and data, with the runs and the frontier.
 
     Args:
-        fit: Of `fit_parametric`.
+        fit: Of `fit_parametric` or `fit_general`.
     """
     figure, axes = _canvas("The fitted law, and the runs it was fitted to", "tokens", "parameters")
     points = fit.points

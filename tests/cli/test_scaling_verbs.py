@@ -32,12 +32,22 @@ def test_fit_prints_the_law_the_test_and_the_prediction_and_draws(ledger, tmp_pa
     printed = capsys.readouterr().out
     assert "0.3400" in printed
     assert "Held out: fitted without these" in printed
-    assert printed.count("0.00%") == 5  # of the five runs of the largest budget
+    assert len(re.findall(r"[+-]0\.00%", printed)) == 5  # of the five runs of the largest budget
     assert "1e+24" in printed
     assert "Beware: 1e+03 times" in printed
     names = {"frontier.png", "residuals.png", "isoflop.png", "contours.png"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == names
     assert all((tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_methods_are_compared_without_the_budget_that_will_judge_them(ledger, capsys):
+    assert main(["scaling", "fit", str(ledger), "--method", "kaplan", "--up-to", "3e20", "--bootstraps", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "20 runs, 1e+18 to 1.78e+20 FLOPs" in printed
+    ranked = re.findall(r"(parametric|general|isoflop|kaplan|data-constrained) +│ +[\d.]+%", printed)
+    assert sorted(ranked[:2]) == ["general", "parametric"]  # both hold the law of these runs
+    assert sorted(ranked[2:]) == ["isoflop", "kaplan"]  # and no run says which of its tokens were new
+    assert f"{ranked[0]} extrapolates better here than kaplan" in printed
 
 
 @pytest.mark.parametrize("method", ["isoflop", "kaplan"])

@@ -11,8 +11,10 @@ from lightning_lm.scaling import (
     Estimator,
     IsoFlop,
     Points,
+    compare_forms,
     fit_annealing,
     fit_envelope,
+    fit_general,
     fit_isoflop,
     fit_kaplan,
     fit_parametric,
@@ -125,6 +127,21 @@ def test_the_optimum_with_inference_is_that_of_a_search(hoffmann, served):
     assert best.saved == pytest.approx(0, abs=1e-9) if not served else best.saved > 0
 
 
+def test_the_optimum_with_inference_of_the_general_form_is_that_of_a_search():
+    N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e6, 1e10, 8), np.geomspace(2e7, 2e11, 8)))
+    fit = fit_general(Points.of(N, D, 1.2 + (3e3 / N**0.6 + 2e4 / D**0.7) ** 0.5), Estimator(num_bootstraps=0))
+
+    def cost(log_size):
+        tokens = (2e4 / (0.8**2 - 3e3 / np.exp(0.6 * log_size))) ** (1 / 0.7)
+        return log_size + np.log(6 * tokens + 2 * 1e12)
+
+    smallest = np.log(3e3 / 0.8**2) / 0.6
+    found = minimize_scalar(cost, bounds=(smallest + 1e-6, smallest + 9), method="bounded", options={"xatol": 1e-10})
+    best = optimal_with_inference(fit, 2.0, 1e12)
+    assert best.parameters.value == pytest.approx(np.exp(found.x), rel=1e-3)
+    assert best.total_flops.value == pytest.approx(np.exp(found.fun), rel=1e-4)
+
+
 def test_the_optimum_with_inference_refuses_what_cannot_be(hoffmann):
     fit = fit_parametric(hoffmann.scattered(60), Estimator(num_bootstraps=0))
     with pytest.raises(ConfigurationError, match=r"floor of the law is 1\.69"):
@@ -148,6 +165,23 @@ def test_held_out_budgets_are_predicted(hoffmann):
     )  # runs of one repetition share the errors of its law
     with pytest.raises(DataError, match="cannot spare"):
         hold_out(points, fit_parametric, num_budgets=8)
+
+
+def test_the_form_that_runs_follow_extrapolates_best(hoffmann):
+    forms = {
+        "parametric": lambda points: fit_parametric(points, Estimator(num_bootstraps=20)),
+        "kaplan": lambda points: fit_kaplan(points, Estimator(num_bootstraps=20)),
+        "broken": lambda points: fit_parametric(points.where(np.arange(3))),
+    }
+    points = hoffmann.isoflop(BUDGETS[:5], noise=1e-4)
+    tests = compare_forms(points, forms)
+    assert [test.method for test in tests] == ["parametric", "kaplan"]
+    assert tests[0].error == pytest.approx(np.sqrt(np.mean([one.error**2 for one in tests[0].held])))
+    assert tests[0].inside >= 5
+    assert len(tests[0].held) == 7
+    bent = ((6e9 / points.parameters) ** 0.7 + 2e10 / points.tokens) ** 0.1
+    of_kaplan = compare_forms(Points.of(points.parameters, points.tokens, bent), forms)
+    assert [test.method for test in of_kaplan] == ["kaplan", "parametric"]
 
 
 def rates(number, decay):

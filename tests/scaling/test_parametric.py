@@ -11,6 +11,7 @@ from lightning_lm.scaling import (
     Estimator,
     Points,
     fit_data_constrained,
+    fit_general,
     fit_kaplan,
     fit_parametric,
     profile_interval,
@@ -65,8 +66,9 @@ def test_the_minimum_is_the_one_that_scipy_finds(hoffmann):
     assert list(fit.values.values()) == pytest.approx(theirs, rel=1e-3)  # scipy stops where the sum has stopped falling
 
 
-def test_slopes_are_those_of_the_formula(hoffmann):
-    fit = fit_parametric(hoffmann.scattered(30, noise=0.01), POINT_ONLY)
+@pytest.mark.parametrize("form", [fit_parametric, fit_general])
+def test_slopes_are_those_of_the_formula(hoffmann, form):
+    fit = form(hoffmann.scattered(30, noise=0.01), POINT_ONLY)
     problem = problem_of(fit.law, fit.points, 1e-3)
     measured = problem_of(fit.law, fit.points, 1e-3)
     object.__setattr__(measured, "jacobian", None)
@@ -144,6 +146,49 @@ def test_intervals_hold_the_truth_as_often_as_they_say(hoffmann):
     assert np.all((hits >= 0.9 * 200) & (hits <= 0.99 * 200)), hits
 
 
+def straight(N, D):
+    """A law of the general form without a floor, as small models follow it."""
+    return (3e4 / N**0.8 + 2.5e5 / D**0.8) ** 0.25
+
+
+@pytest.mark.parametrize(("form", "law", "delta"), [("parametric", "floor", 1e-3), ("general", "straight", 1e-2)])
+def test_a_run_that_was_not_made_lies_in_its_interval_as_often_as_said(hoffmann, form, law, delta):
+    """The plan of a small sweep: 25 runs over a factor of 16, and one of 2.5 times the largest budget."""
+    fit_form, loss = {"parametric": fit_parametric, "general": fit_general}[form], straight
+    C, width, ratio = np.repeat(2e10 * 2.0 ** np.arange(5), 5), np.tile(np.geomspace(0.4, 2.5, 5), 5), 30
+    if law == "floor":
+        C, ratio, loss = 1e9 * C, 20, hoffmann.loss
+    N = np.sqrt(C / 6 / ratio) * width
+    size = np.sqrt(2.5 * C.max() / 6 / ratio)
+    hits = 0
+    for seed in range(100):
+        scatter = np.exp(0.01 * np.random.default_rng(seed).standard_normal(26))
+        points = Points.of(N, C / 6 / N, loss(N, C / 6 / N) * scatter[:25])
+        fit = fit_form(points, Estimator(num_bootstraps=80, delta=delta))
+        hits += loss(size, ratio * size) * scatter[25] in fit.predict_run(size, ratio * size)
+    assert 90 <= hits <= 99
+
+
+def test_a_floor_that_is_not_there_misleads_only_the_form_that_must_have_one():
+    N, C = (axis.ravel() for axis in np.meshgrid(np.geomspace(5e3, 1.6e5, 6), 2e10 * 2.0 ** np.arange(5)))
+    points = Points.of(N, C / 6 / N, straight(N, C / 6 / N))
+    size, tokens = 7e4, 8e11 / 6 / 7e4
+    general, parametric = (form(points, POINT_ONLY).predict(size, tokens) for form in (fit_general, fit_parametric))
+    assert general.value == pytest.approx(straight(size, tokens), rel=1e-3)
+    assert parametric.value > 1.02 * straight(size, tokens)
+
+
+def test_a_floor_that_runs_cannot_tell_is_left_open():
+    """Two powers of ten of a pure power law bend too little: no floor at all must lie in both intervals."""
+    N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e4, 1e5, 5), np.geomspace(1e6, 1e7, 5)))
+    loss = (6 / N**0.12 + 12 / D**0.13) * np.exp(0.005 * np.random.default_rng(0).standard_normal(25))
+    fit = fit_parametric(Points.of(N, D, loss), Estimator(num_bootstraps=100))
+    profile, bootstrap = profile_interval(fit, "E"), fit.intervals()["E"]
+    assert profile.low < 0.1 * loss.min()
+    assert bootstrap.low < 0.1 * loss.min()
+    assert profile.high > 0.3 * loss.min()
+
+
 def test_profiles_agree_with_the_truth_and_the_bootstrap(hoffmann):
     hits = 0
     for seed in range(40):
@@ -188,6 +233,23 @@ def test_kaplans_form_comes_back():
         lambda n: ((6.4e13 / np.exp(n)) ** (0.076 / 0.103) + 1.8e13 * 6 * np.exp(n) / 1e21) ** 0.103, bounds=(10, 40)
     )
     assert fit.optimal(1e21).parameters.value == pytest.approx(np.exp(found.x), rel=1e-4)
+
+
+def test_the_general_form_holds_both_others(hoffmann):
+    N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e6, 1e10, 8), np.geomspace(2e7, 2e11, 8)))
+    law = {"E": 1.2, "A": 3e3, "alpha": 0.6, "B": 2e4, "beta": 0.7, "gamma": 0.5}
+    loss = 1.2 + (3e3 / N**0.6 + 2e4 / D**0.7) ** 0.5
+    fit = fit_general(Points.of(N, D, loss), POINT_ONLY)
+    assert fit.values == pytest.approx(law, rel=EXACT)
+    found = minimize_scalar(
+        lambda n: 3e3 / np.exp(n) ** 0.6 + 2e4 / (1e21 / 6 / np.exp(n)) ** 0.7, bounds=(5, 40), method="bounded"
+    )
+    assert fit.optimal(1e21).parameters.value == pytest.approx(np.exp(found.x), rel=1e-4)
+    assert fit_general(hoffmann.scattered(120), POINT_ONLY).values["gamma"] == pytest.approx(1, rel=1e-4)
+    bent = ((6.4e13 / N) ** (0.076 / 0.103) + 1.8e13 / D) ** 0.103
+    of_kaplan = fit_general(Points.of(N, D, bent), POINT_ONLY)
+    assert np.abs(of_kaplan.residuals).max() < EXACT
+    assert of_kaplan.predict(1e12, 1e13).value == pytest.approx(((64) ** (0.076 / 0.103) + 1.8) ** 0.103, rel=1e-3)
 
 
 def repeated_runs():
