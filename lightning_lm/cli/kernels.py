@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_lm.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
+    from lightning_lm.kernels.tunable import Bench
     from lightning_lm.kernels.tuning import Tuned
 
 __all__ = ["add_arguments", "run"]
@@ -71,7 +72,7 @@ def _tune(namespace: argparse.Namespace) -> None:
     effort = Effort(repetitions=1, finalists=2, rounds=1, most=3) if namespace.interpret else Effort()
     with force_backend("triton"):
         _require_kernels(device)
-        with _progress(sum(len(candidates(target, dtype, effort)) for target in targets)) as advance:
+        with _progress(sum(len(candidates(target, dtype, effort)) for target in targets)) as advance, _memory(bench):
             found = [tune(target, bench, effort=effort, advance=advance(str(target))) for target in targets]
     print(_table(found))
     output = namespace.output or (None if namespace.interpret else user_table())
@@ -105,6 +106,18 @@ def _require_kernels(device: Any) -> None:
         raise ConfigurationError(
             f"Kernels cannot be tuned here: {reason}. Tune on the machine that will train; --interpret rehearses."
         )
+
+
+@contextmanager
+def _memory(bench: "Bench") -> Iterator[None]:
+    """Say what to change where the work to time does not fit."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"{bench.tokens} rows do not fit: {reason} Take fewer --tokens.") from None
 
 
 @contextmanager

@@ -24,6 +24,8 @@ __all__ = ["TUNABLE", "Bench", "Tunable"]
 Dims = tuple[int, ...]
 Results = tuple[Tensor, ...]
 Settings = dict[str, int]
+_MOST_LOGITS = 2**28
+"""Half a gigabyte in half precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +178,9 @@ def _turn(dims: Dims, bench: Bench) -> Callable[[], Results]:
 
 
 def _entropy(dims: Dims, bench: Bench) -> Callable[[], Results]:
-    targets = torch.randint(0, dims[0], (bench.tokens,), device=bench.device)
-    return _both(lambda logits: cross_entropy(logits, targets).loss_sum, (bench.make(bench.tokens, *dims),))
+    tokens = max(1, min(bench.tokens, _MOST_LOGITS // dims[0]))
+    targets = torch.randint(0, dims[0], (tokens,), device=bench.device)
+    return _both(lambda logits: cross_entropy(logits, targets).loss_sum, (bench.make(tokens, *dims),))
 
 
 def _heads(dims: Dims, bench: Bench) -> Results:

@@ -218,5 +218,5 @@ def _look(
 
 def _agree(found: Tensor, exact: Tensor) -> bool:
     largest = exact.abs().max().clamp(min=1e-30)
-    error: Any = (found.double() - exact.double()).abs().max() / largest
+    error: Any = (found.float() - exact.float()).abs().max() / largest
     return bool(error <= _BOUNDS[exact.dtype])

@@ -1,6 +1,7 @@
 """`lightning-lm kernels`: a rehearsal without a GPU, what is refused, and the report."""
 
 import pytest
+import torch
 
 from lightning_lm.cli import main
 from lightning_lm.kernels import tables
@@ -50,6 +51,17 @@ def test_without_a_gpu_it_says_where_to_tune(monkeypatch, capsys):
     text = capsys.readouterr().err
     assert "no CUDA device" in text
     assert "--interpret rehearses" in text
+
+
+def test_work_that_does_not_fit_says_what_to_change(monkeypatch, capsys):
+    pytest.importorskip("triton")
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore.")
+
+    monkeypatch.setattr("lightning_lm.kernels.tuning.tune", fail)
+    assert main(["kernels", "tune", "--interpret", "softmax"]) == 1
+    assert "8 rows do not fit: CUDA out of memory. Take fewer --tokens." in capsys.readouterr().err
 
 
 def test_the_report_names_backends_and_tables(tmp_path, monkeypatch, capsys):
