@@ -111,8 +111,8 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limit", "with_others", "read_apart"),
     [
-        ("grpo/reverse", 700, 910, ("models", "generation")),
-        ("dpo/reverse", 362, 500, ("models",)),
+        ("grpo/reverse", 670, 880, ("models", "generation")),
+        ("dpo/reverse", 340, 470, ("models",)),
         ("pretrain/quickstart", 800, 900, ()),
     ],
 )

@@ -7,6 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(file for name in ("lightning_lm", "callbacks", "strategies") for file in (ROOT / name).rglob("*.py"))
+OBJECTIVES = ("dpo", "experience", "experience_maker", "grpo", "policy", "ppo", "pretrain", "reward", "sft")
+MAX_OBJECTIVE = 199
 MAX_MODULE, MAX_CLASS, MAX_FUNCTION, MAX_KERNEL, MAX_PARAMETERS, MAX_OVERLAY = 400, 250, 50, 120, 8, 30
 
 
@@ -37,6 +39,12 @@ def test_sizes(file):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert body_lines(node) <= (MAX_KERNEL if is_kernel(node) else MAX_FUNCTION), place
             assert is_kernel(node) or len(parameters(node)) <= MAX_PARAMETERS, place
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_short(name):
+    text = (ROOT / "lightning_lm" / "modules" / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= MAX_OBJECTIVE, f"{name}.py is too long: what is it apart from its objective?"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda file: file.stem)

@@ -5,6 +5,7 @@ from lightning_lm.modules.checkpoint import load_model, read_checkpoint
 from lightning_lm.modules.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.dpo import DPOModule
 from lightning_lm.modules.experience import ExperienceLoader, PromptSource
+from lightning_lm.modules.experience_maker import ExperienceMaker, Learner
 from lightning_lm.modules.grpo import GRPOModule
 from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
@@ -47,6 +48,7 @@ __all__ = [
     "CrossEntropy",
     "DPOModule",
     "ExperienceLoader",
+    "ExperienceMaker",
     "FrozenCopy",
     "GPipe",
     "GRPOModule",
@@ -55,6 +57,7 @@ __all__ = [
     "KLReward",
     "LMModule",
     "LearnedReward",
+    "Learner",
     "MeasuredModule",
     "ModelReward",
     "NumberedPairs",

@@ -115,7 +115,7 @@ class PPOModule(PolicyModule):
         rewards = self._rewards(rollout, rows, mask, ranks)
         earned, answers = ranks.sum(torch.stack([rewards.sum(), mask.any(1).sum()])).unbind()
         self._values_of().mean_reward.copy_(earned / answers.clamp(min=1))
-        values = self.in_chunks(self._values_of(), rows)
+        values = self.maker.in_chunks(self._values_of(), rows)
         advantages, returns = gae(rewards, values, mask, gamma=self.critic_part.gamma, lam=self.critic_part.lam)
         tokens = mask.sum()
         self.record("explained_variance", explained_variance(values, returns, mask) * tokens, tokens)
