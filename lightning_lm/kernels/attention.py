@@ -5,7 +5,8 @@
   need a mask of all pairs, and FlexAttention a compilation and a block mask for every batch.
 * GPU, plain causal in half precision: cuDNN from Hopper on, which is faster than anything Triton can do there;
   FlashAttention before it.
-* Everything else (a cache, single precision, large heads): `functional.attention`.
+* Everything else (a cache, plain causal in single precision, dropped weights, large heads): `functional.attention`,
+  where packed documents on a GPU cost a mask of all pairs. The report says why it was taken.
 """
 
 import functools
