@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.strategies.exchange import Transfer, reduce_rows, reduce_to
 from lightning_lm.strategies.ownership import Ownership
-from lightning_lm.strategies.placement import Piece, rows_of
+from lightning_lm.strategies.placement import Piece
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
 
 __all__ = ["GradientReducer"]
 
 _BUCKET_BYTES = 25 * 2**20
+_ON_THE_WAY_BYTES = 4 * _BUCKET_BYTES
+"""Beyond it a backward pass waits for what it has sent: gradients that are not freed are what this saves."""
 
 
 class _Bucket:
@@ -31,13 +34,12 @@ class _Bucket:
         return self.num_bytes + param.nbytes <= _BUCKET_BYTES and param.dtype == self.params[0].dtype
 
 
-class _Transfer(NamedTuple):
+class _Sent(NamedTuple):
     """What is on its way; nothing else may hold on to its memory."""
 
-    work: Any
-    buffer: Tensor
-    targets: list[Tensor]
-    """Whose gradients the buffer will hold, on the rank that they go to."""
+    transfer: Transfer
+    targets: list[Any]
+    """Whose gradients the sum will be, on the rank that it goes to."""
 
 
 class GradientReducer:
@@ -74,7 +76,7 @@ class GradientReducer:
         self._buckets = self._cut()
         self._bucket_of = {param: bucket for bucket in self._buckets for param in bucket.params}
         self._reduced: dict[Tensor, Tensor] = {}
-        self._transfers: deque[_Transfer] = deque()
+        self._transfers: deque[_Sent] = deque()
         self._active, self._paused, self._next = False, False, 0
         self._seen: set[nn.Parameter] = set()
         self._hooks = [param.register_post_accumulate_grad_hook(self._ready) for param in self._bucket_of]
@@ -195,35 +197,30 @@ class GradientReducer:
         gradients = [torch.zeros_like(param) if param.grad is None else param.grad for param in bucket.params]
         for param in bucket.params:
             param.grad = None
+        self._make_room()
         if len(bucket.pieces) > 1:
-            self._launch_rows(bucket, gradients[0])
+            local = self._owners[bucket.params[0]].local(bucket.params[0])
+            transfers = reduce_rows(gradients[0], bucket.pieces, tag=self._next)
+            self._transfers += [_Sent(transfer, [local]) for transfer in transfers]
         else:
-            single = gradients[0].contiguous().view(-1)
-            flat = single if len(gradients) == 1 else torch.cat([gradient.reshape(-1) for gradient in gradients])
-            self._send(flat, bucket.pieces[0].rank, list(bucket.params))
-        del gradients
-        while self._transfers and self._transfers[0].work.is_completed():
+            transfer = reduce_to(bucket.pieces[0].rank, gradients, tag=self._next)
+            self._transfers.append(_Sent(transfer, list(bucket.params)))
+
+    def _make_room(self) -> None:
+        on_the_way = sum(sent.transfer.num_bytes for sent in self._transfers)
+        while self._transfers:
+            first = self._transfers[0].transfer
+            if on_the_way <= _ON_THE_WAY_BYTES and not first.is_completed():
+                return
+            on_the_way -= first.num_bytes
             self._arrive(self._transfers.popleft())
 
-    def _launch_rows(self, bucket: _Bucket, gradient: Tensor) -> None:
-        target = self._owners[bucket.params[0]].local(bucket.params[0])
-        for piece in bucket.pieces:
-            rows = rows_of(gradient, piece).contiguous()
-            if piece.rank == self._rank:
-                rows = rows.clone()  # a view would keep the whole gradient
-            self._send(rows, piece.rank, [target])
-
-    def _send(self, buffer: Tensor, rank: int, targets: list[Any]) -> None:
-        work = distributed.reduce(buffer, rank, async_op=True)
-        self._transfers.append(_Transfer(work, buffer, targets if rank == self._rank else []))
-
-    def _arrive(self, transfer: _Transfer) -> None:
-        transfer.work.wait()
-        if not transfer.targets:
+    def _arrive(self, sent: _Sent) -> None:
+        total = sent.transfer.arrive()
+        if total is None:
             return
-        transfer.buffer.div_(self._num_ranks)
-        parts = transfer.buffer.view(-1).split([target.numel() for target in transfer.targets])
-        for target, part in zip(transfer.targets, parts, strict=True):
+        parts = total.div_(self._num_ranks).split([target.numel() for target in sent.targets])
+        for target, part in zip(sent.targets, parts, strict=True):
             before = self._reduced.get(target)
             target.grad = part.view(target.shape) if before is None else before.add_(part.view(target.shape))
 

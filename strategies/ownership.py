@@ -1,6 +1,6 @@
 """What of an optimizer's parameters one rank updates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, distributed, nn
@@ -79,9 +79,3 @@ class Ownership:
             state,
             lambda value: self.local_rows(param, value).clone() if value.shape[:1] == param.shape[:1] else value,
         )
-
-    def pieces(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield each piece with its rank, in the same order on every rank."""
-        for param, pieces in self.placements.items():
-            for piece in pieces:
-                yield piece.rank, rows_of(param.detach(), piece)

@@ -1,15 +1,15 @@
 """An optimizer whose state is spread over ranks, around any optimizer of torch."""
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.strategies.exchange import share_pieces
 from lightning_lm.strategies.ownership import Ownership
 from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
 from lightning_lm.strategies.sharded_state import gather_states, map_tensors
@@ -19,8 +19,6 @@ __all__ = ["ShardedOptimizer"]
 _NAMES = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop", "ASGD")
 _ELEMENTWISE = frozenset(getattr(torch.optim, name) for name in _NAMES)
 """Optimizers that treat each element by itself. What derives from them may not."""
-_DIRECT_BYTES = 2**20
-"""Tensors below this size travel together."""
 _ORIGIN = "_saved_as"
 
 
@@ -132,7 +130,7 @@ class ShardedOptimizer(Optimizer):
         with self._only_local():
             self.inner.step()
         if self.ownership.num_ranks > 1:
-            _broadcast(self.ownership.pieces())
+            share_pieces((param.detach(), pieces) for param, pieces in self.ownership.placements.items())
         return loss
 
     @contextlib.contextmanager
@@ -269,23 +267,3 @@ def _numbers(state_dict: Mapping[str, Any], params: list[list[Tensor]]) -> dict[
         for group, tensors in zip(groups, params, strict=True)
         for number, param in zip(group["params"], tensors, strict=True)
     }
-
-
-def _broadcast(pieces: Iterable[tuple[int, Tensor]]) -> None:
-    """Send every piece from its rank to all others; small ones of one rank travel together."""
-    small: dict[tuple[int, torch.dtype], list[Tensor]] = defaultdict(list)
-    works = []
-    for rank, tensor in pieces:
-        if tensor.nbytes < _DIRECT_BYTES or not tensor.is_contiguous():
-            small[rank, tensor.dtype].append(tensor)
-        else:
-            works.append(distributed.broadcast(tensor, rank, async_op=True))
-    flat = {key: torch.cat([tensor.reshape(-1) for tensor in tensors]) for key, tensors in small.items()}
-    works += [distributed.broadcast(tensor, rank, async_op=True) for (rank, _), tensor in flat.items()]
-    for work in works:
-        assert work is not None
-        work.wait()
-    for key, tensors in small.items():
-        if key[0] != distributed.get_rank():
-            parts = flat[key].split([tensor.numel() for tensor in tensors])
-            torch._foreach_copy_(tensors, [part.view_as(like) for part, like in zip(parts, tensors, strict=True)])

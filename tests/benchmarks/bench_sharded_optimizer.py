@@ -67,7 +67,7 @@ class Sent:
 
     def __init__(self):
         self.bytes = defaultdict(int)
-        self.before = {name: getattr(distributed, name) for name in ("reduce", "broadcast", "all_reduce")}
+        self.before = {name: getattr(distributed, name) for name in ("isend", "reduce", "broadcast", "all_reduce")}
 
     def __enter__(self):
         for name, function in self.before.items():
