@@ -11,12 +11,16 @@ from torch import Tensor
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.launch import jit, launch, next_power_of_two
 from lightning_lm.kernels.operation import Operation
-from lightning_lm.kernels.rows import accurate, partial_sums, row_settings, rows_of, unsupported_rows
+from lightning_lm.kernels.rows import LONGEST_ROW, accurate, partial_sums, row_settings, rows_of, unsupported_rows
+from lightning_lm.kernels.wide_rms_norm import wide_backward, wide_forward
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 __all__ = ["rms_norm", "supported"]
+
+_LONGEST_ROW = 65536
+"""Beyond `rows.LONGEST_ROW` kernels loop over a row; no model needs more than this."""
 
 
 @overload
@@ -80,7 +84,7 @@ def supported(x: Tensor) -> str | None:
     Args:
         x: Features.
     """
-    return unsupported_rows(x)
+    return unsupported_rows(x, _LONGEST_ROW)
 
 
 @jit
@@ -151,11 +155,16 @@ def _rms_norm_forward(
         return _reference_forward(x, weight, residual, eps, offset, round_first)
     y, total, scale = _fake_forward(x, weight, residual, eps, offset, round_first)
     rows, size = rows_of(x), x.size(-1)
+    weight = None if weight is None else weight.contiguous()
+    if size > LONGEST_ROW:
+        second, results = None if residual is None else rows_of(residual), (y, total, scale)
+        wide_forward(rows, second, weight, results, eps=eps, offset=offset, round_first=round_first)
+        return results
     other = rows if residual is None else rows_of(residual)
     settings = row_settings("rms_norm", size, x)
     launch(
         _forward_kernel, (-(-len(rows) // settings["ROWS"]),),
-        rows, other, rows if weight is None else weight.contiguous(), total, y, scale,
+        rows, other, rows if weight is None else weight, total, y, scale,
         rows.stride(0), other.stride(0), len(rows), eps, offset, SIZE=size, BLOCK=next_power_of_two(size),
         WEIGHT=weight is not None, RESIDUAL=residual is not None, ROUND=round_first, **settings,
     )  # fmt: skip
@@ -171,13 +180,18 @@ def _rms_norm_backward(
     if not use_triton("rms_norm", x.device, supported(x)):
         return _reference_backward(grad, grad_sum, x, weight, scale, offset, round_first)
     rows, upstream, size = rows_of(x), rows_of(grad), x.size(-1)
-    direct = upstream if grad_sum is None else rows_of(grad_sum)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    gain = None if weight is None else weight.contiguous()
+    if size > LONGEST_ROW:
+        direct = None if grad_sum is None else rows_of(grad_sum)
+        found = wide_backward(upstream, direct, rows, gain, scale, grad_x, offset=offset, round_first=round_first)
+        return grad_x, x.new_empty(0) if weight is None or found is None else found.to(weight.dtype, copy=True)
+    direct = upstream if grad_sum is None else rows_of(grad_sum)
     settings = row_settings("rms_norm_backward", size, x)
     programs, per_program, partial = partial_sums(rows, settings)
     launch(
         _backward_kernel, (programs,),
-        upstream, direct, rows, rows if weight is None else weight.contiguous(), scale, grad_x, partial,
+        upstream, direct, rows, rows if gain is None else gain, scale, grad_x, partial,
         upstream.stride(0), direct.stride(0), rows.stride(0), len(rows), per_program, offset,
         SIZE=size, BLOCK=next_power_of_two(size),
         WEIGHT=weight is not None, RESIDUAL=grad_sum is not None, ROUND=round_first, **settings,

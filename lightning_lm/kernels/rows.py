@@ -20,7 +20,7 @@ __all__ = [
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """The types that kernels read and write; they compute in float32."""
 
-_LONGEST_ROW = 8192
+LONGEST_ROW = 8192
 """Features of a row that fits into the registers of one program: at twice as many the gradients of norms spill."""
 
 
@@ -52,14 +52,15 @@ def unsupported_dtype(x: Tensor) -> str | None:
     return None if x.dtype in FLOATS else f"{x.dtype} is none of float32, float16 and bfloat16"
 
 
-def unsupported_rows(x: Tensor) -> str | None:
-    """Return why a row does not fit into a program, or nothing if it does.
+def unsupported_rows(x: Tensor, longest: int = LONGEST_ROW) -> str | None:
+    """Return why kernels cannot take the rows of a tensor, or nothing if they can.
 
     Args:
         x: Features on the last axis.
+        longest: Most features of a row.
     """
-    if x.ndim == 0 or not 0 < x.size(-1) <= _LONGEST_ROW:
-        return f"shape {tuple(x.shape)}: the last axis must have 1 to {_LONGEST_ROW} features"
+    if x.ndim == 0 or not 0 < x.size(-1) <= longest:
+        return f"shape {tuple(x.shape)}: the last axis must have 1 to {longest} features"
     return unsupported_dtype(x)
 
 

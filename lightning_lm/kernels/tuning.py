@@ -142,7 +142,8 @@ def tune(target: Target, bench: Bench, *, effort: Effort, advance: Callable[[], 
         exact = run()
     if not current.launched:
         raise UsageError(
-            f"The kernel of {target} did not run on {bench.dtype}: `lightning-lm kernels report` says why."
+            f"{target} looked up no launch settings for {bench.dtype}: kernels of such sizes have none, or torch "
+            "ran it and `lightning-lm kernels report` says why."
         )
     timed, failed = [], 0
     for settings in (found := candidates(target, bench.dtype, effort)):

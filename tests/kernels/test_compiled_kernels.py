@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_lm.kernels import cross_entropy, layer_norm, relu_squared, rms_norm, rope, softmax, swiglu  # noqa: F401
+from lightning_lm.kernels import cross_entropy, layer_norm, relu_squared, rms_norm, rope, softmax, swiglu, wide_rms_norm  # noqa: F401
 from lightning_lm.kernels.launch import is_installed, next_power_of_two
 from lightning_lm.kernels.rows import row_settings
 
@@ -60,6 +60,14 @@ def row_job(module, kernel, size):
     return job(module, kernel, {**sizes, **flags, **settings}, options, narrow=wide)
 
 
+def wide_job(kernel, **flags):
+    """A kernel that loops over rows that are too long for a program."""
+    gain = kernel == "_gain_kernel"
+    options = {"num_warps": wide_rms_norm._GAIN_WARPS if gain else wide_rms_norm._NUM_WARPS}
+    sizes = {"SIZE": 2 * LARGEST, "BLOCK": wide_rms_norm._GAIN_BLOCK if gain else wide_rms_norm._BLOCK, **flags}
+    return job("wide_rms_norm", kernel, sizes, options, narrow=dict.fromkeys(("scale_ptr", "partial_ptr"), "*fp32"))
+
+
 def rope_job(kernel, heads=32, kv_heads=8, dim=128):
     tiles = {"Q_TILE": heads, "K_TILE": kv_heads, "BLOCK": dim}
     sizes = {"Q_HEADS": heads, "K_HEADS": kv_heads, "DIM": dim, "ROTARY": dim, "INTERLEAVED": False, "NORM": True}
@@ -80,6 +88,9 @@ def jobs():
              for name in ("rms_norm", "layer_norm") for kernel in (forward, backward)}  # fmt: skip
     found["rms_norm forward 768"] = row_job("rms_norm", forward, 768)
     found["rms_norm backward 768"] = row_job("rms_norm", backward, 768)
+    found["wide rms_norm"] = wide_job(forward, WEIGHT=True, RESIDUAL=True, ROUND=False)
+    found["wide rms_norm input"] = wide_job("_input_kernel", WEIGHT=True, RESIDUAL=True)
+    found["wide rms_norm gain"] = wide_job("_gain_kernel", ROWS=wide_rms_norm._GAIN_ROWS, ROUND=True)
     found["softmax forward"] = row_job("softmax", forward, LARGEST)
     for kernel in (forward, backward):
         found[f"relu_squared {kernel}"] = job("relu_squared", kernel, {"BLOCK": 1024}, {"num_warps": 4})

@@ -37,6 +37,30 @@ def test_gemma_with_a_residual(backend, agree, dtype):
     agree(function, exact, made(2, 3, 70, dtype=dtype), made(2, 3, 70, dtype=dtype), made(70, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_too_long_for_one_program(backend, agree, dtype):
+    size = 8192 + 300
+    agree(kernels.rms_norm, oracle, made(3, size, dtype=dtype), made(size, dtype=dtype))
+    agree(lambda x: kernels.rms_norm(x, None), oracle, made(2, size, dtype=dtype))
+
+
+def test_long_rows_with_a_residual_and_more_rows_than_chunks(backend, agree):
+    size = 8200
+
+    def function(x, residual, weight):
+        return kernels.rms_norm(x, weight, residual=residual, offset=1.0)
+
+    agree(function, lambda x, r, w: oracle(x, w, r, offset=1.0), made(9, size), made(9, size), made(size))
+    for index in (0, 1):
+        agree(
+            lambda x, r, w, index=index: function(x, r, w)[index],
+            lambda x, r, w, index=index: oracle(x, w, r, offset=1.0)[index] + 0 * (x.sum() + r.sum() + w.sum()),
+            made(1, size),
+            made(1, size),
+            made(size),
+        )
+
+
 def test_a_gain_of_another_type_keeps_its_own(backend, agree):
     x, weight = made(7, 48, dtype=torch.bfloat16), made(48)
     agree(kernels.rms_norm, oracle, x, weight, bound=8e-3)
@@ -80,6 +104,8 @@ def test_rounded_first_as_the_llama_of_transformers(backend):
     wide = x.float()
     theirs = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
     assert torch.equal(kernels.rms_norm(x, weight, eps=1e-5, round_first=True), theirs)
+    long, gain = x.repeat(1, 100), weight.repeat(100)
+    assert torch.equal(kernels.rms_norm(long, gain, eps=1e-5, round_first=True), theirs.repeat(1, 100))
 
 
 def test_kernel_and_reference_round_alike(triton):
