@@ -37,6 +37,7 @@ class FailureReports:
         own = TCPStore(address, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
         port = strategy.broadcast(0 if own is None else own.port)
         self._store = own or TCPStore(address, port, wait_for_workers=False)
+        strategy.barrier()  # a rank 0 that fails at once would take the board away from those that still connect
         self._over = threading.Event()
         self._main = threading.get_ident()
         threading.Thread(target=self._watch, name="failure-reports", daemon=True).start()

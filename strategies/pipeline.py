@@ -1,13 +1,14 @@
 """Pipeline parallel: consecutive layers on consecutive ranks."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
@@ -19,16 +20,20 @@ __all__ = ["PipelineStrategy"]
 
 
 class PipelineStrategy(_ReportingStrategy, DDPStrategy):
-    """Runs a `PipelineModule`: as many stages as ranks, all of them on the same rows.
+    """Runs a `PipelineModule`: neighbouring ranks are the stages of a pipeline; several pipelines read different rows.
+
+    The gradients of each stage are averaged over the pipelines, by the rule of `PipelineModule`: the sum over target
+    tokens divided by their number, over all of them.
 
     A checkpoint is that of the whole model and its optimizer under their ordinary names: `PretrainModule`, one process,
     any other strategy and any number of stages can load it. It passes through the memory of rank 0's CPU.
 
     Args:
+        pipeline_parallel_size: Stages of a pipeline; "auto" for as many as there are ranks.
         **settings: For `DDPStrategy`: ``timeout``, ``process_group_backend``, ``start_method``.
 
     Raises:
-        ConfigurationError: If the module is no `PipelineModule`.
+        ConfigurationError: If the module is no `PipelineModule`, or the ranks are no multiple of the stages.
 
     Source:
         Huang et al. 2018, arXiv:1811.06965; Narayanan et al. 2021, arXiv:2104.04473.
@@ -38,23 +43,47 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         >>> trainer = Trainer(strategy=PipelineStrategy(), devices=2, accelerator="cpu", logger=False)
     """
 
+    def __init__(self, pipeline_parallel_size: int | Literal["auto"] = "auto", **settings: Any) -> None:
+        super().__init__(**settings)
+        self.pipeline_parallel_size = pipeline_parallel_size
+        self._groups: dict[str, distributed.ProcessGroup] = {}
+
+    def setup_environment(self) -> None:
+        """Form the pipelines, and the groups of ranks that hold the same stage."""
+        super().setup_environment()
+        if self.num_stages < 1 or self.world_size % self.num_stages:
+            fitting = [str(size) for size in range(1, self.world_size + 1) if self.world_size % size == 0]
+            raise ConfigurationError(
+                f"pipeline_parallel_size={self.num_stages} does not divide the {self.world_size} processes; use "
+                f"{', '.join(fitting)}."
+            )
+        names = ("data_parallel", "pipeline")
+        shape = (self.world_size // self.num_stages, self.num_stages)
+        mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+        self._groups = {name: mesh[name].get_group() for name in names}
+
+    @property
+    def pipeline_group(self) -> distributed.ProcessGroup:
+        """The stages of this rank's pipeline."""
+        return self._groups["pipeline"]
+
     @property
     def stage_index(self) -> int:
         """Which stage this rank is."""
-        return self.global_rank
+        return self.global_rank % self.num_stages
 
     @property
     def num_stages(self) -> int:
-        """How many stages there are."""
-        return self.world_size
+        """How many stages a pipeline has."""
+        return self.world_size if self.pipeline_parallel_size == "auto" else self.pipeline_parallel_size
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
-        """All ranks read the same rows."""
-        return {"num_replicas": 1, "rank": 0}
+        """The ranks of a pipeline read the same rows."""
+        return {"num_replicas": self.world_size // self.num_stages, "rank": self.global_rank // self.num_stages}
 
     def setup(self, trainer: Trainer) -> None:
-        """Refuse what is no pipeline, then set up without making ranks equal: no two have a parameter in common."""
+        """Refuse what is no pipeline, then set up."""
         module = self.lightning_module
         if not isinstance(module, PipelineModule):
             raise ConfigurationError(
@@ -69,16 +98,34 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         self.accelerator.setup(trainer)
         self.precision_plugin.convert_module(self.model)
         self.model_to_device()
+        self.configure_ddp()
         self.setup_precision_plugin()
 
     def configure_ddp(self) -> None:
-        """Leave the model as it is."""
+        """Leave the model as it is, but let all pipelines start from the same weights."""
+        assert self.model is not None
+        if self.num_stages < self.world_size:
+            for tensor in [*self.model.parameters(), *self.model.buffers()]:
+                distributed.broadcast(tensor.detach(), self.stage_index, group=self._groups["data_parallel"])
 
     # --- what all ranks know ---
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Return the value: it is the same on all ranks, which have read the same rows."""
-        return tensor
+        """Reduce over pipelines; the ranks of one have read the same rows."""
+        if self.num_stages == self.world_size:
+            return tensor
+        return super().reduce(tensor, group or self._groups["data_parallel"], reduce_op)
+
+    def average_gradients(self, optimizer: Optimizer) -> None:
+        """Average the gradients of this stage over pipelines."""
+        if self.num_stages == self.world_size:
+            return
+        gradients, group = self.held_gradients(optimizer), self._groups["data_parallel"]
+        works = [distributed.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]
+        for work in works:
+            assert work is not None
+            work.wait()
+        torch._foreach_div_(gradients, self.world_size // self.num_stages)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Let all ranks agree."""
@@ -94,7 +141,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
     def gradient_norm(self, optimizer: Optimizer) -> Tensor:
         """Return the 2-norm of the gradients of all stages together. Every rank must ask."""
         square = torch.nn.utils.get_total_norm(self.held_gradients(optimizer)).to(self.root_device).square()
-        distributed.all_reduce(square)
+        distributed.all_reduce(square, group=self.pipeline_group)
         return square.sqrt()
 
     # --- checkpoints ---
@@ -119,8 +166,10 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
             optimizer.load_state_dict(_only(state, names))
 
     def _on_rank_zero(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
-        found: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
-        distributed.gather_object(mine, found)
+        if self.global_rank >= self.num_stages:  # of another pipeline
+            return []
+        found: list[Any] | None = [None] * self.num_stages if self.global_rank == 0 else None
+        distributed.gather_object(mine, found, group=self.pipeline_group)
         return found or []
 
 

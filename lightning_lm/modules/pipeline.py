@@ -82,8 +82,8 @@ class PipelineModule(PretrainModule):
     A batch of the data is one optimizer step, cut into micro-batches that pass through the stages one behind the other;
     they take the place of ``accumulate_grad_batches``, and ``gradient_clip_val`` is given here, since Lightning does
     neither where a module optimizes by itself. Gradients are those of the sum over target tokens divided by their
-    number, over all stages; checkpoints hold the whole model under its ordinary names, so that `PretrainModule` and any
-    number of stages can load them. Each rank makes the whole model on its CPU before it keeps its own layers.
+    number, over all pipelines; checkpoints hold the whole model under its ordinary names, so that `PretrainModule` and
+    any number of stages can load them. Each rank makes the whole model on its CPU before it keeps its own layers.
 
     Args:
         model: What to train: a config, built once the tokenizer is known, or a module. Embeddings must not be tied.
@@ -157,6 +157,7 @@ class PipelineModule(PretrainModule):
         sums = self._through_all_stages(batch, backward=True)
         self._window.add(sums, positions=positions, trainer=self.trainer)
         optimizer: Any = self.optimizers()
+        self._strategy.average_gradients(optimizer)
         optimizer.step()
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
@@ -193,8 +194,12 @@ class PipelineModule(PretrainModule):
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for loss in self._losses:
             sums += torch.stack((loss.nll_sum.double(), loss.num_tokens.double()))
-        distributed.broadcast(sums, self._place.num_stages - 1)
+        distributed.broadcast(sums, group=self._strategy.pipeline_group, group_src=self._place.num_stages - 1)
         return TokenLoss(sums[0].float(), sums[0], sums[1].long())
+
+    @property
+    def _strategy(self) -> Any:
+        return self.trainer.strategy
 
     def _schedule_for(self, input_ids: Tensor, *, backward: bool) -> Any:
         """Return the schedule of a shape; its buffers are made once."""
@@ -214,6 +219,7 @@ class PipelineModule(PretrainModule):
                 self.device,
                 input_args=arriving,
                 output_args=features,
+                group=self._strategy.pipeline_group,
             )
             self._schedules[key] = self.pipeline.build(stage, self._micro_batch_loss)
         return self._schedules[key]

@@ -24,6 +24,7 @@ def board():
             world_size=distributed.get_world_size(),
             cluster_environment=types.SimpleNamespace(main_address="127.0.0.1"),
             broadcast=broadcast,
+            barrier=distributed.barrier,
         )
     )
 

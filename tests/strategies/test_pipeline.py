@@ -4,12 +4,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from optimizer_runs import make_trainer, weights_of
+from torch import distributed
 from torch.utils.data import DataLoader
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import Attention, Layer, LearnedPositions, TransformerConfig
 from lightning_lm.modules import CrossEntropy, GPipe, OneForwardOneBackward, PipelineModule, PretrainModule
+from lightning_lm.modules.ranks import data_rank, data_ranks
 from lightning_lm.optim import AdamW, Cosine, Muon
 from lightning_lm.strategies import PipelineStrategy
 
@@ -22,8 +24,11 @@ def config(num_layers=3, **options):
     return TransformerConfig(num_layers=num_layers, layers=layer, **options)
 
 
-def batches():
-    """Six rows a step, which is no multiple of four, with any number of targets, packed; the last has one target."""
+def batches(part=0, parts=1):
+    """Six rows a step, which is no multiple of four, with any number of targets, packed; the last has one target.
+
+    Several pipelines take every other of them; the last step leaves all but one without any target.
+    """
     generator = torch.Generator().manual_seed(0)
     for step in range(STEPS):
         ids = torch.randint(VOCAB, (6, 13), generator=generator)
@@ -31,7 +36,8 @@ def batches():
         if step == STEPS - 1:
             labels = torch.full_like(ids, -100)
             labels[0, 7] = ids[0, 7]
-        yield {"input_ids": ids, "labels": labels, "document_ids": (ids % 5 == 0).cumsum(1)}
+        batch = {"input_ids": ids, "labels": labels, "document_ids": (ids % 5 == 0).cumsum(1)}
+        yield {name: rows[part::parts] for name, rows in batch.items()}
 
 
 class Losses(PretrainModule):
@@ -60,9 +66,9 @@ class PipelineLosses(PipelineModule):
         return loss
 
 
-def train(pipeline, model, options, precision="64-true", *, steps=STEPS, resume=None, save=None):
+def train(pipeline, model, options, precision="64-true", *, steps=STEPS, resume=None, save=None, size="auto", seed=0):
     """Train on one process if there is no pipeline."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     options = {"schedule": Cosine(warmup=0.2, horizon_tokens=500), **options}
     settings = {"precision": precision, "max_epochs": 9, "max_steps": steps, "log_every_n_steps": 5}
     settings["num_sanity_val_steps"] = 0
@@ -70,10 +76,10 @@ def train(pipeline, model, options, precision="64-true", *, steps=STEPS, resume=
         clip = options.pop("gradient_clip_val", None)
         module, strategy, settings["gradient_clip_val"] = Losses(model, **options), "auto", clip
     else:
-        module, strategy = PipelineLosses(model, pipeline=pipeline, **options), PipelineStrategy()
+        module, strategy = PipelineLosses(model, pipeline=pipeline, **options), PipelineStrategy(size)
     trainer = make_trainer(strategy, **settings)
     start = 0 if resume is None else STEPS // 2
-    rows = list(batches())
+    rows = list(batches(data_rank(trainer), data_ranks(trainer)))
     data = DataLoader(rows[start:] + rows[:start], batch_size=None)  # a Trainer that goes on counts on from there
     trainer.fit(module, data, DataLoader(rows, batch_size=None), ckpt_path=resume)
     if save is not None:
@@ -138,6 +144,26 @@ def test_checkpoints_go_between_any_number_of_stages_and_one_process(ranks, tmp_
         require_equal(resumed, (whole[0], whole[1][half:], whole[2], STEPS))
 
 
+def test_several_pipelines_are_one_process(ranks, tmp_path):
+    options = {"optimizer": AdamW(lr=1e-3, eps=1e-5), "gradient_clip_val": 0.05}
+    single = ranks(1).run(train, None, config(), options)[0]
+    pipelines = ranks(4).run(save_and_go_on, OneForwardOneBackward(micro_batches=2), options, tmp_path / "half.ckpt")
+    for first, second in (pipelines[:2], pipelines[2:]):
+        for stage in (first, second):  # each pipeline has its own losses, of its own rows
+            assert stage[2] == pytest.approx(single[2], rel=1e-5, abs=1e-6)
+        found = {**first[0], **second[0]}
+        for name, value in single[0].items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)
+    resumed = ranks(1).run(train, None, config(), options, resume=tmp_path / "half.ckpt")[0]
+    assert resumed[1] == pytest.approx(single[1][STEPS // 2 :], abs=1e-9)
+
+
+def save_and_go_on(pipeline, options, path):
+    other = distributed.get_rank() // 2  # the second pipeline must take its first weights from the first
+    train(pipeline, config(), options, steps=STEPS // 2, save=path, size=2, seed=other)
+    return train(pipeline, config(), options, resume=path, size=2)
+
+
 class Counted(CrossEntropy):
     """A part of the user's own works too."""
 
@@ -182,5 +208,6 @@ def test_what_cannot_be_cut_is_refused(ranks):
         (PipelineModule(config()), "ddp", "PipelineModule needs PipelineStrategy"),
         (PretrainModule(config()), PipelineStrategy(), "needs a PipelineModule, and got PretrainModule"),
         (PipelineModule(config(), pipeline=OneForwardOneBackward(micro_batches=1)), PipelineStrategy(), "at least 2"),
+        (PipelineModule(config()), PipelineStrategy(3), "pipeline_parallel_size=3 does not divide the 2 processes"),
     ):
         ranks(2).run(fit_refused, module, strategy, message)
