@@ -1,4 +1,4 @@
-"""Answers from an inference server (vLLM, SGLang) through the completions part of OpenAI's HTTP interface.
+"""Answers from an inference server (vLLM, SGLang, llama.cpp) through the completions part of OpenAI's HTTP interface.
 
 Training needs what the server really sampled: its token ids, since the text of an answer may have other ids, and their
 log-probabilities under the distribution that is trained. What is not exact is refused when log-probabilities are asked
@@ -36,6 +36,10 @@ class HTTPGenerator:
     own, which they read from the model's folder. Which weights the server holds is the user's affair; where they are
     not the ones in training, ``RolloutPlan.importance_cap`` corrects for it.
 
+    Tried against the server itself: llama.cpp (xllamacpp 2026.10.11549), with ``--parallel`` at least the number of
+    answers to a prompt. vLLM and SGLang are followed as documented. ``transformers serve`` (5.23) takes no ids as
+    prompts and sends none, so that nothing can be trained on its answers.
+
     Args:
         url: Where the server's API begins, such as ``http://localhost:8000/v1``, or a `lightning_lm.http.JSONServer`
             with its key, time limit and retries.
@@ -44,8 +48,8 @@ class HTTPGenerator:
             end of sequence from another stop, and where the server sends no ids.
         max_requests: Most requests that are under way at the same time.
         logprobs_at_temperature: Whether the server's log-probabilities are those at the sampling temperature. vLLM's
-            are those at temperature 1 unless it runs with ``--logprobs-mode processed_logprobs``; SGLang's are at the
-            sampling temperature. At temperature 1 it makes no difference.
+            are those at temperature 1 unless it runs with ``--logprobs-mode processed_logprobs``, llama.cpp's always
+            are; SGLang's are at the sampling temperature. At temperature 1 it makes no difference.
         options: Further fields of each request, for options that only this server has.
 
     Raises:
@@ -236,8 +240,8 @@ class _Reader:
         if self.exact or self.tokenizer is None or not isinstance(text, str):
             raise RemoteError(
                 "The server sent no token ids, and the ids of an answer cannot be told from its text: training on a "
-                "guess would be wrong. Use one that knows return_token_ids (vLLM from 0.10.2, SGLang from July 2026). "
-                "Without log-probabilities and with a tokenizer the text alone is enough."
+                "guess would be wrong. Use one that knows return_token_ids (vLLM from 0.10.2, SGLang from July 2026) "
+                "or llama.cpp. Without log-probabilities and with a tokenizer the text alone is enough."
             )
         plain = choice["finish_reason"] == "stop" and not self.stop_strings and not self.stop_ids
         ends = plain and self.eos_id is not None and choice.get("stop_reason") in (None, self.eos_id)
@@ -262,6 +266,8 @@ def _choices(answer: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
 def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Return the ids that were sampled, or ``None`` where the server does not say."""
     ids = choice.get("token_ids")
+    if ids is None and _content(choice):
+        ids = [entry.get("id") for entry in _content(choice)]
     if ids is None:
         tokens = (choice.get("logprobs") or {}).get("tokens") or []
         if not tokens or not all(str(token).startswith(_ID_MARK) for token in tokens):
@@ -272,8 +278,17 @@ def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
     return tuple(ids)
 
 
+def _content(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what llama.cpp says of each sampled token: an entry with its ``id`` and ``logprob``, as in chats."""
+    content = (choice.get("logprobs") or {}).get("content")
+    entries = content if isinstance(content, list) else []
+    return entries if all(isinstance(entry, dict) and "id" in entry for entry in entries) else []
+
+
 def _logprobs(choice: Mapping[str, Any], count: int) -> tuple[float, ...]:
     values = (choice.get("logprobs") or {}).get("token_logprobs")
+    if values is None and _content(choice):
+        values = [entry.get("logprob") for entry in _content(choice)]
     if not isinstance(values, list) or len(values) != count:
         got = f"{len(values)}" if isinstance(values, list) else "none"
         raise RemoteError(

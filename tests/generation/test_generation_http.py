@@ -112,6 +112,15 @@ def test_ids_may_come_as_the_names_of_tokens(backend):
     assert completion.token_ids == (104, 105, EOS)
 
 
+def test_ids_and_logprobs_may_come_together_for_each_token(backend):
+    """As llama.cpp sends them, which knows no ``token_ids``."""
+    content = [{"id": token, "token": "", "logprob": -0.25 * token} for token in (104, 105, EOS)]
+    generator, _ = backend(answer(choice("hi", token_ids=None, logprobs={"content": content})))
+    (completion,) = generator.generate([[1]], logprobs=True)
+    assert completion.token_ids == (104, 105, EOS)
+    assert completion.logprobs == (-26.0, -26.25, -0.25 * EOS)
+
+
 @pytest.mark.parametrize("reason", ["stop", "length"])
 def test_without_a_tokenizer_the_server_says_how_it_ended(backend, reason):
     generator, _ = backend(answer(choice("hi", finish=reason)), tokenizer=None)
