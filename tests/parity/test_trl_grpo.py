@@ -8,8 +8,8 @@ Where TRL is wrong, or means something else:
   step is a mean over its tokens however it is cut (`test_micro_batches`).
 * The KL penalty. Without ``use_bias_correction_kl`` TRL differentiates the estimate k3, whose gradient is that of the
   forward KL; this is compared, with ``unbiased=False``. With it, ratio times k3 is differentiated, whose gradient is
-  that of `KLPenalty` token by token: ``ratio * (log pi - log pi_ref)`` times that of ``log pi``. The value that TRL
-  reports is weighted by the ratio, here it is k3 itself; they are the same where the ratio is one (`test_corrected_kl`).
+  that of `KLPenalty` token by token: ``ratio * (log pi - log pi_ref)`` times that of ``log pi``. The value that it
+  reports is weighted by the ratio, here it is k3 itself: the same where the ratio is one (`test_corrected_kl`).
 * Answers that are masked, because they came to no end: TRL counts them as answers in ``grpo`` and ``dr_grpo``, here
   they count as little as they teach. All answers here have a token.
 * Its ``epsilon_high`` of ``cispo`` is the largest weight, where the paper and `CISPO` have the distance from 1.
