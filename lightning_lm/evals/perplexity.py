@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError, DataError
-from lightning_lm.kernels import linear_nll
+from lightning_lm.kernels import linear_nll, output_layer
 from lightning_lm.protocols import LanguageModel
 from lightning_lm.types import IGNORE_INDEX, TokenBatch
 
@@ -96,13 +96,7 @@ def _score(model: LanguageModel, batch: TokenBatch) -> tuple[float, int]:
     places = {name: batch[name][:, :-1].to(device) for name in ("position_ids", "document_ids") if name in batch}
     hidden = model.hidden(batch["input_ids"][:, :-1].to(device), **places)
     targets = batch["labels"][:, 1:].to(device)
-    nll = linear_nll(
-        hidden,
-        model.head.weight,
-        targets,
-        bias=model.head.bias,
-        softcap=getattr(model, "logit_softcap", None),
-    )
+    nll = linear_nll(hidden, targets=targets, **output_layer(model))
     return float(nll.sum(dtype=torch.float64)), int((targets != IGNORE_INDEX).sum())
 
 

@@ -8,6 +8,7 @@ from lightning_lm.kernels.backend import Choice, choices, force_backend, report,
 from lightning_lm.kernels.cross_entropy import cross_entropy
 from lightning_lm.kernels.flash_attention import flash_attention
 from lightning_lm.kernels.flops import register_flops
+from lightning_lm.kernels.head import output_layer
 from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.linear_cross_entropy import linear_cross_entropy, measured_cross_entropy
 from lightning_lm.kernels.linear_logprob import linear_logprob, linear_nll
@@ -32,6 +33,7 @@ __all__ = [
     "linear_logprob",
     "linear_nll",
     "measured_cross_entropy",
+    "output_layer",
     "register_flops",
     "relu_squared",
     "report",

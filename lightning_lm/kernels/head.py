@@ -1,7 +1,7 @@
 """The output head, some rows at a time: as many as a budget of bytes allows logits for; gradients in float32."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +11,18 @@ from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.rows import unsupported_dtype
 from lightning_lm.kernels.vocab_parallel import Share, is_split, split_gradient, split_head, split_statistics
 from lightning_lm.kernels.vocabulary import Coefficients, Logits, Normaliser, RowStatistics, gradient, statistics
+from lightning_lm.protocols import LanguageModel
 
-__all__ = ["INPUTS", "OPTIONS", "Head", "HeadGradients", "autocast_dtype", "empty_gradients", "open_head"]
+__all__ = [
+    "INPUTS",
+    "OPTIONS",
+    "Head",
+    "HeadGradients",
+    "autocast_dtype",
+    "empty_gradients",
+    "open_head",
+    "output_layer",
+]
 
 _BUDGETS = {"cpu": 56 * 2**20, "default": 512 * 2**20}
 """Bytes of logits held at once: on a CPU as many as its caches are good for."""
@@ -61,15 +71,11 @@ class Head(NamedTuple):
         bytes_per_logit = self.dtype.itemsize + (0 if in_place else 6 * max(self.dtype.itemsize, 4))
         size = max(self.budget // (bytes_per_logit * self.stretch), 1)
         size = size // 128 * 128 if size >= 128 else size  # whole tiles of the products
+        adjusted = self.bias, self.softcap, self.temperature
         for start in range(0, len(self.hidden), size):
             rows = slice(start, start + size)
             # Nothing here may keep these logits while the next are made.
-            yield (
-                rows,
-                Logits(
-                    self.hidden[rows] @ self.weight.T, self.targets[rows], self.bias, self.softcap, self.temperature
-                ),
-            )
+            yield rows, Logits(self.hidden[rows] @ self.weight.T, self.targets[rows], *adjusted)
 
     def statistics(self, logits: Logits, operation: str, *, averaged: bool = False) -> RowStatistics:
         """Return what losses of some rows need, over the ids of all ranks.
@@ -148,6 +154,16 @@ def empty_gradients(head: Head) -> tuple[Tensor, Tensor, Tensor]:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Return a product to be added up in float32: not rounded where the device can keep it, rounded once on a CPU."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.device.type == "cuda" else a @ b
+
+
+def output_layer(model: LanguageModel) -> dict[str, Any]:
+    """Return what the functions on a head take of a model: ``weight``, ``bias`` and ``softcap``.
+
+    Args:
+        model: Turns features into logits by its head, and maybe ``logit_softcap``.
+    """
+    head = model.head
+    return {"weight": head.weight, "bias": head.bias, "softcap": getattr(model, "logit_softcap", None)}
 
 
 def open_head(

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import MeasuredLoss, token_cross_entropy
 from lightning_lm.functional.logprobs import entropy
-from lightning_lm.kernels import measured_cross_entropy
+from lightning_lm.kernels import measured_cross_entropy, output_layer
+from lightning_lm.models.adapter import whole_logits
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
@@ -43,32 +44,16 @@ class ImitationLoss(Part):
         """
         inputs, targets = next_token_inputs(batch), next_token_targets(batch)
         learned = targets != IGNORE_INDEX
+        terms: dict[str, Any] = {
+            "z_loss": self.z_loss,
+            "label_smoothing": self.label_smoothing,
+            "by_confidence": self.by_confidence,
+        }
         if not (hasattr(model, "hidden") and hasattr(model, "head")):
-            output = model(**inputs)
-            return self._of_logits(getattr(output, "logits", output)[learned], targets[learned])
+            return _of_logits(whole_logits(model, inputs)[learned], targets[learned], **terms)
         language_model = cast(LanguageModel, model)
-        return measured_cross_entropy(
-            language_model.hidden(**inputs)[learned],
-            language_model.head.weight,
-            targets[learned],
-            bias=language_model.head.bias,
-            softcap=getattr(model, "logit_softcap", None),
-            z_loss=self.z_loss,
-            label_smoothing=self.label_smoothing,
-            by_confidence=self.by_confidence,
-        )
-
-    def _of_logits(self, logits: Tensor, targets: Tensor) -> MeasuredLoss:
-        loss = token_cross_entropy(
-            logits,
-            targets,
-            z_loss=self.z_loss,
-            label_smoothing=self.label_smoothing,
-            by_confidence=self.by_confidence,
-        )
-        dtype = loss.nll_sum.dtype
-        correct = (logits.argmax(dim=-1) == targets).sum(dtype=dtype)
-        return MeasuredLoss(loss, entropy(logits.detach()).sum(dtype=dtype), correct)
+        features = language_model.hidden(**inputs)[learned]
+        return measured_cross_entropy(features, targets=targets[learned], **output_layer(language_model), **terms)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,3 +70,10 @@ class DFT(ImitationLoss):
     """
 
     by_confidence: ClassVar[bool] = True
+
+
+def _of_logits(logits: Tensor, targets: Tensor, **terms: Any) -> MeasuredLoss:
+    loss = token_cross_entropy(logits, targets, **terms)
+    dtype = loss.nll_sum.dtype
+    correct = (logits.argmax(dim=-1) == targets).sum(dtype=dtype)
+    return MeasuredLoss(loss, entropy(logits.detach()).sum(dtype=dtype), correct)

@@ -3,12 +3,12 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import TokenLoss, token_cross_entropy
-from lightning_lm.kernels import linear_cross_entropy
+from lightning_lm.kernels import linear_cross_entropy, output_layer
 from lightning_lm.models.adapter import whole_logits
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
@@ -46,15 +46,9 @@ class CrossEntropy(TokenLossPart):
             logits = whole_logits(model, inputs)
             return token_cross_entropy(logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
         language_model = cast(LanguageModel, model)
-        return linear_cross_entropy(
-            language_model.hidden(**inputs),
-            language_model.head.weight,
-            targets,
-            bias=language_model.head.bias,
-            softcap=getattr(model, "logit_softcap", None),
-            z_loss=self.z_loss,
-            label_smoothing=self.label_smoothing,
-        )
+        features = language_model.hidden(**inputs)
+        terms: dict[str, Any] = {"z_loss": self.z_loss, "label_smoothing": self.label_smoothing}
+        return linear_cross_entropy(features, targets=targets, **output_layer(language_model), **terms)
 
 
 def next_token_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

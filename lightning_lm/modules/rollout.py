@@ -116,6 +116,7 @@ class Rollout:
         return torch.from_numpy(values).to(like.device)
 
 
+@dataclasses.dataclass(frozen=True)
 class RolloutEngine:
     """Answers prompts with a model and has the answers judged.
 
@@ -127,16 +128,11 @@ class RolloutEngine:
         trainer: Knows the other ranks, the precision, and how to gather a sharded model.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Tokenizer | None,
-        rewards: Sequence[RewardFunction],
-        plan: RolloutPlan,
-        trainer: Trainer,
-    ) -> None:
-        self._model, self._rewards, self._plan, self._trainer = model, rewards, plan, trainer
-        self._tokenizer, self._ranks = tokenizer, Ranks(trainer)
+    model: nn.Module
+    tokenizer: Tokenizer | None
+    rewards: Sequence[RewardFunction]
+    plan: RolloutPlan
+    trainer: Trainer
 
     def collect(self, prompts: PromptBatch, moment: Sequence[int], spare: SparePrompts | None = None) -> Rollout:
         """Answer prompts for training, and replace groups that teach nothing as often as the plan says.
@@ -146,12 +142,12 @@ class RolloutEngine:
             moment: Numbers that decide the noise.
             spare: Where new prompts come from; without it the same ones are answered again.
         """
-        plan, samples = self._plan, self._plan.samples_per_prompt
-        key = key_of("rollout", *moment, self._ranks.rank)
+        plan, samples, ranks = self.plan, self.plan.samples_per_prompt, Ranks(self.trainer)
+        key = key_of("rollout", *moment, ranks.rank)
         rollout = self.answer(prompts, samples, dataclasses.replace(plan.sampling, seed=key))
         for number in range(1, plan.resample_rounds + 1):
             dull = rollout.dull
-            wanted = self._ranks.largest(len(dull))  # ranks of a sharded model must generate equally much
+            wanted = ranks.largest(len(dull))  # ranks of a sharded model must generate equally much
             if not wanted:
                 break
             places = (dull + [group for group in range(len(rollout) // samples) if group not in dull])[:wanted]
@@ -169,10 +165,10 @@ class RolloutEngine:
             sampling: How tokens are chosen.
             held_out: The answers measure the policy, so no server's weights will do.
         """
-        plan, trainer = self._plan, self._trainer
+        plan, trainer = self.plan, self.trainer
         backend = OwnBackend() if held_out and plan.backend.has_own_weights else plan.backend
-        agree = (lambda unfinished: bool(self._ranks.largest(unfinished))) if trainer.world_size > 1 else None
-        generator = backend.build(PolicyAtWork(self._model, self._tokenizer, plan.rows_at_once, agree))
+        agree = (lambda unfinished: bool(Ranks(trainer).largest(unfinished))) if trainer.world_size > 1 else None
+        generator = backend.build(PolicyAtWork(self.model, self.tokenizer, plan.rows_at_once, agree))
         with whole_model(trainer), trainer.precision_plugin.forward_context():
             completions = generator.generate(
                 [ids.tolist() for ids in prompts["prompt_ids"]],
@@ -188,12 +184,12 @@ class RolloutEngine:
     def _judge(self, prompts: PromptBatch, completions: Sequence[Completion], samples: int) -> RewardTable:
         columns = {name: _repeated(column, samples) for name, column in prompts["columns"].items()}
         table = score(
-            self._rewards,
-            self._plan.reward_weights or [1.0] * len(self._rewards),
+            self.rewards,
+            self.plan.reward_weights or [1.0] * len(self.rewards),
             prompts=_repeated(prompts["prompts"], samples),
             completions=[completion.text for completion in completions],
             columns={**columns, "completion_ids": [list(completion.token_ids) for completion in completions]},
-            scoring=self._plan.scoring,
+            scoring=self.plan.scoring,
         )
         if table.failures:
             more = len(table.failures) - 1

@@ -1,13 +1,13 @@
 """Log-probabilities and entropies of the tokens that a model is trained on, for losses over answers."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
-from lightning_lm.kernels import linear_logprob
+from lightning_lm.kernels import linear_logprob, output_layer
 from lightning_lm.models.adapter import whole_logits
 from lightning_lm.models.shared_prompts import answer_features
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
@@ -34,24 +34,21 @@ def token_scores(
     """
     inputs, targets = next_token_inputs(batch), next_token_targets(batch)
     learned = targets != IGNORE_INDEX
+    options: dict[str, Any] = {"temperature": temperature, "entropy_gradient": entropy_gradient}
     if hasattr(model, "hidden") and hasattr(model, "head"):
         language_model = cast(LanguageModel, model)
         features = answer_features(model, batch, learned)
-        scores = linear_logprob(
-            language_model.hidden(**inputs)[learned] if features is None else features,
-            language_model.head.weight,
-            targets[learned],
-            bias=language_model.head.bias,
-            temperature=temperature,
-            softcap=getattr(model, "logit_softcap", None),
-            entropy_gradient=entropy_gradient,
-        )
+        features = language_model.hidden(**inputs)[learned] if features is None else features
+        scores = linear_logprob(features, ids=targets[learned], **output_layer(language_model), **options)
     else:
-        logits = whole_logits(model, inputs)[learned]
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropies = entropy(logits, temperature=temperature)
-        scores = TokenScores(token_logprobs(logits, targets[learned], temperature=temperature), entropies)
+        scores = _scores_of_logits(whole_logits(model, inputs)[learned], targets[learned], **options)
     return TokenScores(*(_spread(values, learned) for values in scores))
+
+
+def _scores_of_logits(logits: Tensor, ids: Tensor, *, temperature: float, entropy_gradient: bool) -> TokenScores:
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropies = entropy(logits, temperature=temperature)
+    return TokenScores(token_logprobs(logits, ids, temperature=temperature), entropies)
 
 
 def _spread(values: Tensor, learned: Tensor) -> Tensor:
