@@ -43,9 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan = verbs.add_parser("plan", help="which size and how many tokens to train with a budget")
     plan.add_argument("--budget", type=float, required=True, metavar="FLOPS", help="of training, for example 1e19")
     plan.add_argument("--ledger", type=Path, metavar="PATH", help="your runs; default: the law of Hoffmann et al. 2022")
-    plan.add_argument("--peak-flops", type=float, metavar="FLOP/S", help="of all devices, to say how long it takes")
-    plan.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached (default: %(default)s)")
-    plan.add_argument("--served-tokens", type=float, metavar="N", help="tokens of inference in the model's life")
+    plan.add_argument("--peak-flops", type=_positive, metavar="FLOP/S", help="of all devices, to say how long it takes")
+    plan.add_argument(
+        "--mfu", type=_share, default=0.4, help="share of the peak that is reached (default: %(default)s)"
+    )
+    plan.add_argument("--served-tokens", type=_positive, metavar="N", help="tokens of inference in the model's life")
     _add_shared(plan)
     moved = verbs.add_parser("transfer", help="how the best learning rate of a sweep moves with the width")
     moved.add_argument("ledgers", type=Path, nargs="+", metavar="LEDGER", help="one for each parametrisation")
@@ -63,6 +65,19 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bootstraps", type=int, default=1000, metavar="N", help="for intervals (default: %(default)s)"
     )
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 < (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of the peak; 40 % are 0.4")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -103,8 +118,9 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from lightning_lm.scaling import optimal_with_inference
+    from lightning_lm.scaling import check_convention, optimal_with_inference
 
+    check_convention(arguments.convention)
     fit = _fitted(_points(arguments.ledger, arguments.convention)[1], arguments) if arguments.ledger else _published()
     best = fit.optimal(arguments.budget)
     _print(_optimum_table([best], fit.points if arguments.ledger else None))
@@ -126,12 +142,15 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _transfer(arguments: argparse.Namespace) -> None:
     from lightning_lm.scaling import transfer_of
 
+    stems = [path.stem for path in arguments.ledgers]
     fits = {
-        path.stem: transfer_of(_ledger(path).read(), width_key=arguments.width, rate_key=arguments.rate)
+        path.stem if stems.count(path.stem) == 1 else str(path): transfer_of(
+            _ledger(path).read(), width_key=arguments.width, rate_key=arguments.rate
+        )
         for path in arguments.ledgers
     }
     for name, fit in fits.items():
-        table = _table(f"{name}: best learning rate ~ width^{fit.drift.value:+.2f}", "width", "best", "loss", "runs")
+        table = _table(f"{name}: best learning rate ~ width^{fit.drift.value:+.2f}", "width", "best", "loss", "rates")
         table.caption = (
             f"95 % interval of the power {_interval(fit.drift)}. At width {fit.curves[-1].width:g} the best rate of "
             f"width {fit.curves[0].width:g} costs {_significant(fit.kept)}."
@@ -157,6 +176,7 @@ def _import(arguments: argparse.Namespace) -> None:
     runs = import_runs(arguments.table, convention=arguments.convention)
     RunLedger(arguments.ledger).add_all(runs)
     print(f"{len(runs)} runs added to {arguments.ledger}, counted as {arguments.convention!r}.")
+    print(f"What to type next:\n  lightning-lm scaling fit {arguments.ledger} --convention {arguments.convention}")
 
 
 def _points(path: Path, convention: str) -> tuple["RunLedger", "Points"]:

@@ -13,6 +13,7 @@ from lightning_lm.scaling.record import RunRecord
 
 __all__ = ["import_runs"]
 
+_SUFFIXES = (".csv", ".json", ".jsonl")
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "parameters": ("parameters", "params", "n", "model_size", "num_params", "n_params", "model size"),
     "tokens": ("tokens", "d", "training_tokens", "training tokens", "num_tokens", "n_tokens"),
@@ -38,8 +39,12 @@ def import_runs(path: Path | str, *, convention: str = "total", encoding: str = 
     """
     path = Path(path)
     check_convention(convention)
+    if path.suffix not in _SUFFIXES:
+        raise DataError(f"{path} is no table that can be read; save it as {', '.join(_SUFFIXES)}.")
     try:
         rows = list(_rows(path, path.read_text(encoding=encoding)))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no table at {path}.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a table of runs: {error}") from error
     if not rows:

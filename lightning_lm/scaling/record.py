@@ -116,8 +116,11 @@ def points_of(records: Iterable[RunRecord], convention: str = "products", *, unf
     if not usable:
         known = sorted({name for record in wanted for name in record.flops_per_token})
         raise DataError(
-            f"Of {len(wanted)} finished runs none can be counted as {convention!r}. "
-            + (f"Known for them: {', '.join(known)}." if known else "The ledger is empty: train with ScalingLaw first.")
+            f"Of {len(wanted)} finished runs none can be counted as {convention!r}. Known for them: {', '.join(known)}"
+            "; choose one of these as the convention."
+            if known
+            else "The ledger holds no finished run: train with ScalingLaw, or take in a table with "
+            "`lightning-lm scaling import`, first."
         )
     unique = [record.unique_tokens for record in usable]
     return Points.of(

@@ -118,7 +118,7 @@ def transfer_of(
     width, rate = width_key or _only(keys, "d_model"), rate_key or _only(keys, "lr")
     runs = [record for record in finished if {width, rate} <= record.hyper_parameters.keys()]
     if not runs:
-        raise DataError(f"No run has both {width} and {rate} among its hyper-parameters; they are {', '.join(keys)}.")
+        raise DataError(f"No run has both {width} and {rate} among its hyper-parameters, {', '.join(keys) or 'none'}.")
     settings = [record.hyper_parameters for record in runs]
     return fit_transfer([one[width] for one in settings], [one[rate] for one in settings], [run.loss for run in runs])
 
@@ -127,10 +127,11 @@ def _only(keys: Sequence[str], last: str) -> str:
     """Return the dotted name that ends in this word."""
     found = [key for key in keys if key.rpartition(".")[-1] == last]
     if len(found) != 1:
-        listed = ", ".join(keys) or "none: were these runs made by a sweep?"
+        if not keys:
+            raise DataError("These runs have no hyper-parameters; learning rates are compared between runs of a sweep.")
         raise DataError(
-            f"{len(found)} hyper-parameters of these runs are called {last!r}, and one is needed. Say which is meant; "
-            f"they are {listed}."
+            f"{len(found)} hyper-parameters of these runs are called {last!r}, and one is needed. Name one of "
+            f"{', '.join(keys)}."
         )
     return found[0]
 

@@ -85,7 +85,7 @@ def test_too_few_runs_are_refused():
         fit_transfer([1, 1, 2, 2], [1, 2, 1, 2], [3, 3, 3, 3])
     with pytest.raises(DataError, match="train at least 3"):
         fit_transfer([1, 1, 1], [1, 2, 3], [3, 2, 3])
-    with pytest.raises(DataError, match="were these runs made by a sweep"):
+    with pytest.raises(DataError, match="runs of a sweep"):
         transfer_of([])
 
 
