@@ -125,6 +125,7 @@ def fits_in_float64(inputs: list[Tensor]) -> bool:
 
 def run(case: Case, *, rounds: int, repetitions: int, bar: Any) -> dict[str, dict[str, Any]]:
     """Let the providers take turns; return the summary of each."""
+    torch.compiler.reset()  # what was compiled for other shapes would soon be too much, and this run eagerly
     watch = Stopwatch(DEVICE, max(repetitions // 4, 1) if case.slow else repetitions)
     series: dict[str, list[dict[str, float]]] = {name: [] for name in case.providers}
     found: dict[str, dict[str, Any]] = {name: {} for name in case.providers}
@@ -213,6 +214,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch.manual_seed(0)
     kernels.report()
     ceiling = ceilings()

@@ -230,6 +230,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10 if ON_GPU else 1, help="steps of a turn")
     parser.add_argument("--packed", action="store_true", help="eight documents in each row")
     arguments = parser.parse_args()
+    # Layers share their code: each way needs room for its own, and none may fall back to eager unseen.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     kernels.report()
     if not ON_GPU:
         print("No GPU: a dry run in small; times mean nothing.")
