@@ -4,11 +4,15 @@ import functools
 
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from split_runs import model_config, run
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import MLP, Attention, Layer, LayerNorm, LearnedPositions, RMSNorm
+from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import SGD, Muon
 from lightning_lm.strategies import TensorParallelStrategy
+from lightning_lm.strategies.sharded_model import check_model
 
 TOLERANCE = 1e-9
 """In float64; ranks round sums in another order, and Adam divides small gradients by small gradients."""
@@ -99,3 +103,12 @@ def test_losses_in_float32(ranks, case):
     found = ranks(size).run(split_run, settings, double=False, **options)[0]
     expected = alone(double=False, **options)
     assert max(abs(a - b) for a, b in zip(found[0], expected[0], strict=True)) < TOLERANCE_FLOAT32
+
+
+def test_a_model_without_values_is_refused_with_the_reason():
+    with torch.device("meta"):
+        module = PretrainModule(model_config().build())
+    said = "meta device, and ranks would draw its initial weights by themselves. Build it for real in configure_model"
+    with pytest.raises(ConfigurationError, match=said):
+        check_model(module, Precision())
+    check_model(PretrainModule(model_config().build()), Precision())
