@@ -82,7 +82,7 @@ def fit_kaplan(points: Points, estimator: Estimator = Estimator()) -> ScalingFit
     Source:
         Kaplan et al. 2020, arXiv:2001.08361, equation 1.5.
     """
-    return _fit(KaplanLaw(), points, estimator, _kaplan_start)
+    return _fit(KaplanLaw(), points, estimator, _kaplan_start, method="kaplan")
 
 
 def fit_general(points: Points, estimator: Estimator = Estimator(delta=1e-2)) -> ScalingFit:
@@ -101,7 +101,7 @@ def fit_general(points: Points, estimator: Estimator = Estimator(delta=1e-2)) ->
     Source:
         Busbridge et al. 2025, arXiv:2502.08606, equation 1.
     """
-    return _fit(GeneralLaw(), points, estimator, _general_start)
+    return _fit(GeneralLaw(), points, estimator, _general_start, method="general")
 
 
 def fit_data_constrained(points: Points, estimator: Estimator = Estimator()) -> ScalingFit:
@@ -140,7 +140,7 @@ def problem_of(law: Law, points: Points, delta: float) -> Problem:
     )
 
 
-def _fit(law: Law, points: Points, estimator: Estimator, start: _Start) -> ScalingFit:
+def _fit(law: Law, points: Points, estimator: Estimator, start: _Start, *, method: str = "parametric") -> ScalingFit:
     kept = estimator.outliers.kept(points)
     used = points.where(kept)
     law.columns(used)
@@ -159,6 +159,7 @@ def _fit(law: Law, points: Points, estimator: Estimator, start: _Start) -> Scali
         dropped=None if kept.all() else points.where(~kept),
         residuals=problem.residuals(theta[None])[0],
         findings=examine(used),
+        method=method,
         widening=for_few_runs(len(used), len(law.names)),
     )
 

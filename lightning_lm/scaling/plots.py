@@ -158,6 +158,8 @@ def residuals(fit: ScalingFit) -> "Figure":
     axes.axhline(0, color=_INK, linewidth=1)
     axes.axhspan(-spread, spread, color=_GREY, alpha=0.2, lw=0)
     axes.set_xscale("log")
+    if points.flops.max() > 10 * points.flops.min():
+        axes.xaxis.set_minor_formatter("")  # powers of ten are enough
     limit = 1.25 * max(float(np.abs(away).max()), spread, 1e-6)
     axes.set_ylim(-limit, limit)
     axes.text(
@@ -193,6 +195,8 @@ def collapsed_curves(curves: Sequence[Curve], *, floor: float = 0.0) -> "Figure"
         _label(left, text, (curve.tokens[-1], curve.loss[-1]), colour, shift=(4, 6 * side))
     left.set(xscale="log", xlabel="tokens", ylabel="loss, nats per token")
     left.margins(x=0.2)
+    late = np.concatenate([curve.loss[curve.tokens >= _SHOWN_SHARE * curve.tokens[-1]] for curve in order])
+    left.set_ylim(top=float(np.quantile(late, 0.98)))
     left.set_title("As measured: a line is a run, dark ones small", loc="left", fontsize=11)
     right.set(xlabel="share of the run", ylabel="loss above the floor, over its end" if floor else "loss over its end")
     right.set_title("Divided by their ends", loc="left", fontsize=11)
@@ -244,7 +248,7 @@ def _label(
 ) -> None:
     axes.annotate(
         text, at, xytext=shift, textcoords="offset points", color=colour, fontsize=9, ha=align, va="center",
-        annotation_clip=False,
+        annotation_clip=False, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}, zorder=6,
     )  # fmt: skip
 
 

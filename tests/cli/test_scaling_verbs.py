@@ -95,7 +95,7 @@ def recipe(tmp_path, monkeypatch):
         "base": "scaling/isoflop_quickstart",
         "trainer": {"logger": False, "enable_checkpointing": False, "callbacks": ["Perplexity"], "accelerator": "cpu"},
         "model": {"model": {"context_length": 16}},
-        "data": {"train": "corpus", "tokenizer": {"vocab_size": 260}, "context_length": 16, "batch_size": 2},
+        "data": {"train": "corpus", "context_length": 16, "batch_size": 2},
         "sweep": {
             "flops": [2e7],
             "held_out_flops": None,
