@@ -277,11 +277,11 @@ def test_the_noise_of_gradients(ranks, strategy):
 
 def refused_noise_scale(strategy):
     with pytest.raises(ConfigurationError) as caught:
-        noise_scale(strategy)
+        run(STRATEGIES[strategy](), callbacks=[GradientNoiseScale()], accumulate_grad_batches=2)
     return str(caught.value)
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["zero2", "fsdp2", "tp2"])
 def test_the_noise_of_gradients_that_no_rank_holds(ranks, strategy):
     for said in ranks(2).run(refused_noise_scale, strategy):
         assert "no rank has it. Use the strategy ddp or zero1" in said
