@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.kernels import (
+    force_backend,
     linear_cross_entropy,
     linear_logprob,
     linear_nll,
@@ -150,6 +151,22 @@ def test_a_loss_weighted_by_confidence(ranks):
     for found in ranks(2).run(confidence):
         for mine, expected in zip(found, (hidden.grad, weight.grad), strict=True):
             torch.testing.assert_close(mine.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def by_triton():
+    with force_backend("triton"):
+        return loss_of(97, {"softcap": 3.0, "z_loss": 1e-2, "label_smoothing": 0.2}), scores_of(True)
+
+
+def test_by_triton_as_by_torch(ranks):
+    pytest.importorskip("triton")
+    options = {"softcap": 3.0, "z_loss": 1e-2, "label_smoothing": 0.2}
+    by_torch = ranks(2).run(loss_of, 97, options), ranks(2).run(scores_of, True)
+    for (loss, scores), expected_loss, expected_scores in zip(ranks(2).run(by_triton), *by_torch, strict=True):
+        for mine, expected in zip((*loss[:3], *loss[3]), (*expected_loss[:3], *expected_loss[3]), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+        for mine, expected in zip(scores, expected_scores, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
 
 
 def watched():
