@@ -1,11 +1,11 @@
 """The picture of learning-rate transfer: loss over learning rate at each width, and where the minima go."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_lm.errors import MissingDependencyError
+from lightning_lm.scaling.canvas import label, new_figure, plain
 from lightning_lm.scaling.transfer import TransferFit
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["transfer_picture"]
 
-_INK, _COLOURS = "#1f2937", ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce")
+_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce")
 
 
 def transfer_picture(fits: Mapping[str, TransferFit]) -> "Figure":
@@ -26,11 +26,7 @@ def transfer_picture(fits: Mapping[str, TransferFit]) -> "Figure":
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("matplotlib", "draw pictures", extra="scaling") from error
-    figure = Figure(figsize=(4.2 * (len(fits) + 1), 4.2), layout="constrained")
+    figure = new_figure(4.2 * (len(fits) + 1), 4.2)
     panels = figure.subplots(1, len(fits) + 1, squeeze=False)[0]
     for axes, (name, fit) in zip(panels, fits.items(), strict=False):
         _draw_losses(axes, name, fit)
@@ -38,10 +34,6 @@ def transfer_picture(fits: Mapping[str, TransferFit]) -> "Figure":
     for axes in panels[:-1]:
         axes.set_ylim(low[0], high[1])
     _draw_optima(panels[-1], fits)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e5e7eb", linewidth=0.6)
-        axes.set_axisbelow(True)
     return figure
 
 
@@ -49,16 +41,16 @@ def _draw_losses(axes: "Axes", name: str, fit: TransferFit) -> None:
     from matplotlib import colormaps
 
     losses = np.concatenate([curve.losses for curve in fit.curves])
-    heights = _apart([float(curve.losses[0]) for curve in fit.curves], 0.04 * float(np.ptp(losses)))
+    heights = _apart([float(curve.losses[0]) for curve in fit.curves], 0.05 * float(np.ptp(losses)))
     for index, curve in enumerate(fit.curves):
         colour = colormaps["viridis"](0.05 + 0.75 * index / max(1, len(fit.curves) - 1))
         axes.plot(curve.rates, curve.losses, "-o", color=colour, markersize=3, linewidth=1.5)
         axes.plot(curve.best, curve.loss_at(curve.best), "*", color=colour, markersize=12, zorder=4)
         width = f"width {curve.width:g}" if index == 0 else f"{curve.width:g}"
-        _label(axes, width, (curve.rates[0], heights[index]), colour, shift=(-5, 0), align="right")
+        label(axes, width, (curve.rates[0], heights[index]), colour, shift=(-5, 0), align="right")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats per token")
     axes.margins(x=0.28)
-    axes.set_title(name, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    plain(axes, name)
 
 
 def _draw_optima(axes: "Axes", fits: Mapping[str, TransferFit]) -> None:
@@ -72,7 +64,7 @@ def _draw_optima(axes: "Axes", fits: Mapping[str, TransferFit]) -> None:
             face = "white" if curve.at_edge else colour
             axes.plot(curve.width, curve.best, "*", color=colour, markerfacecolor=face, markersize=12, zorder=4)
         text = f"{name}:\nwidth$^{{{fit.drift.value:+.2f}}}$"
-        _label(axes, text, (widths[-1], line[-1]), colour, shift=(9, 0), align="left")
+        label(axes, text, (widths[-1], line[-1]), colour, shift=(9, 0), align="left")
     axes.set(xscale="log", yscale="log", xlabel="width", ylabel="best learning rate")
     axes.set_xlim(right=widths[-1] * (widths[-1] / widths[0]) ** 0.6)
     axes.set_xticks(widths, [f"{width:g}" for width in widths])
@@ -81,13 +73,7 @@ def _draw_optima(axes: "Axes", fits: Mapping[str, TransferFit]) -> None:
     axes.set_ylim(tried[0] / 1.2, tried[-1] * 1.2)
     axes.minorticks_off()
     hollow = any(fit.at_edge for fit in fits.values())
-    axes.set_title(
-        "Best rates (hollow: edge)" if hollow else "Where the minima go",
-        loc="left",
-        fontsize=12,
-        fontweight="bold",
-        color=_INK,
-    )
+    plain(axes, "Best rates (hollow: edge)" if hollow else "Where the minima go")
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -96,12 +82,3 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
     for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
         moved[index] = above = min(heights[index], above - gap)
     return moved
-
-
-def _label(
-    axes: "Axes", text: str, at: tuple[float, float], colour: Any, *, shift: tuple[float, float], align: str
-) -> None:
-    axes.annotate(
-        text, at, xytext=shift, textcoords="offset points", color=colour, fontsize=9, ha=align, va="center",
-        annotation_clip=False,
-    )  # fmt: skip

@@ -5,7 +5,9 @@ import pytest
 
 from lightning_lm.cli import main
 from lightning_lm.errors import DataError
-from lightning_lm.scaling import RunLedger, RunRecord, fit_transfer, transfer_of
+from lightning_lm.scaling import RunLedger, RunRecord, fit_critical_batch, fit_transfer, transfer_of
+from lightning_lm.scaling.batch_plot import critical_batch_picture
+from lightning_lm.scaling.plots import write_pictures
 from lightning_lm.scaling.transfer_plot import transfer_picture
 
 WIDTHS, RATES = (16, 32, 64, 128), 0.002 * 2.0 ** np.arange(6)
@@ -112,3 +114,16 @@ def test_the_picture_has_a_panel_for_each_parametrisation_and_stars_at_the_minim
     ]
     labels = " ".join(text.get_text() for text in figure.axes[2].texts)
     assert "standard:\nwidth$^{-1.00}$" in labels
+
+
+def test_the_picture_of_the_critical_batch_size_says_it_and_its_interval(tmp_path):
+    """McCandlish et al. 2018, arXiv:1812.06162, section 2.3: ``(S / S_min - 1) (E / E_min - 1) = 1``."""
+    sizes = np.array([8, 16, 32, 64, 128, 256, 512.0])
+    steps = 1000 * (1 + 90 / sizes) * np.exp(0.03 * np.random.default_rng(1).standard_normal(7))
+    figure = critical_batch_picture(sizes, steps, fit_critical_batch(sizes, steps))
+    write_pictures(tmp_path, {"batch": figure})
+    (axes,) = figure.axes
+    lines = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 100]
+    assert (lines[0] - 1) * (lines[1] - 1) == pytest.approx(np.ones(100))
+    assert {"steps", "examples"} < {text.get_text() for text in axes.texts}
+    assert any("critical: 8" in text.get_text() or "critical: 9" in text.get_text() for text in axes.texts)
