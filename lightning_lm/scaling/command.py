@@ -18,6 +18,8 @@ __all__ = ["add_arguments", "run"]
 _TABLE_WIDTH = 110
 _METHODS = ("general", "parametric", "isoflop", "kaplan", "data-constrained")
 _BOOTSTRAPS_OF_A_COMPARISON = 200
+_ENOUGH_HELD_OUT = 3
+"""Runs by which methods can be told apart; a single one is met by luck."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -288,7 +290,8 @@ def _say_forms(points: "Points", arguments: argparse.Namespace) -> None:
     for test in tests:
         table.add_row(test.method, f"{test.error:.2%}", f"{test.inside} of {len(test.held)}")
     _print(table)
-    if tests[0].method != arguments.method and any(test.method == arguments.method for test in tests):
+    told = len(tests[0].held) >= _ENOUGH_HELD_OUT and any(test.method == arguments.method for test in tests)
+    if told and tests[0].method != arguments.method:
         print(f"Note (form): {tests[0].method} extrapolates better here than {arguments.method}: --method.")
 
 
