@@ -1,6 +1,7 @@
 """One of two ranks fails in a run that a user started: in bounded time the output names the rank, and where it was."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -46,11 +47,11 @@ SAID = {
         "in on_train_batch_start",
         "This was rank 1 of 2, after 2 steps",
     ],
-    ("popen", "dies"): ["ank: 1] Child process", "terminated with code -9"],
+    ("popen", "dies"): [r"Rank 1 of 2 does not answer: it has died|ank: 1\] Child process.* terminated with code -9"],
     ("torchrun", "dies"): ["local_rank: 1", "exitcode: -9"],
     ("torchrun", "hangs"): ["Rank 1 of 2 has not failed; it is at", "in wait_for_ever"],
 }
-"""Lightning and torchrun watch over their processes, and say which one is gone."""
+"""Lightning and torchrun watch over their processes, and say which one is gone; unless the other rank is quicker."""
 
 
 @pytest.mark.parametrize(("launcher", "kind"), SAID)
@@ -69,5 +70,5 @@ def test_the_output_names_the_rank(tmp_path, launcher, kind):
     output = done.stdout + done.stderr
     assert done.returncode != 0
     for said in SAID[launcher, kind]:
-        assert said in output, output[-5000:]
+        assert re.search(said, output), output[-5000:]
     assert time.monotonic() - start < 110  # and not the two minutes, nor half an hour, that are the rule
