@@ -17,7 +17,7 @@ data: {train: corpus, tokenizer: {vocab_size: 280}, context_length: 32, batch_si
 """
 TINY_SWEEP = """
 trainer: {accelerator: cpu, limit_val_batches: 2}
-data: {train: corpus, tokenizer: {vocab_size: 280}, context_length: 32, batch_size: 4}
+data: {train: corpus, context_length: 32, batch_size: 4}
 model: {model: {context_length: 32}}
 sweep:
   flops: [1.5e+8, 3.0e+8, 6.0e+8]

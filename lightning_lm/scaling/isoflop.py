@@ -88,15 +88,16 @@ def fit_isoflop(points: Points, settings: IsoFlop = IsoFlop()) -> ScalingFit:
         settings: What is one budget; bootstraps.
 
     Raises:
-        DataError: If fewer than three budgets have a minimum.
+        DataError: If fewer than three budgets have a minimum above zero.
 
     Source:
         Hoffmann et al. 2022, arXiv:2203.15556, section 3.2.
     """
-    curves = [curve for curve in parabolas(points, settings.tolerance) if curve.curvature > 0]
+    # A parabola of scattered losses may have its lowest point below zero, where no loss is.
+    curves = [curve for curve in parabolas(points, settings.tolerance) if curve.curvature > 0 and curve.loss > 0]
     if len(curves) < 3:
         raise DataError(
-            f"Only {len(curves)} budgets have at least three sizes and a minimum; at least 3 are needed. Train more "
+            f"Only {len(curves)} budgets have at least three sizes and a minimum above zero; at least 3 are needed. Train more "
             "sizes around the best one of each budget, each for the tokens that its budget allows."
         )
     rows = np.concatenate([curve.rows for curve in curves])

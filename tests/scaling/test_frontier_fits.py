@@ -78,6 +78,14 @@ def test_too_few_budgets_are_refused(hoffmann):
         fit_isoflop(hoffmann.isoflop(BUDGETS[:2]))
 
 
+def test_minima_below_zero_are_none():
+    N, C = (column.ravel() for column in np.meshgrid(np.geomspace(1e6, 1e8, 3), np.geomspace(1e15, 1e17, 3)))
+    steep = np.tile([9.0, 5.0, 2.0], 3)  # the parabola through them has its lowest point far to the right
+    assert all(curve.curvature > 0 > curve.loss for curve in parabolas(Points.of(N, C / 6 / N, steep)))
+    with pytest.raises(DataError, match="Only 0 budgets"):
+        fit_isoflop(Points.of(N, C / 6 / N, steep))
+
+
 def curves_of(hoffmann, number, noise=0.0):
     scatter = np.random.default_rng(0).standard_normal(number)
     tokens = np.geomspace(1e8, 1e13, 300)
