@@ -97,8 +97,8 @@ def fit_isoflop(points: Points, settings: IsoFlop = IsoFlop()) -> ScalingFit:
     curves = [curve for curve in parabolas(points, settings.tolerance) if curve.curvature > 0 and curve.loss > 0]
     if len(curves) < 3:
         raise DataError(
-            f"Only {len(curves)} budgets have at least three sizes and a minimum above zero; at least 3 are needed. Train more "
-            "sizes around the best one of each budget, each for the tokens that its budget allows."
+            f"Only {len(curves)} budgets have at least three sizes and a minimum above zero; at least 3 are needed. "
+            "Train more sizes around the best one of each budget, each for the tokens that its budget allows."
         )
     rows = np.concatenate([curve.rows for curve in curves])
     law = FrontierLaw(size_centre=_middle(points.parameters[rows]), token_centre=_middle(points.tokens[rows]))
