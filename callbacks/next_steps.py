@@ -41,11 +41,15 @@ def left_by(trainer: Trainer) -> Left:
 
 
 def commands(trainer: Trainer, left: Left, prompt: str) -> list[str]:
-    """Return the commands that generate from the checkpoint, train on, and show the curves."""
+    """Return the commands that generate from the checkpoint, once it is one file, train on, and show the curves."""
     lines = []
     if left.checkpoint is not None:
         path = shlex.quote(left.checkpoint)
-        lines.append(f"lightning-lm generate --checkpoint {path} --prompt {shlex.quote(prompt)}")
+        whole = path
+        if Path(left.checkpoint).is_dir():  # what ranks have written part by part
+            whole = shlex.quote(f"{left.checkpoint.removesuffix('.ckpt')}.whole.ckpt")
+            lines.append(f"lightning-lm consolidate {path} --output {whole}")
+        lines.append(f"lightning-lm generate --checkpoint {whole} --prompt {shlex.quote(prompt)}")
         if left.config is None:
             lines.append(
                 f"Trainer({_further(trainer)}).fit(module, datamodule=datamodule, ckpt_path={left.checkpoint!r})"

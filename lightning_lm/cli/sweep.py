@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         trials, lambda trial: train(_overlay(trial, arguments)), ledger=ledger, budget=budget, jobs=arguments.jobs or 1
     )
     missing = _report(sweep.run(), trials, lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
-    print(f"\nWhat to type next:\n  lightning-lm scaling fit {ledger.path} --plot {ledger.path.parent / 'report'}")
+    verb = "transfer" if plan.models and any(name.endswith("lr") for name in plan.grid or ()) else "fit"
+    print(f"\nWhat to type next:\n  lightning-lm scaling {verb} {ledger.path} --plot {ledger.path.parent / 'report'}")
     return 1 if missing else 0
 
 

@@ -124,6 +124,11 @@ def _load_folder(folder: Path) -> tuple[Any, "Tokenizer | None"]:
     from lightning_lm.models.huggingface import load_huggingface
     from lightning_lm.tokenizers import load_tokenizer
 
+    if (folder / "meta.pt").is_file():
+        raise CheckpointError(
+            f"{folder} holds the parts that the ranks of a sharded run have written. Make one file of them with "
+            f"lightning-lm consolidate {folder}, and give that file."
+        )
     if not (folder / "config.json").is_file():
         found = sorted(folder.rglob("*.ckpt"))
         hint = f" Did you mean {found[-1]}?" if found else ""

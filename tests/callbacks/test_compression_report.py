@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lightning_lm.callbacks import CompressionReport, Perplexity
+from lightning_lm.callbacks.next_steps import Left, commands
 
 TEXTS = ["one sentence, and one more: é", "", "a second document " * 20]
 
@@ -96,6 +97,15 @@ def test_paths_and_commands_are_real(foreign_module, data, trainer_with, console
     fit = f"  lightning-lm fit --config 'runs dir/try/version_0/config.yaml' --ckpt_path '{checkpoint}'"
     assert f"{fit} --trainer.max_steps 8\n" in text
     assert "  tensorboard --logdir 'runs dir/try'\n" in text
+
+
+def test_a_checkpoint_in_parts_is_made_one_file_first(trainer_with, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.ckpt").mkdir()
+    left = Left("last.ckpt", logs=None, config=None, tensorboard=None)
+    one, two, *_ = commands(trainer_with(max_steps=1), left, "def")
+    assert one == "lightning-lm consolidate last.ckpt --output last.whole.ckpt"
+    assert two == "lightning-lm generate --checkpoint last.whole.ckpt --prompt def"
 
 
 def test_a_run_that_left_nothing_says_so(foreign_module, loader_of, batches_of, trainer_with, console):

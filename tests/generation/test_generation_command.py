@@ -129,6 +129,10 @@ class TestErrors:
     def test_a_folder_of_something_else_names_the_checkpoint_in_it(self, capsys, checkpoint):
         assert f"Did you mean {checkpoint}?" in self.message(capsys, "--checkpoint", checkpoint.parent)
 
+    def test_the_parts_of_a_sharded_run(self, capsys, tmp_path):
+        (tmp_path / "meta.pt").write_bytes(b"")
+        assert f"lightning-lm consolidate {tmp_path}, " in self.message(capsys, "--checkpoint", tmp_path)
+
     def test_no_tokenizer(self, capsys, checkpoint):
         assert "--tokenizer PATH" in self.message(capsys, "--checkpoint", checkpoint, tokenizer=None)
 
