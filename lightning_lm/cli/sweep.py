@@ -110,9 +110,23 @@ def _overlay(trial: "Trial", arguments: argparse.Namespace) -> Path:
             inner = inner.setdefault(part, {})
         inner[last] = value
     content.setdefault("trainer", {})["callbacks+"] = [callback]
+    if _logger_of(arguments.config) in ("CSVLogger", "TensorBoardLogger"):
+        # Two runs that begin at once would choose the same number, and write into one file.
+        content["trainer"]["logger"] = {"init_args": {"version": trial.id}}
     path: Path = folder / f"{trial.id}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+def _logger_of(configs: Sequence[str]) -> str | None:
+    """Return the name of the class that logs, if it is one."""
+    name = None
+    for overlay in (overlay for config in configs for overlay in read_overlays(config)):
+        trainer = yaml.safe_load(overlay.to_yaml()).get("trainer") or {}
+        if "logger" in trainer:
+            logger = trainer["logger"]
+            name = logger.get("class_path", name) if isinstance(logger, dict) else None
+    return name and str(name).rpartition(".")[2]
 
 
 def _absolute(name: str) -> str:

@@ -151,8 +151,11 @@ def test_every_model_is_trained_with_every_combination_and_described_once(recipe
     assert printed.index("d_model=8, lr=0.04") < printed.index("d_model=16, lr=0.01")
     assert [settings["model.model.d_model"] for settings in built] == [8, 16]
     block = {"models": models[:1], "grid": {name: rates[:1] for name, rates in grid.items()}}
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump({"base": "grid.yaml", "sweep": block}))
+    logged = {"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "try"}}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({"base": "grid.yaml", "trainer": logged, "sweep": block}))
     assert main(["sweep", "--config", "one.yaml", "--ledger", "l.jsonl"]) == 0
+    (config,) = (tmp_path / "l_runs").glob("*.yaml")
+    assert [file.parent.name for file in (tmp_path / "runs" / "try").rglob("metrics.csv")] == [config.stem]
     assert "\n  lightning-lm scaling transfer l.jsonl " in capsys.readouterr().out
 
 
