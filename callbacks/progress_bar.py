@@ -26,6 +26,17 @@ _WINDOW_REFRESHES = 20
 _FORECAST_AFTER_STEPS = 2  # the first step compiles and allocates: a forecast from it alone is far off
 
 
+_SHOWN = (
+    ("reward", "train/reward", "cyan"),
+    ("val", "val/loss", "green"),
+    ("bits/byte", "val/bits_per_byte", "green"),
+    ("pass@1", "val/pass@1", "green"),
+    ("accuracy", "val/accuracy", "green"),
+    ("accuracy", "val/rewards/accuracies", "green"),
+)
+"""What is shown behind the loss, where it is logged: name, key, colour."""
+
+
 class _Mark(NamedTuple):
     """A moment of the run; the rate is what happened between two of them."""
 
@@ -35,12 +46,13 @@ class _Mark(NamedTuple):
 
 
 class LMProgressBar(LeanHooks, ProgressBar):
-    """Show step, loss, tokens per second, validation loss, elapsed time and time left in one line.
+    """Show step, loss, reward, validation, tokens per second, elapsed time and time left in one line.
 
     It takes the place of Lightning's own bar, whose share of a small model's step is larger than the model's: here a
     step costs two comparisons, and everything else happens at most ``1 / refresh_s`` times a second. Values come from
-    ``trainer.callback_metrics`` (``train/loss``, ``val/loss``, ``val/bits_per_byte``), so the loss is the last that was
-    logged; a module that logs none shows the loss of its last batch.
+    ``trainer.callback_metrics`` (``train/loss`` and ``train/reward``; of validation ``loss``, ``bits_per_byte``,
+    ``pass@1`` and the accuracy of pairs), so the loss is the last that was logged; a module that logs none shows the
+    loss of its last batch.
 
     Where the output is not a terminal (a log file, CI), a plain line is printed every ``plain_every_s`` seconds and
     after each validation.
@@ -198,8 +210,8 @@ class LMProgressBar(LeanHooks, ProgressBar):
         line.append_text(_progress(step, self._total_steps))
         loss = metrics.get("train/loss", None if self._logs_loss else field_of(self._outputs, "loss"))
         line.append(_value("loss", loss), "cyan")
-        line.append(_value("val", metrics.get("val/loss")), "green")
-        line.append(_value("bits/byte", metrics.get("val/bits_per_byte")), "green")
+        for name, key, colour in _SHOWN:
+            line.append(_value(name, metrics.get(key)), colour)
         line.append(self._rate())
         line.append(f"  {clock(now - self._start.time_s)}", "dim")
         left_s = self._seconds_left(trainer, step, now)

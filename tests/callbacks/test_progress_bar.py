@@ -72,6 +72,20 @@ def test_log_file_gets_a_plain_line_now_and_then(slow_module, loader_of, batches
     assert "\x1b" not in file.getvalue()
 
 
+def test_what_answers_earn_is_shown(slow_module, loader_of, batches_of, trainer_with, console):
+    class Judged(slow_module):
+        def training_step(self, batch, batch_idx):
+            self.log("train/reward", 0.25)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/pass@1", 0.75)
+
+    file = console(terminal=False).file
+    fit(trainer_with, Judged(), loader_of, batches_of, LMProgressBar(), steps=2, log_every_n_steps=1)
+    assert "  reward 0.2500  pass@1 0.7500  " in file.getvalue().splitlines()[-1]
+
+
 def test_samples_are_not_in_the_rate(slow_module, loader_of, batches_of, trainer_with, console, clock_of):
     class Busy(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
