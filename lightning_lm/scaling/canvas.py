@@ -46,7 +46,7 @@ def plain(axes: "Axes", title: str) -> None:
 def label(
     axes: "Axes", text: str, at: tuple[float, float], colour: Any, *, shift: tuple[float, float], align: str = "left"
 ) -> None:
-    """Write beside a point.
+    """Write beside a point, above the lines.
 
     Args:
         axes: To write on.
@@ -58,5 +58,5 @@ def label(
     """
     axes.annotate(
         text, at, xytext=shift, textcoords="offset points", color=colour, fontsize=9, ha=align, va="center",
-        annotation_clip=False,
+        annotation_clip=False, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}, zorder=6,
     )  # fmt: skip

@@ -27,7 +27,7 @@ class Parabola:
         rows: Which points belong to it.
         log_size: Logarithm of the size at the minimum.
         loss: At the minimum.
-        curvature: ``c``; where it is not positive there is no minimum.
+        curvature: ``c``.
     """
 
     flops: float
@@ -35,6 +35,11 @@ class Parabola:
     log_size: float
     loss: float
     curvature: float
+
+    @property
+    def has_minimum(self) -> bool:
+        """Whether it is lowest somewhere, and there above zero; that of scattered losses may not be."""
+        return self.curvature > 0 and self.loss > 0
 
     def at(self, parameters: FloatArray) -> FloatArray:
         """Return the losses of the parabola.
@@ -93,8 +98,7 @@ def fit_isoflop(points: Points, settings: IsoFlop = IsoFlop()) -> ScalingFit:
     Source:
         Hoffmann et al. 2022, arXiv:2203.15556, section 3.2.
     """
-    # A parabola of scattered losses may have its lowest point below zero, where no loss is.
-    curves = [curve for curve in parabolas(points, settings.tolerance) if curve.curvature > 0 and curve.loss > 0]
+    curves = [curve for curve in parabolas(points, settings.tolerance) if curve.has_minimum]
     if len(curves) < 3:
         raise DataError(
             f"Only {len(curves)} budgets have at least three sizes and a minimum above zero; at least 3 are needed. "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_lm.errors import MissingDependencyError
+from lightning_lm.scaling.canvas import INK, label, new_figure, plain
 from lightning_lm.scaling.fit import ScalingFit
 from lightning_lm.scaling.isoflop import parabolas
 from lightning_lm.scaling.laws import ChinchillaLaw, GeneralLaw
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["collapsed_curves", "contours", "frontier", "isoflop_curves", "pictures", "residuals", "write_pictures"]
 
-_ACCENT, _INK, _GREY = "#c2410c", "#1f2937", "#9ca3af"
+_ACCENT, _GREY = "#c2410c", "#9ca3af"
 _DPI = 150
 _SMOOTHED_POINTS = 50
 """Bins of a loss curve."""
@@ -38,7 +38,7 @@ def pictures(points: Points, fit: ScalingFit, curves: Sequence[Curve] = ()) -> d
         MissingDependencyError: If matplotlib is not installed.
     """
     drawn = {"frontier": frontier(fit), "residuals": residuals(fit)}
-    if len([curve for curve in parabolas(points) if curve.curvature > 0]) >= 2:
+    if len([curve for curve in parabolas(points) if curve.has_minimum]) >= 2:
         drawn["isoflop"] = isoflop_curves(points)
     if isinstance(fit.law, ChinchillaLaw | GeneralLaw):
         drawn["contours"] = contours(fit)
@@ -69,7 +69,7 @@ def isoflop_curves(points: Points) -> "Figure":
         points: The runs.
     """
     figure, axes = _canvas("Each compute budget has a best size", "parameters", "loss, nats per token")
-    found = [curve for curve in parabolas(points) if curve.curvature > 0]
+    found = [curve for curve in parabolas(points) if curve.has_minimum]
     colours = _colours(len(found))
     for curve, colour in zip(found, colours, strict=True):
         sizes = points.parameters[curve.rows]
@@ -77,12 +77,12 @@ def isoflop_curves(points: Points) -> "Figure":
         axes.plot(line, curve.at(line), color=colour, linewidth=1.5)
         axes.plot(sizes, points.loss[curve.rows], "o", color=colour, markersize=4)
         end = (line[-1], float(curve.at(line[-1:])[0]))
-        _label(axes, f"{_short(curve.flops)} FLOPs", end, colour, shift=(5, 0))
+        label(axes, f"{_short(curve.flops)} FLOPs", end, colour, shift=(5, 0))
     inside = [curve for curve in found if _is_inside(curve.log_size, points.parameters[curve.rows])]
     best = np.exp([curve.log_size for curve in inside])
     axes.plot(best, [curve.loss for curve in inside], "-*", color=_ACCENT, linewidth=1, markersize=11, zorder=5)
     if inside:
-        _label(axes, "minima", (best[0], inside[0].loss), _ACCENT, shift=(-6, -12), align="right")
+        label(axes, "minima", (best[0], inside[0].loss), _ACCENT, shift=(-6, -12), align="right")
     axes.set_xscale("log")
     axes.margins(x=0.22)
     return figure
@@ -98,7 +98,7 @@ def frontier(fit: ScalingFit) -> "Figure":
     measured = fit.points.flops
     budgets = np.geomspace(measured.min() / 2, measured.max() * 30, 60)
     optima = [fit.optimal(float(budget)) for budget in budgets]
-    for name, colour, exponent in (("parameters", _INK, fit.exponents[0]), ("tokens", _ACCENT, fit.exponents[1])):
+    for name, colour, exponent in (("parameters", INK, fit.exponents[0]), ("tokens", _ACCENT, fit.exponents[1])):
         estimates = [getattr(optimum, name) for optimum in optima]
         axes.fill_between(
             budgets, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.15, lw=0
@@ -106,11 +106,11 @@ def frontier(fit: ScalingFit) -> "Figure":
         values = [e.value for e in estimates]
         axes.plot(budgets, values, color=colour)
         text = f"{name} ~ $C^{{{exponent.value:.2f}}}$\n({exponent.low:.2f} to {exponent.high:.2f})"
-        _label(axes, text, (budgets[-1], values[-1]), colour, shift=(6, 0))
+        label(axes, text, (budgets[-1], values[-1]), colour, shift=(6, 0))
     axes.axvspan(measured.min(), measured.max(), color=_GREY, alpha=0.15, lw=0)
     axes.set(xscale="log", yscale="log")
     axes.text(
-        np.sqrt(measured.min() * measured.max()), 0.02, "measured", ha="center", color=_INK,
+        np.sqrt(measured.min() * measured.max()), 0.02, "measured", ha="center", color=INK,
         transform=axes.get_xaxis_transform(),
     )  # fmt: skip
     axes.margins(x=0.02)
@@ -140,7 +140,7 @@ def contours(fit: ScalingFit) -> "Figure":
     axes.set(xscale="log", yscale="log", xlim=tokens[[0, -1]], ylim=sizes[[0, -1]])
     seen = best[(best[:, 0] < tokens[-1] * 0.5) & (best[:, 1] < sizes[-1] * 0.7) & (best[:, 0] > tokens[0])]
     if len(seen):
-        _label(axes, "compute-optimal", (seen[-1, 0], seen[-1, 1]), _ACCENT, shift=(-4, 8), align="right")
+        label(axes, "compute-optimal", (seen[-1, 0], seen[-1, 1]), _ACCENT, shift=(-4, 8), align="right")
     return figure
 
 
@@ -155,7 +155,7 @@ def residuals(fit: ScalingFit) -> "Figure":
     away = 100 * np.expm1(-fit.residuals)
     spread = float(np.sqrt(np.mean(away**2)))
     shown = axes.scatter(points.flops, away, c=np.log10(points.parameters), cmap="viridis", s=26, zorder=3)
-    axes.axhline(0, color=_INK, linewidth=1)
+    axes.axhline(0, color=INK, linewidth=1)
     axes.axhspan(-spread, spread, color=_GREY, alpha=0.2, lw=0)
     axes.set_xscale("log")
     if points.flops.max() > 10 * points.flops.min():
@@ -163,7 +163,7 @@ def residuals(fit: ScalingFit) -> "Figure":
     limit = 1.25 * max(float(np.abs(away).max()), spread, 1e-6)
     axes.set_ylim(-limit, limit)
     axes.text(
-        0.01, spread, f"root mean square {spread:.2g} %", transform=axes.get_yaxis_transform(), va="bottom", color=_INK
+        0.01, spread, f"root mean square {spread:.2g} %", transform=axes.get_yaxis_transform(), va="bottom", color=INK
     )
     bar = figure.colorbar(shown, ax=axes, pad=0.02)
     bar.set_label("parameters, power of ten")
@@ -183,7 +183,8 @@ def collapsed_curves(curves: Sequence[Curve], *, floor: float = 0.0) -> "Figure"
     """
     if floor > 0.95 * min(float(curve.loss.min()) for curve in curves):
         floor = 0.0  # a fitted floor above what was measured divides by nothing
-    figure, (left, right) = _canvas_of_two()
+    figure = new_figure(10, 4.2)
+    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     order = sorted((_smoothed(curve) for curve in curves), key=lambda curve: curve.parameters)
     for curve, colour in zip(order, _colours(len(order)), strict=True):
         share, height = curve.tokens / curve.tokens[-1], (curve.loss - floor) / (curve.loss[-1] - floor)
@@ -192,14 +193,14 @@ def collapsed_curves(curves: Sequence[Curve], *, floor: float = 0.0) -> "Figure"
     for curve, name, side in ((order[0], "smallest", 1), (order[-1], "largest", -1)):
         colour = _colours(len(order))[0 if side > 0 else -1]
         text = f"{name}, {_short(curve.parameters)}"
-        _label(left, text, (curve.tokens[-1], curve.loss[-1]), colour, shift=(4, 6 * side))
+        label(left, text, (curve.tokens[-1], curve.loss[-1]), colour, shift=(4, 6 * side))
     left.set(xscale="log", xlabel="tokens", ylabel="loss, nats per token")
     left.margins(x=0.2)
     late = np.concatenate([curve.loss[curve.tokens >= _SHOWN_SHARE * curve.tokens[-1]] for curve in order])
     left.set_ylim(top=float(np.quantile(late, 0.98)))
-    left.set_title("As measured: a line is a run, dark ones small", loc="left", fontsize=11)
+    plain(left, "As measured: a line is a run, dark ones small")
     right.set(xlabel="share of the run", ylabel="loss above the floor, over its end" if floor else "loss over its end")
-    right.set_title("Divided by their ends", loc="left", fontsize=11)
+    plain(right, "Divided by their ends")
     return figure
 
 
@@ -213,43 +214,11 @@ def _smoothed(curve: Curve) -> Curve:
 
 
 def _canvas(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
-    figure = _figure((7.2, 4.6))
+    figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
-    _plain(axes)
+    plain(axes, title)
     return figure, axes
-
-
-def _canvas_of_two() -> tuple["Figure", tuple["Axes", "Axes"]]:
-    figure = _figure((10, 4.2))
-    axes = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    for one in axes:
-        _plain(one)
-    return figure, axes
-
-
-def _figure(size: tuple[float, float]) -> "Figure":
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses a back end for the process
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("matplotlib", "draw pictures", extra="scaling") from error
-    return Figure(figsize=size, layout="constrained")
-
-
-def _plain(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e7eb", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _label(
-    axes: "Axes", text: str, at: tuple[float, float], colour: Any, *, shift: tuple[float, float], align: str = "left"
-) -> None:
-    axes.annotate(
-        text, at, xytext=shift, textcoords="offset points", color=colour, fontsize=9, ha=align, va="center",
-        annotation_clip=False, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}, zorder=6,
-    )  # fmt: skip
 
 
 def _colours(number: int) -> list[Any]:

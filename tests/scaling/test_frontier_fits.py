@@ -82,6 +82,7 @@ def test_minima_below_zero_are_none():
     N, C = (column.ravel() for column in np.meshgrid(np.geomspace(1e6, 1e8, 3), np.geomspace(1e15, 1e17, 3)))
     steep = np.tile([9.0, 5.0, 2.0], 3)  # the parabola through them has its lowest point far to the right
     assert all(curve.curvature > 0 > curve.loss for curve in parabolas(Points.of(N, C / 6 / N, steep)))
+    assert not any(curve.has_minimum for curve in parabolas(Points.of(N, C / 6 / N, steep)))
     with pytest.raises(DataError, match="Only 0 budgets"):
         fit_isoflop(Points.of(N, C / 6 / N, steep))
 
