@@ -1,39 +1,18 @@
 """GRPO and PPO on two processes: the windows and gradients of one, as many decoding steps on each rank."""
 
 import dataclasses
-import random
 
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from post_training_runs import WrittenBackend
 
 from lightning_lm.functional import KLPenalty, RolloutTokenMean, SequenceMean, TokenMean
-from lightning_lm.generation import Backend, Completion, Sampling
+from lightning_lm.generation import Sampling
 from lightning_lm.modules import Critic, GRPOModule, KLReward, Objective, PPOModule, RolloutPlan
 from lightning_lm.optim import OptimizerPart
 
 TOLERANCE = 1e-6
-
-
-class Written:
-    """Answers that depend on nothing but the prompt: the same whichever rank asks."""
-
-    def generate(self, prompts, *, sampling, max_new_tokens, stop_ids, num_samples, logprobs):
-        return [self.answer(tuple(prompt), sample, stop_ids) for prompt in prompts for sample in range(num_samples)]
-
-    def answer(self, prompt, sample, stop_ids):
-        noise = random.Random(f"{prompt} {sample}")
-        ids = [noise.randrange(10) for _ in range(noise.choice([1, 2, 2, 7]))]
-        ended = len(ids) < 7
-        ids += stop_ids if ended else ()
-        text = "".join(map(str, ids[:-1] if ended else ids))
-        return Completion(prompt, tuple(ids), text, "stop" if ended else "length", (-2.3,) * len(ids))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WrittenBackend(Backend):
-    def build(self, policy):
-        return Written()
 
 
 class Recorder(torch.optim.SGD):

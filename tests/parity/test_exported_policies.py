@@ -1,5 +1,6 @@
 """From a folder of transformers to a trained policy and back, by the command line, for each family."""
 
+import contextlib
 import logging
 import warnings
 
@@ -83,34 +84,30 @@ def reinforced(folder, tmp_path):
     return module
 
 
-def opened(folder, caplog):
-    """Open as a user would, who is not to be warned of anything."""
+@contextlib.contextmanager
+def without_warnings(caplog):
+    """Fail where a user would be warned of anything."""
     caplog.clear()
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
         with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="transformers"):
             warnings.simplefilter("error")
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            yield
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records
-    return model.eval(), tokenizer
+
+
+def opened(folder, caplog):
+    with without_warnings(caplog):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return opened_model(folder, caplog), tokenizer
 
 
 def opened_model(folder, caplog):
-    """The same without a tokenizer of transformers."""
-    caplog.clear()
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    try:
-        with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="transformers"):
-            warnings.simplefilter("error")
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert not caplog.records
+    with without_warnings(caplog):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     return model.eval()
 
 
