@@ -52,7 +52,7 @@ class ChatTemplate(Part):
         Args:
             messages: The turns.
             tokenizer: Gives the ids.
-            learn_from: Number of the first turn that is learned; assistants' turns before it are context.
+            learn_from: Index of the first turn that is learned, unless the turn's own ``weight`` (0 or 1) decides.
 
         Raises:
             DataError: If a turn cannot be written.
@@ -100,6 +100,8 @@ class ChatTemplate(Part):
             role = repr(after[0].get("role")) if after else "nobody"
             raise DataError(f"An answer begins with a turn of {role}; it must be one of 'assistant'.")
         rendered = self.render([*before, *after], tokenizer, learn_from=len(before))
+        if True not in rendered.learn_mask:
+            raise DataError("Every assistant message of the completion has weight 0: nothing is trained on.")
         begin = rendered.learn_mask.index(True)
         end = len(rendered.ids) - rendered.learn_mask[::-1].index(True)
         return rendered.ids[:begin], Rendered(rendered.ids[begin:end], rendered.learn_mask[begin:end])
@@ -107,7 +109,13 @@ class ChatTemplate(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plain(ChatTemplate):
-    """Prompt and answer as they are, with the begin mark of the tokenizer before and its end of text behind them."""
+    """Prompt and answer as they are, with the begin mark of the tokenizer before and its end of text behind them.
+
+    Args:
+        read_special: Encode special tokens written in the text (``<|eot_id|>``) as such, not as characters.
+    """
+
+    read_special: bool = False
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:  # noqa: ARG002
         """Refuse: there is no plain way to write who says what.
@@ -119,7 +127,8 @@ class Plain(ChatTemplate):
 
     def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
         """Return the begin mark and the ids of the prompt."""
-        return [*begin_ids(tokenizer), *tokenizer.encode(_text(prompt))]
+        begin, ids = begin_ids(tokenizer), tokenizer.encode(_text(prompt), allow_special=self.read_special)
+        return [*begin, *(ids[len(begin) :] if ids[: len(begin)] == begin else ids)]
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the id that ends a text."""
@@ -128,7 +137,8 @@ class Plain(ChatTemplate):
     def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
         """Return the ids of a prompt, and those of its answer with the end of text."""
         before, after = _text(prompt), _text(completion)
-        answer = [*_encode_after(before, after, tokenizer), _eos_id(tokenizer)]
+        answer, eos_id = _encode_after(before, after, tokenizer, allow_special=self.read_special), _eos_id(tokenizer)
+        answer += [eos_id] * (answer[-1:] != [eos_id])
         return self.prompt_ids(prompt, tokenizer), Rendered(answer, [True] * len(answer))
 
 
@@ -155,7 +165,8 @@ class ChatML(ChatTemplate):
             header = f"{role}\n"
             if role == "assistant":
                 ids.add([start, *tokenizer.encode(header)])
-                ids.add([*_encode_after(header, said, tokenizer), end], learned=number >= learn_from)
+                learned = _is_learned(message, number, learn_from)
+                ids.add([*_encode_after(header, said, tokenizer), end], learned=learned)
             else:
                 ids.add([start, *tokenizer.encode(header + said), end])
             ids.add(tokenizer.encode("\n"))
@@ -230,7 +241,7 @@ class TokenizerTemplate(ChatTemplate):
         """Yield the text in pieces, each answer one of its own."""
         done = ""
         for number, message in enumerate(messages):
-            if message.get("role") == "assistant" and number >= learn_from:
+            if message.get("role") == "assistant" and _is_learned(message, number, learn_from):
                 opened = self._text(messages[:number], tokenizer, answering=True)
                 closed = self._text(messages[: number + 1], tokenizer)
                 yield _rest(opened, done), False
@@ -311,6 +322,11 @@ def _no_turns() -> DataError:
 
 def _turns(content: Content, role: str) -> list[Message]:
     return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
+
+
+def _is_learned(message: Message, number: int, learn_from: int) -> bool:
+    weight = message.get("weight")
+    return number >= learn_from if weight is None else bool(weight)
 
 
 def _role_and_text(message: Message) -> tuple[str, str]:

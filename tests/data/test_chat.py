@@ -260,3 +260,29 @@ def test_what_cannot_be_written_is_refused(action, error, match):
 def test_a_tokenizer_without_a_template_says_so(make):
     with pytest.raises(TokenizerError, match="chat template"):
         TokenizerTemplate().render(TURNS, make(None))
+
+
+def test_the_weight_of_a_turn_decides_whether_it_is_learned():
+    """OpenAI's ``weight``: 0 makes an assistant's turn context, 1 makes it learned although it stands before."""
+    built = build(CHATML)
+    for template in (ChatML(), TokenizerTemplate()):
+        plain = template.render(TURNS, built)
+        marked = [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS[2:]]
+        assert template.render(marked, built) == template.render(TURNS, built, learn_from=2)
+        marked = [TURNS[0], {**TURNS[1], "weight": 1}, TURNS[2], {**TURNS[3], "weight": 0}]
+        first_only = template.render(marked, built, learn_from=3)
+        last = template.render(TURNS, built, learn_from=2).learn_mask
+        assert first_only.ids == plain.ids
+        assert first_only.learn_mask == [a and not b for a, b in zip(plain.learn_mask, last, strict=True)]
+        with pytest.raises(DataError, match="weight 0"):
+            template.pair(TURNS[:3], [{**TURNS[3], "weight": 0}], built)
+
+
+def test_plain_reads_special_tokens_when_asked():
+    tokenizer = ByteTokenizer(("<|endoftext|>", "<|eot|>"))
+    letters, answer = Plain().pair("1", "2<|eot|>", tokenizer)
+    assert answer.ids == [*b"2<|eot|>", 256]
+    assert Plain(read_special=True).pair("1", "2<|eot|>", tokenizer)[1].ids == [*b"2", 257, 256]
+    reads = Plain(read_special=True).pair("<|endoftext|>1", "2<|endoftext|>", tokenizer)
+    assert reads == ([256, *b"1"], Rendered([*b"2", 256], [True] * 2))  # neither begin nor end is doubled
+    assert letters == [256, *b"1"]
