@@ -9,6 +9,7 @@
     |   `-- FingerprintError                the data is not what the run or the store was made with
     |-- TokenizerError (ValueError)         text that cannot be encoded, or a vocabulary that cannot be built
     |-- CheckpointError (ValueError)        a checkpoint that is truncated, foreign or of another configuration
+    |-- DivergenceError (RuntimeError)      a loss, gradient or weight that is not finite, which ends a run
     |-- RemoteError (RuntimeError)          a server that cannot be reached, refuses, or answers what cannot be used
     `-- MissingDependencyError (ImportError)  an optional package is needed; the message holds the pip command
 """
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DataError",
+    "DivergenceError",
     "FingerprintError",
     "LightningLMError",
     "MissingDependencyError",
@@ -52,6 +54,10 @@ class TokenizerError(LightningLMError, ValueError):
 
 class CheckpointError(LightningLMError, ValueError):
     """A checkpoint that is truncated, foreign, or of another configuration."""
+
+
+class DivergenceError(LightningLMError, RuntimeError):
+    """A loss, gradient or weight that is not finite: the run stops before it overwrites a good checkpoint."""
 
 
 class RemoteError(LightningLMError, RuntimeError):

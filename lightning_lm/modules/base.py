@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,24 +13,21 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
-from lightning_lm.models import ModelConfig, as_language_model, parameter_roles
-from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, with_vocabulary
-from lightning_lm.modules.metrics import MeasuredModule
+from lightning_lm.models import ModelConfig, parameter_roles
+from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights
+from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
+from lightning_lm.modules.model_owner import Compile, _ModelOwner
 from lightning_lm.modules.ranks import data_rank, require_all_ranks
-from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
+from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.modules.seeds import seed_generator
 from lightning_lm.modules.window import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
-from lightning_lm.parts import Part
 from lightning_lm.protocols import GradientHolder
 
 __all__ = ["Compile", "LMModule"]
 
-Compile = Literal["none", "blocks"]
-"""What `torch.compile` is applied to, in place: nothing, or each layer of the model."""
 
-
-class LMModule(MeasuredModule, abc.ABC):
+class LMModule(_ModelOwner, abc.ABC):
     """Trains a language model with automatic optimization.
 
     The gradient of every optimizer step is exactly that of the sum over target tokens divided by their number over all
@@ -58,50 +55,30 @@ class LMModule(MeasuredModule, abc.ABC):
         compile: Compile = "none",
         activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
-        super().__init__()
-        self.model_config = model if isinstance(model, ModelConfig) else None
-        if isinstance(model, nn.Module):
-            self.model = as_language_model(model)
+        super().__init__(model, compile=compile, activation_checkpointing=activation_checkpointing)
         self.optimizer_part, self.schedule, self.skip = optimizer, schedule, skip
-        self.compile_what, self.activation_checkpointing = compile, activation_checkpointing
+        self._reset_counters()
+
+    def _reset_counters(self) -> None:
         self.skipped_steps = 0
         self.tokens_seen = torch.zeros((), dtype=torch.int64)
-        """Target tokens that the model was trained on, over all ranks; on the module's device while it trains."""
-        self._configured = False
+        """Target tokens of this run, over all ranks; on the module's device while it trains."""
         self._window = GradientWindow()
         self._interval: Tensor | None = None
         self._history = NormHistory()
         self._seed: int | None = None
         self._grad_norm: Tensor | None = None
+        self._watch = DivergenceWatch()
+        self._trained.clear()
+
+    def setup(self, stage: str) -> None:
+        """Reset the counters: a run that is not resumed from a checkpoint starts its schedule at zero tokens."""
+        if stage == "fit":
+            self._reset_counters()
 
     @abc.abstractmethod
     def training_loss(self, batch: Any) -> TokenLoss:
         """Return the sums of a micro-batch."""
-
-    # --- model ---
-
-    def configure_model(self) -> None:
-        """Build the model and prepare its layers, once."""
-        if self._configured:
-            return
-        if self.model_config is not None:
-            self.model = self.model_config.build(self._vocab_size())
-        _check_length(self.model, self._trainer)
-        self._configured = True
-        recompute_blocks(self.model, self.activation_checkpointing)
-        if self.compile_what == "blocks":
-            compile_blocks(self.model)
-
-    def _vocab_size(self) -> int | None:
-        tokenizer = self._tokenizer()
-        return None if tokenizer is None else int(tokenizer.vocab_size)
-
-    def _tokenizer(self) -> Any:
-        try:
-            trainer = self.trainer
-        except RuntimeError:  # Lightning's word for a module without a Trainer
-            return None
-        return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
 
     # --- optimization ---
 
@@ -131,7 +108,6 @@ class LMModule(MeasuredModule, abc.ABC):
                 f"{type(self.trainer.strategy).__name__} accumulates gradients out of reach, so their mean over target "
                 "tokens cannot be made exact. Use DDP, FSDP2 or one of lightning_lm.strategies."
             )
-        self._window.clear()
         self.tokens_seen = self.tokens_seen.to(self.device)
         self._interval = None if self._interval is None else self._interval.to(self.device)
         if self._seed is None:
@@ -164,9 +140,12 @@ class LMModule(MeasuredModule, abc.ABC):
         logs = every > 0 and (trainer.global_step + 1) % every == 0
         measures = logs or self.skip or trainer.gradient_clip_val
         self._grad_norm = gradient_norm(optimizer, trainer.strategy) if measures else None
-        if self.skip is not None and self._grad_norm is not None:
-            self._skip_if_bad(self.skip, self._grad_norm.item(), optimizer)
+        if not self._skip_if_bad(optimizer):
+            # A gradient scaler meets infinities as it searches its scale, and leaves those steps out.
+            scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+            self._watch.add(trainer.global_step + 1, totals.nll_sum, None if scaled else self._grad_norm)
         if logs:
+            self._watch.require_finite()
             self._log_interval(optimizer)
 
     def configure_gradient_clipping(
@@ -184,13 +163,20 @@ class LMModule(MeasuredModule, abc.ABC):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._grad_norm)
 
-    def _skip_if_bad(self, rule: SkipRule, norm: float, optimizer: Optimizer) -> None:
-        reason = rule.reason(norm, self._history)
+    def _skip_if_bad(self, optimizer: Optimizer) -> bool:
+        if self.skip is None or self._grad_norm is None:
+            return False
+        reason = self.skip.reason(self._grad_norm.item(), self._history)
         if reason is None:
-            return
+            return False
         self.skipped_steps += 1
         rank_zero_warn(f"Step {self.trainer.global_step + 1} is skipped: {reason}.")
         optimizer.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+        return True
+
+    def on_train_end(self) -> None:
+        """Stop if a step after the last log interval was not finite."""
+        self._watch.require_finite()
 
     # --- logging ---
 
@@ -211,22 +197,15 @@ class LMModule(MeasuredModule, abc.ABC):
 
     # --- checkpoints ---
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Return the module of a checkpoint, as Lightning does; a vocabulary that its config leaves out is found there.
-
-        Args:
-            checkpoint_path: A ``.ckpt`` file.
-            args: As Lightning has them.
-            kwargs: As Lightning has them, ``weights_only=True`` and the arguments of the module, such as ``model``.
-        """
-        if isinstance(kwargs.get("model"), ModelConfig):
-            kwargs["model"] = with_vocabulary(kwargs["model"], checkpoint_path)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to build the model again and to go on exactly."""
+        """Add what is needed to build the model again and to go on exactly.
+
+        Raises:
+            DivergenceError: If a loss, gradient or weight is not finite; nothing is overwritten then.
+        """
         require_all_ranks(self.trainer)
+        self._watch.require_finite()
+        require_finite_weights(self.trainer, self)
         tokenizer = self._tokenizer()
         checkpoint[ENTRY] = {
             "version": VERSION,
@@ -255,18 +234,13 @@ class LMModule(MeasuredModule, abc.ABC):
             )
         check_config(entry["model"], self._model_description())
         check_weights(checkpoint["state_dict"], self.state_dict(), source="The checkpoint")
-        self.tokens_seen = torch.tensor(entry["tokens_seen"])
+        self.tokens_seen = torch.tensor(entry["tokens_seen"], device=self.device)
         sums = entry["interval"]
-        self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64)
+        self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64, device=self.device)
         if data_rank(self._trainer) == 0:  # also where there is no Trainer: `load_from_checkpoint`
             self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])
-
-    def _model_description(self) -> dict[str, Any] | None:
-        model = getattr(self, "model", None)
-        config = getattr(model, "description", getattr(model, "config", None))
-        return config.to_dict() if isinstance(config, Part) else None
 
 
 def _steps_of(trainer: Trainer, schedule: Schedule) -> int:
@@ -284,13 +258,3 @@ def _steps_of(trainer: Trainer, schedule: Schedule) -> int:
             "Set max_steps or max_epochs, give the schedule horizon_tokens, or use Constant."
         )
     return 1
-
-
-def _check_length(model: nn.Module, trainer: Any) -> None:
-    rows = getattr(getattr(trainer, "datamodule", None), "context_length", None)
-    limit = getattr(getattr(model, "config", None), "context_length", None)
-    if isinstance(rows, int) and isinstance(limit, int) and rows > limit:
-        raise ConfigurationError(
-            f"The data has context_length={rows}, but the model was described with context_length={limit}. Set both: "
-            f"--model.model.context_length {rows}, or --data.context_length {limit}."
-        )

@@ -1,0 +1,106 @@
+"""A module that owns a model: given, or built from its config once the tokenizer is known."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from torch import nn
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.models import ModelConfig, as_language_model
+from lightning_lm.modules.checkpoint import with_vocabulary
+from lightning_lm.modules.metrics import MeasuredModule
+from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
+from lightning_lm.parts import Part
+
+__all__ = ["Compile", "_ModelOwner"]
+
+Compile = Literal["none", "blocks"]
+"""What `torch.compile` is applied to, in place: nothing, or each layer of the model."""
+
+
+class _ModelOwner(MeasuredModule, abc.ABC):
+    """Owns a language model under the name ``model``.
+
+    Args:
+        model: A config, built once the tokenizer is known, or a module.
+        compile: Part of the model that `torch.compile` is applied to.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
+    """
+
+    def __init__(
+        self, model: ModelConfig | nn.Module, *, compile: Compile, activation_checkpointing: ActivationCheckpointing
+    ) -> None:
+        super().__init__()
+        self.compile_what, self.activation_checkpointing = compile, activation_checkpointing
+        self._configured = False
+        self.model_config = model if isinstance(model, ModelConfig) else None
+        if isinstance(model, nn.Module):
+            self.model = as_language_model(model)
+
+    def configure_model(self) -> None:
+        """Build the model and prepare its layers, once."""
+        if self._configured:
+            return
+        if self.model_config is not None:
+            self.model = self.model_config.build(self._vocab_size())
+        _check_length(self.model, self._trainer)
+        self._configured = True
+        recompute_blocks(self.model, self.activation_checkpointing)
+        if self.compile_what == "blocks":
+            compile_blocks(self.model)
+
+    def _vocab_size(self) -> int | None:
+        tokenizer = self._tokenizer()
+        return None if tokenizer is None else int(tokenizer.vocab_size)
+
+    def _tokenizer(self) -> Any:
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # Lightning's word for a module without a Trainer
+            return None
+        return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights; a model that was built in other processes only ("ddp_spawn", notebooks) is built here first.
+
+        Args:
+            state_dict: Weights by name.
+            args: As torch has them.
+            kwargs: As torch has them.
+        """
+        if not self._configured and self.model_config is not None:
+            head = state_dict.get("model.head.weight")
+            if head is not None:  # the tokenizer may have been made there too
+                self.model_config = dataclasses.replace(self.model_config, vocab_size=len(head))
+            self.configure_model()
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Return the module of a checkpoint, as Lightning does; a vocabulary that its config leaves out is found there.
+
+        Args:
+            checkpoint_path: A ``.ckpt`` file.
+            args: As Lightning has them.
+            kwargs: As Lightning has them, ``weights_only=True`` and the arguments of the module, such as ``model``.
+        """
+        if isinstance(kwargs.get("model"), ModelConfig):
+            kwargs["model"] = with_vocabulary(kwargs["model"], checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def _model_description(self) -> dict[str, Any] | None:
+        model = getattr(self, "model", None)
+        config = getattr(model, "description", getattr(model, "config", None))
+        return config.to_dict() if isinstance(config, Part) else None
+
+
+def _check_length(model: nn.Module, trainer: Any) -> None:
+    rows = getattr(getattr(trainer, "datamodule", None), "context_length", None)
+    limit = getattr(getattr(model, "config", None), "context_length", None)
+    if isinstance(rows, int) and isinstance(limit, int) and rows > limit:
+        raise ConfigurationError(
+            f"The data has context_length={rows}, but the model was described with context_length={limit}. Set both: "
+            f"--model.model.context_length {rows}, or --data.context_length {limit}."
+        )
