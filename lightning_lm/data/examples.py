@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_lm.data.files import read_records
+from lightning_lm.data.records import read_records
 from lightning_lm.data.sources import digest_of_files
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
@@ -85,7 +85,8 @@ class Examples(ExampleSource):
         """
         if isinstance(self.source, str | os.PathLike):
             for path in _paths(Path(self.source)):
-                yield from read_records(path)
+                for _, record in read_records(path):
+                    yield record
             return
         items = self.source() if callable(self.source) else self.source
         for number, item in enumerate(items):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_lm.data.files import is_binary, kind_of, read_json_lines, read_parquet, read_text, text_of
+from lightning_lm.data.files import read_record_texts, read_text, text_of
+from lightning_lm.data.formats import foreign, format_of
+from lightning_lm.data.records import BadRecords, Place
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
 
@@ -67,7 +69,8 @@ class Files(Source):
         root, paths = Path(self.path), self._paths()
         skipped: list[str] = []
         for path in paths:
-            if path == root or kind_of(path) != "text" or path.stat().st_size > _READ_WHOLE:
+            found = format_of(path)
+            if path == root or (found.name != "text" and found.remedy is None) or path.stat().st_size > _READ_WHOLE:
                 yield from self._read(path)
             elif (texts := self._read_if_text(path)) is not None:
                 yield from texts
@@ -84,19 +87,23 @@ class Files(Source):
     def num_bytes(self) -> int | None:
         """Bytes on disk, if no file is packed or columnar."""
         paths = self._paths()
-        if any(path.suffix in {".gz", ".zst"} or kind_of(path) != "text" for path in paths):
+        if any(format_of(path).name != "text" for path in paths):
             return None
         return sum(path.stat().st_size for path in paths)
 
     def _read(self, path: Path) -> Iterator[str]:
-        kind = kind_of(path)
-        if kind == "json":
-            return read_json_lines(path, self.field)
-        return read_parquet(path, self.field) if kind == "parquet" else read_text(path, self.separator)
+        found = format_of(path)
+        if found.remedy is not None:
+            raise foreign(path, found)
+        if found.name == "text":
+            return read_text(path, self.separator)
+        return read_record_texts(path, self.field, BadRecords())
 
     def _read_if_text(self, path: Path) -> list[str] | None:
         try:
-            return None if is_binary(path) else list(read_text(path, self.separator))
+            if format_of(path).remedy is not None:
+                return None
+            return list(read_text(path, self.separator))
         except DataError:
             return None
 
@@ -129,7 +136,7 @@ class Texts(Source):
         """Yield the text of every item."""
         items = self.texts() if callable(self.texts) else self.texts
         for number, item in enumerate(items):
-            if text := text_of(item, self.field, where=f"item {number}"):
+            if text := text_of(item, self.field, Place("", f"item {number}")):
                 yield text
 
     @functools.cached_property
