@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.kernels.backend import unavailable
-from lightning_lm.kernels.swap import Swapped, restore, swap
+from lightning_lm.kernels.swap import Swapped, last_call, restore, swap
 
 __all__ = ["KernelSwap"]
+
+_IDLE = "its method was not called; the model computes this elsewhere, or skipped it in this batch"
 
 
 class KernelSwap(Callback):
@@ -22,6 +24,10 @@ class KernelSwap(Callback):
     computes something else; a table says which, and why not. Only methods of instances are exchanged, when the module
     has built its model and before a strategy wraps it, and put back at the end: parameters, names and classes stay
     as they are. Without a GPU or without Triton the same operations run in torch, and the table says so.
+
+    A kernel that passed its trial may still meet calls that it does not compute, such as attention with a mask: these
+    go to the layer's own method. After the first training batch, or the first of a validation or test without
+    training, the callback reports whether all kernels ran, and warns about layers that fell back or were not called.
 
     Under ``bf16-mixed`` a norm returns the type of its input, also where ``transformers`` would return float32 for a
     layer that rounds it at once.
@@ -40,6 +46,7 @@ class KernelSwap(Callback):
         self._include, self._exclude = tuple(include), tuple(exclude)
         self._swapped: list[Swapped] = []
         self._replaced: dict[str, Any] | None = None
+        self._reported = False
 
     @property
     def swapped(self) -> list[Swapped]:
@@ -59,6 +66,21 @@ class KernelSwap(Callback):
         before = vars(pl_module)
         self._replaced = {"configure_model": before["configure_model"]} if "configure_model" in before else {}
         vars(pl_module)["configure_model"] = configure_model
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report which kernels ran."""
+        self._report(pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Report which kernels ran, if nothing is trained."""
+        if not trainer.training and not trainer.sanity_checking:
+            self._report(pl_module)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Report which kernels ran."""
+        self._report(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put everything back."""
@@ -84,9 +106,23 @@ class KernelSwap(Callback):
         if new:
             rank_zero_info(_table(new, unavailable(device)))
 
+    def _report(self, pl_module: LightningModule) -> None:
+        if self._reported:
+            return
+        self._reported = True
+        present = {id(layer) for layer in pl_module.modules()}
+        swapped = [entry for entry in self._swapped if entry.kernel and id(entry.layer) in present]
+        idle = [entry._replace(reason=_IDLE) for entry in swapped if last_call(entry) is None]
+        idle += [entry._replace(reason=reason) for entry in swapped if (reason := last_call(entry))]
+        if idle:
+            title = f"{len(idle)} of {len(swapped)} swapped layers did not run their kernels in the first batch:"
+            rank_zero_warn("\n".join([title, *_lines(idle)]))
+        else:
+            rank_zero_info(f"All {len(swapped)} swapped layers ran their kernels in the first batch.")
+
     def _restore(self, pl_module: LightningModule) -> None:
         restore(self._swapped)
-        self._swapped = []
+        self._swapped, self._reported = [], False
         if self._replaced is not None:
             vars(pl_module).pop("configure_model", None)
             vars(pl_module).update(self._replaced)
@@ -94,6 +130,11 @@ class KernelSwap(Callback):
 
 
 def _table(entries: Sequence[Swapped], no_triton: str | None) -> str:
+    backend = "Triton" if no_triton is None else f"torch ({no_triton})"
+    return "\n".join([f"Kernels exchanged; they run in {backend}.", *_lines(entries)])
+
+
+def _lines(entries: Sequence[Swapped]) -> list[str]:
     """Return one line for each kind of layer and outcome; numbers in paths become stars."""
     lines: dict[tuple[str, ...], int] = {}
     for entry in entries:
@@ -103,9 +144,7 @@ def _table(entries: Sequence[Swapped], no_triton: str | None) -> str:
     rows = [("layer", "number", "class", "kernel", "why not")]
     rows += [(path, str(number), kind, kernel, reason) for (path, kind, kernel, reason), number in lines.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    text = ["  ".join([*map(str.ljust, row[:4], widths), row[4]]).rstrip() for row in rows]
-    backend = "Triton" if no_triton is None else f"torch ({no_triton})"
-    return "\n".join([f"Kernels exchanged; they run in {backend}.", *text])
+    return ["  ".join([*map(str.ljust, row[:4], widths), row[4]]).rstrip() for row in rows]
 
 
 def _nothing(entries: Sequence[Swapped], pl_module: LightningModule) -> str:

@@ -1,13 +1,15 @@
 """Exchanging methods of a model's layers by kernels: tried first, reversible, parameters left alone.
 
-Only an entry in an instance's ``__dict__`` is made and taken away again. Classes of other libraries, parameters, names
-in the state dict, hooks and sub-modules stay as they are: sharding, checkpoints and averaging see no difference.
+Only entries in an instance's ``__dict__`` are made and taken away again: the method, and a note of its last call.
+Classes of other libraries, parameters, names in the state dict, hooks and sub-modules stay as they are: sharding,
+checkpoints and averaging see no difference.
 """
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -19,12 +21,16 @@ from lightning_lm.kernels.backend import force_backend
 from lightning_lm.kernels.swap_parts import Candidate, Rule
 from lightning_lm.kernels.swap_rules import RULES, hopeless
 
-__all__ = ["Swapped", "restore", "swap"]
+__all__ = ["Swapped", "last_call", "restore", "swap"]
 
 _BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Error over the largest value that rounding explains; layers in float64 often compute in float32 inside."""
 _REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
 """What a layer may raise that is called otherwise than its kind suggests."""
+
+
+_LAST_CALL = "_last_call_of_{}"
+"""Name of the entry in which a layer notes its last call."""
 
 
 class Swapped(NamedTuple):
@@ -82,7 +88,7 @@ def swap(
             tried[key] = _choose(rule, layer, device)
         candidate, reason = tried[key]
         if candidate is not None:
-            vars(layer)[rule.method] = MethodType(candidate.call, layer)
+            vars(layer)[rule.method] = MethodType(_method(rule, candidate), layer)
             entry = entry._replace(kernel=candidate.kernel)
         done.append(entry._replace(reason=reason))
     return done
@@ -97,6 +103,34 @@ def restore(swapped: Sequence[Swapped]) -> None:
     for entry in swapped:
         if entry.kernel:
             vars(entry.layer).pop(entry.method, None)
+            vars(entry.layer).pop(_LAST_CALL.format(entry.method), None)
+
+
+def last_call(entry: Swapped) -> str | None:
+    """Return why the last call of a swapped method went to the layer's own: ``""`` if the kernel ran.
+
+    ``None`` stands for a method that was not called since it was swapped.
+
+    Args:
+        entry: One of the results of `swap`.
+    """
+    reason: str | None = vars(entry.layer).get(_LAST_CALL.format(entry.method))
+    return reason
+
+
+@cache
+def _method(rule: Rule, candidate: Candidate) -> Callable[..., Any]:
+    """Return what stands in for a method: the kernel, or the layer's own where the kernel does not compute a call."""
+    note = _LAST_CALL.format(rule.method)
+
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        reason = candidate.falls_back(self, *args, **options) if candidate.falls_back else None
+        setattr(self, note, reason or "")
+        if reason is None:
+            return candidate.call(self, *args, **options)
+        return getattr(type(self), rule.method)(self, *args, **options)
+
+    return call
 
 
 def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rule | None]]:
@@ -110,7 +144,8 @@ def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rule | None]]:
 
 
 def _is_ours(method: Any) -> bool:
-    return getattr(method, "__func__", None) in [candidate.call for rule in RULES for candidate in rule.candidates]
+    ours = [_method(rule, candidate) for rule in RULES for candidate in rule.candidates]
+    return getattr(method, "__func__", None) in ours
 
 
 def _left_out(path: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:

@@ -18,33 +18,54 @@ from lightning_lm.kernels.swap_parts import Candidate, Make, Rule
 __all__ = ["ProjectedAttention"]
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_CACHES = ("cache", "past_key_values")
+"""Keywords of the key-value cache in different releases of ``transformers``."""
 _HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "num_items_in_batch"})
 """Keywords that do not change what a layer computes."""
+
+
+def _falls_back(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    *further: Any,
+    **options: Any,
+) -> str | None:
+    """Return what makes a call more than plain causal attention over the tokens that it is given."""
+    unknown = [name for name, value in options.items() if value is not None and name not in (*_HARMLESS, *_CACHES)]
+    if position_embeddings is None:
+        return "it is given no cosines and sines"
+    if attention_mask is not None:
+        return "it is given a mask of all pairs, for packed or padded rows or a window"
+    if further or unknown:
+        return f"it is given {', '.join(unknown) or 'positional arguments'}, which the kernel does not know"
+    return "its cache holds tokens" if _holds_tokens(self, _cache_of(options)) else None
 
 
 def _project_turn_and_attend(
     self: Any,
     hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor] | None = None,
-    attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: None = None,
     **options: Any,
-) -> Any:
-    """Do as the layer does where it attends causally to the tokens that it is given, and else let it."""
-    unusual = any(value is not None for name, value in options.items() if name not in _HARMLESS)
-    if position_embeddings is None or attention_mask is not None or unusual or _holds_tokens(self, past_key_values):
-        given = {"position_embeddings": position_embeddings, "attention_mask": attention_mask}
-        return type(self).forward(self, hidden_states, past_key_values=past_key_values, **given, **options)
+) -> tuple[Tensor, None]:
+    """Attend causally to the tokens that are given, as the layer does when `_falls_back` finds nothing more."""
     shape = *hidden_states.shape[:-1], -1, self.head_dim
     q, k, v = (getattr(self, name)(hidden_states).view(shape) for name in _PROJECTIONS[:3])
     norms = getattr(self, "q_norm", None), getattr(self, "k_norm", None)
     q, k = (x if norm is None else norm(x) for x, norm in zip((q, k), norms, strict=True))
     q, k, v = (x.transpose(1, 2) for x in (*rope(q, k, *_tables(*position_embeddings)), v))
-    if past_key_values is not None:
+    cache = _cache_of(options)
+    if cache is not None:
         length = k.size(2)
-        k, v = (x[:, :, :length] for x in past_key_values.update(k, v, self.layer_idx))
+        k, v = (x[:, :, :length] for x in cache.update(k, v, self.layer_idx))
     mixed = attention(q, k, v, scale=self.scaling)
     return self.o_proj(mixed.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def _cache_of(options: dict[str, Any]) -> Any:
+    return next((options[name] for name in _CACHES if options.get(name) is not None), None)
 
 
 def _holds_tokens(layer: Any, cache: Any) -> bool:
@@ -64,7 +85,7 @@ def _tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 class ProjectedAttention(Rule):
     """Knows layers with ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` that are given cosines and sines."""
 
-    candidates = (Candidate("rope and attention", _project_turn_and_attend),)
+    candidates = (Candidate("rope and attention", _project_turn_and_attend, _falls_back),)
 
     def fits(self, module: nn.Module) -> bool:
         """Return whether a module is of this kind."""

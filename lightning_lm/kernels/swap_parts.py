@@ -16,6 +16,8 @@ class Candidate(NamedTuple):
     kernel: str
     call: Callable[..., Any]
     """Takes the module first."""
+    falls_back: Callable[..., str | None] | None = None
+    """Takes the same arguments; returns why this call needs the layer's own method, ``None`` for most calls."""
 
 
 class Rule:

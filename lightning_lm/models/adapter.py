@@ -1,7 +1,9 @@
 """Let any causal language model of ``transformers`` stand where one of ours can."""
 
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache as remembered
 from typing import Any
 
 import torch
@@ -129,12 +131,14 @@ class TransformersModel(nn.Module):
         elif position_ids is not None:
             # Without a mask transformers would read a jump in the positions as the border of a document.
             mask = torch.ones_like(input_ids, dtype=torch.bool)
-        output = _without_wrapper(self.model).base_model(  # type: ignore[operator]
+        base: Any = _without_wrapper(self.model).base_model
+        caching = {} if cache is None else {_cache_keyword(type(base).forward): cache.past}
+        output = base(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=mask,
-            past_key_values=None if cache is None else cache.past,
             use_cache=cache is not None,
+            **caching,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden if self._scale == 1.0 else hidden * self._scale
@@ -206,6 +210,19 @@ def _is_of_transformers(model: nn.Module) -> bool:
 def _without_wrapper(model: nn.Module) -> nn.Module:
     """Return the model that ``peft`` has put its adapters into."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+@remembered
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    """Return the name under which the forward of a class takes its cache: it differs between releases."""
+    parameters = inspect.signature(forward).parameters
+    name = next((name for name in ("cache", "past_key_values", "cache_params") if name in parameters), None)
+    if name is None:
+        raise ConfigurationError(
+            f"{forward.__qualname__} takes no key-value cache ({', '.join(parameters)}). Generate without a cache: "
+            "lightning_lm.generation.TransformersGenerator."
+        )
+    return name
 
 
 def _logit_scale(config: Any) -> float | None:

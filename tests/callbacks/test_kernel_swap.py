@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from lightning_lm.callbacks import KernelSwap
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.kernels.swap import restore, swap
+from lightning_lm.kernels.swap import last_call, restore, swap
 from lightning_lm.models import GLU, MLP, Attention, Layer, RMSNorm, Rope, TransformerConfig
 from lightning_lm.modules import PretrainModule
 
@@ -111,6 +111,62 @@ def test_attention_of_transformers_goes_by_kernels_unless_it_is_given_a_mask(con
     expected, seen = plain(ids, use_cache=False, **given).logits, calls(model, monkeypatch)
     torch.testing.assert_close(model(ids, use_cache=kind == "plain", **given).logits, expected, atol=1e-6, rtol=0)
     assert seen == ([] if kind == "plain" else [0, 1])
+    reason = last_call(done["model.layers.0.self_attn"])
+    assert reason == (
+        "" if kind == "plain" else "it is given a mask of all pairs, for packed or padded rows or a window"
+    )
+
+
+class GivenMore(LlamaAttention):
+    """A later release, whose layers are given an argument that nobody here has heard of."""
+
+    def forward(self, hidden_states, *args, tilt=None, **kwargs):
+        return super().forward(hidden_states if tilt is None else hidden_states * tilt, *args, **kwargs)
+
+
+class Tilted(Theirs):
+    """A module whose first layer is called with an argument that the kernel does not know."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        layer = self.model.model.layers[0]
+        layer.self_attn = GivenMore(self.model.config, 0)
+        layer.register_forward_pre_hook(lambda _, args, given: (args, {**given, "tilt": 0.5}), with_kwargs=True)
+        self.unused = nn.LayerNorm(4)
+
+    def validation_step(self, batch, _):
+        self.model(input_ids=batch)
+
+
+def test_kernels_that_do_not_run_in_the_real_model_are_named():
+    with pytest.warns(UserWarning, match="2 of 10 swapped layers did not run their kernels") as seen:
+        trained(Tilted(LlamaConfig(**SIZES)), 2, KernelSwap())
+    (text,) = [str(one.message) for one in seen if "did not run their kernels" in str(one.message)]
+    assert "model.model.layers.*.self_attn  1       GivenMore  rope and attention  it is given tilt, which" in text
+    assert "unused" in text
+    assert "its method was not called" in text
+
+
+@pytest.mark.parametrize("run", ["fit", "validate"])
+def test_that_all_kernels_ran_is_reported_once(run, caplog):
+    module, rows = Tilted(LlamaConfig(**SIZES)), DataLoader(torch.randint(0, 50, (4, 12)), batch_size=2)
+    del module.unused
+    module.model.model.layers[0]._forward_pre_hooks.clear()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=2, callbacks=[KernelSwap()], accelerator="cpu", enable_model_summary=False, **quiet)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        trainer.validate(module, rows) if run == "validate" else trainer.fit(module, rows, rows)
+    assert caplog.messages.count("All 9 swapped layers ran their kernels in the first batch.") == 1
+
+
+def test_notes_of_calls_are_left_by_compiled_layers_too_and_taken_away():
+    model = nn.Sequential(nn.LayerNorm(8), nn.LayerNorm(8))
+    first, second = swap(model)
+    assert last_call(first) is None
+    torch.compile(model[0], backend="eager", fullgraph=True)(torch.randn(2, 8))
+    assert (last_call(first), last_call(second)) == ("", None)
+    restore([first, second])
+    assert all("last_call" not in name for name in vars(model[0]))
 
 
 def test_an_exchanged_model_generates_with_its_own_cache():
