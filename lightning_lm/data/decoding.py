@@ -8,7 +8,16 @@ from pathlib import Path
 from lightning_lm.data.unpacking import read_blocks
 from lightning_lm.errors import ConfigurationError, DataError
 
-__all__ = ["UndecodableError", "bom_encoding", "check_encoding", "decoded", "guess_encoding", "split"]
+__all__ = [
+    "UndecodableError",
+    "bom_encoding",
+    "check_encoding",
+    "decoded",
+    "guess_encoding",
+    "is_wide_encoding",
+    "split",
+    "wide_encoding",
+]
 
 _LONGEST = 1 << 31
 """Characters of a document beyond which a missing separator is more likely than a document."""
@@ -57,6 +66,11 @@ def check_encoding(encoding: str | None) -> None:
         raise ConfigurationError(f"encoding={encoding!r} is no text encoding; use one such as 'cp1252'.") from error
 
 
+def is_wide_encoding(encoding: str | None) -> bool:
+    """Tell whether every character of an encoding has two bytes or more, so that its text looks like binary data."""
+    return encoding is not None and codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+
+
 def decoded(path: Path, encoding: str | None = None) -> Iterator[str]:
     """Yield the text of a file in blocks.
 
@@ -83,7 +97,7 @@ def _encoding_without_mark(path: Path, start: bytes, encoding: str | None) -> st
     if encoding is not None:
         name = codecs.lookup(encoding).name
         return name if name.startswith(_LIKE_UTF8) or not _is_utf8(path) else "utf-8-sig"
-    if (wide := _wide_encoding(start[: 1 << 16])) is not None:
+    if (wide := wide_encoding(start[: 1 << 16])) is not None:
         raise _undecodable(path, f"it is {wide} without a byte-order mark", wide)
     return "utf-8-sig"
 
@@ -121,7 +135,7 @@ def guess_encoding(data: bytes) -> str:
     Args:
         data: Some of the text.
     """
-    if (wide := _wide_encoding(data)) is not None:
+    if (wide := wide_encoding(data)) is not None:
         return wide
     high = Counter(byte for byte in data if byte >= 0x80)
     total = max(1, sum(high.values()))
@@ -139,7 +153,7 @@ def guess_encoding(data: bytes) -> str:
     return max(share, key=lambda name: share[name])
 
 
-def _wide_encoding(data: bytes) -> str | None:
+def wide_encoding(data: bytes) -> str | None:
     """Return the encoding of text without a mark in which most characters have zero bytes."""
     zeros = [data[place::4].count(0) * 4 / max(1, len(data)) for place in range(4)]
     likely = {
@@ -149,7 +163,11 @@ def _wide_encoding(data: bytes) -> str | None:
         "utf-16-be": min(zeros[0], zeros[2]) - max(zeros[1], zeros[3]),
     }
     best = max(likely, key=lambda name: likely[name])
-    return best if likely[best] > 0.5 else None
+    if likely[best] <= 0.5:
+        return None
+    text = data.decode(best, "ignore")
+    controls = sum(character < " " and character not in "\t\n\r\f" for character in text)
+    return best if 20 * controls <= len(text) else None
 
 
 def split(texts: Iterable[str], separator: str | None, path: Path) -> Iterator[str]:

@@ -5,14 +5,22 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_lm.data.decoding import bom_encoding
+from lightning_lm.data.decoding import bom_encoding, wide_encoding
 from lightning_lm.data.unpacking import packing_of, read_start
 from lightning_lm.errors import DataError
 
-__all__ = ["RECORDS", "Format", "foreign", "format_of"]
+__all__ = ["BINARY", "RECORDS", "TEXTUAL", "Format", "foreign", "format_of"]
 
 RECORDS = ("json-lines", "json", "csv", "parquet", "arrow")
 """Names of the formats whose files have records."""
+
+
+TEXTUAL = ("text", "json-lines", "json", "csv")
+"""Names of the formats whose files can be read as plain text."""
+
+
+BINARY = "binary data of an unknown format"
+"""Name of the format of files that look like nothing."""
 
 
 class Format(NamedTuple):
@@ -34,6 +42,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str | None], ...] = (
     (0, b"\x93NUMPY", "a NumPy array", _TOKENS),
     (0, b"MMIDIDX\0\0", "the index of a Megatron data set", _TOKENS),
     (0, b"PARE", "an encrypted Parquet file", "decrypt it first"),
+    (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
     (0, b"%PDF", "a PDF document", _EXTRACT),
     (0, b"{\\rtf", "an RTF document", _EXTRACT),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Microsoft Office", _EXTRACT),
@@ -72,6 +81,7 @@ _PROMISED = {
     ".npy": Format("a damaged array", "make it anew"),
 }
 """Formats by name, for files that should begin with their signature and do not: their readers say so."""
+_CONTROLS = bytes({*range(1, 32)} - {*b"\t\n\v\f\r\x1b"})
 _ZIPPED = (
     (b"word/", "a Word document (.docx)"),
     (b"ppt/", "a PowerPoint document (.pptx)"),
@@ -137,12 +147,12 @@ def _signed(start: bytes) -> Format | None:
 
 
 def _binary(start: bytes) -> Format | None:
-    if bom_encoding(start) is not None or b"\0" not in start:
+    if bom_encoding(start) is not None or wide_encoding(start) is not None:
         return None
-    even, odd = start[0::2].count(0), start[1::2].count(0)
-    if min(even, odd) * 20 < max(even, odd) and max(even, odd) * 4 > len(start):
-        return None  # every other byte is zero: UTF-16 without a mark, which the decoder names
-    return Format("binary data of an unknown format", f"leave it out, or {_TOKENS}")
+    controls = len(start) - len(start.translate(None, _CONTROLS))
+    if b"\0" not in start and 20 * controls <= len(start):
+        return None
+    return Format(BINARY, f"leave it out, or {_TOKENS}")
 
 
 def _json_layout(text: str, is_whole: bool, suffix: str) -> str | None:

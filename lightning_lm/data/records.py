@@ -17,10 +17,14 @@ from lightning_lm.data.formats import RECORDS, foreign, format_of
 from lightning_lm.data.unpacking import import_optional
 from lightning_lm.errors import DataError
 
-__all__ = ["BadRecords", "OnBadRecord", "Place", "Placed", "read_records", "read_values"]
+__all__ = ["BadRecords", "NotJSONError", "OnBadRecord", "Place", "Placed", "read_records", "read_values"]
 
 OnBadRecord = Literal["raise", "skip"]
 _ROWS = 1024
+
+
+class NotJSONError(DataError):
+    """A value that is no JSON, in a file that should have nothing else."""
 
 
 class Place(NamedTuple):
@@ -297,8 +301,8 @@ def _rows_of(path: Path, where: str, first: int, batch: Any, bad: BadRecords) ->
         yield Placed(place, record)
 
 
-def _not_json(place: Place, error: Exception, needed: str) -> DataError:
+def _not_json(place: Place, error: Exception, needed: str) -> NotJSONError:
     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     if isinstance(error, RecursionError):
         reason = "nested too deep"
-    return DataError(f"{place} is not JSON ({reason.split(';')[0]}); {needed}.")
+    return NotJSONError(f"{place} is not JSON ({reason.split(';')[0]}); {needed}.")

@@ -3,22 +3,28 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lightning_lm.data.decoding import UndecodableError, check_encoding, decoded, is_wide_encoding
 from lightning_lm.data.files import read_record_texts, read_text, text_of
-from lightning_lm.data.formats import foreign, format_of
-from lightning_lm.data.records import BadRecords, Place
+from lightning_lm.data.formats import BINARY, TEXTUAL, Format, foreign, format_of
+from lightning_lm.data.paths import find_files, looks_like_path, roots_of
+from lightning_lm.data.records import BadRecords, NotJSONError, OnBadRecord, Place, read_values
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
 
 __all__ = ["Files", "Mixture", "Source", "Texts", "as_source"]
 
+_READER = 2
+"""Counted up when the same files give other documents, so that tokens of an older version are not reused."""
 _READ_WHOLE = 1 << 26
 """Files of a folder up to this size are decoded before their first document is given; one larger fails when read."""
+_DECLARED = (".jsonl", ".ndjson", ".parquet", ".arrow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,82 +48,143 @@ class Source(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """A file, or all files of a folder, each read by its name.
+    """Files, or all files of folders, each read by its content.
 
-    ``.jsonl`` and ``.parquet`` files give the text of each record; any other file is text, split at the separator or
-    one document. ``.gz`` and ``.zst`` are unpacked. In a folder, hidden files are left out, and files up to 64 MiB
-    that are binary or not UTF-8 are skipped and counted in a warning; any other file that cannot be read is an error.
+    JSON lines, JSON arrays, CSV, Parquet and Arrow files (as `datasets` saves them) give the text of each record; any
+    other text is split at the separator or one document. gzip, Zstandard, xz and bzip2 are unpacked. In a folder,
+    hidden files are left out, and files that are no text, have another encoding, or are JSON without the field are
+    skipped and named in a warning. A file that is damaged is an error, and so is any that was named itself.
 
     Args:
-        path: The file or folder.
+        path: File, folder, or pattern such as ``data/*.jsonl``; or several of them.
         separator: Text between documents of a text file; None keeps each file whole.
         field: The field of a record that holds its text.
         pattern: Which files of a folder are taken, as a glob.
+        encoding: Encoding of text files that are neither UTF-8 nor marked as UTF-16 or UTF-32.
+        on_bad_record: Whether a record without text is an error, or left out and counted.
+        format: ``text`` reads every file as plain text, JSON and CSV too.
+
+    Raises:
+        ConfigurationError: If there is no such encoding.
     """
 
-    path: str
+    path: str | tuple[str, ...]
     separator: str | None = "<|endoftext|>"
     field: str = "text"
     pattern: str = "**/*"
+    encoding: str | None = None
+    on_bad_record: OnBadRecord = "raise"
+    format: Literal["auto", "text"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding)
 
     def documents(self) -> Iterator[str]:
-        """Yield the documents of each file, the files in the order of their names.
+        """Yield the documents of each file, the files of a folder in the order of their names.
 
         Raises:
-            DataError: If there is nothing to read, or a file is damaged.
+            DataError: If there is nothing to read, or a file or record cannot be read.
         """
-        root, paths = Path(self.path), self._paths()
-        skipped: list[str] = []
-        for path in paths:
-            found = format_of(path)
-            if path == root or (found.name != "text" and found.remedy is None) or path.stat().st_size > _READ_WHOLE:
-                yield from self._read(path)
-            elif (texts := self._read_if_text(path)) is not None:
-                yield from texts
+        bad, skipped, num_files = BadRecords(self.on_bad_record), dict[str, list[str]](), 0
+        for root, path in self._files():
+            num_files += 1
+            reason = None if path == root else self._reason_to_skip(path)
+            if reason is None:
+                yield from self._read(path, bad)
             else:
-                skipped.append(str(path.relative_to(root)))
-        _report(root, skipped)
+                skipped.setdefault(reason, []).append(str(path.relative_to(root)))
+        bad.report(self._name)
+        self._report(skipped, num_files)
 
     @property
     def fingerprint(self) -> str | None:
         """Digest of names, sizes and times of change of the files, and of how they are read."""
-        return digest_of_files(self._paths(), Path(self.path), self.separator, self.field)
+        how = (_READER, self.separator, self.field, self.encoding, self.on_bad_record, self.format)
+        roots: dict[Path, list[Path]] = {}
+        for root, path in self._files():
+            roots.setdefault(root, []).append(path)
+        digests = [digest_of_files(paths, root, *how) for root, paths in roots.items()]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def num_bytes(self) -> int | None:
         """Bytes on disk, if no file is packed or columnar."""
-        paths = self._paths()
-        if any(format_of(path).name != "text" for path in paths):
+        paths = [path for _, path in self._files()]
+        if any(path.suffix in (".gz", ".zst", ".xz", ".bz2", ".parquet", ".arrow") for path in paths):
             return None
-        return sum(path.stat().st_size for path in paths)
+        return sum(path.stat().st_size for path in paths if path.exists())
 
-    def _read(self, path: Path) -> Iterator[str]:
+    def _files(self) -> list[tuple[Path, Path]]:
+        """Return each file once, with the root below which it was found."""
+        return [(root, path) for root in roots_of(self.path) for path in find_files(root, self.pattern)]
+
+    def _format(self, path: Path) -> Format:
         found = format_of(path)
+        is_wide = found.name == BINARY and is_wide_encoding(self.encoding)
+        return Format("text") if is_wide or (self.format == "text" and found.name in TEXTUAL) else found
+
+    def _read(self, path: Path, bad: BadRecords) -> Iterator[str]:
+        found = self._format(path)
         if found.remedy is not None:
             raise foreign(path, found)
         if found.name == "text":
-            return read_text(path, self.separator)
-        return read_record_texts(path, self.field, BadRecords())
+            return read_text(path, self.separator, self.encoding)
+        return read_record_texts(path, self.field, bad, self.encoding)
 
-    def _read_if_text(self, path: Path) -> list[str] | None:
-        try:
-            if format_of(path).remedy is not None:
-                return None
-            return list(read_text(path, self.separator))
-        except DataError:
+    def _reason_to_skip(self, path: Path) -> str | None:
+        """Return why a file that was found in a folder is not read, if it is not."""
+        if not path.exists():
+            return "a link to nothing"
+        found = self._format(path)
+        if found.remedy is not None:
+            return found.name
+        if path.stat().st_size > _READ_WHOLE or path.suffix in _DECLARED:
             return None
+        try:
+            if found.name == "text":
+                any(False for _ in decoded(path, self.encoding))
+            elif not self._has_field(path):
+                return f"{found.name} without the field {self.field!r}"
+        except UndecodableError as error:
+            return f"text in another encoding, perhaps {error.guess}"
+        except NotJSONError:
+            return "JSON that cannot be parsed"
+        return None
 
-    def _paths(self) -> list[Path]:
-        root = Path(self.path)
-        if not root.exists():
-            raise DataError(f"There is no file or folder {self.path!r} (looked from {Path.cwd()}).")
-        if not root.is_dir():
-            return [root]
-        inside = (path for path in root.glob(self.pattern) if path.is_file())
-        paths = sorted(path for path in inside if not any(p.startswith(".") for p in path.relative_to(root).parts))
-        if not paths:
-            raise DataError(f"The folder {self.path!r} holds no file that matches {self.pattern!r}.")
-        return paths
+    def _has_field(self, path: Path) -> bool:
+        values = read_values(path, BadRecords("skip"), encoding=self.encoding, field=self.field)
+        records = [record for _, record in itertools.islice(values, 8)]
+        return not records or any(isinstance(record, str) or self.field in record for record in records)
+
+    @property
+    def _name(self) -> str:
+        return self.path if isinstance(self.path, str) else ", ".join(self.path)
+
+    def _report(self, skipped: dict[str, list[str]], num_files: int) -> None:
+        if not skipped:
+            return
+        count = sum(map(len, skipped.values()))
+        listed = "".join(f"\n  {reason}: {', '.join(names)}" for reason, names in sorted(skipped.items()))
+        message = f"Skipped {count} of {num_files} file(s) of {self._name}:{listed}"
+        message += "\nencoding= names an encoding, field= the field of a record, and format='text' reads JSON and CSV "
+        message += f"as plain text (--data.train Files --data.train.path {self._name} --data.train.encoding cp1252)."
+        if count == num_files:
+            raise DataError(message)
+        warnings.warn(message, stacklevel=2)
+
+
+_NOT_TEXTS = {
+    "str": "put it into a list, or name a file with Files(path=...)",
+    "bytes": "decode it, and put it into a list",
+    "dict": "pass the list of one of its values",
+    "DatasetDict": "pass one of its splits, such as dataset['train']",
+    "IterableDatasetDict": "pass one of its splits, such as dataset['train']",
+    "DataFrame": "pass a column, such as frame['text'], or frame.to_dict('records')",
+    "Table": "pass table.to_pylist()",
+    "ndarray": "for token ids make a token store: write_store(ids, documents, folder)",
+    "Tensor": "for token ids make a token store: write_store(ids, documents, folder)",
+}
+"""Things that can be iterated and give something else than texts: letters, names of columns, numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,17 +194,36 @@ class Texts(Source):
     Args:
         texts: Strings or records. A generator can be read only once; give the function that makes it instead.
         field: The field of a record that holds its text.
+        on_bad_record: Whether an item without text is an error, or left out and counted.
+
+    Raises:
+        DataError: If the texts are one text, a dictionary or a table, of which the parts are no texts.
     """
 
     texts: Any
     field: str = "text"
+    on_bad_record: OnBadRecord = "raise"
+
+    def __post_init__(self) -> None:
+        if advice := _NOT_TEXTS.get(type(self.texts).__name__):
+            raise DataError(f"A {type(self.texts).__name__} is no list of texts: {advice}.")
 
     def documents(self) -> Iterator[str]:
-        """Yield the text of every item."""
-        items = self.texts() if callable(self.texts) else self.texts
+        """Yield the text of every item.
+
+        Raises:
+            DataError: If an item has no text.
+        """
+        items, bad = self.texts() if callable(self.texts) else self.texts, BadRecords(self.on_bad_record)
         for number, item in enumerate(items):
-            if text := text_of(item, self.field, Place("", f"item {number}")):
+            try:
+                text = text_of(item, self.field, Place("", f"item {number}"))
+            except DataError as error:
+                bad.add(error)
+                continue
+            if text:
                 yield text
+        bad.report("the texts")
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
@@ -195,7 +281,8 @@ def as_source(value: "Source | str | Path | Iterable[Any] | Callable[[], Iterabl
     """Return the source that something stands for.
 
     Args:
-        value: A source, the path of a file or folder, an iterable of texts or records, or a function that returns one.
+        value: A source, the path of a file or folder or a list of paths, an iterable of texts or records, or a function
+            that returns one.
 
     Raises:
         DataError: If the value is none of these.
@@ -204,6 +291,8 @@ def as_source(value: "Source | str | Path | Iterable[Any] | Callable[[], Iterabl
         return value
     if isinstance(value, str | os.PathLike):
         return Files(path=os.fspath(value))
+    if isinstance(value, list | tuple) and value and all(_names_file(item) for item in value):
+        return Files(path=tuple(os.fspath(item) for item in value))
     if callable(value) or isinstance(value, Iterable):
         return Texts(texts=value)
     raise DataError(
@@ -211,18 +300,15 @@ def as_source(value: "Source | str | Path | Iterable[Any] | Callable[[], Iterabl
     )
 
 
+def _names_file(item: Any) -> bool:
+    return isinstance(item, os.PathLike) or (isinstance(item, str) and looks_like_path(item))
+
+
 def digest_of_files(paths: list[Path], root: Path, *how: object) -> str:
     """Return a digest of names, sizes and times of change, and of how the files are read."""
     digest = hashlib.sha256(repr(how).encode())
     for path in paths:
-        status = path.stat()
+        status = path.stat() if path.exists() else path.lstat()
         name = path.relative_to(root).as_posix() if path != root else path.name
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def _report(root: Path, skipped: list[str]) -> None:
-    if not skipped:
-        return
-    names = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-    warnings.warn(f"Skipped {len(skipped)} file(s) of {root} that are binary or not UTF-8: {names}", stacklevel=2)
