@@ -123,7 +123,7 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limits", "read_apart"),
     [
-        ("grpo/reverse", (600, 650, 860), ("models", "generation")),
+        ("grpo/reverse", (600, 690, 1000), ("models", "generation")),
         ("dpo/reverse", (300, 330, 460), ("models",)),
         ("pretrain/quickstart", (800, 900, 900), ()),
     ],

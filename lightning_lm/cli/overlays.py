@@ -8,6 +8,9 @@ A file may name the overlays it builds on, which are then read first::
 A name is a file beside the one that names it, a path from the working directory, or a recipe of the package.
 """
 
+import importlib
+import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,5 +162,19 @@ def _plain(setting: Setting) -> Any:
     if isinstance(setting.value, dict):
         return {key: _plain(item) for key, item in setting.value.items()}
     if isinstance(setting.value, list):
-        return [_plain(item) for item in setting.value]
+        return [_function_path(item) or _plain(item) for item in setting.value]
     return setting.value
+
+
+def _function_path(setting: Setting) -> str | None:
+    """Return ``module.function`` of a list item ``{class_path: module.function}``, which names no class."""
+    path = setting.value.get("class_path") if isinstance(setting.value, dict) and len(setting.value) == 1 else None
+    name = None if path is None else path.value
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", name):
+        return None
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):
+        return None  # the check says so, with its place
+    return name if inspect.isfunction(found) else None

@@ -3,6 +3,7 @@
 from lightning_lm.functional.advantages import (
     Advantage,
     GroupAdvantage,
+    MaxRLAdvantage,
     RewardFilter,
     explained_variance,
     gae,
@@ -86,6 +87,7 @@ __all__ = [
     "GroupAdvantage",
     "Hinge",
     "KLPenalty",
+    "MaxRLAdvantage",
     "MeasuredLoss",
     "PairLogProbs",
     "PolicyGradient",

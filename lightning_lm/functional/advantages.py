@@ -18,15 +18,24 @@ from typing_extensions import override
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
 
-__all__ = ["Advantage", "GroupAdvantage", "RewardFilter", "explained_variance", "gae", "group_advantages", "whiten"]
+__all__ = [
+    "Advantage",
+    "GroupAdvantage",
+    "MaxRLAdvantage",
+    "RewardFilter",
+    "explained_variance",
+    "gae",
+    "group_advantages",
+    "whiten",
+]
 
 Baseline = Literal["group", "leave_one_out", "batch", "none"]
-Scale = Literal["group", "batch", "none"]
+Scale = Literal["group", "batch", "mean", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advantage(Part):
-    """Base of the ways in which rewards become advantages; call it with rewards [prompts, samples]."""
+    """Base of the ways in which rewards become advantages; call it with rewards [prompts, samples], NaN if missing."""
 
     @abstractmethod
     def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
@@ -40,8 +49,9 @@ class GroupAdvantage(Advantage):
     Args:
         baseline: What is subtracted: the mean of the prompt's answers (``group``), of the prompt's other answers
             (``leave_one_out``), of all answers (``batch``), or nothing.
-        scale: What is divided by: the standard deviation of the prompt's answers, of all answers, or nothing.
-        eps: Added to the standard deviation, in units of reward.
+        scale: Divisor: the standard deviation of the prompt's completions (``group``) or of all completions
+            (``batch``), the mean reward of the prompt's completions (``mean``; see `MaxRLAdvantage`), or none.
+        eps: Added to the divisor, in units of reward.
 
     Source:
         Shao et al. 2024 (GRPO), arXiv:2402.03300, section 4.1.2; Ahmadian et al. 2024 (leave one out),
@@ -56,6 +66,27 @@ class GroupAdvantage(Advantage):
     def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
         """Return the advantage of each answer."""
         return group_advantages(rewards, baseline=self.baseline, scale=self.scale, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxRLAdvantage(Advantage):
+    """Distance from the group's mean reward, divided by that mean: a rare success weighs more than a frequent one.
+
+    For rewards of 0 and 1 the gradient follows the log of the success rate instead of the rate itself.
+
+    Args:
+        eps: Added to the mean, in units of reward.
+
+    Source:
+        Tajwar et al. 2026, arXiv:2602.02710.
+    """
+
+    eps: float = 1e-6
+
+    @override
+    def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
+        """Return the advantage of each completion, 0 if its reward is missing."""
+        return group_advantages(rewards, scale="mean", eps=self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,48 +121,65 @@ def group_advantages(
 ) -> Float[Tensor, "prompts samples"]:
     """Subtract a baseline from each reward and scale the difference.
 
+    A missing reward (NaN) counts in no mean and no standard deviation, and its own advantage is 0.
+
     Args:
-        rewards: One row per prompt, one column per sampled answer. Unitless.
+        rewards: One row per prompt, one column per completion, NaN if missing. Unitless.
         baseline: What is subtracted; see `GroupAdvantage`.
-        scale: Whose standard deviation is divided by; see `GroupAdvantage`.
-        eps: Added to the standard deviation, in units of reward.
+        scale: What is divided by; see `GroupAdvantage`.
+        eps: Added to the divisor, in units of reward.
 
     Raises:
-        ConfigurationError: If a baseline or scale of the group is asked for and there is one sample per prompt.
+        ConfigurationError: If a baseline or scale of the group is asked for and there is one sample per prompt, or a
+            reward below 0 is to be divided by the mean.
     """
     samples = rewards.shape[1]
-    if samples < 2 and (baseline in ("group", "leave_one_out") or scale == "group"):
+    if samples < 2 and (baseline in ("group", "leave_one_out") or scale in ("group", "mean")):
         raise ConfigurationError(
             f"A group has {samples} sample per prompt; its baseline needs at least 2. Raise the number of samples, or "
             "use baseline='batch' with scale='batch' or 'none'."
         )
     rewards = rewards.float()
-    flat = _is_constant(rewards)
+    if scale == "mean" and bool((rewards < 0).any()):
+        raise ConfigurationError(
+            f"A reward of {rewards.nan_to_num(nan=0.0).min().item():g} is below 0, and scale='mean' divides by the "
+            "group's mean, which must not be negative. Use scale='group', or rewards of 0 and more."
+        )
     centred = rewards - _BASELINES[baseline](rewards)
     if baseline in ("group", "leave_one_out"):
-        centred = centred.masked_fill(flat, 0.0)
-    elif baseline == "batch" and bool((rewards == rewards[0, 0]).all()):
+        centred = centred.masked_fill(_is_constant(rewards), 0.0)
+    elif baseline == "batch" and bool(_is_constant(rewards.view(1, -1))):
         centred = torch.zeros_like(centred)
-    return centred / (_SCALES[scale](rewards) + eps) if scale != "none" else centred
+    advantages = centred / (_SCALES[scale](rewards) + eps) if scale != "none" else centred
+    return advantages.masked_fill(rewards.isnan(), 0.0)
 
 
 def _is_constant(rewards: Tensor) -> Tensor:
-    return rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
+    low, high = rewards.nan_to_num(nan=torch.inf).amin(1), rewards.nan_to_num(nan=-torch.inf).amax(1)
+    return (low >= high)[:, None]
 
 
 def _leave_one_out(rewards: Tensor) -> Tensor:
-    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+    others = (~rewards.isnan()).sum(1, keepdim=True) - 1
+    return (rewards.nansum(1, keepdim=True) - rewards) / others.clamp(min=1)
+
+
+def _std(rewards: Tensor) -> Tensor:
+    """Standard deviation of the known rewards of each row, with Bessel's correction; 0 for fewer than two."""
+    squares = (rewards - rewards.nanmean(1, keepdim=True)).square().nansum(1, keepdim=True)
+    return (squares / ((~rewards.isnan()).sum(1, keepdim=True) - 1).clamp(min=1)).sqrt()
 
 
 _BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
-    "group": lambda rewards: rewards.mean(1, keepdim=True),
+    "group": lambda rewards: rewards.nanmean(1, keepdim=True),
     "leave_one_out": _leave_one_out,
-    "batch": lambda rewards: rewards.mean(),
+    "batch": lambda rewards: rewards.nanmean(),
     "none": torch.zeros_like,
 }
 _SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "group": lambda rewards: rewards.std(1, keepdim=True),
-    "batch": lambda rewards: rewards.std(),
+    "group": _std,
+    "batch": lambda rewards: _std(rewards.view(1, -1)),
+    "mean": lambda rewards: rewards.nanmean(1, keepdim=True),
 }
 
 

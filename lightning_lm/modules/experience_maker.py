@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_lm.data.permutation import key_of
@@ -23,7 +25,6 @@ from lightning_lm.modules.rollout import Rollout, RolloutEngine, SparePrompts
 from lightning_lm.modules.rollout_metrics import record_rollout, record_sampler, record_validation
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.modules.server_weights import ServerWeights
-from lightning_lm.protocols import RewardFunction
 
 __all__ = ["ExperienceMaker", "Learner"]
 
@@ -31,7 +32,7 @@ __all__ = ["ExperienceMaker", "Learner"]
 class Learner(LMModule, abc.ABC):
     """What a module that learns from its answers has for the maker of its experience."""
 
-    rewards: list[RewardFunction]
+    rewards: list[Callable[..., Any]]
     plan: RolloutPlan
     objective: Objective
     reference: FrozenCopy | None
@@ -87,6 +88,19 @@ class ExperienceMaker:
         """Begin a run: what an earlier one has pushed to a server may be gone."""
         plan = self._module.plan
         self._server = ServerWeights(plan) if plan.backend.has_own_weights else None
+        self._completions, self._has_signal = 0, False
+
+    def end(self) -> None:
+        """End a run: say so if no reward gave anything to learn from. Collective: call on all ranks."""
+        module = self._module
+        found = torch.tensor([self._completions, self._has_signal], device=module.device)
+        completions, signals = Ranks(module.trainer).sum(found).tolist()
+        if completions and not signals:
+            rank_zero_warn(
+                f"Nothing was learned from the {int(completions):,} completions of this run: their rewards were all 0, "
+                "or equal within each group. Look at some (the Completions callback writes them); then use easier "
+                "prompts, a model that is fine-tuned on the task first, or more samples_per_prompt."
+            )
 
     def collect(
         self, prompts: PromptBatch, spare: SparePrompts | None, micro_batch: int | None
@@ -109,6 +123,8 @@ class ExperienceMaker:
         with trainer.precision_plugin.forward_context():
             rows |= self._compared(rollout, rows, steps=plan.steps if micro_batch is None else 1)
             rows |= module.judge(rollout, rows)
+        self._completions += len(rollout)
+        self._has_signal |= bool((rows["advantages"] != 0).any()) and bool((np.nan_to_num(rollout.totals) != 0).any())
         mask = learned_tokens(rows)
         tokens, count = Ranks(trainer).sum(torch.tensor([mask.sum(), len(mask)], device=module.device)).tolist()
         rows |= {"tokens_per_row": tokens / count}
@@ -124,6 +140,7 @@ class ExperienceMaker:
         module, plan = self._module, self._module.plan.validation
         sampling = dataclasses.replace(plan.sampling, seed=key_of("validation", data_rank(module.trainer)))
         rollout = self._engine().answer(prompts, plan.samples, sampling, held_out=True)
+        rollout.require_rewards()
         record_validation(module, rollout, plan)
 
     def _engine(self) -> RolloutEngine:

@@ -1,9 +1,10 @@
 """Group-relative policy optimization: learning from answers to the same prompt, compared with each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_lm.functional.advantages import Advantage, GroupAdvantage
 from lightning_lm.models import ModelConfig
@@ -14,7 +15,6 @@ from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.ranks import Ranks, data_rank
 from lightning_lm.modules.rollout import Rollout
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, SkipRule
-from lightning_lm.protocols import RewardFunction
 from lightning_lm.rewards import Reward
 from lightning_lm.types import IGNORE_INDEX
 
@@ -32,7 +32,8 @@ class GRPOModule(PolicyModule):
 
     Args:
         model: The policy: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
-        rewards: Judge the answers.
+        rewards: Score the completions: parts such as `ExactAnswer`, or functions of ``completions`` (a list) or
+            ``completion`` (one) and any columns of the data, by name.
         plan: How prompts are answered, and how often the answers are learned from.
         advantage: How much better an answer is than others of its group; or which answers are learned from at all.
         objective: What is minimised.
@@ -53,7 +54,7 @@ class GRPOModule(PolicyModule):
         self,
         model: ModelConfig | nn.Module,
         *,
-        rewards: Sequence[Reward | RewardFunction],
+        rewards: Sequence[Reward | Callable[..., Any]],
         plan: RolloutPlan = RolloutPlan(),
         advantage: Advantage = GroupAdvantage(),
         objective: Objective = Objective(),
@@ -74,7 +75,7 @@ class GRPOModule(PolicyModule):
 
     def judge(self, rollout: Rollout, rows: Experience) -> Experience:
         """Return the advantage of each answer, float32 [rows], 0 where no reward applies, and what is learned."""
-        rewards = _complete(torch.from_numpy(rollout.groups))
+        rewards = torch.from_numpy(rollout.groups)
         # A baseline or a deviation of the whole batch is that of all ranks.
         everyone = Ranks(self.trainer).gather(rewards.to(self.device, torch.float32))
         of_ranks = self.advantage(everyone).view(-1, *rewards.shape)
@@ -82,12 +83,3 @@ class GRPOModule(PolicyModule):
         unused = advantages.isnan()
         labels = rows["labels"].masked_fill(unused[:, None], IGNORE_INDEX)
         return {"advantages": advantages.masked_fill(unused, 0.0), "labels": labels}
-
-
-def _complete(rewards: Tensor) -> Tensor:
-    """Put the mean of its group where an answer has no reward, so that it moves no baseline; [prompts, samples]."""
-    missing = rewards.isnan()
-    low, high = rewards.nan_to_num(nan=torch.inf).amin(1), rewards.nan_to_num(nan=-torch.inf).amax(1)
-    # Not the rounded mean where all others are equal: they teach nothing, which is decided by equality.
-    mean = torch.where(low == high, low, rewards.nanmean(1)).nan_to_num(nan=0.0)
-    return torch.where(missing, mean[:, None], rewards)

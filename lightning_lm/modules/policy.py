@@ -1,7 +1,7 @@
 """What reinforcement learning shares: a policy that learns from experience, which is made of its own answers."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from lightning_lm.modules.resume_rollouts import describe_rollout, resume_behind
 from lightning_lm.modules.rollout import Rollout, SparePrompts
 from lightning_lm.modules.rollout_metrics import record_objective
 from lightning_lm.optim import OptimizerPart, Schedule, SkipRule
-from lightning_lm.protocols import RewardFunction, Tokenizer
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.rewards import check_reward, check_weights
 
 __all__ = ["PolicyModule"]
 
@@ -35,7 +36,8 @@ class PolicyModule(Learner, abc.ABC):
 
     Args:
         model: The policy: a config, built once the tokenizer is known, or a module.
-        rewards: Judge the answers.
+        rewards: Score the completions: parts such as `ExactAnswer`, or functions of ``completions`` (a list) or
+            ``completion`` (one) and any columns of the data, by name.
         plan: How prompts are answered, and how often the answers are learned from.
         objective: What is minimised.
         optimizer: Chooses by the parameters' roles.
@@ -51,7 +53,7 @@ class PolicyModule(Learner, abc.ABC):
         self,
         model: ModelConfig | nn.Module,
         *,
-        rewards: Sequence[RewardFunction],
+        rewards: Sequence[Callable[..., Any]],
         plan: RolloutPlan,
         objective: Objective,
         optimizer: OptimizerPart,
@@ -61,6 +63,9 @@ class PolicyModule(Learner, abc.ABC):
         super().__init__(model, optimizer=optimizer, schedule=schedule, skip=skip)
         if not rewards:
             raise ConfigurationError("rewards is empty; give at least one, such as ExactAnswer().")
+        for reward in rewards:
+            check_reward(reward)
+        check_weights(plan.reward_weights, rewards)
         self.rewards, self.plan, self.objective = list(rewards), plan, objective
         self.tokenizer: Tokenizer | None = None
         self.last_rollout: tuple[Rollout, Experience] | None = None
@@ -94,6 +99,11 @@ class PolicyModule(Learner, abc.ABC):
         super().on_train_start()
         self.model.eval()
         self.maker.begin()
+
+    def on_train_end(self) -> None:
+        """Say so if nothing was learned."""
+        super().on_train_end()
+        self.maker.end()
 
     def _tokenizer(self) -> Any:
         return super()._tokenizer() or self.tokenizer

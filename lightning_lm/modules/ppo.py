@@ -1,6 +1,6 @@
 """Proximal policy optimization: a critic says what each token of an answer was worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from lightning_lm.modules.ranks import Ranks
 from lightning_lm.modules.rollout import Rollout
 from lightning_lm.optim import AdamW, CombinedOptimizer, Constant, OptimizerPart, Schedule
 from lightning_lm.optim.parts import RoledParameter
-from lightning_lm.protocols import RewardFunction
 from lightning_lm.rewards import Reward
 
 __all__ = ["PPOModule"]
@@ -38,7 +37,8 @@ class PPOModule(PolicyModule):
 
     Args:
         model: The policy: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
-        rewards: Judge the answers.
+        rewards: Score the completions: parts such as `ExactAnswer`, or functions of ``completions`` (a list) or
+            ``completion`` (one) and any columns of the data, by name.
         plan: How prompts are answered, and how often the answers are learned from.
         objective: What the policy minimises.
         critic: How the critic learns.
@@ -54,7 +54,7 @@ class PPOModule(PolicyModule):
         self,
         model: ModelConfig | nn.Module,
         *,
-        rewards: Sequence[Reward | RewardFunction],
+        rewards: Sequence[Reward | Callable[..., Any]],
         plan: RolloutPlan = RolloutPlan(samples_per_prompt=1),
         objective: Objective = Objective(),
         critic: Critic = Critic(),

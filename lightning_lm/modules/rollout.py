@@ -15,8 +15,8 @@ from lightning_lm.data.prompts import PromptBatch, join_prompts, take_prompts
 from lightning_lm.generation import Completion, OwnBackend, PolicyAtWork, Sampling
 from lightning_lm.modules.plan import RolloutPlan
 from lightning_lm.modules.ranks import Ranks, whole_model
-from lightning_lm.protocols import RewardFunction, Tokenizer
-from lightning_lm.rewards import RewardTable, score
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.rewards import RewardError, RewardFailure, RewardTable, check_reward, score
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["Rollout", "RolloutEngine", "SparePrompts"]
@@ -36,6 +36,7 @@ class Rollout:
         values: What each reward said of each answer, float64 [answers, rewards], NaN where it does not apply.
         totals: Weighted sums, float64 [answers]; NaN where no reward applies.
         names: Of the rewards.
+        failures: The completions that a reward failed on.
         resampled: Groups that were replaced.
         sampler_age: Optimizer steps by which the weights that answered are older than the policy.
     """
@@ -46,6 +47,7 @@ class Rollout:
     values: np.ndarray
     totals: np.ndarray
     names: tuple[str, ...]
+    failures: tuple[RewardFailure, ...] = ()
     resampled: int = 0
     sampler_age: int = 0
 
@@ -80,6 +82,22 @@ class Rollout:
             values=self.values[rows],
             totals=self.totals[rows],
         )
+
+    def require_rewards(self) -> None:
+        """Refuse a rollout that cannot be trained on because of its rewards.
+
+        Raises:
+            RewardError: If a reward failed on every completion, or none applies to any.
+        """
+        for name in self.names:
+            failures = [failure for failure in self.failures if failure.reward == name]
+            if len(failures) >= len(self) > 0:
+                raise RewardError(f"All {len(self)} completions of this rollout failed. {failures[0]}")
+        if len(self) and np.isnan(self.totals).all():
+            raise RewardError(
+                f"No reward applies to any of the {len(self)} completions of this rollout ({', '.join(self.names)}). "
+                f"The data has the columns {sorted(self.prompts['columns'])}; name the right one in the reward."
+            )
 
     def rows(self, *, mask_truncated: bool, device: torch.device) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``labels``, int64 [answers, seq], padded on the right, and which prompt is where.
@@ -130,7 +148,7 @@ class RolloutEngine:
 
     model: nn.Module
     tokenizer: Tokenizer | None
-    rewards: Sequence[RewardFunction]
+    rewards: Sequence[Callable[..., Any]]
     plan: RolloutPlan
     trainer: Trainer
 
@@ -145,6 +163,7 @@ class RolloutEngine:
         plan, samples, ranks = self.plan, self.plan.samples_per_prompt, Ranks(self.trainer)
         key = key_of("rollout", *moment, ranks.rank)
         rollout = self.answer(prompts, samples, dataclasses.replace(plan.sampling, seed=key))
+        rollout.require_rewards()
         for number in range(1, plan.resample_rounds + 1):
             dull = rollout.dull
             wanted = ranks.largest(len(dull))  # ranks of a sharded model must generate equally much
@@ -166,6 +185,8 @@ class RolloutEngine:
             held_out: The answers measure the policy, so no server's weights will do.
         """
         plan, trainer = self.plan, self.trainer
+        for reward in self.rewards:
+            check_reward(reward, prompts["columns"])
         backend = OwnBackend() if held_out and plan.backend.has_own_weights else plan.backend
         agree = (lambda unfinished: bool(Ranks(trainer).largest(unfinished))) if trainer.world_size > 1 else None
         generator = backend.build(PolicyAtWork(self.model, self.tokenizer, plan.rows_at_once, agree))
@@ -179,7 +200,7 @@ class RolloutEngine:
                 logprobs=not sampling.greedy,
             )
         table = self._judge(prompts, completions, samples)
-        return Rollout(prompts, samples, completions, table.values, table.totals, table.names)
+        return Rollout(prompts, samples, completions, table.values, table.totals, table.names, table.failures)
 
     def _judge(self, prompts: PromptBatch, completions: Sequence[Completion], samples: int) -> RewardTable:
         columns = {name: _repeated(column, samples) for name, column in prompts["columns"].items()}

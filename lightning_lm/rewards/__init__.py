@@ -1,25 +1,27 @@
 """Rewards that can be verified, shared by reinforcement learning and evaluation."""
 
-from lightning_lm.rewards.answers import (
-    AfterHashes,
-    AnswerExtractor,
-    Boxed,
-    ExactAnswer,
-    LastNumber,
-    MathAnswer,
-    Reward,
-    same_answer,
-)
+from lightning_lm.rewards.answers import ExactAnswer, MathAnswer, Reward, same_answer
+from lightning_lm.rewards.calling import check_reward
 from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
 from lightning_lm.rewards.expressions import ExpressionError, parse_expression, same_value
+from lightning_lm.rewards.extractors import AfterHashes, AnswerExtractor, AnswerPhrase, Boxed, LastNumber, OptionLetter
 from lightning_lm.rewards.judge import Comparison, Grade, JudgeQuestion, LLMJudge
 from lightning_lm.rewards.sandbox import Sandbox, SandboxResult
-from lightning_lm.rewards.scoring import RewardError, RewardFailure, RewardTable, Scoring, reward_name, score
+from lightning_lm.rewards.scoring import (
+    RewardError,
+    RewardFailure,
+    RewardTable,
+    Scoring,
+    check_weights,
+    reward_name,
+    score,
+)
 from lightning_lm.rewards.shape import FormatTags, LengthReward, OverlongPenalty
 
 __all__ = [
     "AfterHashes",
     "AnswerExtractor",
+    "AnswerPhrase",
     "Boxed",
     "CodeOutput",
     "CodeTests",
@@ -33,6 +35,7 @@ __all__ = [
     "LastNumber",
     "LengthReward",
     "MathAnswer",
+    "OptionLetter",
     "OverlongPenalty",
     "Reward",
     "RewardError",
@@ -41,6 +44,8 @@ __all__ = [
     "Sandbox",
     "SandboxResult",
     "Scoring",
+    "check_reward",
+    "check_weights",
     "extract_code",
     "parse_expression",
     "reward_name",

@@ -3,27 +3,24 @@ r"""Rewards for answers that can be checked: exact text, and mathematics by valu
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
-from lightning_lm.rewards.expressions import same_value
+from lightning_lm.rewards.answer_workers import compare_in_worker
+from lightning_lm.rewards.comparison import quick_verdict
+from lightning_lm.rewards.extractors import AfterHashes, AnswerExtractor, AnswerPhrase, Boxed, LastNumber, OptionLetter
+from lightning_lm.rewards.notation import as_number, read_answer
 
-__all__ = [
-    "AfterHashes",
-    "AnswerExtractor",
-    "Boxed",
-    "ExactAnswer",
-    "LastNumber",
-    "MathAnswer",
-    "Reward",
-    "same_answer",
-]
+__all__ = ["ExactAnswer", "MathAnswer", "Reward", "same_answer"]
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?\.?\d+")
+_LONGEST = 1000
+"""Characters. A longer answer is not compared by value."""
+_ONE_NUMBER = re.compile(r"[A-Za-z ,.:;'()*$]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +29,9 @@ class Reward(Part):
 
     ``None`` means that the reward has nothing to say about that sample. Any function of the same form can be used too.
     """
+
+    limits_itself: ClassVar[bool] = False
+    """Whether the reward bounds the time of each sample, so that ``Scoring.timeout_s`` is not applied to a batch."""
 
     @abstractmethod
     def __call__(
@@ -63,146 +63,98 @@ class ExactAnswer(Reward):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerExtractor(Part):
-    """Base of the ways to find the final answer in a solution."""
-
-    @abstractmethod
-    def __call__(self, text: str) -> str | None:
-        """Return the answer, or ``None`` where there is none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AfterHashes(AnswerExtractor):
-    """What follows the last ``####``, to the end of that line: the form of GSM8K."""
-
-    def __call__(self, text: str) -> str | None:
-        """Return the rest of the line after the last ``####``."""
-        _, hashes, rest = text.rpartition("####")
-        return rest.strip().partition("\n")[0].strip() or None if hashes else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Boxed(AnswerExtractor):
-    r"""What the last ``\boxed{...}`` holds, braces inside it included: the form of MATH."""
-
-    def __call__(self, text: str) -> str | None:
-        r"""Return the content of the last complete ``\boxed{...}``."""
-        starts = [match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]
-        for start in reversed(starts):
-            depth = 1
-            for end in range(start, len(text)):
-                depth += {"{": 1, "}": -1}.get(text[end], 0)
-                if depth == 0:
-                    return text[start:end].strip()
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LastNumber(AnswerExtractor):
-    """The last number of the text, with its sign, thousands separators and decimals."""
-
-    def __call__(self, text: str) -> str | None:
-        """Return the last number as it is written."""
-        numbers = _NUMBER.findall(text)
-        return numbers[-1] if numbers else None
-
-
-@dataclass(frozen=True, kw_only=True)
 class MathAnswer(Reward):
-    """1 where the completion's final answer has the value of the sample's answer, else 0.
+    """1 if the completion's final answer has the value of the sample's answer, else 0.
+
+    Numbers and words are compared at once. Expressions, sets, equations and matrices are compared with sympy, and with
+    `math-verify <https://github.com/huggingface/Math-Verify>`_ if one of them cannot be read here, in a process that is
+    ended when a comparison takes longer than ``time_s``.
 
     Args:
-        extractors: Ways to find the final answer; the first that finds one decides. Left out: after ``####``, boxed,
-            the last number.
-        column: The column that holds the right answer, or a whole solution in one of the same forms.
+        extractors: Ways to find the final answer; the first that finds one decides. By default: after ``####``, boxed,
+            the formula after "the answer is", the last number; and instead of the last number the option letter, if
+            the right answer is a single letter from A to J.
+        column: The column with the right answer, or a whole solution in one of the same forms.
+        time_s: Longest time of one comparison; a longer one gives 0. Seconds.
+        workers: Comparisons that run at the same time.
+
+    Raises:
+        ConfigurationError: If a number is out of range.
     """
 
     extractors: tuple[AnswerExtractor, ...] | None = None
     column: str = "answer"
+    time_s: float = 5.0
+    workers: int = 2
+
+    limits_itself: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.time_s > 0 or self.workers < 1:
+            raise ConfigurationError(f"time_s={self.time_s} must be above 0, and workers={self.workers} at least 1.")
 
     @override
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> Sequence[float | None]:
-        """Compare each final answer with the right one; ``None`` where a sample has no answer."""
+        """Compare each final answer with the right one; ``None`` if a sample has no answer."""
         answers = columns.get(self.column) or [None] * len(completions)
-        return [
-            None if answer is None else float(self._is_right(completion, str(answer)))
+        pairs = [
+            None if answer is None else self._pair(completion, str(answer))
             for completion, answer in zip(completions, answers, strict=True)
         ]
+        distinct = list({pair: None for pair in pairs if pair is not None})
+        with ThreadPoolExecutor(self.workers) as pool:
+            verdicts = dict(zip(distinct, pool.map(self._is_right, distinct), strict=True))
+        return [None if pair is None else float(verdicts[pair]) for pair in pairs]
 
-    def _is_right(self, completion: str, answer: str) -> bool:
-        given = self._extract(completion)
+    def _pair(self, completion: str, answer: str) -> tuple[str | None, str]:
+        """Return the answer that was given and the right one."""
         # A right answer of another form, such as "x + 1", is taken as it stands, not for the number it ends with.
-        explicit = [find for find in self._ways if not isinstance(find, LastNumber)]
-        right = next((found for find in explicit if (found := find(answer)) is not None), answer)
-        return given is not None and same_answer(given, right)
+        right = _first(self.extractors or (AfterHashes(), Boxed()), answer, skip=LastNumber) or answer
+        option = re.fullmatch(r"[A-J]", read_answer(right).text) is not None
+        last = OptionLetter() if option else LastNumber()
+        given = _first(self.extractors or (AfterHashes(), Boxed(), AnswerPhrase(), last), completion)
+        if given is None or self.extractors is not None:
+            return given, right
+        if option:
+            return OptionLetter()(given) or given, right
+        return _single_number(given) if as_number(read_answer(right).text) else given, right
 
-    def _extract(self, text: str) -> str | None:
-        return next((found for find in self._ways if (found := find(text)) is not None), None)
-
-    @property
-    def _ways(self) -> tuple[AnswerExtractor, ...]:
-        return (AfterHashes(), Boxed(), LastNumber()) if self.extractors is None else self.extractors
+    def _is_right(self, pair: tuple[str | None, str]) -> bool:
+        given, right = pair
+        return given is not None and same_answer(given, right, time_s=self.time_s)
 
 
-def same_answer(given: str, right: str) -> bool:
+def _first(ways: Sequence[AnswerExtractor], text: str, skip: type[AnswerExtractor] | tuple[()] = ()) -> str | None:
+    return next((found for find in ways if not isinstance(find, skip) and (found := find(text)) is not None), None)
+
+
+def _single_number(given: str) -> str:
+    """Return the number of an answer that is a sentence with one number: ``#### The total is 18 dollars``."""
+    numbers = LastNumber().all(given)
+    around = given.replace(numbers[0], "", 1) if len(numbers) == 1 else "0"
+    is_value = as_number(read_answer(given).text) is not None
+    return numbers[0] if not is_value and _ONE_NUMBER.fullmatch(around) else given
+
+
+def same_answer(given: str, right: str, *, time_s: float = 5.0) -> bool:
     r"""Tell whether two answers have the same value, however they are written.
 
-    Compares as text, then as numbers (``1,000``, ``$5``, ``50%``), then as expressions (``\frac12`` and ``0.5``).
-    Lists and intervals are compared piece by piece.
+    Compares texts, numbers (``1,000``, ``$5``, ``50%``) and words at once; expressions, lists, sets, intervals,
+    equations and matrices with sympy and math-verify in another process. A unit counts only if both answers have one.
+    Lists without brackets and sets have no order, tuples have one.
 
     Args:
         given: The answer to judge.
         right: The right answer.
+        time_s: Longest time of the comparison in the other process; a longer one is a "no". Seconds.
 
     Example:
         >>> same_answer(r"\frac{\sqrt{8}}{2}", "2^{1/2}")
         True
     """
-    given, right = _clean(given), _clean(right)
-    if given == right:
-        return bool(given)
-    numbers = _number(given), _number(right)
-    if numbers[0] is not None and numbers[1] is not None:
-        return numbers[0] == numbers[1]
-    pieces = _pieces(given), _pieces(right)
-    if len(pieces[0]) > 1 or len(pieces[1]) > 1:
-        return (
-            ((given[:1] + given[-1:]) == (right[:1] + right[-1:]) or given[:1] not in "([{")
-            and len(pieces[0]) == len(pieces[1])
-            and all(map(same_answer, *pieces))
-        )
-    return same_value(given, right)
-
-
-def _clean(answer: str) -> str:
-    answer = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", answer.strip().strip("$").strip())
-    answer = re.sub(r"\\(?:left|right|[,;:! ])", "", answer).replace("\\$", "").replace("$", "")
-    answer = re.sub(r"^[A-Za-z]\s*=\s*", "", answer)
-    return re.sub(r"\s+", " ", answer).rstrip(".").strip()
-
-
-def _number(answer: str) -> Fraction | None:
-    percent = answer.endswith("%")
-    plain = answer.rstrip("%").rstrip("\\").replace(" ", "")
-    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", plain):
-        plain = plain.replace(",", "")
-    if not re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)(/\d*[1-9]\d*)?", plain) or len(plain) > 200:
-        return None
-    numerator, _, denominator = plain.partition("/")
-    value = Fraction(numerator) / Fraction(denominator or 1)
-    return value / 100 if percent else value
-
-
-def _pieces(answer: str) -> list[str]:
-    """Split at the commas that are outside all brackets but an outermost pair."""
-    inner = answer[1:-1] if answer[:1] in "([" and answer[-1:] in ")]" else answer
-    pieces, depth = [""], 0
-    for character in inner:
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            pieces.append("")
-        else:
-            pieces[-1] += character
-    return pieces
+    if len(given) > _LONGEST or len(right) > _LONGEST:
+        return given.strip() == right.strip()
+    verdict = quick_verdict(given, right)
+    return compare_in_worker(given, right, time_s=time_s) if verdict is None else verdict

@@ -4,25 +4,23 @@ A reward is foreign code: it may raise, hang, or return NaN. Each of these is re
 counts as "not applicable" there, and training goes on, unless the run was asked to stop.
 """
 
-import asyncio
-import inspect
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
-from lightning_lm.errors import LightningLMError
+from lightning_lm.errors import ConfigurationError, LightningLMError
 from lightning_lm.parts import Part
-from lightning_lm.protocols import RewardFunction
+from lightning_lm.rewards.calling import ReturnedValueError, call_reward, reward_name
 
-__all__ = ["RewardError", "RewardFailure", "RewardTable", "Scoring", "reward_name", "score"]
+__all__ = ["RewardError", "RewardFailure", "RewardTable", "Scoring", "check_weights", "reward_name", "score"]
 
 
 class RewardError(LightningLMError, RuntimeError):
-    """A reward failed and the run was asked to stop at that."""
+    """A reward failed on every completion of a rollout, or once, if the run was asked to stop at that."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ class Scoring(Part):
     """How rewards are called.
 
     Args:
-        timeout_s: How long one reward may take for a whole batch. Seconds.
+        timeout_s: How long one reward may take for a whole batch, unless it limits each sample itself, as
+            `MathAnswer` and `CodeTests` do. Seconds.
         stop_on_failure: Raise `RewardError` at the first failure instead of reporting it.
     """
 
@@ -77,18 +76,8 @@ class Scoring(Part):
     stop_on_failure: bool = False
 
 
-def reward_name(reward: RewardFunction) -> str:
-    """Return what a reward is called in logs.
-
-    Args:
-        reward: Its ``name`` is taken, else the name of the function, else that of its class.
-    """
-    named = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
-    return str(named)
-
-
 def score(
-    rewards: Sequence[RewardFunction],
+    rewards: Sequence[Callable[..., Any]],
     weights: Sequence[float],
     *,
     prompts: Sequence[str],
@@ -99,7 +88,7 @@ def score(
     """Call each reward on all samples and add up what they say.
 
     Args:
-        rewards: Functions of the form of `RewardFunction`, sync or async.
+        rewards: Functions of lists or of single samples, sync or async.
         weights: One factor per reward.
         prompts: The prompt of each sample.
         completions: What the model wrote after it.
@@ -108,8 +97,10 @@ def score(
 
     Raises:
         RewardError: If a reward fails and ``scoring.stop_on_failure`` is set.
+        ConfigurationError: If there are not as many weights as rewards.
     """
     scoring = scoring or Scoring()
+    check_weights(weights, rewards)
     samples = {"prompts": list(prompts), "completions": list(completions), **(columns or {})}
     values = np.full((len(completions), len(rewards)), np.nan)
     failures: list[RewardFailure] = []
@@ -125,15 +116,16 @@ def score(
 
 
 def _judge(
-    reward: RewardFunction, samples: Mapping[str, Sequence[Any]], scoring: Scoring
+    reward: Callable[..., Any], samples: Mapping[str, Sequence[Any]], scoring: Scoring
 ) -> tuple[np.ndarray, list[RewardFailure]]:
     """Return one reward's values, NaN where it has none, and its failures."""
     count = len(samples["completions"])
-    answer, reason = _call(reward, samples, scoring.timeout_s)
+    limit_s = None if getattr(reward, "limits_itself", False) else scoring.timeout_s
+    returned, reason = _call(reward, samples, limit_s)
     if reason is None:
-        return _checked(reward, answer, samples)
-    if count == 1 or reason.startswith("no answer"):
-        # A reward that hangs is not asked again: each further call could hang as long.
+        return _checked(reward, returned, samples)
+    if count == 1 or reason.startswith(("no answer", "it returned")):
+        # A reward that hangs is not called again: each further call could hang as long.
         return np.full(count, np.nan), [_failure(reward, samples, sample, reason) for sample in range(count)]
     values, failures = np.full(count, np.nan), []
     for sample in range(count):
@@ -145,38 +137,65 @@ def _judge(
 
 
 def _checked(
-    reward: RewardFunction, answer: Any, samples: Mapping[str, Sequence[Any]]
+    reward: Callable[..., Any], returned: Sequence[Any], samples: Mapping[str, Sequence[Any]]
 ) -> tuple[np.ndarray, list[RewardFailure]]:
-    count = len(samples["completions"])
-    answer = list(answer)
-    if len(answer) != count:
-        reason = f"it returned {len(answer)} values for {count} samples"
-        return np.full(count, np.nan), [_failure(reward, samples, sample, reason) for sample in range(count)]
-    failures = [
-        _failure(reward, samples, sample, f"it returned {value!r}")
-        for sample, value in enumerate(answer)
-        if value is not None and not math.isfinite(value)
-    ]
-    values = np.array([np.nan if value is None or not math.isfinite(value) else float(value) for value in answer])
+    values, failures = np.full(len(returned), np.nan), []
+    for sample, value in enumerate(returned):
+        number = _finite(value)
+        values[sample] = np.nan if number is None else number
+        if number is None and value is not None:
+            reason = f"it returned {repr(value)[:80]}, and a finite number is needed"
+            failures.append(_failure(reward, samples, sample, reason))
     return values, failures
 
 
-def _failure(reward: RewardFunction, samples: Mapping[str, Sequence[Any]], sample: int, reason: str) -> RewardFailure:
+def _finite(value: Any) -> float | None:
+    """Return a value as a number, or ``None`` if it is none: a text, NaN, a tensor of several numbers, 10 ** 400."""
+    try:
+        return float(value) if isinstance(value, SupportsFloat) and math.isfinite(value) else None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
+def _failure(
+    reward: Callable[..., Any], samples: Mapping[str, Sequence[Any]], sample: int, reason: str
+) -> RewardFailure:
     return RewardFailure(reward_name(reward), sample, reason, str(samples["completions"][sample])[:200])
 
 
-def _call(reward: RewardFunction, samples: Mapping[str, Sequence[Any]], timeout_s: float) -> tuple[Any, str | None]:
-    """Return the reward's answer, or the reason why there is none. A call that hangs is left behind in its thread."""
+def check_weights(weights: Sequence[float] | None, rewards: Sequence[Any]) -> None:
+    """Refuse another number of weights than there are rewards.
+
+    Args:
+        weights: One factor per reward; ``None`` gives each the same.
+        rewards: The rewards.
+
+    Raises:
+        ConfigurationError: If the numbers differ.
+    """
+    if weights is not None and len(weights) != len(rewards):
+        names = ", ".join(map(reward_name, rewards))
+        raise ConfigurationError(
+            f"reward_weights={list(weights)} has {len(weights)} factors for {len(rewards)} rewards ({names}). "
+            "Give one per reward, in their order."
+        )
+
+
+def _call(
+    reward: Callable[..., Any], samples: Mapping[str, Sequence[Any]], timeout_s: float | None
+) -> tuple[Any, str | None]:
+    """Return the values, or the reason why there are none. A call that hangs is left behind in its thread."""
     box: list[tuple[Any, str | None]] = []
-    thread = threading.Thread(target=_answer_into, args=(box, lambda: reward(**samples)), daemon=True)
+    thread = threading.Thread(target=_call_into, args=(box, lambda: call_reward(reward, samples)), daemon=True)
     thread.start()
     thread.join(timeout_s)
     return box[0] if box else (None, f"no answer within {timeout_s:g} s")
 
 
-def _answer_into(box: list[tuple[Any, str | None]], call: Callable[[], Any]) -> None:
+def _call_into(box: list[tuple[Any, str | None]], call: Callable[[], Any]) -> None:
     try:
-        answer = call()
-        box.append((asyncio.run(answer) if inspect.iscoroutine(answer) else answer, None))
-    except Exception as error:  # noqa: BLE001 - a reward is foreign code, and what it raises is data here
+        box.append((call(), None))
+    except ReturnedValueError as error:
+        box.append((None, str(error)))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a reward is foreign code, and what it raises is data here
         box.append((None, f"{type(error).__name__}: {error}"))

@@ -8,6 +8,7 @@ import torch
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.advantages import (
     GroupAdvantage,
+    MaxRLAdvantage,
     RewardFilter,
     explained_variance,
     gae,
@@ -51,6 +52,44 @@ def test_one_sample_per_prompt_is_refused_where_a_group_is_needed() -> None:
         group_advantages(torch.ones(4, 1))
     alone = group_advantages(torch.tensor([[1.0], [3.0]]), baseline="batch", scale="none")
     assert alone.tolist() == [[-1.0], [1.0]]
+
+
+@pytest.mark.parametrize("baseline", ["group", "leave_one_out", "batch", "none"])
+@pytest.mark.parametrize("scale", ["group", "batch", "mean", "none"])
+def test_a_missing_reward_moves_no_mean_and_no_deviation(baseline: str, scale: str) -> None:
+    nan = float("nan")
+    rows = [[nan, 19.0, 16.0, 18.0], [2.0, nan, nan, 5.0], [3.0, 4.0, 5.0, 9.0]]
+    known = [reward for row in rows for reward in row if reward == reward]
+    found = group_advantages(torch.tensor(rows), baseline=baseline, scale=scale, eps=0.0)
+    for row, advantages in zip(rows, found.tolist(), strict=True):
+        present = [reward for reward in row if reward == reward]
+        divisors = {"group": statistics.stdev(present), "batch": statistics.stdev(known), "none": 1.0}
+        divisor = {**divisors, "mean": statistics.mean(present)}[scale]
+        for reward, advantage in zip(row, advantages, strict=True):
+            if reward != reward:
+                assert advantage == 0.0
+                continue
+            others = (sum(present) - reward) / (len(present) - 1)
+            base = {"group": statistics.mean(present), "leave_one_out": others, "batch": statistics.mean(known)}
+            assert advantage == pytest.approx((reward - base.get(baseline, 0.0)) / divisor, rel=1e-5, abs=1e-5)
+    if (baseline, scale) == ("group", "group"):
+        assert found[0, 1].item() == pytest.approx(0.873, abs=5e-4)
+
+
+def test_groups_of_one_known_reward_or_none_teach_nothing() -> None:
+    nan = float("nan")
+    for scale in ("group", "mean", "none"):
+        rewards = torch.tensor([[1.0, nan], [nan, nan], [0.7, 0.7]])
+        assert torch.equal(group_advantages(rewards, scale=scale), torch.zeros(3, 2))
+
+
+def test_maximum_likelihood_reinforcement_learning() -> None:
+    found = MaxRLAdvantage()(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]), rtol=0, atol=1e-5)
+    rare = MaxRLAdvantage()(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(rare, torch.tensor([[3.0, -1.0, -1.0, -1.0]]), rtol=0, atol=1e-4)
+    with pytest.raises(ConfigurationError, match="-1 is below 0"):
+        MaxRLAdvantage()(torch.tensor([[1.0, -1.0]]))
 
 
 def test_a_filter_keeps_what_earned_enough() -> None:

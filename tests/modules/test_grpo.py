@@ -23,7 +23,6 @@ from lightning_lm.functional import (
 )
 from lightning_lm.generation import Sampling
 from lightning_lm.modules import GRPOModule, Objective, RolloutPlan, Validation, load_model
-from lightning_lm.modules.grpo import _complete
 from lightning_lm.optim import SGD, AdamW, Constant, OptimizerPart
 from lightning_lm.rewards import ExactAnswer, RewardError, Scoring
 from lightning_lm.types import IGNORE_INDEX
@@ -396,11 +395,20 @@ def test_kl_and_sampler_are_measured(policy, prompt_data, make_trainer):
     assert not any(parameter.requires_grad for parameter in module.reference.parameters())
 
 
-def test_an_answer_without_a_reward_moves_no_baseline():
-    nan = float("nan")
-    rewards = torch.tensor([[1.0, nan, 0.0, 0.5], [0.7, 0.7, nan, 0.7], [nan, nan, nan, nan]], dtype=torch.float64)
-    found = GroupAdvantage(scale="none")(_complete(rewards).float())
-    assert found.tolist() == [[0.5, 0.0, -0.5, 0.0], [0.0] * 4, [0.0] * 4]
+@pytest.mark.parametrize("weights", [(0.5,), (1.0, 2.0, 3.0)])
+def test_another_number_of_weights_than_rewards_is_refused_before_training(policy, weights):
+    plan = dataclasses.replace(PLAN, reward_weights=weights)
+    with pytest.raises(ConfigurationError, match=r"factors for 2 rewards \(ExactAnswer, ExactAnswer\)"):
+        GRPOModule(policy(), rewards=[ExactAnswer(), ExactAnswer()], plan=plan)
+
+
+def test_a_run_without_any_reward_says_that_nothing_was_learned(policy, prompt_data, make_trainer):
+    module = module_of(policy(), reward=lambda completion: 0.0)
+    with pytest.warns(UserWarning, match=r"Nothing was learned from the [\d,]+ completions"):
+        make_trainer(max_steps=2).fit(module, prompt_data())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Nothing was learned")
+        make_trainer(max_steps=2).fit(module_of(policy()), prompt_data())
 
 
 # --- resuming ---

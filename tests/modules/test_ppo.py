@@ -270,7 +270,10 @@ def test_resuming_changes_no_bit(policy, prompt_data, make_trainer, tmp_path):
 
 
 def test_an_answer_without_a_reward_teaches_nothing(policy, prompt_data, make_trainer):
-    module = Kept(policy(), rewards=[lambda *, completions, **columns: [None] * len(completions)], plan=PLAN, kl=None)
+    def first_only(*, completions, **columns):
+        return [1.0] + [None] * (len(completions) - 1)
+
+    module = Kept(policy(), rewards=[first_only], plan=PLAN, kl=None)
     make_trainer(max_steps=1).fit(module, prompt_data())
-    assert np.isnan(module.last_rollout[0].totals).all()
-    assert module.kept["advantages"].abs().max() == 0
+    assert np.isnan(module.last_rollout[0].totals[1:]).all()
+    assert module.kept["advantages"][1:].abs().max() == 0

@@ -139,15 +139,39 @@ def test_a_budget_that_runs_out_leaves_dull_groups(scripted, digits):
     assert engine.collect(prompts_of((11,), digits), (0,)).groups.tolist() == [[0, 0]]
 
 
-def test_a_reward_that_fails_is_reported_and_masked(policy, digits, trainer):
+def test_a_reward_that_fails_on_some_completions_is_reported_and_masked(policy, digits, trainer):
+    def fails_on_others(*, prompts, **columns):
+        if prompts != ["12="]:
+            raise ValueError("not 12")
+        return [1.0]
+
+    plan = RolloutPlan(samples_per_prompt=1, max_new_tokens=3)
+    engine = RolloutEngine(policy(), digits, [fails_on_others], plan, trainer)
+    with pytest.warns(UserWarning, match=r"failed on sample 1: ValueError: not 12"):
+        rollout = engine.collect(prompts_of((12, 34), digits), (0,))
+    labels = rollout.rows(mask_truncated=False, device=torch.device("cpu"))["labels"]
+    assert (labels >= 0).any(1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("reward", [lambda completions, solution: [0.0], lambda completions, **c: [None, None]])
+def test_a_rollout_without_any_reward_ends_the_run(policy, digits, trainer, reward):
+    plan = RolloutPlan(samples_per_prompt=2, max_new_tokens=3)
+    engine = RolloutEngine(policy(), digits, [reward], plan, trainer)
+    with pytest.raises((RewardError, ConfigurationError), match=r"columns \['answer'\]"):
+        engine.collect(prompts_of((12,), digits), (0,))
+
+
+def test_a_reward_that_fails_on_every_completion_ends_the_run(policy, digits, trainer):
     def broken(*, completions, **columns):
         raise ValueError("the judge is ill")
 
     plan = RolloutPlan(samples_per_prompt=2, max_new_tokens=3)
     prompts = prompts_of((12,), digits)
-    with pytest.warns(UserWarning, match=r"'broken' failed on sample 0: ValueError: the judge is ill.*1 more"):
-        rollout = RolloutEngine(policy(), digits, [broken], plan, trainer).collect(prompts, (0,))
-    assert (rollout.rows(mask_truncated=False, device=torch.device("cpu"))["labels"] == IGNORE_INDEX).all()
+    with (
+        pytest.warns(UserWarning, match="1 more"),
+        pytest.raises(RewardError, match=r"All 2 completions.*'broken' failed on sample 0: ValueError: the judge"),
+    ):
+        RolloutEngine(policy(), digits, [broken], plan, trainer).collect(prompts, (0,))
     plan = dataclasses.replace(plan, scoring=Scoring(stop_on_failure=True))
     with pytest.raises(RewardError, match="the judge is ill"):
         RolloutEngine(policy(), digits, [broken], plan, trainer).collect(prompts, (0,))
