@@ -1,26 +1,19 @@
-"""Records to post-train on: where they come from, and which form they have.
-
-Four forms are known, by their fields::
-
-    {"prompt", "completion"}            an answer to learn                        prompt_completion
-    {"messages": [{"role", "content"}]} a conversation to learn                   messages
-    {"prompt"?, "chosen", "rejected"}   two answers, the first preferred          preference
-    {"prompt", ...}                     a question, with columns for its rewards  prompt
-
-A prompt or an answer is a text, or a list of messages. Where a preference has no prompt, it is what both answers
-begin with.
-"""
+"""Records for post-training and where they come from; their forms are those of `lightning_lm.data.forms`."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_lm.data.records import read_records
+from lightning_lm.data.formats import RECORDS, format_of
+from lightning_lm.data.forms import Form, Record, RecordForm, by_content, form_of
+from lightning_lm.data.records import BadRecords, OnBadRecord, Place, Placed, read_records
 from lightning_lm.data.sources import digest_of_files
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
@@ -39,15 +32,6 @@ __all__ = [
     "texts_of",
 ]
 
-Record = dict[str, Any]
-Form = Literal["prompt_completion", "messages", "preference", "prompt"]
-_FIELDS: dict[Form, tuple[str, ...]] = {
-    "preference": ("chosen", "rejected"),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "prompt": ("prompt",),
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleSource(Part):
@@ -56,6 +40,20 @@ class ExampleSource(Part):
     def records(self) -> Iterator[Record]:
         """Yield every record, in an order that does not change. Starts anew at each call."""
         raise NotImplementedError
+
+    def placed(self, bad: BadRecords) -> Iterator[Placed]:  # noqa: ARG002
+        """Yield every record with its place in the source, for messages.
+
+        Args:
+            bad: Takes the records that cannot be read.
+        """
+        for number, record in enumerate(self.records()):
+            yield Placed(Place("", f"Record {number}"), record)
+
+    @property
+    def action(self) -> OnBadRecord:
+        """What is done with a record that cannot be used."""
+        return "raise"
 
     @property
     def fingerprint(self) -> str:
@@ -68,14 +66,19 @@ class ExampleSource(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples(ExampleSource):
-    """Records of ``.jsonl`` or ``.parquet`` files (``.gz`` and ``.zst`` are unpacked), or already in Python.
+    """Records of files (JSON lines, a JSON array, CSV, Parquet, Arrow, also compressed), or already in Python.
 
     Args:
         source: A file, a folder of such files, a Hugging Face dataset or another iterable of mappings, or a function
             that returns one.
+        format: Form of the records, such as `ShareGPT` or `Columns`; judged by their content by default.
+        on_bad_record: ``"raise"`` ends with the first record that cannot be read or used; ``"skip"`` leaves such
+            records out and reports their number.
     """
 
     source: Any
+    format: RecordForm | None = None
+    on_bad_record: OnBadRecord = "raise"
 
     def records(self) -> Iterator[Record]:
         """Yield every record.
@@ -83,18 +86,44 @@ class Examples(ExampleSource):
         Raises:
             DataError: If there is nothing to read, a file is damaged, or an item is no mapping.
         """
+        bad = BadRecords(self.on_bad_record)
+        for _, record in self.placed(bad):
+            yield record
+        bad.report(self._name)
+
+    def placed(self, bad: BadRecords) -> Iterator[Placed]:
+        """Yield every record with its place."""
+        for place, record in self._read(bad):
+            if self.format is None:
+                yield Placed(place, record)
+                continue
+            try:
+                yield Placed(place, self.format.convert(record))
+            except DataError as error:
+                bad.add(DataError(f"{place}: {error}"))
+
+    @property
+    def action(self) -> OnBadRecord:
+        """As ``on_bad_record``."""
+        return self.on_bad_record
+
+    @property
+    def _name(self) -> str:
+        return str(self.source) if isinstance(self.source, str | os.PathLike) else type(self.source).__name__
+
+    def _read(self, bad: BadRecords) -> Iterator[tuple[Place, Record]]:
         if isinstance(self.source, str | os.PathLike):
             for path in _paths(Path(self.source)):
-                for _, record in read_records(path):
-                    yield record
+                yield from read_records(path, bad)
             return
         items = self.source() if callable(self.source) else self.source
         for number, item in enumerate(items):
-            if not isinstance(item, Mapping):
-                raise DataError(
-                    f"Item {number} is a {type(item).__name__}; a mapping such as {{'prompt': ...}} is needed."
-                )
-            yield dict(item)
+            place = Place("", f"Record {number}")
+            if isinstance(item, Mapping):
+                yield place, dict(item)
+            else:
+                needed = "a mapping such as {'prompt': ..., 'completion': ...} is needed"
+                bad.add(DataError(f"{place} is a {type(item).__name__} ({str(item)[:60]!r}); {needed}."))
 
     @property
     def fingerprint(self) -> str:
@@ -103,6 +132,12 @@ class Examples(ExampleSource):
         Raises:
             DataError: If the records can be read only once.
         """
+        how = [] if self.format is None else [self.format.to_dict()]
+        how += [] if self.on_bad_record == "raise" else [self.on_bad_record]
+        digest = self._fingerprint_of_source()
+        return hashlib.sha256(f"{digest}:{how}".encode()).hexdigest() if how else digest
+
+    def _fingerprint_of_source(self) -> str:
         if isinstance(self.source, str | os.PathLike):
             return digest_of_files(_paths(Path(self.source)), Path(self.source))
         if isinstance(self.source, Iterator):
@@ -142,14 +177,26 @@ class PromptedExamples(ExampleSource):
         Raises:
             DataError: If a record lacks a field that the prompt names.
         """
-        for record in as_examples(self.source).records():
+        return (record for _, record in self.placed(BadRecords(self.action)))
+
+    def placed(self, bad: BadRecords) -> Iterator[Placed]:
+        """Yield every record, with its prompt and its place."""
+        for place, record in as_examples(self.source).placed(bad):
             try:
-                yield {**record, "prompt": self.prompt.format_map(record)}
+                yield Placed(place, {**record, "prompt": self.prompt.format_map(record)})
             except KeyError as error:
-                raise DataError(
-                    f"The prompt {self.prompt!r} needs the field {error}, and a record has {sorted(record)}. Name one "
-                    "of these in braces; braces that are meant as such are written twice."
-                ) from error
+                bad.add(
+                    DataError(
+                        f"{place}: The prompt {self.prompt!r} needs the field {error}, and the record has "
+                        f"{sorted(record)}. Name one of these in braces; braces that are meant as such are written "
+                        "twice."
+                    )
+                )
+
+    @property
+    def action(self) -> OnBadRecord:
+        """As of the source."""
+        return as_examples(self.source).action
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,22 +226,48 @@ class HeldOutExamples(ExampleSource):
         Raises:
             DataError: If there are none.
         """
-        limit, wanted, given = round(self.fraction * 2**32), self.side == "validation", False
-        for record in self.source.records():
-            number = int.from_bytes(hashlib.sha256(_line_of(record)).digest()[:4], "big")
-            if (number < limit) is wanted:
-                given = True
-                yield record
-        if not given:
+        return (record for _, record in self.placed(BadRecords(self.action)))
+
+    def placed(self, bad: BadRecords) -> Iterator[Placed]:
+        """Yield the records of this side, with their places in the whole source."""
+        wanted, limit = self.side == "validation", self._limit
+        for place, record in self.source.placed(bad):
+            if (_draw(record) < limit) is wanted:
+                yield Placed(place, record)
+
+    @property
+    def action(self) -> OnBadRecord:
+        """As of the source."""
+        return self.source.action
+
+    @functools.cached_property
+    def _limit(self) -> int:
+        """Border of the draws of both sides: that of the fraction, moved if it would leave one side without a record.
+
+        Reads only until a record of each side was met.
+        """
+        limit, lowest, highest = round(self.fraction * 2**32), 2**32, -1
+        for _, record in self.source.placed(BadRecords("skip")):
+            draw = _draw(record)
+            lowest, highest = min(lowest, draw), max(highest, draw)
+            if lowest < limit <= highest:
+                return limit
+        if lowest >= highest:
             raise DataError(
-                f"A share of {self.fraction} for validation leaves no record for {self.side}: there are too few. Hold "
-                "out another share, or none (0)."
+                f"A fraction of {self.fraction} for validation leaves no record for {self.side}: two different records "
+                "are needed at least. Hold none out (--data.validation 0), or name a source for validation."
             )
+        return lowest + 1 if lowest >= limit else highest
 
     @property
     def fingerprint(self) -> str:
         """Digest of the source's fingerprint and of the split."""
         return hashlib.sha256(f"{self.source.fingerprint}:{self.side}:{self.fraction!r}".encode()).hexdigest()
+
+
+def _draw(record: Record) -> int:
+    """Return the number in [0, 2^32) that decides on which side of a split a record lies."""
+    return int.from_bytes(hashlib.sha256(_line_of(record)).digest()[:4], "big")
 
 
 def _line_of(record: Record) -> bytes:
@@ -229,41 +302,34 @@ def split_sides(train: Any, validation: Any) -> tuple[ExampleSource, ExampleSour
 def _paths(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
-    endings = (".jsonl", ".ndjson", ".parquet")
-    names = {path: path.name.removesuffix(".gz").removesuffix(".zst") for path in root.glob("**/*") if path.is_file()}
-    found = sorted(path for path, name in names.items() if name.endswith(endings))
+    files = sorted(path for path in root.glob("**/*") if path.is_file() and not path.name.startswith("."))
+    found = [path for path in files if format_of(path).name in RECORDS]
     if not found:
-        raise DataError(
-            f"{str(root)!r} is no .jsonl or .parquet file, nor a folder of such (looked from {Path.cwd()})."
-        )
+        message = f"{str(root)!r} is no file of records (JSON lines, JSON, CSV, Parquet, Arrow), nor a folder of such"
+        hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(root)) and not root.exists()
+        remedy = f" A dataset of the Hugging Face Hub is fetched first: {_fetch(str(root))}." if hub else ""
+        raise DataError(f"{message} (looked from {Path.cwd()}).{remedy}")
     return found
 
 
-def form_of(record: Mapping[str, Any]) -> Form:
-    """Return the form of a record, judged by its fields.
-
-    Args:
-        record: A field that holds nothing (``None``) is not there.
-
-    Raises:
-        DataError: If it has none of the forms; names the fields that it has.
-    """
-    for form, fields in _FIELDS.items():
-        if all(record.get(field) is not None for field in fields):
-            return form
-    forms = "; ".join(f"{form}: {', '.join(fields)}" for form, fields in _FIELDS.items())
-    raise DataError(f"A record has the fields {sorted(record)}, which is none of the known forms ({forms}).")
+def _fetch(name: str) -> str:
+    folder = name.rsplit("/", 1)[1]
+    return f"hf download --repo-type dataset {name} --local-dir {folder}, then --data.train {folder}"
 
 
 def texts_of(records: Iterable[Record]) -> Iterator[str]:
-    """Yield what is said in records, piece by piece: prompts, answers, and the content of messages.
+    """Yield the texts of records, piece by piece: prompts, completions, and the content of messages.
 
     Args:
         records: Of any form.
     """
     for record in records:
-        for field in dict.fromkeys(name for names in _FIELDS.values() for name in names):
-            said = record.get(field)
+        try:
+            converted = by_content(record)
+        except DataError:  # whoever encodes the records reports it with its place
+            continue
+        for field in ("text", "prompt", "completion", "messages", "chosen", "rejected"):
+            said = converted.get(field)
             if isinstance(said, str):
                 yield said
             elif said is not None:
@@ -271,29 +337,53 @@ def texts_of(records: Iterable[Record]) -> Iterator[str]:
 
 
 def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Return prompt, preferred and other answer of a preference, finding the prompt where it is not given.
+    """Return prompt, preferred and other completion of a preference, finding the prompt if it is not given.
 
-    An implicit prompt is the longest beginning that both answers share: whole messages of a conversation, or text cut
-    back to the last blank, so that no word is divided between prompt and answer.
+    An implicit prompt is the longest beginning that both completions share, as in TRL: of texts, a blank at its end
+    goes to the completions; of conversations, it ends before an assistant's turn. A text as prompt of conversations
+    that repeat it (UltraFeedback) is replaced by their shared turns.
 
     Args:
         record: Has ``chosen`` and ``rejected``, and may have ``prompt``.
 
     Raises:
-        DataError: If the answers are the same, or differ in kind.
+        DataError: If the completions are the same, differ in kind, or share no prompt.
     """
-    chosen, rejected = record["chosen"], record["rejected"]
-    if type(chosen) is not type(rejected):
-        raise DataError(f"chosen is a {type(chosen).__name__} and rejected a {type(rejected).__name__}; use one kind.")
+    chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
+    if isinstance(chosen, str) is not isinstance(rejected, str):
+        kinds = [type(side).__name__ for side in (chosen, rejected)]
+        raise DataError(f"chosen is a {kinds[0]} and rejected a {kinds[1]}; use one kind.")
     if chosen == rejected:
         raise DataError(f"chosen and rejected are the same ({str(chosen)[:80]!r}); such a pair teaches nothing.")
-    if record.get("prompt") is not None:
-        return record["prompt"], chosen, rejected
-    shared = 0
-    for left, right in zip(chosen, rejected, strict=False):
-        if left != right:
-            break
-        shared += 1
     if isinstance(chosen, str):
-        shared = chosen.rfind(" ", 0, shared) + 1 if shared else 0
+        shared = 0 if prompt is not None else _shared_text(chosen, rejected)
+        return chosen[:shared] if prompt is None else prompt, chosen[shared:], rejected[shared:]
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if not any(turn.get("role") == "assistant" for turn in side):
+            raise DataError(f"{name} has no turn of 'assistant', but {[turn.get('role') for turn in side]}.")
+    if prompt is not None and all(side[0].get("role") == "assistant" for side in (chosen, rejected)):
+        return prompt, chosen, rejected
+    shared = _shared_turns(chosen, rejected)
     return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _shared_text(chosen: str, rejected: str) -> int:
+    shorter = min(len(chosen), len(rejected))
+    shared = next((place for place in range(shorter) if chosen[place] != rejected[place]), shorter)
+    is_inside = shared < shorter
+    return shared - 1 if is_inside and chosen[:shared].endswith(" ") else shared
+
+
+def _shared_turns(chosen: list[Record], rejected: list[Record]) -> int:
+    """Return how many turns are the prompt: those that both share, up to an assistant's turn that is left to both."""
+    shared, shorter = 0, min(len(chosen), len(rejected))
+    while shared < shorter and chosen[shared] == rejected[shared]:
+        shared += 1
+    for end in range(min(shared, shorter - 1), -1, -1):
+        if chosen[end].get("role") == rejected[end].get("role") == "assistant":
+            return end
+    roles = [[turn.get("role") for turn in side] for side in (chosen, rejected)]
+    raise DataError(
+        f"chosen ({roles[0]}) and rejected ({roles[1]}) share {shared} turn(s), which leaves no prompt before a turn "
+        "of 'assistant' in each. Give the prompt in a field of its own, or let both begin with the same turns."
+    )

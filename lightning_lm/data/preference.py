@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.data.chat import ChatTemplate, encode_pair
-from lightning_lm.data.examples import Record, form_of, split_preference
+from lightning_lm.data.examples import Examples, ExampleSource, split_preference
+from lightning_lm.data.forms import Record, by_content, label_of, unknown_form
 from lightning_lm.data.permutation import key_of, permute
-from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.data.records import BadRecords
+from lightning_lm.data.written_special import writes_special, written_special_report
+from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.types import IGNORE_INDEX
@@ -73,12 +77,16 @@ class PairCounts:
         cut: Pairs kept although an answer was cut.
         too_long: Pairs left out because of their length.
         same: Pairs left out because their answers are the same, or became so when they were cut, or one has no token.
+        bad: Records left out because they cannot be used.
+        written_special: Records in which a special token stands as text, and is encoded as its characters.
     """
 
     kept: int = 0
     cut: int = 0
     too_long: int = 0
     same: int = 0
+    bad: int = 0
+    written_special: int = 0
 
     def report(self, max_length: int) -> str | None:
         """Return what was lost, in words; nothing where nothing was.
@@ -90,9 +98,14 @@ class PairCounts:
             (self.cut, f"{self.cut:,} were cut to {max_length:,} tokens"),
             (self.too_long, f"{self.too_long:,} longer than {max_length:,} tokens were left out"),
             (self.same, f"{self.same:,} with equal answers, or an empty one, were left out"),
+            (self.bad, f"{self.bad:,} were left out because they cannot be used"),
         ]
         said = [words for count, words in losses if count]
-        return f"Of {self.kept + self.too_long + self.same:,} pairs {', '.join(said)}." if said else None
+        total = self.kept + self.too_long + self.same + self.bad
+        parts = [f"Of {total:,} pairs {', '.join(said)}."] if said else []
+        if self.written_special:
+            parts.append(written_special_report(self.written_special))
+        return " ".join(parts) or None
 
 
 def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTemplate, max_length: int) -> EncodedPair:
@@ -102,7 +115,7 @@ def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTempla
     answers follow the same ids. An answer of several turns counts as a whole.
 
     Args:
-        record: Has ``chosen`` and ``rejected``, and may have ``prompt`` and ``margin``.
+        record: Has ``chosen`` and ``rejected``, and may have ``prompt`` and ``margin``; see `lightning_lm.data.forms`.
         tokenizer: Gives the ids.
         template: Writes conversations as text.
         max_length: Most tokens of prompt and answer together.
@@ -110,16 +123,27 @@ def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTempla
     Raises:
         DataError: If the record is no preference, or its answers are the same.
     """
-    if form_of(record) != "preference":
-        raise DataError(f"A record has the fields {sorted(record)}; a preference needs 'chosen' and 'rejected'.")
+    record = by_content(record)
+    if record.get("chosen") is None or record.get("rejected") is None:
+        if label_of(record) is not None and record.get("completion") is not None:
+            raise DataError(
+                "It has one completion with a label, and a preference needs two: 'chosen' and 'rejected'. Train on "
+                "such records with KTO (recipe kto/reverse): --model KTOModule --data UnpairedDataModule"
+            )
+        raise unknown_form(record, "a preference: it needs 'chosen' and 'rejected'", ("preference",))
+    template = template.for_record(record)
     prompt, chosen, rejected = split_preference(record)
     prompt_ids, chosen_ids, chosen_cut = encode_pair(prompt, chosen, tokenizer, template, max_length)
     same_prompt_ids, rejected_ids, rejected_cut = encode_pair(prompt, rejected, tokenizer, template, max_length)
     assert list(prompt_ids) == list(same_prompt_ids)
-    margin = record.get("margin")
-    return EncodedPair(
-        prompt_ids, chosen_ids, rejected_ids, 0.0 if margin is None else float(margin), chosen_cut or rejected_cut
-    )
+    return EncodedPair(prompt_ids, chosen_ids, rejected_ids, _margin(record), chosen_cut or rejected_cut)
+
+
+def _margin(record: Record) -> float:
+    margin = 0.0 if record.get("margin") is None else record["margin"]
+    if not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise DataError(f"margin is {margin!r}; a finite number is needed.")
+    return float(margin)
 
 
 class PreferencePairs:
@@ -149,12 +173,12 @@ class PreferencePairs:
 
     @classmethod
     def from_records(
-        cls, records: Iterable[Record], tokenizer: Tokenizer, template: ChatTemplate, rows: PairRows
+        cls, records: ExampleSource | Iterable[Record], tokenizer: Tokenizer, template: ChatTemplate, rows: PairRows
     ) -> "PreferencePairs":
         """Encode records and leave out what cannot be learned from; `counts` says how many.
 
         Args:
-            records: Preferences.
+            records: Preferences, or their source.
             tokenizer: Gives the ids.
             template: Writes conversations as text.
             rows: The limit, and what becomes of pairs beyond it.
@@ -163,7 +187,11 @@ class PreferencePairs:
             DataError: If a record is no preference, or no pair is left.
         """
         counts = PairCounts()
-        pairs = cls(_usable(records, tokenizer, template, rows, counts))
+        source = records if isinstance(records, ExampleSource) else Examples(source=records)
+        bad = BadRecords(source.action)
+        pairs = cls(_usable(source, bad, tokenizer, template, rows, counts))
+        counts.bad = bad.count
+        bad.report("the preferences")
         pairs.counts, pairs.pad_id = counts, tokenizer.eos_id or 0
         if not counts.kept:
             raise DataError(f"There is no pair to learn from. {counts.report(rows.max_length) or 'No record came.'}")
@@ -222,16 +250,25 @@ class PreferencePairs:
 
 
 def _usable(
-    records: Iterable[Record], tokenizer: Tokenizer, template: ChatTemplate, rows: PairRows, counts: PairCounts
+    source: ExampleSource,
+    bad: BadRecords,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    rows: PairRows,
+    counts: PairCounts,
 ) -> Iterable[EncodedPair]:
-    for number, record in enumerate(records):
+    for place, record in source.placed(bad):
         if record.get("chosen") is not None and record.get("chosen") == record.get("rejected"):
             counts.same += 1
             continue
         try:
             pair = encode_preference(record, tokenizer, template, rows.max_length)
-        except DataError as error:
-            raise DataError(f"Preference {number}: {error}") from error
+        except (DataError, TokenizerError) as error:
+            refused = DataError(f"{place}: {error}")
+            refused.__cause__ = error
+            bad.add(refused)
+            continue
+        counts.written_special += writes_special(record, tokenizer, template)
         is_empty = not (len(pair.chosen_ids) and len(pair.rejected_ids))
         if pair.is_cut and (rows.too_long == "drop" or is_empty):
             counts.too_long += 1

@@ -9,17 +9,22 @@ import os
 import shutil
 from array import array
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lm.data.chat import ChatTemplate, Message, Rendered
-from lightning_lm.data.examples import ExampleSource, Record
+from lightning_lm.data.chat import ChatTemplate, Message, Plain, Rendered, begin_ids
+from lightning_lm.data.examples import ExampleSource
+from lightning_lm.data.forms import Record, by_content, label_of, refuse_mixed, unknown_form
 from lightning_lm.data.lock import locked
+from lightning_lm.data.messages import checked_text
 from lightning_lm.data.packing import OnePerRow, Packing, WholeFit
 from lightning_lm.data.parallel import map_chunks, num_cores
+from lightning_lm.data.pretokenized import encode_tokens
+from lightning_lm.data.records import BadRecords, OnBadRecord, Placed
 from lightning_lm.data.store import TokenStore, token_dtype, write_store
+from lightning_lm.data.written_special import writes_special, written_special_report
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
@@ -30,7 +35,7 @@ LearnOn = Literal["completion", "assistant", "all"]
 """What is learned of an example: its answer (the last one of a conversation), all answers, or everything."""
 
 _LEARNED_FILE = "learned.bin"
-_VERSION = 1
+_VERSION = 2
 """Counted up when the same records give other ids or masks, so that what an older version left is not used."""
 
 
@@ -75,6 +80,8 @@ class ExampleCounts:
         too_long: Examples left out because of their length.
         empty: Examples left out because nothing in them is learned.
         num_learned: Tokens that are learned.
+        bad: Records left out because they cannot be used.
+        written_special: Examples in which a special token stands as text, and is encoded as its characters.
     """
 
     kept: int = 0
@@ -82,6 +89,8 @@ class ExampleCounts:
     too_long: int = 0
     empty: int = 0
     num_learned: int = 0
+    bad: int = 0
+    written_special: int = 0
 
     def report(self, row_length: int) -> str | None:
         """Return what was lost, in words; nothing where nothing was.
@@ -93,9 +102,14 @@ class ExampleCounts:
             (self.cut, f"{self.cut:,} were cut to {row_length:,} tokens"),
             (self.too_long, f"{self.too_long:,} were left out because they do not fit into {row_length:,} tokens"),
             (self.empty, f"{self.empty:,} were left out because they hold no answer"),
+            (self.bad, f"{self.bad:,} were left out because they cannot be used"),
         ]
         said = [words for count, words in losses if count]
-        return f"Of {self.kept + self.too_long + self.empty:,} examples {', '.join(said)}." if said else None
+        total = self.kept + self.too_long + self.empty + self.bad
+        parts = [f"Of {total:,} examples {', '.join(said)}."] if said else []
+        if self.written_special:
+            parts.append(written_special_report(self.written_special))
+        return " ".join(parts) or None
 
 
 class SupervisedStore(TokenStore):
@@ -140,20 +154,38 @@ def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate,
     """Return the ids of an example, up to the last that is learned.
 
     Args:
-        record: Has ``prompt`` and ``completion``, or ``messages``.
+        record: A conversation, a prompt with its completion, a text or tokens; see `lightning_lm.data.forms`.
         tokenizer: Gives the ids.
         template: Writes conversations as text.
         learn_on: What is learned.
 
     Raises:
-        DataError: If the record has neither form, or cannot be written.
+        DataError: If the record has none of these forms or several, is a KTO record, or cannot be written.
     """
+    refuse_mixed(record)
+    record = by_content(record)
     template = template.for_record(record)
+    if record.get("input_ids") is not None:
+        return encode_tokens(record, tokenizer)
+    if label_of(record) is not None and record.get("completion") is not None:
+        raise DataError(
+            "It has a completion with a label, as KTO needs it; trained on here, bad completions would be imitated. "
+            "Use KTO (recipe kto/reverse), or name the columns to train on all completions: --data.train Examples "
+            "--data.train.source PATH --data.train.format Columns --data.train.format.prompt prompt "
+            "--data.train.format.completion completion"
+        )
     if record.get("messages") is not None:
         return _encode_messages(record["messages"], tokenizer, template, learn_on)
-    if record.get("prompt") is None or record.get("completion") is None:
-        raise DataError(f"It has the fields {sorted(record)}; needed are prompt and completion, or messages.")
-    prompt, completion = record["prompt"], record["completion"]
+    if record.get("prompt") is not None and record.get("completion") is not None:
+        return _encode_completion(record["prompt"], record["completion"], tokenizer, template, learn_on)
+    if isinstance(record.get("text"), str):
+        return _encode_text(checked_text(record["text"], "text"), tokenizer, template)
+    raise unknown_form(record, "an example to train on", ("prompt_completion", "messages", "text", "tokens"))
+
+
+def _encode_completion(
+    prompt: Any, completion: Any, tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn
+) -> Rendered:
     if learn_on == "assistant" and not isinstance(prompt, str):
         turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
         return _encode_messages([*prompt, *turns], tokenizer, template, learn_on)
@@ -163,10 +195,26 @@ def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate,
     return Rendered([*prompt_ids, *answer.ids], [*prompt_mask, *answer_mask])
 
 
+def _encode_text(text: str, tokenizer: Tokenizer, template: ChatTemplate) -> Rendered:
+    """Return a text with begin and end, every token learned. One that a chat template has written has its tokens."""
+    reads_special = not isinstance(template, Plain) or template.read_special
+    begin, ids = begin_ids(tokenizer), tokenizer.encode(text, allow_special=reads_special)
+    ids = ids if ids[: len(begin)] == begin else [*begin, *ids]
+    if tokenizer.eos_id is not None and ids[-1:] != [tokenizer.eos_id]:
+        ids = [*ids, tokenizer.eos_id]
+    return Rendered(ids, [True] * len(ids))
+
+
 def _encode_messages(
     messages: list[Message], tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn
 ) -> Rendered:
     if learn_on == "all":
+        masked = next((place for place, message in enumerate(messages) if message.get("weight") == 0), None)
+        if masked is not None and messages[masked].get("role") == "assistant":
+            raise DataError(
+                f"messages[{masked}] is masked (weight 0), and learn_on='all' trains on every token. Use "
+                "--data.rows.learn_on assistant, or take the masks out."
+            )
         ids = template.render(messages, tokenizer, learn_from=len(messages)).ids
         return Rendered(ids, [True] * len(ids))
     answers = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
@@ -174,7 +222,7 @@ def _encode_messages(
         return Rendered([], [])
     first = answers[-1] if learn_on == "completion" else 0
     ids, mask = template.render(messages[: answers[-1] + 1], tokenizer, learn_from=first)
-    end = len(mask) - mask[::-1].index(True)
+    end = len(mask) - mask[::-1].index(True) if True in mask else 0
     return Rendered(ids[:end], mask[:end])
 
 
@@ -207,10 +255,15 @@ def store_examples(
     with locked(cache):
         if folder.is_dir():
             return SupervisedStore(folder)
-        encode = functools.partial(_encode, tokenizer, template, rows)
+        bad = BadRecords(source.action)
+        encode = functools.partial(_encode, tokenizer, template, rows, source.action)
         encoded = _Encoded()
-        for part in map_chunks(encode, source.records(), num_workers=num_workers or num_cores()):
+        for part in map_chunks(encode, source.placed(bad), num_workers=num_workers or num_cores()):
+            for message in part.bad:
+                bad.add(DataError(message))
             encoded.extend(part)
+        encoded.counts.bad = bad.count
+        bad.report("the examples")
         unfinished = cache / f"{folder.name}.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
         _write(encoded, unfinished, key, tokenizer, rows)
@@ -224,6 +277,7 @@ class _Encoded:
     def __init__(self) -> None:
         self.tokens, self.learned, self.lengths = array("I"), bytearray(), array("q")
         self.counts = ExampleCounts()
+        self.bad: list[str] = []
 
     def add(self, rendered: Rendered, rows: SupervisedRows) -> None:
         """Take an example in, unless nothing can be learned from it."""
@@ -252,15 +306,24 @@ class _Encoded:
 
 
 def _encode(
-    tokenizer: Tokenizer, template: ChatTemplate, rows: SupervisedRows, first: int, records: list[Record]
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    rows: SupervisedRows,
+    action: OnBadRecord,
+    first: int,  # noqa: ARG001
+    records: list[Placed],
 ) -> _Encoded:
     encoded = _Encoded()
-    for number, record in enumerate(records, start=first):
+    for place, record in records:
         try:
             rendered = encode_example(record, tokenizer, template, rows.learn_on)
         except (DataError, TokenizerError) as error:
-            raise DataError(f"Record {number}: {error}") from error
+            if action == "raise":
+                raise DataError(f"{place}: {error}") from error
+            encoded.bad.append(f"{place}: {error}")
+            continue
         encoded.add(rendered, rows)
+        encoded.counts.written_special += writes_special(record, tokenizer, template)
     return encoded
 
 
