@@ -7,11 +7,11 @@ from lightning_lm.data.examples import (
     HeldOutExamples,
     PromptedExamples,
     as_examples,
-    form_of,
     split_preference,
     split_sides,
     texts_of,
 )
+from lightning_lm.data.forms import Alpaca, Columns, RecordForm, ShareGPT, form_of
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
 from lightning_lm.data.preference import (
     EncodedPair,
@@ -31,9 +31,11 @@ from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.data.tokenize import tokenize
 
 __all__ = [
+    "Alpaca",
     "BestFit",
     "ChatML",
     "ChatTemplate",
+    "Columns",
     "Concatenate",
     "EncodedPair",
     "ExampleCounts",
@@ -50,9 +52,11 @@ __all__ = [
     "Plain",
     "PreferencePairs",
     "PromptedExamples",
+    "RecordForm",
     "Rendered",
     "ReverseDigits",
     "RowPlan",
+    "ShareGPT",
     "Source",
     "Split",
     "StandardLibrary",

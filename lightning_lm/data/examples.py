@@ -317,12 +317,14 @@ def _fetch(name: str) -> str:
     return f"hf download --repo-type dataset {name} --local-dir {folder}, then --data.train {folder}"
 
 
-def texts_of(records: Iterable[Record]) -> Iterator[str]:
+def texts_of(records: ExampleSource | Iterable[Record]) -> Iterator[str]:
     """Yield the texts of records, piece by piece: prompts, completions, and the content of messages.
 
     Args:
-        records: Of any form.
+        records: Of any form, or their source.
     """
+    if isinstance(records, ExampleSource):
+        records = (record for _, record in records.placed(BadRecords("skip")))
     for record in records:
         try:
             converted = by_content(record)

@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from lightning_lm.data.messages import Record, checked_text, keys_of, messages_of
+from lightning_lm.data.messages import Record, checked_text, messages_of
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
 
@@ -84,11 +84,7 @@ class ShareGPT(RecordForm):
 
     def convert(self, record: Mapping[str, Any]) -> Record:
         """Return the record with ``messages``, or with the fields of a preference or KTO record."""
-        keys = self.role, self.content
-        turns = messages_of(_required(record, self.conversations), self.conversations, keys)
-        kept = _without(record, self.conversations, *_SOURCES, *_COLUMNS)
-        found = _present(record, "chosen", "rejected", "label", "kto_tag", "system")
-        return _conversation({**kept, **found}, turns)
+        return _from_conversations(record, self.conversations, (self.role, self.content))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,8 +175,7 @@ def by_content(record: Mapping[str, Any]) -> Record:
     found = {name: value for name, value in record.items() if value is not None}
     is_known = any(all(name in found for name in _FIELDS[form]) for form in ("messages", "prompt_completion"))
     if "conversations" in found and not is_known:
-        role, content = keys_of(found["conversations"])
-        return ShareGPT(role=role, content=content).convert(found)
+        return _from_conversations(found, "conversations", None)
     alpaca = "instruction" in found and ("output" in found or {"chosen", "rejected"} <= found.keys())
     if alpaca and not (is_known or "prompt" in found):
         return Alpaca().convert(found)
@@ -257,6 +252,12 @@ def label_of(record: Mapping[str, Any]) -> bool | None:
 
 
 # --- conversations ---
+
+
+def _from_conversations(record: Mapping[str, Any], field: str, keys: tuple[str, str] | None) -> Record:
+    turns = messages_of(_required(record, field), field, keys)
+    kept = _without(record, field, *_SOURCES, *_COLUMNS)
+    return _conversation({**kept, **_present(record, "chosen", "rejected", "label", "kto_tag", "system")}, turns)
 
 
 def _conversation(record: Record, turns: list[Record]) -> Record:

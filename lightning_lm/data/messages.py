@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_lm.errors import DataError
 
-__all__ = ["Record", "checked_text", "keys_of", "messages_of"]
+__all__ = ["Record", "checked_text", "messages_of"]
 
 Record = dict[str, Any]
 
@@ -53,16 +53,6 @@ def messages_of(value: Any, field: str, keys: tuple[str, str] | None = None) -> 
     return [_message(turn, f"{field}[{place}]", keys) for place, turn in enumerate(value)]
 
 
-def keys_of(messages: Any) -> tuple[str, str]:
-    """Return the names of role and content in messages.
-
-    Args:
-        messages: Messages, or a single one, as they stand in the data.
-    """
-    first = messages[0] if isinstance(messages, Sequence) and messages else messages
-    return ("from", "value") if isinstance(first, Mapping) and "from" in first else ("role", "content")
-
-
 def checked_text(value: Any, field: str) -> str:
     """Return a text.
 
@@ -91,7 +81,7 @@ def _message(turn: Any, place: str, keys: tuple[str, str] | None) -> Record:
         raise DataError(
             f"{place} is a {type(turn).__name__} ({str(turn)[:60]!r}); a message with role and content is needed."
         )
-    role_key, content_key = keys or keys_of(turn)
+    role_key, content_key = keys or (("from", "value") if "from" in turn else ("role", "content"))
     role, content = turn.get(role_key), turn.get(content_key)
     if not isinstance(role, str):
         raise DataError(f"{place} has no {role_key!r}, but {sorted(turn)}; a message needs a role and a content.")

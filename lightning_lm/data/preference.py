@@ -134,8 +134,12 @@ def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTempla
     template = template.for_record(record)
     prompt, chosen, rejected = split_preference(record)
     prompt_ids, chosen_ids, chosen_cut = encode_pair(prompt, chosen, tokenizer, template, max_length)
-    same_prompt_ids, rejected_ids, rejected_cut = encode_pair(prompt, rejected, tokenizer, template, max_length)
-    assert list(prompt_ids) == list(same_prompt_ids)
+    other_prompt_ids, rejected_ids, rejected_cut = encode_pair(prompt, rejected, tokenizer, template, max_length)
+    # a template may write the prompt for an answer according to the answer, such as <think> before thoughts only
+    same = [one == other for one, other in zip(prompt_ids, other_prompt_ids, strict=False)]
+    shared = same.index(False) if False in same else len(same)
+    chosen_ids, rejected_ids = prompt_ids[shared:] + chosen_ids, other_prompt_ids[shared:] + rejected_ids
+    prompt_ids = prompt_ids[:shared]
     return EncodedPair(prompt_ids, chosen_ids, rejected_ids, _margin(record), chosen_cut or rejected_cut)
 
 

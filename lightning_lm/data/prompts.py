@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.data.chat import ChatTemplate
-from lightning_lm.data.examples import Record
+from lightning_lm.data.examples import Examples, ExampleSource
+from lightning_lm.data.forms import Record, by_content, unknown_form
+from lightning_lm.data.messages import checked_text, messages_of
 from lightning_lm.data.permutation import key_of, permute
-from lightning_lm.errors import DataError
+from lightning_lm.data.records import BadRecords
+from lightning_lm.errors import DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
 
 __all__ = ["RESERVED_COLUMNS", "PromptBatch", "PromptStream", "join_prompts", "take_prompts"]
@@ -43,13 +46,13 @@ class PromptBatch(TypedDict):
 class PromptStream:
     """Prompts epoch after epoch, each epoch in a new order: prompt ``i`` is a pure function of records, seed and ``i``.
 
-    Prompts are tokenized when they are asked for.
+    All prompts are tokenized at the start, so that one that cannot be written ends no run in its middle.
 
     Args:
-        records: Each has a ``prompt``; other fields are columns for the rewards.
+        records: Each has a ``prompt``; other fields are columns for the rewards. Or their source.
         tokenizer: Gives the ids.
         template: Writes conversations as text.
-        max_tokens: Longer prompts are left out; ``None`` keeps all, and looks at none before it is needed.
+        max_tokens: Longer prompts are left out; ``None`` keeps all.
         seed: Chooses the order.
         shuffle: False keeps the order of the records.
 
@@ -63,7 +66,7 @@ class PromptStream:
 
     def __init__(
         self,
-        records: Iterable[Record],
+        records: ExampleSource | Iterable[Record],
         tokenizer: Tokenizer,
         template: ChatTemplate,
         *,
@@ -71,28 +74,41 @@ class PromptStream:
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        self._records = list(records)
         self._tokenizer, self._template, self._seed, self._shuffle = tokenizer, template, seed, shuffle
+        source = records if isinstance(records, ExampleSource) else Examples(source=records)
+        bad = BadRecords(source.action)
+        self._records: list[Record] = []
+        self._ids: list[NDArray[np.uint32]] = []
+        self.too_long = 0
+        for place, record in source.placed(bad):
+            try:
+                prompted, ids = _encoded(record, tokenizer, template)
+            except (DataError, TokenizerError) as error:
+                refused = DataError(f"{place}: {error}")
+                refused.__cause__ = error
+                bad.add(refused)
+                continue
+            if max_tokens is not None and len(ids) > max_tokens:
+                self.too_long += 1
+                continue
+            self._records.append(prompted)
+            self._ids.append(ids)
+        bad.report("the prompts")
         names = dict.fromkeys(name for record in self._records for name in record)
         self._columns = [name for name in names if name != "prompt"]
-        self._check()
-        found = len(self._records)
-        if max_tokens is not None:
-            self._records = [r for r in self._records if len(template.prompt_ids(r["prompt"], tokenizer)) <= max_tokens]
-        self.too_long = found - len(self._records)
+        self._check(max_tokens)
         self.rows_per_epoch = len(self._records)
-        if not self.rows_per_epoch:
-            raise DataError(f"All {found:,} prompts are longer than max_tokens={max_tokens}; allow longer ones.")
 
-    def _check(self) -> None:
+    def _check(self, max_tokens: int | None) -> None:
+        if not self._records and self.too_long:
+            raise DataError(
+                f"All {self.too_long:,} prompts are longer than max_tokens={max_tokens}; allow longer ones."
+            )
         if not self._records:
             raise DataError("There is no prompt to answer: the source has no record.")
         reserved = sorted(set(self._columns) & set(RESERVED_COLUMNS))
         if reserved:
             raise DataError(f"The records have a field {reserved[0]!r}, a name that rewards know otherwise; rename it.")
-        without = next((record for record in self._records if record.get("prompt") is None), None)
-        if without is not None:
-            raise DataError(f"A record has no 'prompt', but the fields {sorted(without)}; say what is to be answered.")
 
     @functools.cached_property
     def description(self) -> dict[str, object]:
@@ -100,6 +116,8 @@ class PromptStream:
         digest = hashlib.sha256()
         for record in self._records:
             digest.update(json.dumps(record["prompt"]).encode())
+            if record.get("tools"):
+                digest.update(json.dumps(record["tools"]).encode())
         return {"prompts": digest.hexdigest(), "seed": self._seed, "shuffle": self._shuffle}
 
     @functools.cached_property
@@ -125,6 +143,10 @@ class PromptStream:
         key = key_of("spare prompts", self._seed, *moment)
         return self._batch(permute(indices % self.rows_per_epoch, self.rows_per_epoch, key))
 
+    @functools.cached_property
+    def _stop_ids(self) -> tuple[int, ...]:
+        return self._template.stop_ids(self._tokenizer)
+
     def _locate(self, indices: Ints) -> Ints:
         epochs, places = np.divmod(indices, self.rows_per_epoch)
         if not self._shuffle:
@@ -138,16 +160,30 @@ class PromptStream:
     def _batch(self, numbers: Ints) -> PromptBatch:
         records = [self._records[number] for number in numbers.tolist()]
         prompts = [record["prompt"] for record in records]
-        ids = [self._template.prompt_ids(prompt, self._tokenizer) for prompt in prompts]
-        texts = (p if isinstance(p, str) else self._tokenizer.decode(i) for p, i in zip(prompts, ids, strict=True))
+        ids = [self._ids[number].astype(np.int64) for number in numbers.tolist()]
+        texts = (
+            p if isinstance(p, str) else self._tokenizer.decode(i.tolist()) for p, i in zip(prompts, ids, strict=True)
+        )
         return {
-            "prompt_ids": [np.array(row, dtype=np.int64) for row in ids],
+            "prompt_ids": ids,
             "prompts": prompts,
             "texts": list(texts),
             "columns": {name: [record.get(name) for record in records] for name in self._columns},
-            "stop_ids": self._template.stop_ids(self._tokenizer),
+            "stop_ids": self._stop_ids,
             "counted": [True] * len(records),
         }
+
+
+def _encoded(record: Record, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Record, NDArray[np.uint32]]:
+    """Return a record with its prompt, and the prompt's ids."""
+    if record.get("prompt") is None:
+        record = by_content(record)
+    prompt = record.get("prompt")
+    if prompt is None:
+        raise unknown_form(record, "a prompt with columns for its rewards: it has no 'prompt'", ("prompt",))
+    prompt = checked_text(prompt, "prompt") if isinstance(prompt, str) else messages_of(prompt, "prompt")
+    ids = template.for_record(record).prompt_ids(prompt, tokenizer)
+    return {**record, "prompt": prompt}, np.array(ids, dtype=np.uint32)
 
 
 def take_prompts(batch: PromptBatch, places: Sequence[int]) -> PromptBatch:

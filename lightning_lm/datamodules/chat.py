@@ -37,8 +37,9 @@ class ChatDataModule(PositionedDataModule):
     another's end. What had to be cut or left out is said.
 
     Args:
-        train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
-            Hugging Face dataset) or a function that returns one.
+        train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
+            Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
+            of the records, and what is done with bad ones.
         validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
         tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
             checkpoint from which the model starts.
@@ -110,14 +111,14 @@ class ChatDataModule(PositionedDataModule):
     def validation_texts(self) -> Iterator[str]:
         """Yield what is said in the examples for validation."""
         source = self._sources[1]
-        return iter(()) if source is None else texts_of(source.records())
+        return iter(()) if source is None else texts_of(source)
 
     def _stores(self) -> tuple[SupervisedStore, SupervisedStore | None]:
         cache = cache_folder(self._loading.cache_dir)
         train, validation = self._sources
         if self.tokenizer is None:
             self.tokenizer = make_tokenizer(
-                self._given_tokenizer, lambda: texts_of(train.records()), cache / "tokenizers", self.trainer
+                self._given_tokenizer, lambda: texts_of(train), cache / "tokenizers", self.trainer
             )
         tokenizer = self.tokenizer
 

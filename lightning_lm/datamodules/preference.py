@@ -32,8 +32,9 @@ class PreferenceDataModule(PositionedDataModule):
     had to be left out or cut is said.
 
     Args:
-        train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
-            Hugging Face dataset) or a function that returns one.
+        train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
+            Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
+            of the records, and what is done with bad ones.
         validation: The same for validation, or the share of ``train`` to hold out for it, or None.
         tokenizer: A tokenizer, or how to get one; left out, that of the checkpoint from which the model starts. One
             that is to be trained is, on the texts of ``train``.
@@ -77,9 +78,7 @@ class PreferenceDataModule(PositionedDataModule):
         if self.train_pairs is None:
             train, validation = self._sources
             cache = cache_folder(self._loading.cache_dir) / "tokenizers"
-            self.tokenizer = make_tokenizer(
-                self._given_tokenizer, lambda: texts_of(train.records()), cache, self.trainer
-            )
+            self.tokenizer = make_tokenizer(self._given_tokenizer, lambda: texts_of(train), cache, self.trainer)
             self.train_pairs = self._encoded(train, self.tokenizer)
             self.validation_pairs = None if validation is None else self._encoded(validation, self.tokenizer)
             self._train = PairStream(
@@ -88,7 +87,7 @@ class PreferenceDataModule(PositionedDataModule):
         self.attach(stage)
 
     def _encoded(self, source: ExampleSource, tokenizer: Tokenizer) -> PreferencePairs:
-        pairs = PreferencePairs.from_records(source.records(), tokenizer, self._template, self._rows)
+        pairs = PreferencePairs.from_records(source, tokenizer, self._template, self._rows)
         report = pairs.counts.report(self._rows.max_length)
         if report is not None:
             rank_zero_warn(report)

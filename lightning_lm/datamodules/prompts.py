@@ -34,8 +34,9 @@ class PromptDataModule(LightningDataModule):
     `data.prompts.PromptBatch`. The position is one integer, the prompts handed out.
 
     Args:
-        train: A ``.jsonl`` or ``.parquet`` file, a folder of such, an `ExampleSource`, an iterable of records (a
-            Hugging Face dataset) or a function that returns one.
+        train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
+            Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
+            of the records, and what is done with bad ones.
         validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
         tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
             checkpoint from which the model starts.
@@ -68,6 +69,10 @@ class PromptDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
+        if max_prompt_tokens is not None and max_prompt_tokens < 1:
+            raise ConfigurationError(
+                f"max_prompt_tokens must be at least 1, got {max_prompt_tokens}; null keeps every prompt."
+            )
         self._sources = split_sides(train, validation)
         self._given_tokenizer, self._template, self._seed, self._loading = tokenizer, template, seed, loading
         self._max_prompt_tokens = max_prompt_tokens
@@ -88,9 +93,7 @@ class PromptDataModule(LightningDataModule):
             train, validation = self._sources
             if self.tokenizer is None:
                 cache = cache_folder(self._loading.cache_dir) / "tokenizers"
-                self.tokenizer = make_tokenizer(
-                    self._given_tokenizer, lambda: texts_of(train.records()), cache, self.trainer
-                )
+                self.tokenizer = make_tokenizer(self._given_tokenizer, lambda: texts_of(train), cache, self.trainer)
             self._train = self._stream(train, shuffle=True)
             self._validation = None if validation is None else self._stream(validation, shuffle=False)
         if stage == "fit" and self.trainer is not None and not self.trainer.global_step:
@@ -100,7 +103,7 @@ class PromptDataModule(LightningDataModule):
         assert self.tokenizer is not None
         limit = self._max_prompt_tokens
         stream = PromptStream(
-            source.records(), self.tokenizer, self._template, max_tokens=limit, seed=self._seed, shuffle=shuffle
+            source, self.tokenizer, self._template, max_tokens=limit, seed=self._seed, shuffle=shuffle
         )
         if stream.too_long:
             rank_zero_warn(f"{stream.too_long:,} prompts longer than {limit:,} tokens are left out.")

@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightning_lm.data.examples import Examples, PromptedExamples, as_examples, form_of, split_preference
+from lightning_lm.data.examples import Examples, PromptedExamples, as_examples, split_preference
+from lightning_lm.data.forms import form_of
 from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.errors import ConfigurationError, DataError
 
@@ -38,12 +39,12 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"prompt": "a"}\n[1]\n')
     with pytest.raises(DataError, match="line 2: expected a JSON object, got list"):
         list(Examples(source=tmp_path / "list.jsonl").records())
-    with pytest.raises(DataError, match=r"no \.jsonl or \.parquet file"):
+    with pytest.raises(DataError, match="no file of records"):
         list(Examples(source=tmp_path / "absent").records())
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match="holds no records"):
         list(Examples(source=tmp_path / "notes.txt").records())
-    with pytest.raises(DataError, match="Item 0 is a str"):
+    with pytest.raises(DataError, match="Record 0 is a str"):
         list(as_examples(["text"]).records())
 
 
@@ -71,7 +72,7 @@ def test_prompts_are_written_from_other_fields(tmp_path: Path) -> None:
 
 
 def test_prompts_that_cannot_be_written_are_refused() -> None:
-    with pytest.raises(DataError, match=r"needs the field 'problem', and a record has \['answer', 'question'\]"):
+    with pytest.raises(DataError, match=r"needs the field 'problem', and the record has \['answer', 'question'\]"):
         list(PromptedExamples(source=as_examples([{"question": "", "answer": ""}]), prompt="{problem}").records())
     for prompt, message in (("{question", "without its other"), ("{}", "only names"), ("{a.b}", "only names")):
         with pytest.raises(ConfigurationError, match=message):
@@ -80,9 +81,6 @@ def test_prompts_that_cannot_be_written_are_refused() -> None:
 
 def test_implicit_prompts() -> None:
     assert split_preference({"prompt": "p", "chosen": "a", "rejected": "b"}) == ("p", "a", "b")
-    text = {"chosen": "Name a city. Paris is one", "rejected": "Name a city. Parma is one"}
-    assert split_preference(text) == ("Name a city. ", "Paris is one", "Parma is one")
-    assert split_preference({"chosen": "abc", "rejected": "abd"}) == ("", "abc", "abd")
     user, good, bad = (
         {"role": role, "content": content} for role, content in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
     )

@@ -77,7 +77,7 @@ def test_both_answers_follow_the_ids_that_a_model_is_asked_with(prompt, answers)
 
 def test_an_implicit_prompt_is_what_both_begin_with():
     implicit = encode_preference({"chosen": "Is it far? No, 3 km.", "rejected": "Is it far? Yes."}, BYTES, Plain(), 99)
-    explicit = {"prompt": "Is it far? ", "chosen": "No, 3 km.", "rejected": "Yes."}
+    explicit = {"prompt": "Is it far?", "chosen": " No, 3 km.", "rejected": " Yes."}
     assert implicit == encode_preference(explicit, BYTES, Plain(), 99)
 
 
@@ -140,8 +140,8 @@ def test_nothing_lost_is_nothing_to_report():
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([{"prompt": "a", "completion": "b"}], "Preference 0: .*'chosen'"),
-        ([record(), {"text": "a"}], "Preference 1: "),
+        ([{"prompt": "a", "completion": "b"}], "Record 0: .*'chosen'"),
+        ([record(), {"text": "a"}], "Record 1: "),
         ([], "No record came"),
         ([record(chosen="4" * 99)], "1 longer than 12 tokens"),
         ([record(chosen=[{"role": "assistant", "content": "4"}])], "use one kind"),

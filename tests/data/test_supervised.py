@@ -11,6 +11,7 @@ from lightning_lm.data import (
     BestFit,
     ChatML,
     Concatenate,
+    ExampleCounts,
     Examples,
     HeldOutExamples,
     OnePerRow,
@@ -97,14 +98,14 @@ def test_long_examples_are_cut_without_an_end_or_left_out_and_counted(tokenizer,
     ]
     cut = SupervisedRows(context_length=7)
     store = stored(tmp_path, records, tokenizer, cut)
-    assert vars(store.counts) == {"kept": 2, "cut": 1, "too_long": 1, "empty": 0, "num_learned": 2 + 4}
+    assert store.counts == ExampleCounts(kept=2, cut=1, too_long=1, num_learned=2 + 4)
     assert store[1].tolist() == [EOS, *b"abcdefg"]
     assert EOS not in store[1][1:].tolist()
     assert store.counts.report(8) == (
         "Of 3 examples 1 were cut to 8 tokens, 1 were left out because they do not fit into 8 tokens."
     )
     dropped = stored(tmp_path, records, tokenizer, SupervisedRows(context_length=7, too_long="drop"))
-    assert vars(dropped.counts) == {"kept": 1, "cut": 0, "too_long": 2, "empty": 0, "num_learned": 2}
+    assert dropped.counts == ExampleCounts(kept=1, too_long=2, num_learned=2)
 
 
 def test_a_conversation_without_an_answer_is_left_out_and_counted(tokenizer, tmp_path):
@@ -214,7 +215,7 @@ def test_a_damaged_store_says_so(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("record", "match"),
     [
-        ({"text": "a"}, r"Record 1: .*\['text'\]"),
+        ({"question": "a"}, r"Record 1: .*\['question'\]"),
         ({"prompt": "a"}, "Record 1"),
         ({"messages": TURNS}, r"Record 1: Plain\(\)"),
         ({"prompt": "\ud800", "completion": "b"}, "Record 1: .*surrogate"),
@@ -237,7 +238,7 @@ def test_processes_give_the_same_store_and_name_the_same_record(tokenizer, tmp_p
     assert stores[0].counts == stores[1].counts
     assert stores[0].counts.kept > 2000
     assert stores[0].counts.cut > 0
-    records[2000] = {"text": "no answer"}
+    records[2000] = {"question": "no answer"}
     for workers in (1, 2):
         with pytest.raises(DataError, match="Record 2000"):
             store_examples(Examples(source=records), tokenizer, Plain(), rows, tmp_path, num_workers=workers)
@@ -269,7 +270,7 @@ def test_records_are_held_out_by_what_they_say():
     assert len(list(train.records())) + len(list(validation.records())) == 400
     assert 60 < len(list(validation.records())) < 140
     assert train.fingerprint != validation.fingerprint
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="two different records"):
         list(HeldOutExamples(source=Examples(source=[]), side="validation", fraction=0.5).records())
     with pytest.raises(ConfigurationError):
         HeldOutExamples(source=source, side="train", fraction=1.0)

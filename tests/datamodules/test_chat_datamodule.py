@@ -103,7 +103,7 @@ def test_validation_is_held_out_or_given(cache):
     given.setup("fit")
     assert len(list(given.validation_texts())) == 4
     assert make_chat(cache).val_dataloader() == []
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="two different records"):
         make_chat(cache, train=RECORDS[:1], validation=0.01).prepare_data()
 
 

@@ -164,7 +164,7 @@ def test_files_are_read_and_a_tokenizer_trained_on_them(tmp_path):
     with pytest.warns(UserWarning, match="Of 3 pairs 1 with equal answers"):
         module.setup()
     prompt, chosen, _ = module.train_pairs[1]
-    assert module.tokenizer.decode(prompt) == "<|endoftext|>yes "
+    assert module.tokenizer.decode(prompt) == "<|endoftext|>yes"
     assert module.tokenizer.decode(chosen) == "it is<|endoftext|>"
     assert module.train_pairs.margins.tolist() == [0.5, 0.0]
 
@@ -176,5 +176,5 @@ def test_what_cannot_work_is_refused(tmp_path):
         Trainer(accumulate_grad_batches=3, accelerator="cpu", logger=False, max_steps=1).fit(
             Noting(), datamodule=data()
         )
-    with pytest.raises(DataError, match="Preference 0"):
+    with pytest.raises(DataError, match="Record 0"):
         data([{"prompt": "a", "completion": "b"}]).setup()

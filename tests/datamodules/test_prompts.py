@@ -77,7 +77,7 @@ def test_taking_and_joining(digits):
     ("records", "settings", "message"),
     [
         ([], {}, "no record"),
-        ([{"question": "1="}], {}, r"no 'prompt', but the fields \['question'\]"),
+        ([{"question": "1="}], {}, r"the fields \['question'\]"),
         ([{"prompt": "1=", "completions": ""}], {}, "'completions', a name that rewards know otherwise"),
         ([{"prompt": "1="}], {"max_tokens": 2}, "All 1 prompts are longer than max_tokens=2"),
     ],
