@@ -7,11 +7,10 @@ from lightning_lm.data.examples import (
     HeldOutExamples,
     PromptedExamples,
     as_examples,
-    split_preference,
     split_sides,
     texts_of,
 )
-from lightning_lm.data.forms import Alpaca, Columns, RecordForm, ShareGPT, form_of
+from lightning_lm.data.forms import Alpaca, Columns, RecordForm, ShareGPT, form_of, split_preference
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
 from lightning_lm.data.preference import (
     EncodedPair,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from lightning_lm.data.formats import RECORDS, format_of
 from lightning_lm.data.forms import Form, Record, RecordForm, by_content, form_of
+from lightning_lm.data.paths import find_files, looks_like_path, roots_of
 from lightning_lm.data.records import BadRecords, OnBadRecord, Place, Placed, read_records
 from lightning_lm.data.sources import digest_of_files
 from lightning_lm.errors import ConfigurationError, DataError
@@ -27,7 +28,6 @@ __all__ = [
     "Record",
     "as_examples",
     "form_of",
-    "split_preference",
     "split_sides",
     "texts_of",
 ]
@@ -69,8 +69,8 @@ class Examples(ExampleSource):
     """Records of files (JSON lines, a JSON array, CSV, Parquet, Arrow, also compressed), or already in Python.
 
     Args:
-        source: A file, a folder of such files, a Hugging Face dataset or another iterable of mappings, or a function
-            that returns one.
+        source: A file, a folder of such files, a pattern, a list of these, a Hugging Face dataset or another iterable
+            of mappings, or a function that returns one.
         format: Form of the records, such as `ShareGPT` or `Columns`; judged by their content by default.
         on_bad_record: ``"raise"`` ends with the first record that cannot be read or used; ``"skip"`` leaves such
             records out and reports their number.
@@ -109,11 +109,11 @@ class Examples(ExampleSource):
 
     @property
     def _name(self) -> str:
-        return str(self.source) if isinstance(self.source, str | os.PathLike) else type(self.source).__name__
+        return str(self.source) if _names_files(self.source) else type(self.source).__name__
 
     def _read(self, bad: BadRecords) -> Iterator[tuple[Place, Record]]:
-        if isinstance(self.source, str | os.PathLike):
-            for path in _paths(Path(self.source)):
+        if _names_files(self.source):
+            for path in _paths(self.source):
                 yield from read_records(path, bad)
             return
         items = self.source() if callable(self.source) else self.source
@@ -132,14 +132,16 @@ class Examples(ExampleSource):
         Raises:
             DataError: If the records can be read only once.
         """
-        how = [] if self.format is None else [self.format.to_dict()]
-        how += [] if self.on_bad_record == "raise" else [self.on_bad_record]
         digest = self._fingerprint_of_source()
-        return hashlib.sha256(f"{digest}:{how}".encode()).hexdigest() if how else digest
+        if self.format is None and self.on_bad_record == "raise":
+            return digest
+        how = None if self.format is None else self.format.to_dict()
+        return hashlib.sha256(f"{digest}:{how}:{self.on_bad_record}".encode()).hexdigest()
 
     def _fingerprint_of_source(self) -> str:
-        if isinstance(self.source, str | os.PathLike):
-            return digest_of_files(_paths(Path(self.source)), Path(self.source))
+        if _names_files(self.source):
+            paths = _paths(self.source)
+            return digest_of_files(paths, Path(os.path.commonpath(paths)))
         if isinstance(self.source, Iterator):
             raise DataError(
                 "The records can be read only once, but they are needed again. Pass a list, a path, or the function "
@@ -299,16 +301,25 @@ def split_sides(train: Any, validation: Any) -> tuple[ExampleSource, ExampleSour
     return train_side, HeldOutExamples(source=source, side="validation", fraction=validation)
 
 
-def _paths(root: Path) -> list[Path]:
-    if root.is_file():
-        return [root]
-    files = sorted(path for path in root.glob("**/*") if path.is_file() and not path.name.startswith("."))
-    found = [path for path in files if format_of(path).name in RECORDS]
+def _names_files(source: Any) -> bool:
+    names = source if isinstance(source, list | tuple) and source else [source]
+    return all(isinstance(name, str | os.PathLike) for name in names) and (
+        not isinstance(source, list | tuple) or all(looks_like_path(str(name)) for name in names)
+    )
+
+
+def _paths(source: Any) -> list[Path]:
+    names = [str(name) for name in (source if isinstance(source, list | tuple) else [source])]
+    hub = next((name for name in names if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)), None)
+    if hub is not None and not Path(hub).exists():
+        raise DataError(
+            f"There is no file or folder {hub!r} (looked from {Path.cwd()}). A dataset of the Hugging Face Hub is "
+            f"fetched first: {_fetch(hub)}"
+        )
+    files = [(root, path) for root in roots_of(names) for path in find_files(root)]
+    found = [path for root, path in files if path == root or format_of(path).name in RECORDS]
     if not found:
-        message = f"{str(root)!r} is no file of records (JSON lines, JSON, CSV, Parquet, Arrow), nor a folder of such"
-        hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(root)) and not root.exists()
-        remedy = f" A dataset of the Hugging Face Hub is fetched first: {_fetch(str(root))}." if hub else ""
-        raise DataError(f"{message} (looked from {Path.cwd()}).{remedy}")
+        raise DataError(f"{', '.join(names)} has no file of records (JSON lines, JSON, CSV, Parquet, Arrow).")
     return found
 
 
@@ -336,56 +347,3 @@ def texts_of(records: ExampleSource | Iterable[Record]) -> Iterator[str]:
                 yield said
             elif said is not None:
                 yield from (message["content"] for message in said if isinstance(message.get("content"), str))
-
-
-def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Return prompt, preferred and other completion of a preference, finding the prompt if it is not given.
-
-    An implicit prompt is the longest beginning that both completions share, as in TRL: of texts, a blank at its end
-    goes to the completions; of conversations, it ends before an assistant's turn. A text as prompt of conversations
-    that repeat it (UltraFeedback) is replaced by their shared turns.
-
-    Args:
-        record: Has ``chosen`` and ``rejected``, and may have ``prompt``.
-
-    Raises:
-        DataError: If the completions are the same, differ in kind, or share no prompt.
-    """
-    chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
-    if isinstance(chosen, str) is not isinstance(rejected, str):
-        kinds = [type(side).__name__ for side in (chosen, rejected)]
-        raise DataError(f"chosen is a {kinds[0]} and rejected a {kinds[1]}; use one kind.")
-    if chosen == rejected:
-        raise DataError(f"chosen and rejected are the same ({str(chosen)[:80]!r}); such a pair teaches nothing.")
-    if isinstance(chosen, str):
-        shared = 0 if prompt is not None else _shared_text(chosen, rejected)
-        return chosen[:shared] if prompt is None else prompt, chosen[shared:], rejected[shared:]
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not any(turn.get("role") == "assistant" for turn in side):
-            raise DataError(f"{name} has no turn of 'assistant', but {[turn.get('role') for turn in side]}.")
-    if prompt is not None and all(side[0].get("role") == "assistant" for side in (chosen, rejected)):
-        return prompt, chosen, rejected
-    shared = _shared_turns(chosen, rejected)
-    return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _shared_text(chosen: str, rejected: str) -> int:
-    shorter = min(len(chosen), len(rejected))
-    shared = next((place for place in range(shorter) if chosen[place] != rejected[place]), shorter)
-    is_inside = shared < shorter
-    return shared - 1 if is_inside and chosen[:shared].endswith(" ") else shared
-
-
-def _shared_turns(chosen: list[Record], rejected: list[Record]) -> int:
-    """Return how many turns are the prompt: those that both share, up to an assistant's turn that is left to both."""
-    shared, shorter = 0, min(len(chosen), len(rejected))
-    while shared < shorter and chosen[shared] == rejected[shared]:
-        shared += 1
-    for end in range(min(shared, shorter - 1), -1, -1):
-        if chosen[end].get("role") == rejected[end].get("role") == "assistant":
-            return end
-    roles = [[turn.get("role") for turn in side] for side in (chosen, rejected)]
-    raise DataError(
-        f"chosen ({roles[0]}) and rejected ({roles[1]}) share {shared} turn(s), which leaves no prompt before a turn "
-        "of 'assistant' in each. Give the prompt in a field of its own, or let both begin with the same turns."
-    )

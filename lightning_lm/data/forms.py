@@ -251,6 +251,62 @@ def label_of(record: Mapping[str, Any]) -> bool | None:
     return bool(label) if isinstance(label, int | float) and label in (0, 1) else None
 
 
+# --- preferences ---
+
+
+def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Return prompt, preferred and other completion of a preference, finding the prompt if it is not given.
+
+    An implicit prompt is the longest beginning that both completions share, as in TRL: of texts, a blank at its end
+    goes to the completions; of conversations, it ends before an assistant's turn. A text as prompt of conversations
+    that repeat it (UltraFeedback) is replaced by their shared turns.
+
+    Args:
+        record: Has ``chosen`` and ``rejected``, and may have ``prompt``.
+
+    Raises:
+        DataError: If the completions are the same, differ in kind, or share no prompt.
+    """
+    chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
+    if isinstance(chosen, str) is not isinstance(rejected, str):
+        kinds = [type(side).__name__ for side in (chosen, rejected)]
+        raise DataError(f"chosen is a {kinds[0]} and rejected a {kinds[1]}; use one kind.")
+    if chosen == rejected:
+        raise DataError(f"chosen and rejected are the same ({str(chosen)[:80]!r}); such a pair teaches nothing.")
+    if isinstance(chosen, str):
+        shared = 0 if prompt is not None else _shared_text(chosen, rejected)
+        return chosen[:shared] if prompt is None else prompt, chosen[shared:], rejected[shared:]
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if not any(turn.get("role") == "assistant" for turn in side):
+            raise DataError(f"{name} has no turn of 'assistant', but {[turn.get('role') for turn in side]}.")
+    if prompt is not None and all(side[0].get("role") == "assistant" for side in (chosen, rejected)):
+        return prompt, chosen, rejected
+    shared = _shared_turns(chosen, rejected)
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _shared_text(chosen: str, rejected: str) -> int:
+    shorter = min(len(chosen), len(rejected))
+    shared = next((place for place in range(shorter) if chosen[place] != rejected[place]), shorter)
+    is_inside = shared < shorter
+    return shared - 1 if is_inside and chosen[:shared].endswith(" ") else shared
+
+
+def _shared_turns(chosen: list[Record], rejected: list[Record]) -> int:
+    """Return how many turns are the prompt: those that both share, up to an assistant's turn that is left to both."""
+    shared, shorter = 0, min(len(chosen), len(rejected))
+    while shared < shorter and chosen[shared] == rejected[shared]:
+        shared += 1
+    for end in range(min(shared, shorter - 1), -1, -1):
+        if chosen[end].get("role") == rejected[end].get("role") == "assistant":
+            return end
+    roles = [[turn.get("role") for turn in side] for side in (chosen, rejected)]
+    raise DataError(
+        f"chosen ({roles[0]}) and rejected ({roles[1]}) share {shared} turn(s), which leaves no prompt before a turn "
+        "of 'assistant' in each. Give the prompt in a field of its own, or let both begin with the same turns."
+    )
+
+
 # --- conversations ---
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.data.chat import ChatTemplate, encode_pair
-from lightning_lm.data.examples import Examples, ExampleSource, split_preference
-from lightning_lm.data.forms import Record, by_content, label_of, unknown_form
+from lightning_lm.data.examples import Examples, ExampleSource
+from lightning_lm.data.forms import Record, by_content, label_of, split_preference, unknown_form
 from lightning_lm.data.permutation import key_of, permute
 from lightning_lm.data.records import BadRecords
 from lightning_lm.data.written_special import writes_special, written_special_report

@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightning_lm.data.examples import Examples, PromptedExamples, as_examples, split_preference
-from lightning_lm.data.forms import form_of
+from lightning_lm.data.examples import Examples, PromptedExamples, as_examples
+from lightning_lm.data.forms import form_of, split_preference
 from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.errors import ConfigurationError, DataError
 
@@ -39,7 +39,7 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"prompt": "a"}\n[1]\n')
     with pytest.raises(DataError, match="line 2: expected a JSON object, got list"):
         list(Examples(source=tmp_path / "list.jsonl").records())
-    with pytest.raises(DataError, match="no file of records"):
+    with pytest.raises(DataError, match="There is no file or folder"):
         list(Examples(source=tmp_path / "absent").records())
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match="holds no records"):

@@ -374,6 +374,9 @@ def test_arrays_of_json_and_packed_files_are_read(tmp_path):
     (tmp_path / "packed.json.gz").write_bytes(gzip.compress(json.dumps([GOOD, GOOD]).encode()))
     for name in ("array.json", "packed.json.gz"):
         assert list(Examples(source=str(tmp_path / name)).records()) == [GOOD, GOOD]
+    several = [str(tmp_path / name) for name in ("array.json", "packed.json.gz")]
+    assert list(Examples(source=several).records()) == list(Examples(source=tmp_path).records()) == [GOOD] * 4
+    assert Examples(source=several).fingerprint == Examples(source=several).fingerprint
 
 
 def test_a_name_of_the_hub_is_told_from_a_path(tmp_path, monkeypatch):

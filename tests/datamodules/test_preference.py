@@ -165,7 +165,7 @@ def test_files_are_read_and_a_tokenizer_trained_on_them(tmp_path):
         module.setup()
     prompt, chosen, _ = module.train_pairs[1]
     assert module.tokenizer.decode(prompt) == "<|endoftext|>yes"
-    assert module.tokenizer.decode(chosen) == "it is<|endoftext|>"
+    assert module.tokenizer.decode(chosen) == " it is<|endoftext|>"
     assert module.train_pairs.margins.tolist() == [0.5, 0.0]
 
 
