@@ -5,6 +5,7 @@ matrices, then equations, and at last expressions, which `expressions` reads. A 
 answers could not be read; `math-verify`, if it is installed, then has the last word.
 """
 
+import importlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -312,10 +313,10 @@ def verify_with_library(given: str, right: str) -> bool:
     Raises:
         ImportError: If it is not installed.
     """
-    from math_verify import LatexExtractionConfig, parse, verify
-
+    library: Any = importlib.import_module("math_verify")
     texts = [f"${text.strip().strip('$')}$" for text in (right, given)]
     expected, found = (
-        parse(text, [LatexExtractionConfig()], parsing_timeout=0, fallback_mode="no_fallback") for text in texts
+        library.parse(text, [library.LatexExtractionConfig()], parsing_timeout=0, fallback_mode="no_fallback")
+        for text in texts
     )
-    return bool(expected and found and verify(expected, found, timeout_seconds=0))
+    return bool(expected and found and library.verify(expected, found, timeout_seconds=0))

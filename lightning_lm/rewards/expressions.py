@@ -187,7 +187,7 @@ class _Parser:
 
     def starts_factor(self, token: str | None) -> bool:
         """Tell whether a token begins a factor that is written beside another."""
-        if token is None or token in (self.closing[-1:] or [None]):
+        if token is None or token in self.closing[-1:]:
             return False
         return token[0].isalnum() or token[0] == "." or token in "({|" or token[0] == "\\"
 

@@ -1,10 +1,12 @@
 """Programs that try to get out, programs that try to win without solving anything, and honest ones."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from lightning_lm.errors import DataError
 from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
 from lightning_lm.rewards.sandbox import Sandbox
 
@@ -86,7 +88,44 @@ def test_code_output_is_judged_outside() -> None:
     assert CodeOutput(sandbox=QUICK)(prompts=[""] * 3, completions=completions, cases=[cases] * 3) == [1.0, 0.5, 0.0]
 
 
-def test_extract_code() -> None:
-    assert extract_code("a\n```python\nx = 1\n```\n```\ny = 2\n```") == "y = 2\n"
-    assert extract_code("x = 1") == "x = 1"
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "x = 1\n",
+        "a\n```python\ny = 2\n```\n```python\nx = 1\n```\nb",
+        "```python3\nx = 1\n```",
+        "```py\nx = 1\n```",
+        "```Python title=a.py\nx = 1\n```",
+        "```\nx = 1\n```",
+        "~~~python\nx = 1\n~~~",
+        "````python\nx = 1\n````",
+        "```python\r\nx = 1\r\n```\r\n",
+        "1. So:\n   ```python\n   x = 1\n   ```",
+        "```python\nx = 1\n```\nOutput:\n```\n3\n```",
+        "```\nx = 1\n```\nOutput:\n```\n[1, 2]\n```",
+        "```python\nx = 1\n```\n```bash\npip install x\n```",
+        "```python\nx = 1\n",
+    ],
+)
+def test_extract_code(completion: str) -> None:
+    assert extract_code(completion).strip() == "x = 1"
+
+
+MBPP = ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]
+
+
+@pytest.mark.parametrize("tests", [MBPP, tuple(MBPP), json.dumps(MBPP), "\n".join(MBPP), "\r\n".join(MBPP)])
+def test_tests_may_be_a_list(tests: object) -> None:
+    completions = ["def add(a, b):\n    return a + b", "def add(a, b):\n    return 3", ""]
+    columns = {"prompts": [""] * 3, "completions": completions, "test_list": [tests] * 3}
+    assert CodeTests(sandbox=QUICK, column="test_list")(**columns) == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("tests", [[], "", "[]", 3, [1], {"a": 1}])
+def test_what_is_no_test_is_refused(tests: object) -> None:
+    with pytest.raises(DataError, match=r"[Tt]ests"):
+        CodeTests(sandbox=QUICK)(prompts=[""], completions=["x = 1"], tests=[tests])
+
+
+def test_the_password_file_is_there() -> None:
     assert os.path.exists("/etc/passwd")  # what the escape above asked for is really there
