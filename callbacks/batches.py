@@ -1,24 +1,62 @@
-"""What callbacks read from a batch: any mapping with ``input_ids``, and ``labels`` where not all are targets."""
+"""Tokens of a batch, in the forms that callbacks understand.
+
+* A mapping with ``input_ids`` [batch, seq], and ``labels`` if not all of them are targets (unshifted, -100 is ignored).
+* A pair ``(inputs, targets)`` of integer tensors of one shape [batch, seq], the targets shifted already.
+
+Anything else, such as images and classes, has no tokens: what would be counted in tokens is then not shown.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["num_predictions", "num_replicas", "row_length", "rows_per_device", "shifted_targets"]
+__all__ = [
+    "context_of",
+    "has_targets",
+    "num_predictions",
+    "num_replicas",
+    "row_length",
+    "rows_per_device",
+    "shifted_targets",
+]
 
 
 def num_predictions(batch: Any) -> int:
     """Count the positions of a batch that predict a token: each row's tokens but one, padding included.
 
-    Only shapes are read, so that a device is never waited for. A batch that is no mapping of tokens counts 0.
+    Only shapes are read, so that a device is never waited for. A batch without tokens counts 0.
     """
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    return ids.numel() - ids.numel() // ids.shape[-1] if isinstance(ids, Tensor) and ids.numel() else 0
+    inputs = _inputs(batch)
+    return 0 if inputs is None else inputs.numel() // inputs.shape[-1] * context_of(batch)
+
+
+def context_of(batch: Any) -> int:
+    """Return the positions of a row that predict a token; 0 if the batch has no tokens."""
+    inputs = _inputs(batch)
+    if inputs is None:
+        return 0
+    return inputs.shape[-1] - 1 if isinstance(batch, Mapping) else inputs.shape[-1]
+
+
+def _inputs(batch: Any) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        ids = batch.get("input_ids")
+        return ids if isinstance(ids, Tensor) and ids.dim() and ids.numel() else None
+    return batch[0] if _is_shifted_pair(batch) else None
+
+
+def _is_shifted_pair(batch: Any) -> bool:
+    if not isinstance(batch, list | tuple) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        return False
+    inputs, targets = batch
+    of_ids = not any(part.is_floating_point() or part.is_complex() or part.dtype == torch.bool for part in batch)
+    return of_ids and inputs.dim() == 2 and inputs.shape == targets.shape and inputs.numel() > 0
 
 
 def num_replicas(trainer: Trainer) -> int:
@@ -27,15 +65,15 @@ def num_replicas(trainer: Trainer) -> int:
     return int(sampler.get("num_replicas", trainer.world_size))
 
 
-def row_length(trainer: Trainer, pl_module: LightningModule) -> int:
-    """Return the tokens of a row as far as the datamodule or the model's config knows them; else 1."""
+def row_length(trainer: Trainer, pl_module: LightningModule) -> int | None:
+    """Return the tokens of a row as far as the datamodule or the model's config knows them."""
     config = getattr(getattr(pl_module, "model", None), "config", None)
     lengths = (
         getattr(trainer.datamodule, "context_length", None),  # type: ignore[attr-defined]
         getattr(config, "context_length", None),
         getattr(config, "max_position_embeddings", None),
     )
-    return next((int(length) for length in lengths if length), 1)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def rows_per_device(trainer: Trainer) -> int:
@@ -44,21 +82,40 @@ def rows_per_device(trainer: Trainer) -> int:
     return max(1, rows // (num_replicas(trainer) * trainer.accumulate_grad_batches))
 
 
-def shifted_targets(batch: Any) -> Tensor:
-    """Return the token that each position but the last predicts, or ``IGNORE_INDEX``: int64 [batch, seq - 1].
+def has_targets(batch: Any) -> bool:
+    """Whether `shifted_targets` can be asked for this batch."""
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels", batch.get("input_ids"))
+        return isinstance(batch.get("input_ids"), Tensor) and isinstance(labels, Tensor) and labels.dim() == 2
+    return _is_shifted_pair(batch)
 
-    Without ``labels`` every token is a target, save those that ``attention_mask`` (0 at padding) leaves out.
+
+def shifted_targets(batch: Any) -> Tensor:
+    """Return the token that each predicting position predicts, or ``IGNORE_INDEX``: int64 [batch, positions].
+
+    In a mapping these are the positions but the last. Without ``labels`` every token is a target, save those that
+    ``attention_mask`` (0 at padding) leaves out.
 
     Raises:
-        ConfigurationError: If the batch holds no token ids.
+        ConfigurationError: If the batch has no token ids.
     """
-    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+    if not has_targets(batch):
         raise ConfigurationError(
-            f"A batch must be a mapping with 'input_ids' (and 'labels'), got {type(batch).__name__}. "
-            "Let the data loader yield such mappings, or return the logits' sums from validation_step."
+            f"A batch must be a mapping with 'input_ids' [batch, seq] (and 'labels'), or a pair (inputs, targets) of "
+            f"token ids of one shape, got {_described(batch)}. Let the data loader yield one of these, or return the "
+            "sums 'nll_sum' and 'num_tokens' from validation_step and remove Perplexity."
         )
+    if not isinstance(batch, Mapping):
+        pair: Tensor = batch[1]
+        return pair
     if "labels" in batch:
         return batch["labels"][:, 1:]  # type: ignore[no-any-return]
     targets: Tensor = batch["input_ids"][:, 1:]
     mask = batch.get("attention_mask")
     return targets if mask is None else targets.masked_fill(mask[:, 1:] == 0, IGNORE_INDEX)
+
+
+def _described(batch: Any) -> str:
+    parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, list | tuple) else ()
+    shapes = [f"{key}: {list(part.shape)}" for key, part in parts if isinstance(part, Tensor)]
+    return f"{type(batch).__name__} ({', '.join(shapes)})" if shapes else type(batch).__name__

@@ -7,11 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lightning_lm.callbacks.emission import LogInterval, emit
 from lightning_lm.callbacks.hooks import LeanHooks
-from lightning_lm.callbacks.logits import field_of
+from lightning_lm.callbacks.training_loss import TrainingLoss
 from lightning_lm.errors import ConfigurationError
 
 __all__ = ["LossSpike"]
@@ -23,9 +22,8 @@ class LossSpike(LeanHooks, Callback):
     """Compare each logged training loss with the last ones, and say when it lies far above them.
 
     The comparison is with the median, in units of the median absolute deviation, so that one spike does not hide the
-    next. ``train/loss_spikes`` counts them. It looks only when the loggers do, at ``train/loss`` or, where a module
-    logs none, at the mean of its losses since the last time; in between nothing waits for a device, and ranks do not
-    talk.
+    next. ``train/loss_spikes`` counts them. It looks only when the loggers do, at the mean loss since the last
+    time; in between nothing waits for a device, and ranks do not talk.
 
     Lightning's ``SpikeDetection`` looks at every step, which costs two collective calls and a synchronisation each,
     always ends the run, and in 2.6 cannot be resumed. To leave out single bad steps, give an `LMModule` a skip rule.
@@ -51,24 +49,20 @@ class LossSpike(LeanHooks, Callback):
         self._stop = stop
         self._losses: deque[float] = deque(maxlen=window)
         self._interval = LogInterval()
-        self._sum: Tensor | None = None
-        self._batches = 0
+        self._loss = TrainingLoss()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the count where a checkpoint left it."""
         self._interval.reset(trainer)
-        self._sum, self._batches = None, 0
+        self._loss.clear()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look if the loggers do."""
-        loss = field_of(outputs, "loss")
-        if loss is not None:
-            self._sum = loss if self._sum is None else self._sum + loss
-            self._batches += 1
+        self._loss.add(trainer, pl_module, outputs)
         if self._interval.stepped(trainer) and self._interval.ends(trainer):
-            self._look(trainer)
+            self._look(trainer, self._loss.read(trainer, pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count and the losses that the next one is compared with."""
@@ -79,8 +73,7 @@ class LossSpike(LeanHooks, Callback):
         self.spikes = state_dict["spikes"]
         self._losses.extend(state_dict["losses"])
 
-    def _look(self, trainer: Trainer) -> None:
-        loss = self._latest(trainer)
+    def _look(self, trainer: Trainer, loss: float | None) -> None:
         if loss is None:
             return
         usual = self._threshold()
@@ -91,16 +84,6 @@ class LossSpike(LeanHooks, Callback):
         if math.isfinite(loss):
             self._losses.append(loss)
         emit(trainer, {"train/loss_spikes": float(self.spikes)})
-
-    def _latest(self, trainer: Trainer) -> float | None:
-        mean, self._sum, batches = self._sum, None, self._batches
-        self._batches = 0
-        logged = trainer.callback_metrics.get("train/loss")
-        if logged is not None:
-            return float(logged)
-        if mean is None:
-            return None
-        return float(trainer.strategy.reduce(mean.detach() / batches, reduce_op="mean"))
 
     def _threshold(self) -> float | None:
         if len(self._losses) < max(2, (self._losses.maxlen or 2) // 3):

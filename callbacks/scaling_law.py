@@ -11,13 +11,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
-from lightning_lm.callbacks.batches import num_predictions, num_replicas
+from lightning_lm.callbacks.batches import context_of, num_predictions, num_replicas
 from lightning_lm.callbacks.emission import LogInterval, emit
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks
-from lightning_lm.callbacks.logits import field_of
+from lightning_lm.callbacks.training_loss import TrainingLoss
 from lightning_lm.errors import DataError, MissingDependencyError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
@@ -35,7 +34,7 @@ from lightning_lm.scaling import (
 
 __all__ = ["ScalingLaw"]
 
-_VALIDATION, _TRAINING = ("val/loss", "val_loss"), ("train/loss", "train_loss", "loss")
+_VALIDATION = ("val/loss", "val_loss")
 _ENOUGH_RUNS = 8
 _PACKAGES = ("lightning-lm", "lightning", "torch")
 
@@ -44,9 +43,9 @@ class ScalingLaw(LeanHooks, Callback):
     """Record the run in a ledger when it ends, and fit the ledger.
 
     A record holds the size in every convention, tokens, loss, curve, seconds, hyper-parameters and versions. The loss
-    is that of the last validation if it came after the last step, else the training loss of the last logging interval.
-    Works with any LightningModule whose batches hold ``input_ids``; in ``validation_step`` or `Perplexity` it should
-    log ``val/loss``.
+    is that of the last validation if it came after the last step, else the mean training loss of the last logging
+    interval, from the losses that ``training_step`` returned. Works with any LightningModule whose batches have tokens
+    (``input_ids``, or a pair of inputs and targets); in ``validation_step`` or `Perplexity` it should log ``val/loss``.
 
     With eight runs of several sizes the parametric law is fitted: ``scaling/alpha``, ``scaling/beta``, ``scaling/E``
     and the exponent of the optimal size go to the loggers, pictures to TensorBoard where matplotlib is there.
@@ -81,34 +80,41 @@ class ScalingLaw(LeanHooks, Callback):
         self._at_tokens = sorted(at_tokens)
         self._settings, self._name, self._convention = hyper_parameters, name, convention
         self._unique_tokens = unique_tokens
-        self._tokens, self._seconds = 0, 0.0
+        self._interval = LogInterval()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._tokens, self._seconds, self._left = 0, 0.0, self._at_tokens
         self._curve: list[tuple[float, float]] = []
         self._cost: ModelCost | None = None
         self._context_length = 0
-        self._interval = LogInterval()
-        self._loss_sum: Tensor | None = None
-        self._num_losses = 0
-        self._validated_step = -1
+        self._loss, self._noted_step, self._validated_step = TrainingLoss(), -1, -1
         self._resumed_s: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must know of its beginning."""
-        return {"tokens": self._tokens, "seconds": self._elapsed_s(), "curve": self._curve, "left": self._at_tokens}
+        return {"tokens": self._tokens, "seconds": self._elapsed_s(), "curve": self._curve, "left": self._left}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint was written."""
         self._tokens, self._seconds = state_dict["tokens"], state_dict["seconds"]
-        self._curve, self._at_tokens = [tuple(point) for point in state_dict["curve"]], state_dict["left"]
+        self._curve, self._left = [tuple(point) for point in state_dict["curve"]], state_dict["left"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier run, unless this fit continues it."""
+        if stage == "fit" and not trainer.global_step:
+            self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._interval.reset(trainer)
+        self._loss.clear()
         self._resumed_s = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the model at the first batch, which says how long its rows are."""
         if self._cost is None and num_predictions(batch):
-            self._context_length = batch["input_ids"].shape[-1] - 1
+            self._context_length = context_of(batch)
             self._cost = _cost(pl_module, self._context_length)
 
     def on_train_batch_end(
@@ -116,13 +122,9 @@ class ScalingLaw(LeanHooks, Callback):
     ) -> None:
         """Count tokens; note the loss where an interval ends."""
         self._tokens += num_predictions(batch) * num_replicas(trainer)
-        loss = field_of(outputs, "loss")
-        if isinstance(loss, Tensor):
-            loss = loss.detach()
-            self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
-            self._num_losses += 1
+        self._loss.add(trainer, pl_module, outputs)
         if self._interval.stepped(trainer) and self._interval.ends(trainer):
-            self._note(trainer)
+            self._note(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -134,8 +136,8 @@ class ScalingLaw(LeanHooks, Callback):
         if trainer.sanity_checking:
             return
         self._validated_step = trainer.global_step
-        if self._at_tokens and self._tokens >= self._at_tokens[0]:
-            self._at_tokens = [tokens for tokens in self._at_tokens if tokens > self._tokens]
+        if self._left and self._tokens >= self._left[0]:
+            self._left = [tokens for tokens in self._left if tokens > self._tokens]
             self._record(trainer, pl_module, finished=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,20 +155,17 @@ class ScalingLaw(LeanHooks, Callback):
     def _elapsed_s(self) -> float:
         return self._seconds + (0.0 if self._resumed_s is None else time.perf_counter() - self._resumed_s)
 
-    def _note(self, trainer: Trainer) -> None:
-        loss = _logged(trainer, _TRAINING)
-        if loss is None and self._loss_sum is not None:
-            mean = self._loss_sum / self._num_losses
-            loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))  # of all ranks, which come here together
-        self._loss_sum, self._num_losses = None, 0
+    def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._noted_step = trainer.global_step
+        loss = self._loss.read(trainer, pl_module)
         if loss is not None and 0 < loss < float("inf"):
             self._curve.append((float(self._tokens), loss))
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, *, finished: bool) -> None:
         name = next((name for name in _VALIDATION if name in trainer.callback_metrics), None)
         if name is None or self._validated_step != trainer.global_step:
-            if self._num_losses or not self._curve:
-                self._note(trainer)
+            if self._noted_step != trainer.global_step:
+                self._note(trainer, pl_module)
             name = None
         loss = float(trainer.callback_metrics[name]) if name else self._curve[-1][1] if self._curve else float("nan")
         if not trainer.is_global_zero:
@@ -214,10 +213,6 @@ def _cost(pl_module: LightningModule, context_length: int) -> ModelCost:
     cost = measure_cost(model if own else pl_module, context_length)  # type: ignore[arg-type]
     products = training_flops_per_token(pl_module, context_length)
     return ModelCost(parameters=cost.parameters, flops_per_token={**cost.flops_per_token, "products": products})
-
-
-def _logged(trainer: Trainer, names: Sequence[str]) -> float | None:
-    return next((float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics), None)
 
 
 def _found_settings(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
