@@ -16,6 +16,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights
 from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
+from lightning_lm.modules.hyper_parameters import log_hyper_parameters
 from lightning_lm.modules.model_owner import Compile, _ModelOwner
 from lightning_lm.modules.ranks import data_rank, require_all_ranks
 from lightning_lm.modules.recompute import ActivationCheckpointing
@@ -33,7 +34,9 @@ class LMModule(_ModelOwner, abc.ABC):
     The gradient of every optimizer step is exactly that of the sum over target tokens divided by their number over all
     ranks and micro-batches. Numbers reach the loggers every ``trainer.log_every_n_steps`` steps, as means over the
     tokens since the last time: ``train/loss``, ``train/lr``, ``train/grad_norm``, ``train/tokens``, and what a subclass
-    gives to `record`. What is random in a step (dropout) depends only on seed, rank, step and micro-batch, so a resumed
+    gives to `record`. Between two logs the Trainer's own metrics have the mean ``train/loss`` so far, so that monitors
+    and progress bars of Lightning see it from the first step. The loggers also get the module's parts as
+    hyper-parameters. What is random in a step (dropout) depends only on seed, rank, step and micro-batch, so a resumed
     run repeats it.
 
     Args:
@@ -110,6 +113,7 @@ class LMModule(_ModelOwner, abc.ABC):
             )
         self.tokens_seen = self.tokens_seen.to(self.device)
         self._interval = None if self._interval is None else self._interval.to(self.device)
+        log_hyper_parameters(self.trainer, self)
         if self._seed is None:
             self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**62))
 
@@ -136,6 +140,7 @@ class LMModule(_ModelOwner, abc.ABC):
         self.tokens_seen.add_(totals.num_targets.long())
         sums = torch.stack(totals)
         self._interval = sums if self._interval is None else self._interval + sums
+        self._show_loss(self._interval[0] / self._interval[1])
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = every > 0 and (trainer.global_step + 1) % every == 0
         measures = logs or self.skip or trainer.gradient_clip_val

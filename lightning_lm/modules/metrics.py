@@ -107,6 +107,16 @@ def _union(keys: list[Key]) -> list[Key]:
     return sorted({key for theirs in gathered for key in theirs})
 
 
+class _ShownScalar(Tensor):
+    """A scalar that is read from its device when a progress bar prints it, and printed as a number."""
+
+    def __repr__(self) -> str:
+        return f"{self.item():.4f}"
+
+    def __format__(self, format_spec: str) -> str:
+        return format(self.item(), format_spec or ".4f")
+
+
 class MeasuredModule(LightningModule, abc.ABC):
     """A module that logs exact metrics: ``train/...`` at the log interval, ``val/...`` and ``test/...`` at the end."""
 
@@ -182,11 +192,24 @@ class MeasuredModule(LightningModule, abc.ABC):
             self.last_metrics.update(metrics)
             self.log_dict(metrics, sync_dist=True)
 
+    def _show_loss(self, loss: Tensor) -> None:
+        """Let Lightning's monitors and progress bars see the training loss, without waiting for the device.
+
+        ``self.log(prog_bar=True)`` would read the value at every step, and average losses instead of tokens.
+
+        Args:
+            loss: Mean over the target tokens since the last log, a scalar on any device.
+        """
+        self.trainer.callback_metrics["train/loss"] = self.trainer.logged_metrics["train/loss"] = loss
+        self.trainer.progress_bar_metrics["train/loss"] = loss.as_subclass(_ShownScalar)  # type: ignore[assignment]
+
     def _log_training(self, metrics: dict[str, float]) -> None:
         """Send the numbers of an interval, and what was recorded in it, to the loggers and callbacks."""
         recorded = self._trained.read(self.trainer.strategy)
         metrics = metrics | {f"train/{name}": value for name, value in recorded.items()}
         self.last_metrics.update(metrics)
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        tensors = {name: torch.tensor(value) for name, value in metrics.items()}
+        self.trainer.callback_metrics.update(tensors)
+        self.trainer.logged_metrics.update(tensors)
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step + 1)
