@@ -1,6 +1,6 @@
 """Mean training loss of any module since it was last read, from the module's own steps.
 
-Values in ``trainer.callback_metrics`` are not used for a user's module: a name such as ``train_loss`` there may hold the
+Values in ``trainer.callback_metrics`` are not used for a user's module: a name such as ``train_loss`` may have the
 mean of the epoch before, the value of a rank or of one batch. Only an `LMModule`, whose steps return scaled sums, is
 asked for the mean over target tokens that it logs itself.
 """
