@@ -15,6 +15,7 @@ from lightning_lm.callbacks.memory_report import MemoryReport
 from lightning_lm.callbacks.perplexity import Perplexity
 from lightning_lm.callbacks.profile import Profile
 from lightning_lm.callbacks.progress_bar import LMProgressBar
+from lightning_lm.callbacks.run_report import RunReport
 from lightning_lm.callbacks.sample_text import SampleText
 from lightning_lm.callbacks.scaling_law import ScalingLaw
 from lightning_lm.callbacks.summary import LMSummary
@@ -35,6 +36,7 @@ __all__ = [
     "MemoryReport",
     "Perplexity",
     "Profile",
+    "RunReport",
     "SampleText",
     "ScalingLaw",
     "Throughput",

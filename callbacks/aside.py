@@ -1,13 +1,43 @@
-"""Using a model between two training steps without leaving a trace: modes, random numbers and measured times stay."""
+"""Using a model between two training steps without leaving a trace: modes, random numbers and measured times stay.
+
+What a callback of observation runs beside the training, such as a user's ``forward`` on other inputs, may fail without
+ending the run: `FAILURES` lists the errors that user code raises then.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import nn
 
-__all__ = ["clocks_stopped", "set_aside"]
+from lightning_lm.errors import LightningLMError
+
+__all__ = ["FAILURES", "clocks_stopped", "reason_of", "set_aside"]
+
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    MisconfigurationException,
+    LightningLMError,
+)
+"""Errors of code that was not written for the way in which an observer runs it."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the kind and the first line of an error, for a warning."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 @contextmanager

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import rich
-from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Group
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_lm.callbacks.aside import FAILURES, reason_of
 from lightning_lm.callbacks.emission import emit
-from lightning_lm.callbacks.hooks import LeanHooks
-from lightning_lm.callbacks.next_steps import commands, left_by
 from lightning_lm.callbacks.readable import short
+from lightning_lm.callbacks.run_report import RunReport
 from lightning_lm.evals.compression import (
     gzip_bits_per_byte,
     token_counts,
@@ -27,7 +27,7 @@ __all__ = ["CompressionReport"]
 _BAR_CELLS = 30
 
 
-class CompressionReport(LeanHooks, Callback):
+class CompressionReport(RunReport):
     """Set the model's validation bits per byte beside what everyone knows, and say what to type next.
 
     A language model is a compressor, so its loss in bits per byte is the size to which it would compress the
@@ -36,12 +36,12 @@ class CompressionReport(LeanHooks, Callback):
     where the datamodule has no ``train_token_counts()``), and nothing of their order. The values also go to the loggers
     (``report/gzip_bits_per_byte``, ...).
 
-    It needs `Perplexity` for the model's own value, the last that was validated, and a datamodule with
-    ``validation_texts()``; the comparison is left out without texts. Checkpoint, logs and commands are always shown.
+    It needs `Perplexity` for the model's own value and a datamodule with ``validation_texts()``; without texts the
+    results are those of `RunReport`, as checkpoint, logs and commands are, and the validation after the last step.
 
     Args:
         max_bytes: Compress no more than this beginning of the validation text; xz takes about a second per megabyte.
-        prompt: Of the ``generate`` command that is shown.
+        prompt: Of the ``generate`` command that is shown; by default one of the validation data.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -49,35 +49,28 @@ class CompressionReport(LeanHooks, Callback):
         >>> trainer = Trainer(callbacks=[Perplexity(), CompressionReport()], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, *, max_bytes: int = 32_000_000, prompt: str = "def main(") -> None:
+    def __init__(self, *, max_bytes: int = 32_000_000, prompt: str | None = None) -> None:
+        super().__init__(prompt=prompt)
         self._max_bytes = max_bytes
-        self._prompt = prompt
-        self._validated_step: int | None = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note when the model was measured."""
-        if not trainer.sanity_checking:
-            self._validated_step = trainer.global_step
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compress, log and print, on rank 0."""
-        if not trainer.is_global_zero:
-            return
-        console = rich.get_console()
-        texts = list(_beginning(_validation_texts(trainer), self._max_bytes))
-        if any(texts):
-            datamodule = trainer.datamodule  # type: ignore[attr-defined]
-            values = _compressed(texts, getattr(datamodule, "tokenizer", None), datamodule)
-            emit(trainer, {f"report/{name.split()[0]}_bits_per_byte": value for name, value in values.items()})
-            model = trainer.callback_metrics.get("val/bits_per_byte")
-            if model is not None:
-                values[self._model_name(trainer)] = float(model)
-            console.print(_table(values, sum(len(text.encode()) for text in texts)))
-        left = left_by(trainer)
-        lines = [f"Checkpoint: {left.checkpoint or 'none was written'}", f"Logs: {left.logs or 'none were written'}"]
-        further = commands(trainer, left, self._prompt)
-        lines += ["What to type next:", *(f"  {command}" for command in further)] if further else []
-        console.print(Text("\n".join(lines)), soft_wrap=True)  # unbroken lines, to be copied
+    def _results(self, trainer: Trainer) -> RenderableType | None:
+        """Compress and log."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        try:
+            texts = list(_beginning(_validation_texts(trainer), self._max_bytes))
+            values = _compressed(texts, getattr(datamodule, "tokenizer", None), datamodule) if any(texts) else {}
+        except FAILURES as error:  # a user's own datamodule
+            rank_zero_warn(f"CompressionReport compares nothing in this run ({reason_of(error)})")
+            values = {}
+        if not values:
+            return super()._results(trainer)
+        emit(trainer, {f"report/{name.split()[0]}_bits_per_byte": value for name, value in values.items()})
+        model = trainer.callback_metrics.get("val/bits_per_byte")
+        if model is None:
+            notes = "The model itself was not measured: there was no validation with Perplexity."
+        else:
+            notes, values[self._model_name(trainer)] = "", float(model)
+        return Group(_table(values, sum(len(text.encode()) for text in texts)), *([notes] if notes else []))
 
     def _model_name(self, trainer: Trainer) -> str:
         late = self._validated_step in (None, trainer.global_step)

@@ -1,47 +1,74 @@
 """Training FLOPs per token of any module: from the weights of a language model, by counting one row for others."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_lm.callbacks.aside import set_aside
+from lightning_lm.callbacks.aside import FAILURES, set_aside
 from lightning_lm.models.summary import flops_per_token
+from lightning_lm.modules import LMModule
 from lightning_lm.protocols import LanguageModel
 
 __all__ = ["training_flops_per_token"]
 
-_NOT_FOR_IDS = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
-"""What a forward raises that is made for a batch, or for more than one argument, or that is not there at all."""
 _TRAINING_OVER_FORWARD = 3  # the backward pass multiplies each matrix twice: by the gradient, for input and for weight
 
 
-def training_flops_per_token(pl_module: LightningModule, context_length: int) -> float:
+def training_flops_per_token(pl_module: LightningModule, context_length: int) -> float | None:
     """Return the FLOPs that training takes per token of a row; see `lightning_lm.models.summary.flops_per_token`.
+
+    ``None`` for a module that takes no token ids, such as one for images: its FLOPs are not counted.
 
     Args:
         pl_module: Counted from the weights of its ``model`` if that is a `LanguageModel`, otherwise by running its
-            ``forward`` on one row of zeros, or from its weights where that takes anything but ids.
-        context_length: Tokens in a row, which decides the share of attention.
+            ``forward`` on one row of zeros, or from its weights if it has an embedding and takes more than ids.
+        context_length: Tokens in a row, which decides the fraction of attention.
     """
     model = getattr(pl_module, "model", None)
     if isinstance(model, LanguageModel):
         return flops_per_token(model, context_length)  # type: ignore[arg-type]
-    return _count_by_running(pl_module, context_length)
+    forward = model if isinstance(pl_module, LMModule) and isinstance(model, nn.Module) else pl_module
+    counted = _count_by_running(pl_module, forward, context_length)
+    if counted:
+        return counted
+    of_tokens = any(isinstance(part, nn.Embedding) for part in pl_module.modules())
+    return flops_per_token(pl_module, context_length) if of_tokens else None
 
 
-def _count_by_running(pl_module: LightningModule, context_length: int) -> float:
-    """Run one row; fused attention counts as its two matrix products, and compiled parts run as they are written."""
+def _count_by_running(pl_module: LightningModule, forward: Callable[[Any], Any], context_length: int) -> float | None:
+    """Run one row; ``None`` if that fails."""
     row = torch.zeros(1, context_length, dtype=torch.int64, device=pl_module.device)
     counter = FlopCounterMode(display=False)
-    with (
-        set_aside(pl_module, pl_module.device),
-        torch.compiler.set_stance("force_eager"),
-        sdpa_kernel(SDPBackend.MATH),
-        counter,
-    ):
+    with set_aside(pl_module, pl_module.device), _unfused(), counter:
         try:
-            pl_module(row)
-        except _NOT_FOR_IDS:
-            return flops_per_token(pl_module, context_length)
+            forward(row)
+        except FAILURES:
+            return None
     return _TRAINING_OVER_FORWARD * counter.get_total_flops() / context_length
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Let torch compute as its matrix products what it fuses otherwise, which `FlopCounterMode` would not see.
+
+    These are the attention kernels, the inference path of `nn.MultiheadAttention` and `nn.TransformerEncoder`, the
+    recurrent layers of cuDNN and oneDNN, and compiled parts.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.compiler.set_stance("force_eager"),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.cudnn.flags(enabled=False),
+            torch.backends.mkldnn.flags(enabled=False),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)

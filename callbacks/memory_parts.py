@@ -31,10 +31,11 @@ def predicted_memory(trainer: Trainer, pl_module: LightningModule, *, tokens: in
     Args:
         trainer: Knows strategy, optimizers and precision.
         pl_module: Its parameters are in place.
-        tokens: Of a micro-batch on this rank; asked of the datamodule and the model when left out.
+        tokens: Of a micro-batch on this rank; by default as the datamodule and the model's config have it, 0
+            if neither does.
     """
     if tokens is None:
-        tokens = row_length(trainer, pl_module) * rows_per_device(trainer)
+        tokens = (row_length(trainer, pl_module) or 0) * rows_per_device(trainer)
     gradients: list[Tensor] = [param for param in pl_module.parameters() if param.requires_grad]
     if getattr(trainer.strategy, "stage", 1) == 2:
         gradients = [part for param in gradients if (part := _owned(param, trainer.optimizers)) is not None]

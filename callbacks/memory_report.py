@@ -124,7 +124,9 @@ def _table(predicted: MemoryEstimate, measured: MemoryEstimate, trainer: Trainer
     table.add_column("predicted", justify="right")
     table.add_column("counted", justify="right")
     for name, label in _LABELS.items():
-        table.add_row(label, *(readable_bytes(getattr(memory, name)) for memory in (predicted, measured)))
+        sizes = [getattr(memory, name) for memory in (predicted, measured)]
+        unknown = name == "activations" and not sizes[0]  # the length of a row is not known before the first batch
+        table.add_row(label, "-" if unknown else readable_bytes(sizes[0]), readable_bytes(sizes[1]))
     if bucket_bytes(trainer):
         table.add_row("buckets of DDP", readable_bytes(bucket_bytes(trainer)), "")
     table.add_row("all", readable_bytes(predicted.total), readable_bytes(measured.total), style="bold")

@@ -142,7 +142,9 @@ class _Watch:
             module.register_forward_pre_hook(lambda *_: self.begin()),
             module.register_forward_hook(lambda mod, args, out: self.end_forward(role, mod, args, out)),
         ]
-        if role != "embedding":  # its ids have no gradient whose arrival could be waited for
+        # The ids of an embedding have no gradient whose arrival could be waited for; attention that is given the same
+        # tensor three times projects it at once, and with hooks of the backward pass would be given three views.
+        if role != "embedding" and not isinstance(module, nn.MultiheadAttention):
             handles.append(module.register_full_backward_pre_hook(lambda *_: self.begin()))
             handles.append(module.register_full_backward_hook(lambda *_: self.end_backward(role)))
         return handles

@@ -40,20 +40,26 @@ def left_by(trainer: Trainer) -> Left:
     )
 
 
-def commands(trainer: Trainer, left: Left, prompt: str) -> list[str]:
-    """Return the commands that generate from the checkpoint, once it is one file, train on, and show the curves."""
+def commands(trainer: Trainer, left: Left, prompt: str | None) -> list[str]:
+    """Return the commands that generate from the checkpoint, once it is one file, train on, and show the curves.
+
+    Args:
+        trainer: The Trainer of the run.
+        left: Files of the run.
+        prompt: Text to generate from; ``None`` if the checkpoint does not generate.
+    """
     lines = []
     if left.checkpoint is not None:
         path = shlex.quote(left.checkpoint)
         whole = path
-        if Path(left.checkpoint).is_dir():  # what ranks have written part by part
+        if Path(left.checkpoint).is_dir() and prompt is not None:  # what ranks have written part by part
             whole = shlex.quote(f"{left.checkpoint.removesuffix('.ckpt')}.whole.ckpt")
             lines.append(f"lightning-lm consolidate {path} --output {whole}")
-        lines.append(f"lightning-lm generate --checkpoint {whole} --prompt {shlex.quote(prompt)}")
+        if prompt is not None:
+            lines.append(f"lightning-lm generate --checkpoint {whole} --prompt {shlex.quote(prompt)}")
         if left.config is None:
-            lines.append(
-                f"Trainer({_further(trainer)}).fit(module, datamodule=datamodule, ckpt_path={left.checkpoint!r})"
-            )
+            data = "datamodule=datamodule" if trainer.datamodule is not None else "train_dataloader"  # type: ignore[attr-defined]
+            lines.append(f"Trainer({_further(trainer)}).fit(module, {data}, ckpt_path={left.checkpoint!r})")
         else:
             option = f"--trainer.{_further(trainer).replace('=', ' ')}"
             lines.append(f"lightning-lm fit --config {shlex.quote(left.config)} --ckpt_path {path} {option}")

@@ -1,6 +1,7 @@
 """Exact loss, perplexity and bits per byte of an evaluation, whatever its batches and ranks look like."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_lm.callbacks.aside import FAILURES, reason_of
 from lightning_lm.callbacks.batches import shifted_targets
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import field_of, logits_in, logits_of
@@ -62,7 +64,8 @@ class Perplexity(LeanHooks, Callback):
     ``nll_sum`` and ``num_tokens`` in what ``validation_step`` returned (a mapping or an object); ``logits`` in it, or a
     tensor [batch, seq, vocab] itself; ``module.evaluate_batch(batch)``; and last ``module(batch["input_ids"])``.
     Several validation loaders are logged one by one as well, with Lightning's suffix ``/dataloader_idx_0``.
-    ``Trainer.test`` gives ``test/...``. Where not one token is a target nothing is logged.
+    ``Trainer.test`` gives ``test/...``. If not one token is a target nothing is logged. In a fit, batches without
+    tokens and modules without logits are reported once, and nothing is measured.
 
     Args:
         tokenizer: Tells how many bytes of text each token stands for. Left out, ``trainer.datamodule.tokenizer`` is
@@ -78,6 +81,11 @@ class Perplexity(LeanHooks, Callback):
         self._tokenizer = tokenizer
         self._byte_lengths: Tensor | None = None
         self._sums: dict[int, _Sums] = {}
+        self._measures = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Measure again, whatever an earlier run was like."""
+        self._measures = True
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last evaluation."""
@@ -93,7 +101,7 @@ class Perplexity(LeanHooks, Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch, on its device and without waiting for it."""
-        self._add(self._measure(trainer, pl_module, outputs, batch), dataloader_idx)
+        self._take(trainer, pl_module, (outputs, batch), dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up over ranks and log."""
@@ -113,7 +121,7 @@ class Perplexity(LeanHooks, Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch, on its device and without waiting for it."""
-        self._add(self._measure(trainer, pl_module, outputs, batch), dataloader_idx)
+        self._take(trainer, pl_module, (outputs, batch), dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up over ranks and log."""
@@ -140,18 +148,30 @@ class Perplexity(LeanHooks, Callback):
                 with trainer.precision_plugin.val_step_context():
                     sums = _given_sums(pl_module.evaluate_batch(batch))  # type: ignore[operator]
             if sums is None:
-                logits = logits_of(trainer, pl_module, batch["input_ids"]) if logits is None else logits
+                logits = logits_of(trainer, pl_module, _inputs_of(batch)) if logits is None else logits
                 sums = _logit_sums(logits, targets)
         nll, tokens = sums
         return _Sums(_float64(nll), tokens.long(), _count_bytes(targets, self._byte_lengths))
 
-    def _add(self, sums: _Sums, dataloader_idx: int) -> None:
+    def _take(self, trainer: Trainer, pl_module: LightningModule, step: tuple[Any, Any], dataloader_idx: int) -> None:
+        """Add a batch; in a fit, a batch or a module that cannot be measured is reported once and ends nothing."""
+        if not self._measures:
+            return
+        try:
+            sums = self._measure(trainer, pl_module, *step)
+        except FAILURES as error:
+            if trainer.state.fn != "fit":
+                raise
+            self._measures = False
+            rank_zero_warn(f"Perplexity measures nothing in this run ({reason_of(error)})")
+            return
         before = self._sums.get(dataloader_idx)
         self._sums[dataloader_idx] = sums if before is None else before.plus(sums)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str, num_loaders: int) -> None:
         totals = [self._over_ranks(trainer, pl_module, index) for index in range(num_loaders)]
-        if trainer.sanity_checking:
+        self._measures = trainer.strategy.reduce_boolean_decision(self._measures, all=True)
+        if trainer.sanity_checking or not self._measures:
             return
         whole = _Totals(*map(sum, zip(*totals, strict=True)))
         named = {"": whole}
@@ -171,6 +191,11 @@ class Perplexity(LeanHooks, Callback):
         counts = trainer.strategy.reduce(torch.stack([sums.tokens, sums.num_bytes]), reduce_op="sum")
         tokens, num_bytes = counts.tolist()
         return _Totals(float(nll), tokens, num_bytes)
+
+
+def _inputs_of(batch: Any) -> Tensor:
+    inputs: Tensor = batch["input_ids"] if isinstance(batch, Mapping) else batch[0]
+    return inputs
 
 
 def _given_sums(outputs: Any) -> tuple[Tensor, Tensor] | None:

@@ -15,26 +15,16 @@ from rich.text import Text
 
 from lightning_lm.callbacks.batches import num_predictions, num_replicas
 from lightning_lm.callbacks.hooks import LeanHooks
-from lightning_lm.callbacks.logits import field_of
+from lightning_lm.callbacks.progress_line import Clock, fitted, progress, values_of
 from lightning_lm.callbacks.readable import clock, short
+from lightning_lm.callbacks.training_loss import loss_of_step
 from lightning_lm.modules import LMModule
 
 __all__ = ["LMProgressBar"]
 
-_BAR_CELLS = 20
+_BAR_CELLS, _WIDE = 20, 100
 _WINDOW_REFRESHES = 20
 _FORECAST_AFTER_STEPS = 2  # the first step compiles and allocates: a forecast from it alone is far off
-
-
-_SHOWN = (
-    ("reward", "train/reward", "cyan"),
-    ("val", "val/loss", "green"),
-    ("bits/byte", "val/bits_per_byte", "green"),
-    ("pass@1", "val/pass@1", "green"),
-    ("accuracy", "val/accuracy", "green"),
-    ("accuracy", "val/rewards/accuracies", "green"),
-)
-"""What is shown behind the loss, where it is logged: name, key, colour."""
 
 
 class _Mark(NamedTuple):
@@ -49,10 +39,11 @@ class LMProgressBar(LeanHooks, ProgressBar):
     """Show step, loss, reward, validation, tokens per second, elapsed time and time left in one line.
 
     It takes the place of Lightning's own bar, whose share of a small model's step is larger than the model's: here a
-    step costs two comparisons, and everything else happens at most ``1 / refresh_s`` times a second. Values come from
-    ``trainer.callback_metrics`` (``train/loss`` and ``train/reward``; of validation ``loss``, ``bits_per_byte``,
-    ``pass@1`` and the accuracy of pairs), so the loss is the last that was logged; a module that logs none shows the
-    loss of its last batch.
+    step costs two comparisons, and everything else happens at most ``1 / refresh_s`` times a second. The loss of an
+    `LMModule` is the mean since its last log, that of another module the loss of its last batch. Other values come from
+    ``trainer.callback_metrics`` (``train/reward``; of validation ``loss``, ``bits_per_byte``, ``pass@1`` and the
+    accuracy of pairs), and whatever the module logs with ``prog_bar=True``. In a narrow terminal the bar shrinks and
+    the last values go, so that speed and time left stay.
 
     Where the output is not a terminal (a log file, CI), a plain line is printed every ``plain_every_s`` seconds and
     after each validation.
@@ -76,7 +67,6 @@ class LMProgressBar(LeanHooks, ProgressBar):
         self._next_s = 0.0
         self._tokens = 0
         self._outputs: Any = None
-        self._logs_loss = False
         self._shown_step: int | None = None
         self._start = _Mark(0.0, 0, 0)
         self._marks: deque[_Mark] = deque(maxlen=_WINDOW_REFRESHES)
@@ -101,12 +91,15 @@ class LMProgressBar(LeanHooks, ProgressBar):
         """Note where the run starts, which after a resume is not 0."""
         total = trainer.estimated_stepping_batches
         self._total_steps = int(total) if math.isfinite(total) else None
-        self._logs_loss = isinstance(pl_module, LMModule)  # whose steps return scaled sums
         self._replicas = num_replicas(trainer)
         self._tokens = 0
         self._start = _Mark(time.monotonic(), 0, trainer.global_step)
         self._marks.clear()
         self._marks.append(self._start)
+        if trainer.global_step and self._enabled:
+            whole = "" if self._total_steps is None else f" of {self._total_steps:,}"
+            source = "" if trainer.ckpt_path is None else f", from {trainer.ckpt_path}"
+            self.print(f"Resuming after step {trainer.global_step:,}{whole}{source}", highlight=False, soft_wrap=True)
         self._wait()
 
     def on_train_batch_end(
@@ -198,25 +191,25 @@ class LMProgressBar(LeanHooks, ProgressBar):
         if self._enabled and _in_terminal() and time.monotonic() >= self._next_s:
             total = f"/{num_batches:,}" if math.isfinite(num_batches) else ""
             fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-            line = _progress(trainer.global_step, self._total_steps) if fitting else Text()
+            cells = _BAR_CELLS if rich.get_console().width >= _WIDE else 0
+            line = progress(trainer.global_step, self._total_steps, cells=cells) if fitting else Text()
             self._show(line.append(f"  {what} batch {batch_idx + 1:,}{total}", "green"))
 
     def _training_line(self, trainer: Trainer) -> Text:
         step, now = trainer.global_step, time.monotonic()
         self._shown_step = None if _in_terminal() else step
         self._marks.append(_Mark(now, self._tokens, step))
-        metrics = trainer.callback_metrics
-        line = Text(no_wrap=True, overflow="ellipsis")
-        line.append_text(_progress(step, self._total_steps))
-        loss = metrics.get("train/loss", None if self._logs_loss else field_of(self._outputs, "loss"))
-        line.append(_value("loss", loss), "cyan")
-        for name, key, colour in _SHOWN:
-            line.append(_value(name, metrics.get(key)), colour)
-        line.append(self._rate())
-        line.append(f"  {clock(now - self._start.time_s)}", "dim")
         left_s = self._seconds_left(trainer, step, now)
-        line.append(" elapsed" if left_s is None else f" elapsed, {clock(left_s)} left", "dim")
-        return line
+        end = Clock(self._rate(), clock(now - self._start.time_s), None if left_s is None else clock(left_s))
+        values = values_of(self._loss(trainer), trainer.callback_metrics, trainer.progress_bar_metrics)
+        width = rich.get_console().width if _in_terminal() else None
+        return fitted(step, self._total_steps, values, end, width=width)
+
+    def _loss(self, trainer: Trainer) -> Any:
+        if isinstance(trainer.lightning_module, LMModule):  # whose steps return scaled sums
+            return trainer.callback_metrics.get("train/loss")
+        loss = loss_of_step(trainer, trainer.lightning_module, self._outputs)
+        return trainer.callback_metrics.get("train/loss") if loss is None else loss
 
     def _rate(self) -> str:
         first, last = self._marks[0], self._marks[-1]
@@ -259,16 +252,3 @@ class LMProgressBar(LeanHooks, ProgressBar):
 
 def _in_terminal() -> bool:
     return rich.get_console().is_terminal
-
-
-def _progress(step: int, total: int | None) -> Text:
-    if not total:
-        return Text(f"step {step:,}", "bold")
-    share = min(1.0, step / total)
-    filled = round(share * _BAR_CELLS)
-    bar = ("━" * filled, "magenta"), ("━" * (_BAR_CELLS - filled), "bright_black")
-    return Text.assemble(*(bar if _in_terminal() else ("step",)), (f" {step:,}/{total:,}", "bold"), f" {share:4.0%}")
-
-
-def _value(name: str, value: Any) -> str:
-    return "" if value is None else f"  {name} {float(value):.4f}"

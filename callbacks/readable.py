@@ -1,6 +1,8 @@
 """Numbers and texts as a person reads them."""
 
-__all__ = ["clock", "short", "visible"]
+import math
+
+__all__ = ["clock", "number", "short", "visible"]
 
 
 def short(number: float) -> str:
@@ -14,6 +16,20 @@ def short(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
+
+
+def number(value: float) -> str:
+    """Return a result with as many digits as matter.
+
+    Example:
+        >>> number(5.0803123456789), number(161.02345), number(98765.4), number(3e-05), number(12.0)
+        ('5.0803', '161.02', '98,765', '3e-05', '12')
+    """
+    if value == int(value) if math.isfinite(value) else False:
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.3g}"
 
 
 def clock(seconds: float) -> str:

@@ -7,15 +7,18 @@ from typing import Any
 
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.text import Text
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import clocks_stopped, set_aside
+from lightning_lm.callbacks.aside import FAILURES, clocks_stopped, reason_of, set_aside
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import logits_of
+from lightning_lm.callbacks.prompts import Prompt, sample_prompts
 from lightning_lm.callbacks.readable import visible
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
+from lightning_lm.modules import LMModule, PipelineModule
 from lightning_lm.protocols import LanguageModel, Tokenizer
 
 __all__ = ["SampleText"]
@@ -28,11 +31,11 @@ class SampleText(LeanHooks, Callback):
     without are bit-equal. Every rank generates the same text, because the ranks of a sharded model need each other;
     rank 0 shows it. A strategy that can gather the weights meanwhile offers ``generation_context(module)``.
 
-    Any module serves: its ``model`` if that is a `lightning_lm.protocols.LanguageModel`, otherwise its own
-    ``forward(input_ids)``.
+    Any module serves: its ``model`` if that is a `lightning_lm.protocols.LanguageModel` or the model of an `LMModule`,
+    otherwise its own ``forward(input_ids)``. Generating that fails is reported once and ends nothing.
 
     Args:
-        prompts: Texts to continue.
+        prompts: Texts to continue; by default two prompts of the validation data, or the beginnings of its texts.
         every_n_steps: Optimizer steps between samples; left out, samples follow validations.
         max_new_tokens: Most tokens of a completion.
         sampling: How tokens are chosen. Without a seed, 0 is taken: the same noise each time shows the model's change.
@@ -50,7 +53,7 @@ class SampleText(LeanHooks, Callback):
 
     def __init__(
         self,
-        prompts: Sequence[str] = ("def main(", "The "),
+        prompts: Sequence[str] | None = None,
         *,
         every_n_steps: int | None = None,
         max_new_tokens: int = 64,
@@ -59,16 +62,20 @@ class SampleText(LeanHooks, Callback):
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigurationError(f"every_n_steps={every_n_steps} is never; give at least 1, or null.")
-        self._prompts = list(prompts)
+        self._prompts = [Prompt(text) for text in prompts or ()]
         self._every_n_steps = every_n_steps
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling if sampling.seed is not None else dataclasses.replace(sampling, seed=0)
         self._tokenizer = tokenizer
         self._last_step = -1
+        self._fails = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse early rather than after the first validation."""
         self._find_tokenizer(trainer)
+        self._fails = isinstance(pl_module, PipelineModule)
+        if self._fails:
+            rank_zero_warn("SampleText shows nothing in this run: each rank has one stage of the model, not all of it.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run."""
@@ -94,19 +101,29 @@ class SampleText(LeanHooks, Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        with clocks_stopped(trainer):
-            texts = self._complete(trainer, pl_module)
+        if self._fails:
+            return
+        if not self._prompts:
+            self._prompts = sample_prompts(trainer, self._find_tokenizer(trainer))
+        prompts = self._prompts
+        try:
+            with clocks_stopped(trainer):
+                texts = self._complete(trainer, pl_module, prompts)
+        except FAILURES as error:
+            self._fails = True
+            rank_zero_warn(f"SampleText shows nothing in this run: generating failed ({reason_of(error)})")
+            return
         if trainer.is_global_zero:
-            _print(trainer.global_step, self._prompts, texts)
-            _write(trainer, self._prompts, texts)
+            shown = [prompt.text for prompt in prompts]
+            _print(trainer.global_step, shown, texts)
+            _write(trainer, shown, texts)
 
-    def _complete(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
+    def _complete(self, trainer: Trainer, pl_module: LightningModule, prompts: list[Prompt]) -> list[str]:
         generator = Generator(_language_model(trainer, pl_module), self._find_tokenizer(trainer))
         gather = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
         with set_aside(pl_module, pl_module.device), gather(pl_module), trainer.precision_plugin.val_step_context():
-            completions = generator.generate(
-                self._prompts, sampling=self._sampling, max_new_tokens=self._max_new_tokens
-            )
+            given = [prompt.ids or prompt.text for prompt in prompts]
+            completions = generator.generate(given, sampling=self._sampling, max_new_tokens=self._max_new_tokens)
         return [completion.text for completion in completions]
 
     def _find_tokenizer(self, trainer: Trainer) -> Tokenizer:
@@ -123,13 +140,16 @@ def _language_model(trainer: Trainer, pl_module: LightningModule) -> LanguageMod
     model = getattr(pl_module, "model", None)
     if isinstance(model, LanguageModel):
         return model
-    return lambda input_ids: logits_of(trainer, pl_module, input_ids)
+    forward: Any = model if isinstance(pl_module, LMModule) else pl_module
+    return lambda input_ids: logits_of(trainer, forward, input_ids)
 
 
 def _print(step: int, prompts: list[str], texts: list[str]) -> None:
     console = rich.get_console()
     for prompt, text in zip(prompts, texts, strict=True):
-        console.print(Text.assemble((f"sample at step {step:,}: ", "dim"), (prompt, "bold"), visible(text)))
+        # Brackets, because many terminals and every log file show no bold.
+        shown = ("[", "dim"), (visible(prompt), "bold"), ("]", "dim")
+        console.print(Text.assemble((f"sample at step {step:,}: ", "dim"), *shown, visible(text)))
 
 
 def _write(trainer: Trainer, prompts: list[str], texts: list[str]) -> None:

@@ -211,7 +211,7 @@ def _cost(pl_module: LightningModule, context_length: int) -> ModelCost:
     model = getattr(pl_module, "model", None)
     own = isinstance(model, LanguageModel)
     cost = measure_cost(model if own else pl_module, context_length)  # type: ignore[arg-type]
-    products = training_flops_per_token(pl_module, context_length)
+    products = training_flops_per_token(pl_module, context_length) or cost.flops_per_token["products"]
     return ModelCost(parameters=cost.parameters, flops_per_token={**cost.flops_per_token, "products": products})
 
 

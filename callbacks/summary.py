@@ -19,11 +19,12 @@ class LMSummary(LeanHooks, ModelSummary):
 
     Weight decay, optimizer routing and FLOP counts follow from a parameter's role, so this table shows what they will
     do; it works for any module. It takes the place of Lightning's summary by layer. The memory is that of one device
-    before sharding, for a micro-batch of the datamodule.
+    before sharding, for a micro-batch of the datamodule. FLOPs and activations are counted for modules that take token
+    ids, if the length of a row is known; for others the table says so.
 
     Args:
-        context_length: Tokens in a row, for FLOPs and activations. Left out, the datamodule or the model's config is
-            asked; 1 where neither knows.
+        context_length: Tokens in a row, for FLOPs and activations; by default that of the datamodule or of the model's
+            config.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -38,12 +39,12 @@ class LMSummary(LeanHooks, ModelSummary):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table on rank 0; counting FLOPs may need a forward pass, which every rank makes."""
         length = self._context_length or row_length(trainer, pl_module)
-        flops = training_flops_per_token(pl_module, length)
+        flops = None if length is None else training_flops_per_token(pl_module, length)
         if not trainer.is_global_zero:
             return
         memory = memory_estimate(
             pl_module,
-            length * rows_per_device(trainer),
+            0 if flops is None or length is None else length * rows_per_device(trainer),
             states_per_parameter=_states_per_parameter(trainer),
             activation_bytes=2 if "16" in str(trainer.precision) else 4,
         )

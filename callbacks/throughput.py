@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_lm.callbacks.batches import num_predictions, num_replicas
+from lightning_lm.callbacks.batches import context_of, num_predictions, num_replicas
 from lightning_lm.callbacks.device_peak import peak_flops_per_s
 from lightning_lm.callbacks.emission import LogInterval, emit
 from lightning_lm.callbacks.flops import training_flops_per_token
@@ -26,7 +26,8 @@ class Throughput(LeanHooks, Callback):
     validation and in `SampleText` is left out, and so is the first step of a run, which compiles and allocates.
 
     * ``perf/tokens_per_s``: positions that predict a token, padding included, over all devices;
-      ``perf/tokens_per_s_per_device`` only where there are several.
+      ``perf/tokens_per_s_per_device`` only where there are several. Neither where batches have no tokens: a mapping
+      with ``input_ids`` [batch, seq], or a pair of inputs and targets of that shape, has.
     * ``perf/step_time_s``: seconds per optimizer step.
     * ``perf/memory_gb``: 10^9 bytes, the most that this rank held so far: allocated on its GPU, resident on a CPU.
     * ``perf/mfu``: FLOPs of the model as counted from its matrices, forward and backward, over the device's dense peak
@@ -68,7 +69,7 @@ class Throughput(LeanHooks, Callback):
                 self._start_s += time.perf_counter() - self._paused_s
             self._paused_s = None
         if self._peak is not None and self._flops_per_token is None and num_predictions(batch):
-            self._flops_per_token = training_flops_per_token(pl_module, batch["input_ids"].shape[-1] - 1)
+            self._flops_per_token = training_flops_per_token(pl_module, context_of(batch)) or 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,14 +111,14 @@ class Throughput(LeanHooks, Callback):
         elapsed_s = time.perf_counter() - (self._start_s or 0.0)
         tokens_per_s = _over_ranks(trainer, self._tokens) / elapsed_s
         per_device = tokens_per_s / trainer.world_size
-        metrics = {"perf/tokens_per_s": tokens_per_s}
-        if trainer.world_size > 1:
+        metrics = {"perf/tokens_per_s": tokens_per_s} if tokens_per_s else {}
+        if metrics and trainer.world_size > 1:
             metrics["perf/tokens_per_s_per_device"] = per_device
         metrics["perf/step_time_s"] = elapsed_s / (self._interval.step - self._start_step)
         memory = _peak_memory_bytes(trainer.strategy.root_device)
         if memory is not None:
             metrics["perf/memory_gb"] = memory / 1e9
-        if self._peak is not None and self._flops_per_token:
+        if tokens_per_s and self._peak is not None and self._flops_per_token:
             metrics["perf/mfu"] = per_device * self._flops_per_token / self._peak
         emit(trainer, metrics)
 

@@ -1,7 +1,8 @@
 """Rows that are longer than one device can hold: ranks share the tokens of each row."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,6 +78,14 @@ class ContextParallelStrategy(DDPStrategy):
         self._shared = None
         super().teardown()
 
+    def generation_context(self, module: LightningModule | nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which attention sees the rows that it is given as whole ones: every rank has all weights.
+
+        Args:
+            module: The module in training.
+        """
+        return contextlib.nullcontext() if self._shared is None else self._shared.whole_rows()
+
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
         """Ranks that share rows read the same ones."""
@@ -114,6 +123,15 @@ class _SharedRows:
         self._module.loss = self._loss  # type: ignore[assignment]
         for mixer in self._mixers:
             del mixer.attend
+
+    @contextlib.contextmanager
+    def whole_rows(self) -> Iterator[None]:
+        shared = [(mixer, vars(mixer).pop("attend")) for mixer in self._mixers]
+        try:
+            yield
+        finally:
+            for mixer, attend in shared:
+                mixer.attend = attend  # type: ignore[method-assign]
 
     def _shared_loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> TokenLoss | MeasuredLoss:
         """Return the sums over whole rows, whose gradient is that of this rank's tokens times the number of ranks.

@@ -98,14 +98,14 @@ class ModelDescription:
 
     Args:
         rows: The parameters by role.
-        context_length: Tokens of a row.
-        flops_per_token: Of training, at that context length; see `flops_per_token`.
+        context_length: Tokens of a row; ``None`` if unknown.
+        flops_per_token: Of training, at that context length; see `flops_per_token`. ``None`` if not counted.
         memory: Of a training step.
     """
 
     rows: tuple[ParameterRow, ...]
-    context_length: int
-    flops_per_token: float
+    context_length: int | None
+    flops_per_token: float | None
     memory: MemoryEstimate
 
     @property
@@ -211,16 +211,7 @@ def render(description: ModelDescription) -> "Table":
     """
     from rich.table import Table
 
-    memory = description.memory
-    table = Table(
-        title=f"{_short(description.num_parameters)} parameters",
-        caption=(
-            f"{_short(description.flops_per_token)}FLOPs per trained token at context {description.context_length}\n"
-            f"about {readable_bytes(memory.total)}: parameters {readable_bytes(memory.parameters)}, gradients "
-            f"{readable_bytes(memory.gradients)}, optimizer {readable_bytes(memory.optimizer_states)}, "
-            f"activations {readable_bytes(memory.activations)}"
-        ),
-    )
+    table = Table(title=f"{_short(description.num_parameters).strip()} parameters", caption=_caption(description))
     table.add_column("role")
     for name in ("tensors", "parameters", "share", "memory"):
         table.add_column(name, justify="right")
@@ -229,6 +220,18 @@ def render(description: ModelDescription) -> "Table":
             row.role, str(row.tensors), _short(row.parameters), f"{row.share:.1%}", readable_bytes(row.num_bytes)
         )
     return table
+
+
+def _caption(description: ModelDescription) -> str:
+    memory, flops = description.memory, description.flops_per_token
+    parts = {"parameters": memory.parameters, "gradients": memory.gradients, "optimizer": memory.optimizer_states}
+    if flops is None:
+        first = "FLOPs not counted: the module takes no token ids, or the length of its rows is unknown"
+        total = f"{readable_bytes(memory.total)} without activations"
+    else:
+        first = f"{_short(flops)}FLOPs per trained token at context {description.context_length}"
+        total, parts["activations"] = readable_bytes(memory.total), memory.activations
+    return f"{first}\nabout {total}: {', '.join(f'{name} {readable_bytes(size)}' for name, size in parts.items())}"
 
 
 def _multiplied_weights(model: nn.Module) -> int:

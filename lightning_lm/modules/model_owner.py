@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
@@ -44,6 +45,7 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         if self._configured:
             return
         if self.model_config is not None:
+            _refuse_early_copies(self._trainer)
             self.model = self.model_config.build(self._vocab_size())
         _check_length(self.model, self._trainer)
         self._configured = True
@@ -94,6 +96,16 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         model = getattr(self, "model", None)
         config = getattr(model, "description", getattr(model, "config", None))
         return config.to_dict() if isinstance(config, Part) else None
+
+
+def _refuse_early_copies(trainer: Any) -> None:
+    """Refuse a callback that has copied the module already, without its model."""
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in getattr(trainer, "callbacks", ())):
+        raise ConfigurationError(
+            "StochasticWeightAveraging copies the module before its model is built from the config, so it would "
+            "average nothing. Give the module a built model, PretrainModule(config.build()) with the config's "
+            "vocab_size set, or average with lightning_lm.callbacks.EMA."
+        )
 
 
 def _check_length(model: nn.Module, trainer: Any) -> None:

@@ -9,13 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import rich
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-from lightning_lm.callbacks import CompressionReport, Perplexity
+from lightning_lm.callbacks import CompressionReport, Perplexity, RunReport
 from lightning_lm.callbacks.next_steps import Left, commands
 
 TEXTS = ["one sentence, and one more: é", "", "a second document " * 20]
@@ -75,10 +76,43 @@ def test_only_the_beginning_of_a_long_text_is_compressed(foreign_module, data, t
     assert values["report/gzip_bits_per_byte"] == pytest.approx(8 * len(gzip.compress(raw, 9)) / len(raw))
 
 
-def test_an_early_measurement_says_its_step(foreign_module, data, trainer_with, console):
-    trainer = trainer_with(Perplexity(), CompressionReport(), max_epochs=1, val_check_interval=3)
-    trainer.fit(foreign_module(), data)
-    assert "this model at step 3" in console.file.getvalue()
+@pytest.mark.parametrize("interval", [{"val_check_interval": 3}, {"val_check_interval": 50}, {"max_steps": 3}])
+def test_the_final_weights_are_measured_whatever_the_interval(foreign_module, data, trainer_with, console, interval):
+    """The line of the model is that of its last step, also if the run would not have validated then, or at all."""
+    report = CompressionReport()
+    defaults = {"max_epochs": 2, "check_val_every_n_epoch": None}
+    module = foreign_module()
+    trainer = trainer_with(Perplexity(), report, **(defaults | interval))
+    trainer.fit(module, data)
+    assert report._validated_step == trainer.global_step
+    shown = next(line for line in console.file.getvalue().splitlines() if line.startswith("  this model  "))
+    again = trainer_with(Perplexity())
+    again.validate(module, data, verbose=False)
+    assert float(shown.split()[2]) == pytest.approx(float(again.callback_metrics["val/bits_per_byte"]), abs=6e-4)
+
+
+def test_a_run_without_validation_says_that_the_model_was_not_measured(foreign_module, data, trainer_with, console):
+    trainer_with(Perplexity(), CompressionReport(), max_epochs=1, limit_val_batches=0).fit(foreign_module(), data)
+    assert "gzip" in console.file.getvalue()
+    assert "was not measured" in console.file.getvalue()
+
+
+def test_the_final_validation_changes_no_weight(foreign_module, data, trainer_with, console):
+    weights = []
+    for callbacks in ([], [CompressionReport()]):
+        module = foreign_module()
+        torch.manual_seed(3)
+        trainer_with(*callbacks, max_epochs=2, val_check_interval=3).fit(module, data)
+        weights.append(module.head.weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_results_of_a_run_whose_data_has_no_texts(foreign_module, loader_of, batches_of, trainer_with, console):
+    trainer = trainer_with(Perplexity(), RunReport(), max_epochs=1, val_check_interval=1.0)
+    trainer.fit(foreign_module(), loader_of(batches_of([(2, 9)] * 4)), loader_of(batches_of([(2, 9)])))
+    text = console.file.getvalue()
+    assert "Results at step 4" in text
+    assert f"val/loss        {float(trainer.callback_metrics['val/loss']):.4f}" in text
 
 
 def test_paths_and_commands_are_real(foreign_module, data, trainer_with, console, tmp_path, monkeypatch):
@@ -93,7 +127,7 @@ def test_paths_and_commands_are_real(foreign_module, data, trainer_with, console
     checkpoint = "runs dir/try/version_0/checkpoints/last.ckpt"
     assert (tmp_path / checkpoint).is_file()
     assert f"Checkpoint: {checkpoint}\nLogs: runs dir/try/version_0\n" in text
-    assert f"""  lightning-lm generate --checkpoint '{checkpoint}' --prompt 'it'"'"'s'\n""" in text
+    assert "generate" not in text  # which knows nothing of a user's own module
     fit = f"  lightning-lm fit --config 'runs dir/try/version_0/config.yaml' --ckpt_path '{checkpoint}'"
     assert f"{fit} --trainer.max_steps 8\n" in text
     assert "  tensorboard --logdir 'runs dir/try'\n" in text

@@ -51,7 +51,7 @@ def test_the_text_is_the_models_and_goes_to_console_and_logger(
     fit(trainer, alphabet(), loader_of, batches_of)
     assert steps_of(record) == [2, 4, 6]  # once at the end, though validation and end fall together
     assert record.texts[:2] == [("samples/0", "    abcdef", 2), ("samples/1", "    xyz{|", 2)]
-    assert console.file.getvalue().splitlines()[:2] == ["sample at step 2: abcdef", "sample at step 2: xyz{|"]
+    assert console.file.getvalue().splitlines()[:2] == ["sample at step 2: [ab]cdef", "sample at step 2: [x]yz{|"]
 
 
 def test_every_n_steps_and_at_the_end(alphabet, loader_of, batches_of, trainer_with, record_of, tokenizer, console):
@@ -123,7 +123,7 @@ def test_bytes_cannot_command_the_terminal(foreign_module, loader_of, batches_of
 
     samples = SampleText(["a"], max_new_tokens=2, tokenizer=tokenizer)
     fit(trainer_with(samples, max_epochs=1, limit_val_batches=0), Escapes(), loader_of, batches_of)
-    assert console.file.getvalue() == "sample at step 6: a\ufffd\ufffd\n"
+    assert console.file.getvalue() == "sample at step 6: [a]\ufffd\ufffd\n"
 
 
 def test_no_tokenizer_is_refused_before_training(alphabet, loader_of, batches_of, trainer_with):

@@ -1,12 +1,16 @@
 """All callbacks together on this package's own module and data."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from torch import nn
 
 from lightning_lm.callbacks import (
     CompressionReport,
+    LastCheckpoint,
     LMProgressBar,
     LMSummary,
     LossSpike,
@@ -16,6 +20,7 @@ from lightning_lm.callbacks import (
 )
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.datamodules.loader import Loading
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 from lightning_lm.models.summary import flops_per_token
 from lightning_lm.modules import PretrainModule
@@ -33,7 +38,7 @@ CONFIG = TransformerConfig(
 
 @pytest.fixture
 def run(tmp_path, trainer_with, record_of):
-    def fit(*callbacks, steps=6, **options):
+    def fit(*callbacks, steps=6, model=CONFIG, **options):
         torch.manual_seed(0)
         data = TextDataModule(
             TEXTS,
@@ -43,10 +48,10 @@ def run(tmp_path, trainer_with, record_of):
             batch_size=4,
             loading=Loading(cache_dir=str(tmp_path), show_progress=False, tokenize_workers=1),
         )
-        module = PretrainModule(CONFIG)
+        module = PretrainModule(model)
         defaults = {"max_epochs": -1, "max_steps": steps, "check_val_every_n_epoch": None, "val_check_interval": 3}
         trainer = trainer_with(
-            *callbacks, **defaults, log_every_n_steps=2, use_distributed_sampler=False, logger=record_of(), **options
+            *callbacks, log_every_n_steps=2, use_distributed_sampler=False, logger=record_of(), **(defaults | options)
         )
         trainer.fit(module, datamodule=data)
         return trainer, module, data
@@ -101,3 +106,47 @@ def test_train_and_perf_are_logged_at_the_same_steps(run):
     trainer, _, _ = run(Throughput(), steps=8)
     steps = {name: [s for s, m in trainer.logger.metrics if name in m] for name in ("train/loss", "perf/tokens_per_s")}
     assert steps["train/loss"] == steps["perf/tokens_per_s"] == [2, 4, 6, 8]
+
+
+class OneLayer(nn.Module):
+    """A user's own model in an `LMModule`: no ``hidden``, no ``head``, no cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(257, 257)
+
+    def forward(self, input_ids, **_):
+        return self.table(input_ids)
+
+
+def test_samples_of_a_users_own_model_begin_with_the_data(run):
+    """By default the prompts are beginnings of held-out texts; the `LMModule` itself has no forward."""
+    trainer, _, data = run(SampleText(max_new_tokens=3), CompressionReport(), model=OneLayer())
+    assert {step for _, _, step in trainer.logger.texts} == {3, 6}
+    shown = trainer.logger.texts[0][1].strip()
+    assert any(shown.startswith(text[: text.rindex(" ", 0, 24)]) for text in data.validation_texts())
+
+
+def test_the_command_generates_from_a_text_of_the_data(run, tmp_path, capsys):
+    save = LastCheckpoint(2, tmp_path / "saved")
+    run(CompressionReport(), save, enable_checkpointing=True)
+    out = capsys.readouterr().out
+    assert "def main(" not in out
+    assert "lightning-lm generate --checkpoint" in out
+    assert "--prompt 'document " in out
+
+
+def test_a_run_that_is_averaged_before_its_model_is_built_is_refused(run):
+    """Lightning's callback copies the module in ``setup``, when a model from a config does not exist yet."""
+    swa = StochasticWeightAveraging(1e-3, swa_epoch_start=1)
+    with pytest.raises(ConfigurationError, match=r"config\.build\(\)"):
+        run(swa)
+
+
+def test_a_built_model_is_averaged(run):
+    torch.manual_seed(0)
+    swa = StochasticWeightAveraging(1e-3, swa_epoch_start=1)
+    _, module, _ = run(
+        swa, model=dataclasses.replace(CONFIG, vocab_size=257).build(), max_epochs=1, check_val_every_n_epoch=1
+    )
+    assert sum(1 for _ in swa._average_model.parameters()) == sum(1 for _ in module.parameters()) > 0

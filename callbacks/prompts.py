@@ -1,0 +1,75 @@
+"""Prompts that fit the data of a run: a question as the template writes it, or the beginning of a held-out text."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_lm.callbacks.aside import FAILURES
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.types import IGNORE_INDEX
+
+__all__ = ["Prompt", "sample_prompts"]
+
+_MOST_CHARACTERS, _LEAST_CHARACTERS = 24, 3
+_MOST_TOKENS = 256
+_LOOKED_AT = 20
+
+
+class Prompt(NamedTuple):
+    """A text to continue."""
+
+    text: str
+    ids: list[int] | None = None
+    """Its tokens, if special ones are among them, which in a text are ordinary letters."""
+
+
+def sample_prompts(trainer: Trainer, tokenizer: Tokenizer | None, count: int = 2) -> list[Prompt]:
+    """Return short prompts of the kind that a model is trained on: code for code, questions for chats.
+
+    They are the first prompts of the validation data, if it has some, else the beginnings of ``validation_texts()``.
+
+    Args:
+        trainer: The running trainer; its datamodule is asked.
+        tokenizer: Of the model.
+        count: Most prompts.
+    """
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    for source in (lambda: _questions(datamodule, tokenizer), lambda: _beginnings(datamodule)):
+        try:
+            found = {prompt.text: prompt for prompt in islice(source(), count)}
+        except FAILURES:  # a user's own datamodule
+            continue
+        if found:
+            return list(found.values())
+    return [Prompt("The ")]
+
+
+def _questions(datamodule: Any, tokenizer: Tokenizer | None) -> Iterator[Prompt]:
+    """Yield the prompts of the first validation batch: its texts, or each row's tokens before the first target."""
+    if datamodule is None or tokenizer is None:
+        return
+    batch: Any = next(iter(datamodule.val_dataloader()), None)
+    if not isinstance(batch, Mapping):
+        return
+    if "texts" in batch:
+        yield from (Prompt(text) for text in batch["texts"])
+    elif isinstance(batch.get("labels"), Tensor):
+        for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+            first = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), 0)
+            if 1 < first <= _MOST_TOKENS:
+                yield Prompt(tokenizer.decode(ids[:first]), ids[:first])
+
+
+def _beginnings(datamodule: Any) -> Iterator[Prompt]:
+    """Yield the first words of each text that is long enough; a prompt ends before a space or inside a long word."""
+    texts: Iterable[str] = datamodule.validation_texts() if hasattr(datamodule, "validation_texts") else ()
+    for text in islice(texts, _LOOKED_AT):
+        line = next((line for line in text.splitlines() if len(line.strip()) >= _LEAST_CHARACTERS), "")
+        start = line[:_MOST_CHARACTERS]
+        if len(line) > len(start) and " " in start.strip():
+            start = start[: start.rstrip().rindex(" ")]
+        if start:
+            yield Prompt(start)

@@ -1,0 +1,94 @@
+"""The end of a run: its results, the files it wrote, and what to type next."""
+
+from typing import Any
+
+import rich
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_lm.callbacks.hooks import LeanHooks
+from lightning_lm.callbacks.next_steps import commands, left_by
+from lightning_lm.callbacks.prompts import sample_prompts
+from lightning_lm.callbacks.readable import number
+from lightning_lm.modules import LMModule, RewardModule
+
+__all__ = ["RunReport"]
+
+_TRAINING = ("train/loss", "train/reward")
+
+
+class RunReport(LeanHooks, Callback):
+    """Print the results of a run, its checkpoint and logs, and the commands that use them.
+
+    The results are those of the final weights: if the last validation came before the last step, there is one more,
+    provided that the module has validation data. Commands are shown that work with this module and this checkpoint.
+
+    Args:
+        prompt: Of the ``generate`` command that is shown; by default one of the validation data.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.callbacks import RunReport
+        >>> trainer = Trainer(callbacks=[RunReport()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, *, prompt: str | None = None) -> None:
+        self._prompt = prompt
+        self._validated_step: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the validations of an earlier run."""
+        self._validated_step = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask for a validation after the last step; Lightning validates when it is told to stop."""
+        last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if last_batch or trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note when the model was measured."""
+        if not trainer.sanity_checking:
+            self._validated_step = trainer.global_step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print, on rank 0."""
+        if not trainer.is_global_zero:
+            return
+        console = rich.get_console()
+        results = self._results(trainer)
+        if results is not None:
+            console.print(results)
+        left = left_by(trainer)
+        lines = [f"Checkpoint: {left.checkpoint or 'none was written'}", f"Logs: {left.logs or 'none were written'}"]
+        further = commands(trainer, left, self._prompt_for(trainer, pl_module))
+        lines += ["What to type next:", *(f"  {command}" for command in further)] if further else []
+        console.print(Text("\n".join(lines)), soft_wrap=True)  # unbroken lines, to be copied
+
+    def _results(self, trainer: Trainer) -> RenderableType | None:
+        metrics = trainer.callback_metrics
+        names = [name for name in metrics if name.startswith(("val/", "val_"))]
+        names += [name for name in _TRAINING if name in metrics]
+        if not names:
+            return None
+        table = Table.grid(padding=(0, 2))
+        for name in names:
+            late = name in _TRAINING or self._validated_step in (None, trainer.global_step)
+            table.add_row(
+                f"  {name}", number(float(metrics[name])), "" if late else f"at step {self._validated_step:,}"
+            )
+        table.title, table.title_justify, table.title_style = f"Results at step {trainer.global_step:,}", "left", "bold"
+        return table
+
+    def _prompt_for(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+        """Return the prompt of the ``generate`` command; ``None`` if the checkpoint does not generate."""
+        tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        if not isinstance(pl_module, LMModule) or isinstance(pl_module, RewardModule) or not hasattr(tokenizer, "save"):
+            return None
+        if self._prompt is not None:
+            return self._prompt
+        return sample_prompts(trainer, tokenizer, count=1)[0].text
