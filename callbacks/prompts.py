@@ -37,9 +37,9 @@ def sample_prompts(trainer: Trainer, tokenizer: Tokenizer | None, count: int = 2
         count: Most prompts.
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    for source in (lambda: _questions(datamodule, tokenizer), lambda: _beginnings(datamodule)):
+    for prompts in (_questions(datamodule, tokenizer), _beginnings(datamodule)):
         try:
-            found = {prompt.text: prompt for prompt in islice(source(), count)}
+            found = {prompt.text: prompt for prompt in islice(prompts, count)}
         except FAILURES:  # a user's own datamodule
             continue
         if found:
@@ -51,7 +51,8 @@ def _questions(datamodule: Any, tokenizer: Tokenizer | None) -> Iterator[Prompt]
     """Yield the prompts of the first validation batch: its texts, or each row's tokens before the first target."""
     if datamodule is None or tokenizer is None:
         return
-    batch: Any = next(iter(datamodule.val_dataloader()), None)
+    loader: Iterable[Any] = datamodule.val_dataloader()
+    batch = next(iter(loader), None)
     if not isinstance(batch, Mapping):
         return
     if "texts" in batch:

@@ -105,24 +105,23 @@ class SampleText(LeanHooks, Callback):
             return
         if not self._prompts:
             self._prompts = sample_prompts(trainer, self._find_tokenizer(trainer))
-        prompts = self._prompts
         try:
             with clocks_stopped(trainer):
-                texts = self._complete(trainer, pl_module, prompts)
+                texts = self._complete(trainer, pl_module)
         except FAILURES as error:
             self._fails = True
             rank_zero_warn(f"SampleText shows nothing in this run: generating failed ({reason_of(error)})")
             return
         if trainer.is_global_zero:
-            shown = [prompt.text for prompt in prompts]
+            shown = [prompt.text for prompt in self._prompts]
             _print(trainer.global_step, shown, texts)
             _write(trainer, shown, texts)
 
-    def _complete(self, trainer: Trainer, pl_module: LightningModule, prompts: list[Prompt]) -> list[str]:
+    def _complete(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
         generator = Generator(_language_model(trainer, pl_module), self._find_tokenizer(trainer))
         gather = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
         with set_aside(pl_module, pl_module.device), gather(pl_module), trainer.precision_plugin.val_step_context():
-            given = [prompt.ids or prompt.text for prompt in prompts]
+            given = [prompt.ids or prompt.text for prompt in self._prompts]
             completions = generator.generate(given, sampling=self._sampling, max_new_tokens=self._max_new_tokens)
         return [completion.text for completion in completions]
 

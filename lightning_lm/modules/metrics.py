@@ -110,7 +110,7 @@ def _union(keys: list[Key]) -> list[Key]:
 class _ShownScalar(Tensor):
     """A scalar that is read from its device when a progress bar prints it, and printed as a number."""
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"{self.item():.4f}"
 
     def __format__(self, format_spec: str) -> str:
