@@ -39,7 +39,7 @@ class StoreRows:
     def __init__(self, store: TokenStore, packing: Packing, row_length: int, key: int | None) -> None:
         self.store = store
         self._packing, self._row_length, self._key = packing, row_length, key
-        self._context = 0 if store.eos_id is None else 1
+        self._context = 0 if store.bos_id is None else 1
         self._num_windows = -(-len(store) // _WINDOW)
         self._plan = functools.lru_cache(maxsize=2)(self._plan_window)
         self._epoch = functools.lru_cache(maxsize=4)(self._order_windows)
@@ -122,8 +122,8 @@ class StoreRows:
         starts = np.where(documents > 0, self.store.ends[documents - 1], 0) + offsets - self._context
         cells_of = np.maximum(np.repeat(starts, cells) + inside, 0)
         tokens = self.store.tokens[cells_of].astype(np.int64)
-        if self.store.eos_id is not None:
-            tokens[first[offsets == 0]] = self.store.eos_id
+        if self.store.bos_id is not None:
+            tokens[first[offsets == 0]] = self.store.bos_id
         rows["input_ids"][at] = tokens
         tokens[first] = IGNORE_INDEX
         if self.store.learned is not None:

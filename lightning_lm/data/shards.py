@@ -78,7 +78,8 @@ def read_shard(path: Path, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[
     """Return the tokens of a shard and the length of each of its documents."""
     data = path.read_bytes()
     num_documents = int.from_bytes(data[:8], "little")
-    lengths = np.frombuffer(data, np.int64, num_documents, offset=_HEADER)
+    # A copy: a view would keep the bytes of the whole shard, and the store keeps the lengths of all of them.
+    lengths = np.frombuffer(data, np.int64, num_documents, offset=_HEADER).copy()
     return np.frombuffer(data, dtype, offset=_HEADER + lengths.nbytes), lengths
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from lightning_lm.errors import DataError
 
 __all__ = ["TokenStore", "token_dtype", "write_store"]
 
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 did not have the id that begins a row."""
 _KEYS = {"format", "dtype", "vocab_size", "eos_id", "num_tokens", "num_documents", "num_bytes", "tokenizer", "source"}
 
 
@@ -83,8 +84,14 @@ class TokenStore:
         return None if eos_id is None else int(eos_id)
 
     @property
+    def bos_id(self) -> int | None:
+        """The id before the first token of each document in a row: the tokenizer's begin, or else its end of text."""
+        bos_id = self.meta.get("bos_id")
+        return self.eos_id if bos_id is None else int(bos_id)
+
+    @property
     def fingerprint(self) -> str:
-        """Hex digest (SHA-256) of the tokens, of the documents' ends and of the end-of-text id."""
+        """Hex digest (SHA-256) of the tokens, of the documents' ends and of the ids that begin and end a document."""
         return str(self.meta["fingerprint"])
 
     def verify(self) -> None:
@@ -93,7 +100,7 @@ class TokenStore:
         Raises:
             DataError: If a byte of the store has changed since it was written.
         """
-        digest = _new_digest(self.tokens.dtype, self.eos_id)
+        digest = _new_digest(self.meta)
         for begin in range(0, len(self.tokens), 1 << 24):
             digest.update(self.tokens[begin : begin + (1 << 24)].tobytes())
         digest.update(self.ends.tobytes())
@@ -138,7 +145,7 @@ def write_store(path: Path, shards: Iterable[tuple[NDArray[Any], NDArray[np.int6
         DataError: If there is no token to write.
     """
     path.mkdir()
-    digest = _new_digest(np.dtype(meta["dtype"]), meta["eos_id"])
+    digest = _new_digest(meta)
     lengths: list[NDArray[np.int64]] = []
     with (path / "tokens.bin").open("wb") as file:
         for tokens, counts in shards:
@@ -166,8 +173,10 @@ def _sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _new_digest(dtype: np.dtype[Any], eos_id: int | None) -> "hashlib._Hash":
-    return hashlib.sha256(f"{dtype.name}:{eos_id}:".encode())
+def _new_digest(meta: Mapping[str, Any]) -> "hashlib._Hash":
+    eos_id, bos_id = meta["eos_id"], meta.get("bos_id")
+    ids = [eos_id] if bos_id in (None, eos_id) else [eos_id, bos_id]
+    return hashlib.sha256(f"{meta['dtype']}:{':'.join(map(str, ids))}:".encode())
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class TokenStream:
     ) -> None:
         if row_length < 2:
             raise ConfigurationError(f"A row needs at least 2 tokens, a context and a target; got {row_length}.")
+        if not isinstance(stores, TokenStore | Mapping):
+            raise ConfigurationError(
+                f"A {type(stores).__name__} is no token store. Make one with tokenize(texts, tokenizer, folder), or of "
+                "ids that are there already with write_store(ids, documents, folder)."
+            )
         weights = {stores: 1.0} if isinstance(stores, TokenStore) else dict(stores)
         self.row_length = row_length
         self.packing = packing or BestFit()

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lightning_lm.data.store import TokenStore, token_dtype, write_store
 from lightning_lm.errors import DataError, FingerprintError
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["tokenize"]
+__all__ = ["begin_id", "tokenize"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
@@ -69,6 +69,18 @@ def tokenize(
     return store
 
 
+def begin_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id before the first token of a document: what fine-tuning and generation put before a text.
+
+    Args:
+        tokenizer: One without an id for the begin of a text gives its end-of-text id, which is what comes before a
+            document in a row of several.
+    """
+    published: Sequence[int] = getattr(tokenizer, "prefix_ids", None) or ()
+    bos_id: int | None = getattr(tokenizer, "bos_id", None)
+    return published[-1] if published else tokenizer.eos_id if bos_id is None else bos_id
+
+
 @dataclasses.dataclass(frozen=True)
 class _Job:
     source: Source
@@ -87,6 +99,7 @@ class _Job:
             "dtype": token_dtype(self.tokenizer.vocab_size).name,
             "vocab_size": self.tokenizer.vocab_size,
             "eos_id": self.tokenizer.eos_id,
+            "bos_id": begin_id(self.tokenizer),
             "tokenizer": self.tokenizer.fingerprint,
             "source": self._source_fingerprint(),
         }
@@ -105,7 +118,7 @@ class _Job:
             if self.overwrite:
                 return None
             raise
-        if meta["source"] is not None and all(store.meta[key] == value for key, value in meta.items()):
+        if meta["source"] is not None and all(store.meta.get(key) == value for key, value in meta.items()):
             return store
         if self.overwrite:
             return None

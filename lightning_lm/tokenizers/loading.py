@@ -9,7 +9,7 @@ from lightning_lm.errors import TokenizerError
 from lightning_lm.tokenizers import gpt2_files
 from lightning_lm.tokenizers.base import MARKER, BaseTokenizer, read_marker
 from lightning_lm.tokenizers.bpe import BPETokenizer
-from lightning_lm.tokenizers.pretrained import PretrainedTokenizer
+from lightning_lm.tokenizers.pretrained import TOKEN_MAP, PretrainedTokenizer
 from lightning_lm.tokenizers.sentencepiece import MODEL_BASE64, MODEL_FILE, SentencePieceTokenizer
 from lightning_lm.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordTokenizer
 
@@ -23,6 +23,7 @@ _TEXT_FILES = (
     MARKER,
     "tokenizer.json",
     "tokenizer_config.json",
+    TOKEN_MAP,
     "chat_template.jinja",
     "entries.json",
     "vocab.json",

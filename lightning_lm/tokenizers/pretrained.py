@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PretrainedTokenizer"]
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKEN_MAP = "special_tokens_map.json"
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -38,8 +39,9 @@ class PretrainedTokenizer(BaseTokenizer):
     def __init__(self, definition: str, *, config: str = "{}", chat_template: str | None = None) -> None:
         self._files = dict(zip(_FILES, (definition, config, chat_template), strict=True))
         self._config = _json(config, "tokenizer_config.json")
-        self._allowing = _tokenizer(definition)
-        self._ordinary = _tokenizer(definition)
+        named = [_content(self._config.get(name)) for name in ("bos_token", "eos_token")]
+        self._allowing = _tokenizer(definition, named)
+        self._ordinary = _tokenizer(definition, named)
         self._ordinary.encode_special_tokens = True
         self._definition = _json(definition, "tokenizer.json")
         added = self._allowing.get_added_tokens_decoder()
@@ -58,7 +60,7 @@ class PretrainedTokenizer(BaseTokenizer):
         """Read a ``tokenizer.json`` and the files beside it; ``path`` is the file or its folder."""
         path = Path(path)
         folder = path.parent if path.is_file() else path
-        found = {name: folder / name for name in _FILES if (folder / name).is_file()}
+        found = {name: folder / name for name in (*_FILES, TOKEN_MAP) if (folder / name).is_file()}
         if path.is_file():
             found["tokenizer.json"] = path
         return cls.from_files({name: file.read_text(encoding="utf-8") for name, file in found.items()})
@@ -70,7 +72,7 @@ class PretrainedTokenizer(BaseTokenizer):
             raise TokenizerError("tokenizer.json is missing: these files are no complete tokenizer.")
         return cls(
             files["tokenizer.json"],
-            config=files.get("tokenizer_config.json", "{}"),
+            config=_with_token_map(files.get("tokenizer_config.json", "{}"), files.get(TOKEN_MAP)),
             chat_template=files.get("chat_template.jinja"),
         )
 
@@ -167,7 +169,8 @@ def _rebuild(cls: type[PretrainedTokenizer], files: dict[str, str]) -> Pretraine
     return cls.from_files(files)
 
 
-def _tokenizer(definition: str) -> "tokenizers.Tokenizer":
+def _tokenizer(definition: str, special: Sequence[str | None]) -> "tokenizers.Tokenizer":
+    """Return a tokenizer in which the named tokens are special, whatever the definition says about them."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -176,6 +179,7 @@ def _tokenizer(definition: str) -> "tokenizers.Tokenizer":
     if not isinstance(model, dict) or "vocab" not in model:
         raise TokenizerError("tokenizer.json holds no model with a vocabulary: it is damaged, or something else.")
     tokenizer = Tokenizer.from_str(definition)
+    tokenizer.add_special_tokens([name for name in special if name and tokenizer.token_to_id(name) is not None])
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -189,6 +193,15 @@ def _json(text: str, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TokenizerError(f"{name} holds a {type(content).__name__}, not an object.")
     return content
+
+
+def _with_token_map(config: str, token_map: str | None) -> str:
+    """Return a configuration that also names the special tokens which ``special_tokens_map.json`` alone names."""
+    if token_map is None:
+        return config
+    known, named = _json(config, "tokenizer_config.json"), _json(token_map, TOKEN_MAP)
+    missing = {name: named[name] for name in _NAMED_TOKENS if named.get(name) and not known.get(name)}
+    return json.dumps({**known, **missing}, ensure_ascii=False) if missing else config
 
 
 def _content(token: Any) -> str | None:

@@ -110,6 +110,13 @@ class SentencePieceTokenizer(ByteTableTokenizer):
         """Read a ``.model`` file."""
         return cls(Path(path).read_bytes(), eos_token=eos_token)
 
+    @property
+    def prefix_ids(self) -> list[int]:
+        """Ids before every text: the model's begin, such as Llama's ``<s>``; or else its end of text, if it has one."""
+        bos_id = self._processor.bos_id()
+        marks = [bos_id if bos_id >= 0 else self.eos_id]
+        return [mark for mark in marks if mark is not None]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, without the space that some models put before every text."""
         text = super().decode(ids)

@@ -1,5 +1,6 @@
 """Rows: each token a target once an epoch, nothing across documents, any row found alone."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_lm.data import BestFit, Concatenate, OnePerRow, TokenStream
+from lightning_lm.data import BestFit, Concatenate, OnePerRow, TokenStream, tokenize
 from lightning_lm.data import rows as rows_module
-from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.errors import ConfigurationError, DataError, FingerprintError
 
 PACKINGS = [BestFit(), Concatenate(), OnePerRow()]
 ids = [type(packing).__name__ for packing in PACKINGS]
@@ -132,3 +133,52 @@ def test_what_gives_no_row_is_an_error_that_says_why(numbered_store):
         TokenStream(numbered_store([1], with_eos=False), row_length=9)
     with pytest.raises(ConfigurationError, match="at least 2"):
         TokenStream(numbered_store([50]), row_length=1)
+
+
+@dataclasses.dataclass
+class Letters:
+    """Ids of the letters a, b, ...; a begin that is not the end."""
+
+    vocab_size = 4
+    fingerprint = "letters"
+    eos_id: int | None = 3
+    bos_id: int | None = 2
+
+    def encode_batch(self, texts):
+        return [np.array(["ab".index(letter) for letter in text.split()], dtype=np.uint16) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("bos_id", "eos_id", "row", "targets"),
+    [
+        (2, 3, [2, 0, 1, 3, 2, 1, 3], 5),  # as fine-tuning and generation begin a text
+        (None, 3, [3, 0, 1, 3, 3, 1, 3], 5),
+        (3, 3, [3, 0, 1, 3, 3, 1, 3], 5),
+        (2, None, [2, 0, 1, 2, 1], 3),
+    ],
+)
+def test_documents_begin_as_the_tokenizer_begins_a_text(tmp_path, bos_id, eos_id, row, targets):
+    store = tokenize(["a b", "b"], Letters(eos_id, bos_id), tmp_path / "store", show_progress=False)
+    stream = TokenStream(store, row_length=len(row), shuffle=False)
+    assert stream[0]["input_ids"].tolist() == row
+    assert stream.num_targets == targets
+    store.verify()
+
+
+def test_stores_that_begin_documents_otherwise_are_not_the_same(tmp_path):
+    stores = {bos: tokenize(["a b"], Letters(3, bos), tmp_path / str(bos), show_progress=False) for bos in (None, 2, 3)}
+    assert stores[2].fingerprint != stores[3].fingerprint == stores[None].fingerprint
+    with pytest.raises(FingerprintError):
+        tokenize(["a b"], Letters(3, 2), tmp_path / "None", show_progress=False)
+
+
+def test_what_a_published_tokenizer_puts_before_a_text_begins_a_row(tmp_path):
+    tokenizer = Letters()
+    tokenizer.prefix_ids = [1, 0]
+    store = tokenize(["a b"], tokenizer, tmp_path / "store", show_progress=False)
+    assert TokenStream(store, row_length=4)[0]["input_ids"].tolist() == [0, 0, 1, 3]
+
+
+def test_an_array_is_no_store_and_the_way_to_one_is_named():
+    with pytest.raises(ConfigurationError, match=r"ndarray is no token store.*write_store"):
+        TokenStream(np.arange(100), row_length=8)

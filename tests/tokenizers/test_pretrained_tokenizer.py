@@ -192,3 +192,23 @@ def test_the_begin_of_a_text_is_the_one_that_the_files_name():
         assert PretrainedTokenizer(definition, config=json.dumps(config)).bos_id == expected
     named = PretrainedTokenizer(definition, config=json.dumps({"bos_token": None}))
     assert (named.bos_id, named.prefix_ids) == (None, [1])  # what is put before a text is another question
+
+
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("is_special", [True, False])
+def test_the_names_of_special_tokens_are_taken_from_either_file(folder: Path, tmp_path: Path, file, is_special) -> None:
+    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in definition["added_tokens"]:
+        token["special"] = is_special or token["content"] != "</s>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    (tmp_path / file).write_text(
+        json.dumps({"eos_token": {"content": "</s>", "__type": "AddedToken"}, "bos_token": "<|user|>"})
+    )
+    for tokenizer in (load_tokenizer(tmp_path), load_tokenizer(tmp_path / "tokenizer.json")):
+        assert (tokenizer.eos_id, tokenizer.bos_id) == (497, 498)
+        assert 497 not in tokenizer.encode("a</s> b")
+        assert 497 in tokenizer.encode("a</s> b", allow_special=True)
+        tokenizer.save(tmp_path / "saved")
+        assert load_tokenizer(tmp_path / "saved").eos_id == 497
+    peer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert (peer.eos_token_id, peer.bos_token_id) == (497, 498)
