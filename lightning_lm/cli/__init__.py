@@ -32,7 +32,7 @@ _VERBS = {
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.generation.command"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model as a Hugging Face folder", "lightning_lm.cli.export"),
-    "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.tokenizers.command"),
+    "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
     "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
     "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.scaling.command"),
     "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),

@@ -141,7 +141,7 @@ def guess_encoding(data: bytes) -> str:
     total = max(1, sum(high.values()))
     if len(data.decode("utf-8", "ignore").encode()) >= len(data) - total // 10 - 1 and total > 1:
         return "utf-8"
-    if total * 3 < len(data):
+    if total * 3 < len(data) or len(data) < 8:
         return "cp1252" if any(0x80 <= byte < 0xA0 for byte in high) else "latin-1"
     share = {
         "shift_jis": sum(high[byte] for byte in (0x82, 0x83)) * 4,

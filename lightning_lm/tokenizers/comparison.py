@@ -2,18 +2,15 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_lm.errors import TokenizerError
 from lightning_lm.tokenizers.base import BaseTokenizer
-from lightning_lm.tokenizers.corpus_files import find_text_files
-from lightning_lm.tokenizers.streams import read_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Measurement", "comparison_table", "measure", "read_sample"]
+__all__ = ["Measurement", "comparison_table", "measure", "take_sample"]
 
 
 class Measurement(NamedTuple):
@@ -75,23 +72,19 @@ def comparison_table(tokenizers: Mapping[str, BaseTokenizer], texts: list[str]) 
     return table
 
 
-def read_sample(paths: Iterable[Path | str], *, max_bytes: int) -> list[str]:
-    """Return the beginning of the text in files and folders, a document a file.
+def take_sample(documents: Iterable[str], *, max_bytes: int) -> list[str]:
+    """Return the first documents, the last of them cut where the sample is full.
 
     Args:
-        paths: See `find_text_files`.
-        max_bytes: Reading ends with the block that reaches this many bytes.
+        documents: Texts, of which no more are read than are needed.
+        max_bytes: Size of the sample as UTF-8.
     """
     sample: list[str] = []
     left = max_bytes
-    for path in find_text_files(paths):
-        blocks: list[str] = []
-        for block in read_text(path):
-            blocks.append(block)
-            left -= len(block.encode())
-            if left <= 0:
-                break
-        sample.append("".join(blocks))
+    for document in documents:
+        data = document.encode()
+        sample.append(document if len(data) <= left else data[:left].decode(errors="ignore"))
+        left -= len(data)
         if left <= 0:
             break
-    return sample
+    return list(filter(None, sample))

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _END_OF_TEXT = "<|endoftext|>"
+_INPUT_HELP = "files or folders, read as `fit` reads them (text, JSON, CSV, Parquet, Arrow; compressed too)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to a parser."""
     verbs = parser.add_subparsers(dest="tokenizer_verb", required=True, metavar="{train,compare}")
     train = verbs.add_parser("train", help="train a tokenizer on text files")
-    train.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, or folders of them")
+    train.add_argument("--input", nargs="+", required=True, metavar="PATH", help=_INPUT_HELP)
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the tokenizer is written")
     train.add_argument("--vocab-size", type=int, default=8192, help="number of ids (default: %(default)s)")
     train.add_argument("--kind", choices=sorted(_TRAINERS), default="bpe", help="default: %(default)s")
@@ -32,13 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compare = verbs.add_parser("compare", help="print what tokenizers make of a text, as a table")
     compare.add_argument("tokenizers", nargs="+", metavar="TOKENIZER", help='folders, files, or "bytes"')
     compare.add_argument(
-        "--input", action="append", required=True, metavar="PATH", help="a text file, or a folder; may be repeated"
+        "--input", action="append", required=True, metavar="PATH", help=f"{_INPUT_HELP}; may be repeated"
     )
     compare.add_argument("--max-megabytes", type=float, default=10.0, help="text to read (default: %(default)s)")
+    for verb in (train, compare):
+        verb.add_argument("--field", default="text", help="the field of a record (default: %(default)s)")
+        verb.add_argument("--encoding", metavar="NAME", help="encoding of text files that are not UTF-8")
+        verb.add_argument("--on-bad-record", choices=("raise", "skip"), default="raise", help="default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the verb and return the exit status; what a user can mend is said in one line on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        status = _run(arguments)
+    for warning in caught:
+        sys.stderr.write(f"lightning-lm tokenizer: {warning.message}\n")
+    return status
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.tokenizer_verb == "train":
             _train(arguments)
@@ -51,47 +67,66 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from lightning_lm.tokenizers.corpus_files import find_text_files
-
     output = Path(arguments.output)
     if output.exists() and not output.is_dir():
         raise TokenizerError(f"{output} is a file; --output names a folder.")
     if output.is_dir() and any(output.iterdir()) and not arguments.overwrite:
         raise TokenizerError(f"{output} is not empty; choose another --output, or add --overwrite.")
-    files = list(find_text_files(arguments.input))
-    if not files:
-        raise TokenizerError(f"No text files in {', '.join(arguments.input)}.")
-    tokenizer = _TRAINERS[arguments.kind](files, arguments)
+    documents = _Counted(_documents(arguments))
+    tokenizer = _TRAINERS[arguments.kind](documents, arguments)
     tokenizer.save(output)
-    sys.stdout.write(f"{tokenizer.vocab_size:,} tokens from {len(files):,} files, written to {output}\n")
+    sys.stdout.write(f"{tokenizer.vocab_size:,} tokens from {documents.count:,} documents, written to {output}\n")
 
 
-def _train_bpe(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+class _Counted:
+    """Documents, read once and counted."""
+
+    def __init__(self, documents: Iterator[str]) -> None:
+        self._documents = documents
+        self.count = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for document in self._documents:
+            self.count += 1
+            yield document
+
+
+def _documents(arguments: argparse.Namespace) -> Iterator[str]:
+    """Return the documents that `fit` would read from the same paths."""
+    from lightning_lm.data import Files
+
+    files = Files(
+        path=tuple(arguments.input),
+        field=arguments.field,
+        encoding=arguments.encoding,
+        on_bad_record=arguments.on_bad_record,
+    )
+    return files.documents()
+
+
+def _train_bpe(texts: Iterable[str], arguments: argparse.Namespace) -> "BaseTokenizer":
     from lightning_lm.tokenizers.bpe import BPETokenizer
 
-    return BPETokenizer.train(files, arguments.vocab_size, **_word_settings(arguments))
+    return BPETokenizer.train(texts, arguments.vocab_size, **_word_settings(arguments))
 
 
-def _train_words(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+def _train_words(texts: Iterable[str], arguments: argparse.Namespace) -> "BaseTokenizer":
     from lightning_lm.tokenizers.simple import WordTokenizer
 
-    return WordTokenizer.train(files, arguments.vocab_size, **_word_settings(arguments))
+    return WordTokenizer.train(texts, arguments.vocab_size, **_word_settings(arguments))
 
 
-def _train_characters(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+def _train_characters(texts: Iterable[str], arguments: argparse.Namespace) -> "BaseTokenizer":
     from lightning_lm.tokenizers.simple import CharacterTokenizer
-    from lightning_lm.tokenizers.streams import read_text
 
-    blocks = (block for file in files for block in read_text(file))
-    return CharacterTokenizer.train(blocks, special_tokens=arguments.special_token)
+    return CharacterTokenizer.train(texts, special_tokens=arguments.special_token)
 
 
-def _train_sentencepiece(files: list[Path], arguments: argparse.Namespace) -> "BaseTokenizer":
+def _train_sentencepiece(texts: Iterable[str], arguments: argparse.Namespace) -> "BaseTokenizer":
     from lightning_lm.tokenizers.sentencepiece import SentencePieceTokenizer
-    from lightning_lm.tokenizers.streams import read_text
 
     return SentencePieceTokenizer.train(
-        ("".join(read_text(file)) for file in files),
+        texts,
         arguments.vocab_size,
         model_type=arguments.kind.removeprefix("sentencepiece-"),
         special_tokens=arguments.special_token,
@@ -119,10 +154,10 @@ def _word_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _compare(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from lightning_lm.tokenizers.comparison import comparison_table, read_sample
+    from lightning_lm.tokenizers.comparison import comparison_table, take_sample
     from lightning_lm.tokenizers.loading import load_tokenizer
     from lightning_lm.tokenizers.simple import ByteTokenizer
 
-    sample = read_sample(arguments.input, max_bytes=int(arguments.max_megabytes * 1e6))
+    sample = take_sample(_documents(arguments), max_bytes=int(arguments.max_megabytes * 1e6))
     tokenizers = {name: ByteTokenizer() if name == "bytes" else load_tokenizer(name) for name in arguments.tokenizers}
     Console().print(comparison_table(tokenizers, sample))
