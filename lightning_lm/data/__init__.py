@@ -28,6 +28,7 @@ from lightning_lm.data.stream import TokenStream
 from lightning_lm.data.supervised import ExampleCounts, SupervisedRows, SupervisedStore, encode_example, store_examples
 from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.data.tokenize import tokenize
+from lightning_lm.data.tokens import TokenFiles, write_store
 
 __all__ = [
     "Alpaca",
@@ -62,6 +63,7 @@ __all__ = [
     "SupervisedRows",
     "SupervisedStore",
     "Texts",
+    "TokenFiles",
     "TokenStore",
     "TokenStream",
     "TokenizerTemplate",
@@ -79,4 +81,5 @@ __all__ = [
     "store_examples",
     "texts_of",
     "tokenize",
+    "write_store",
 ]

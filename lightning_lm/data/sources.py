@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from lightning_lm.data.decoding import UndecodableError, check_encoding, decoded, is_wide_encoding
 from lightning_lm.data.files import read_record_texts, read_text, text_of
 from lightning_lm.data.formats import BINARY, TEXTUAL, Format, foreign, format_of
@@ -34,6 +36,14 @@ class Source(Part):
     def documents(self) -> Iterator[str]:
         """Yield every document, in an order that does not change. Starts anew at each call."""
         raise NotImplementedError
+
+    def token_documents(self, eos_id: int | None) -> Iterator[NDArray[Any]] | None:  # noqa: ARG002
+        """Return the token ids of each document, for a source that has ids and no text; else None.
+
+        Args:
+            eos_id: The id that ends a document, which is left out at the end of each.
+        """
+        return None
 
     @property
     def fingerprint(self) -> str | None:
@@ -263,6 +273,21 @@ class Mixture(Source):
         """Yield the documents of one source after the other, each once: weights are for rows."""
         for source in self.sources:
             yield from source.documents()
+
+    def token_documents(self, eos_id: int | None) -> Iterator[NDArray[Any]] | None:
+        """Return the token ids of one source after the other, if they have ids.
+
+        Args:
+            eos_id: The id that ends a document, which is left out at the end of each.
+
+        Raises:
+            DataError: If some sources have ids and some have text.
+        """
+        parts = [source.token_documents(eos_id) for source in self.sources]
+        found = [part for part in parts if part is not None]
+        if 0 < len(found) < len(parts):
+            raise DataError("Sources of text and of token ids cannot be read as one; tokenize the text first.")
+        return itertools.chain.from_iterable(found) if found else None
 
     @property
     def fingerprint(self) -> str | None:

@@ -3,13 +3,18 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+from numpy.typing import NDArray
 
 from lightning_lm.data.sources import Source
 from lightning_lm.errors import ConfigurationError, DataError
 
 __all__ = ["Split", "hold_out"]
+
+Item = TypeVar("Item", str, NDArray[Any])
+"""A document: a text or its token ids."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,11 +40,20 @@ class Split(Source):
         Raises:
             DataError: If the source is empty, or too small to be split.
         """
-        if self._is_small:
-            yield from _split_few(list(self.source.documents()), self.fraction)[self.side == "validation"]
-            return
-        wanted = self.side == "validation"
-        yield from (text for text in self.source.documents() if _is_held_out(text, self.fraction) is wanted)
+        yield from self._side_of(self.source.documents)
+
+    def token_documents(self, eos_id: int | None) -> Iterator[NDArray[Any]] | None:
+        """Return the token ids of the documents of this side, if the source has ids.
+
+        Args:
+            eos_id: The id that ends a document, which is left out at the end of each.
+
+        Raises:
+            DataError: If the source is empty, or too small to be split.
+        """
+        if self.source.token_documents(eos_id) is None:
+            return None
+        return self._side_of(lambda: self.source.token_documents(eos_id) or iter(()))
 
     @property
     def fingerprint(self) -> str | None:
@@ -53,15 +67,27 @@ class Split(Source):
         inner = self.source.num_bytes
         return inner and round(inner * (self.fraction if self.side == "validation" else 1 - self.fraction))
 
+    def _side_of(self, read: Callable[[], Iterator[Item]]) -> Iterator[Item]:
+        wanted = self.side == "validation"
+        if self._is_small(read):
+            yield from _split_few(list(read()), self.fraction)[wanted]
+            return
+        yield from (item for item in read() if _is_held_out(item, self.fraction) is wanted)
+
+    def _is_small(self, read: Callable[[], Iterator[Item]]) -> bool:
+        """Tell whether hashing leaves a side empty. Reads only until both sides have been seen."""
+        if "is_small" not in self._known:
+            sides = set()
+            for item in read():
+                sides.add(_is_held_out(item, self.fraction))
+                if len(sides) == 2:
+                    break
+            self._known["is_small"] = len(sides) < 2
+        return self._known["is_small"]
+
     @functools.cached_property
-    def _is_small(self) -> bool:
-        """Whether hashing leaves a side empty. Reads only until both sides have been seen."""
-        sides = set()
-        for text in self.source.documents():
-            sides.add(_is_held_out(text, self.fraction))
-            if len(sides) == 2:
-                return False
-        return True
+    def _known(self) -> dict[str, bool]:
+        return {}
 
 
 def hold_out(source: Source, fraction: float) -> tuple[Split, Split]:
@@ -82,28 +108,35 @@ def hold_out(source: Source, fraction: float) -> tuple[Split, Split]:
     )
 
 
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"hold-out")
+def _bytes_of(item: Item) -> bytes:
+    return item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item.astype("<u4").tobytes()
+
+
+def _hash(item: Item) -> int:
+    digest = hashlib.blake2b(_bytes_of(item), digest_size=8, person=b"hold-out")
     return int.from_bytes(digest.digest(), "little")
 
 
-def _is_held_out(text: str, fraction: float) -> bool:
-    return _hash(text) < fraction * 2.0**64
+def _is_held_out(item: Item, fraction: float) -> bool:
+    return _hash(item) < fraction * 2.0**64
 
 
-def _split_few(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
+def _split_few(items: list[Item], fraction: float) -> tuple[list[Item], list[Item]]:
     """Split a source so small that hashing put everything on one side."""
-    if not texts:
+    if not items:
         raise DataError("The corpus is empty: it holds no document with any text. Check the path and the separator.")
-    if len(set(texts)) > 1:
-        held_out = min(texts, key=_hash)
-        return [text for text in texts if text != held_out], [text for text in texts if text == held_out]
-    text = texts[0]
-    target = min(len(text) - 1, round(len(text) * (1 - fraction)))
-    cut = text.rfind("\n", 0, target) + 1 or target
+    hashes = [_hash(item) for item in items]
+    if len(set(hashes)) > 1:
+        least = min(hashes)
+        train = [item for item, number in zip(items, hashes, strict=True) if number != least]
+        return train, [item for item, number in zip(items, hashes, strict=True) if number == least]
+    item = items[0]
+    target = min(len(item) - 1, round(len(item) * (1 - fraction)))
+    cut = (item.rfind("\n", 0, target) + 1 if isinstance(item, str) else 0) or target
     if cut < 1:
         raise DataError(
-            f"The corpus is one document of {len(text)} character(s), too short to hold part of it out for validation. "
-            "Add text, pass a validation source, or turn validation off with validation=0."
+            f"The corpus is one document of {len(item)} {'character' if isinstance(item, str) else 'token'}(s), too "
+            "short to hold part of it out for validation. Add text, pass a validation source, or turn validation off "
+            "with validation=0."
         )
-    return [text[:cut]], [text[cut:]]
+    return [item[:cut]], [item[cut:]]

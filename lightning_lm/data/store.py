@@ -8,7 +8,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lightning_lm.errors import DataError
 
-__all__ = ["TokenStore", "token_dtype", "write_store"]
+__all__ = ["TokenStore", "token_dtype", "write_shards"]
 
 _FORMAT = 2
 """Format 1 did not have the id that begins a row."""
@@ -133,13 +133,20 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def write_store(path: Path, shards: Iterable[tuple[NDArray[Any], NDArray[np.int64]]], meta: dict[str, Any]) -> None:
+def write_shards(
+    path: Path,
+    shards: Iterable[tuple[NDArray[Any], NDArray[np.int64]]],
+    meta: dict[str, Any],
+    *,
+    num_bytes: Callable[[], int] | None = None,
+) -> None:
     """Write a store into a new folder, which no reader takes for a store before its last file is there.
 
     Args:
         path: The folder to make; the caller renames it into place.
         shards: Tokens and lengths of documents, in order.
         meta: What ``meta.json`` says besides counts and fingerprint: dtype, vocab_size, eos_id, ...
+        num_bytes: Returns the UTF-8 bytes of the text once all shards are read, if ``meta`` does not have them.
 
     Raises:
         DataError: If there is no token to write.
@@ -162,6 +169,8 @@ def write_store(path: Path, shards: Iterable[tuple[NDArray[Any], NDArray[np.int6
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ends))
         file.write(ends.tobytes())
         _sync(file)
+    if num_bytes is not None:
+        meta = {**meta, "num_bytes": num_bytes()}
     counts_of = {"num_tokens": int(ends[-1]), "num_documents": len(ends), "fingerprint": digest.hexdigest()}
     with (path / "meta.json").open("w", encoding="utf-8") as text:
         json.dump({"format": _FORMAT, **meta, **counts_of}, text, indent=2)

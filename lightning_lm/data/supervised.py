@@ -23,7 +23,7 @@ from lightning_lm.data.packing import OnePerRow, Packing, WholeFit
 from lightning_lm.data.parallel import map_chunks, num_cores
 from lightning_lm.data.pretokenized import encode_tokens
 from lightning_lm.data.records import BadRecords, OnBadRecord, Placed
-from lightning_lm.data.store import TokenStore, token_dtype, write_store
+from lightning_lm.data.store import TokenStore, token_dtype, write_shards
 from lightning_lm.data.written_special import writes_special, written_special_report
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
@@ -35,7 +35,7 @@ LearnOn = Literal["completion", "assistant", "all"]
 """What is learned of an example: its answer (the last one of a conversation), all answers, or everything."""
 
 _LEARNED_FILE = "learned.bin"
-_VERSION = 2
+_VERSION = 3
 """Counted up when the same records give other ids or masks, so that what an older version left is not used."""
 
 
@@ -343,7 +343,7 @@ def _write(encoded: _Encoded, folder: Path, source: str, tokenizer: Tokenizer, r
         "counts": dataclasses.asdict(encoded.counts),
     }
     tokens = np.frombuffer(encoded.tokens, dtype=np.uint32).astype(dtype)
-    write_store(folder, [(tokens, np.frombuffer(encoded.lengths, dtype=np.int64))], meta)
+    write_shards(folder, [(tokens, np.frombuffer(encoded.lengths, dtype=np.int64))], meta)
     with (folder / _LEARNED_FILE).open("wb") as file:
         file.write(encoded.learned)
         file.flush()

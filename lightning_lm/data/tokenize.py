@@ -10,11 +10,12 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -22,11 +23,12 @@ from lightning_lm.data.lock import locked
 from lightning_lm.data.parallel import num_cores
 from lightning_lm.data.shards import chunks_of, encode_chunks, read_shard
 from lightning_lm.data.sources import Source, as_source
-from lightning_lm.data.store import TokenStore, token_dtype, write_store
+from lightning_lm.data.store import TokenStore, token_dtype, write_shards
+from lightning_lm.data.tokens import begin_id, token_shards
 from lightning_lm.errors import DataError, FingerprintError
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["begin_id", "tokenize"]
+__all__ = ["tokenize"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
@@ -67,18 +69,6 @@ def tokenize(
     except OSError as error:
         raise _explained(error, job.out) from error
     return store
-
-
-def begin_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id before the first token of a document: what fine-tuning and generation put before a text.
-
-    Args:
-        tokenizer: One without an id for the begin of a text gives its end-of-text id, which is what comes before a
-            document in a row of several.
-    """
-    published: Sequence[int] = getattr(tokenizer, "prefix_ids", None) or ()
-    bos_id: int | None = getattr(tokenizer, "bos_id", None)
-    return published[-1] if published else tokenizer.eos_id if bos_id is None else bos_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,19 +126,34 @@ class _Job:
         shutil.rmtree(store, ignore_errors=True)
         try:
             with _progress(self.source.num_bytes, show_progress) as advance:
-                shards: list[Path] = []
-                chunks = chunks_of(_documents(self.source), salt=self.tokenizer.fingerprint)
-                for path, num_bytes in encode_chunks(chunks, self.tokenizer, self.folder, num_workers):
-                    shards.append(path)
-                    advance(num_bytes)
-            meta["num_bytes"] = advance.total
-            write_store(store, (read_shard(path, np.dtype(meta["dtype"])) for path in shards), meta)
+                write_shards(store, self._shards(num_workers, advance), meta, num_bytes=lambda: advance.total)
             if self.out.exists():
                 self.out.rename(self.folder / f"replaced.{os.getpid()}")
             store.rename(self.out)
         finally:
             shutil.rmtree(store, ignore_errors=True)
         return TokenStore(self.out)
+
+    def _shards(self, num_workers: int, advance: "_Counter") -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Return the tokens and lengths of documents: those that are there already, or those of their text."""
+        with _reading(self.source):
+            documents = self.source.token_documents(self.tokenizer.eos_id)
+        if documents is not None:
+            return _counted(token_shards(documents, self.tokenizer), advance)
+        paths: list[Path] = []
+        chunks = chunks_of(_documents(self.source), salt=self.tokenizer.fingerprint)
+        for path, num_bytes in encode_chunks(chunks, self.tokenizer, self.folder, num_workers):
+            paths.append(path)
+            advance(num_bytes)
+        return (read_shard(path, token_dtype(self.tokenizer.vocab_size)) for path in paths)
+
+
+def _counted(
+    shards: Iterator[tuple[NDArray[Any], NDArray[np.int64], int]], advance: "_Counter"
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    for tokens, lengths, num_bytes in shards:
+        advance(num_bytes)
+        yield tokens, lengths
 
 
 class _Counter:

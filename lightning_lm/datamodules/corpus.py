@@ -50,8 +50,14 @@ class Corpus:
         self._loading = loading
 
     def validation_texts(self) -> Iterator[str]:
-        """Yield the documents for validation."""
-        return iter(()) if self._validation is None else self._validation.documents()
+        """Yield the documents for validation; those that came as token ids decoded."""
+        if self._validation is None:
+            return iter(())
+        tokenizer = self.tokenizer
+        documents = None if tokenizer is None else self._validation.token_documents(tokenizer.eos_id)
+        if documents is None or tokenizer is None:
+            return self._validation.documents()
+        return (tokenizer.decode(ids) for ids in documents)
 
     def prepare(self, *, show_progress: bool) -> Prepared:
         """Train or load the tokenizer and tokenize, or find both in the cache."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_lm.data import TokenStore
-from lightning_lm.data.store import write_store
+from lightning_lm.data.store import write_shards
 
 MakeStore = Callable[..., TokenStore]
 
@@ -28,7 +28,7 @@ def numbered_store(tmp_path: Path) -> MakeStore:
             "tokenizer": "numbers",
             "source": "lengths",
         }
-        write_store(path, [(np.arange(1, total + 1, dtype=np.uint32), np.array(lengths, dtype=np.int64))], meta)
+        write_shards(path, [(np.arange(1, total + 1, dtype=np.uint32), np.array(lengths, dtype=np.int64))], meta)
         return TokenStore(path)
 
     return make
