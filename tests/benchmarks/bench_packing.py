@@ -21,7 +21,7 @@ import numpy as np
 from record import write_record
 
 from lightning_lm.data import BestFit, Concatenate, StandardLibrary, TokenStore, TokenStream
-from lightning_lm.data.store import write_store
+from lightning_lm.data.store import write_shards
 
 ROUNDS = 5
 SEARCHED = 5_000
@@ -126,7 +126,7 @@ def batch_times() -> dict[str, float]:
 def numbered(path: Path, lengths: np.ndarray) -> TokenStore:
     tokens = np.random.default_rng(0).integers(1, 4096, lengths.sum()).astype(np.uint16)
     meta = {"dtype": "uint16", "vocab_size": 4096, "eos_id": 0, "num_bytes": 0, "tokenizer": "", "source": ""}
-    write_store(path, [(tokens, lengths)], meta)
+    write_shards(path, [(tokens, lengths)], meta)
     return TokenStore(path)
 
 
