@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStream
-from lightning_lm.datamodules.corpus import Corpus
+from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStore, TokenStream
+from lightning_lm.datamodules.corpus import Corpus, Prepared
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.datamodules.positioned import PositionedDataModule
 from lightning_lm.errors import ConfigurationError
@@ -98,6 +99,25 @@ class TextDataModule(PositionedDataModule):
         if prepared.validation is not None:
             self._validation = TokenStream(prepared.validation, row_length=row_length, shuffle=False)
         self.attach(stage)
+        if stage == "fit":
+            self._report(prepared, self._train.rows_per_epoch)
+
+    def _report(self, prepared: Prepared, num_rows: int) -> None:
+        """Say how much text there is and how often training sees it; warn where one batch repeats it."""
+        steps = getattr(self.trainer, "max_steps", -1)
+        message = f"Training text: {_size_of(*prepared.train)}, {num_rows:,} rows of {self.context_length:,} tokens"
+        if steps > 0:
+            epochs = steps * self.batch_size / num_rows
+            message += f"; {steps:,} steps of {self.batch_size:,} rows are {epochs:,.3g} epochs"
+        if prepared.validation is not None:
+            message += f". Validation text: {_size_of(prepared.validation)}"
+        if self._loading.show_progress:
+            rank_zero_info(f"{message}.")
+        if num_rows < self.batch_size:
+            rank_zero_warn(
+                f"The training text ({_size_of(*prepared.train)}) gives {num_rows} row(s), fewer than one batch of "
+                f"{self.batch_size}: every step repeats all of it. Check --data.train, or lower --data.batch_size."
+            )
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the validation rows of this rank; nothing where no text is held out."""
@@ -110,3 +130,8 @@ class TextDataModule(PositionedDataModule):
     def predict_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the same rows as for validation."""
         return self.val_dataloader()
+
+
+def _size_of(*stores: TokenStore) -> str:
+    documents, tokens = sum(map(len, stores)), sum(store.num_tokens for store in stores)
+    return f"{documents:,} document(s), {tokens:,} tokens"

@@ -47,6 +47,8 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         if self.model_config is not None:
             _refuse_early_copies(self._trainer)
             self.model = self.model_config.build(self._vocab_size())
+        else:
+            _check_vocabulary(self.model, self._vocab_size())
         _check_length(self.model, self._trainer)
         self._configured = True
         recompute_blocks(self.model, self.activation_checkpointing)
@@ -105,6 +107,17 @@ def _refuse_early_copies(trainer: Any) -> None:
             "StochasticWeightAveraging copies the module before its model is built from the config, so it would "
             "average nothing. Give the module a built model, PretrainModule(config.build()) with the config's "
             "vocab_size set, or average with lightning_lm.callbacks.EMA."
+        )
+
+
+def _check_vocabulary(model: nn.Module, vocab_size: int | None) -> None:
+    weight = getattr(getattr(model, "head", None), "weight", None)
+    size = None if weight is None else len(weight)
+    if vocab_size is not None and size is not None and size < vocab_size:
+        raise ConfigurationError(
+            f"The model has {size} ids, but the tokenizer has {vocab_size}. Give the data the tokenizer that the model "
+            f"was made for (--data.tokenizer LoadTokenizer --data.tokenizer.path FOLDER), or a model with at least "
+            f"{vocab_size} ids."
         )
 
 

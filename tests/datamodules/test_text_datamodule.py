@@ -11,8 +11,11 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_lm.data import Files, Mixture, Texts, TokenStore
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.datamodules import corpus as corpus_module
+from lightning_lm.datamodules.loader import Loading
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.evals import compression
+from lightning_lm.models import Attention, Layer, TransformerConfig
+from lightning_lm.modules import PretrainModule
 from lightning_lm.tokenizers import Bytes, ByteTokenizer, TrainBPE
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -131,7 +134,8 @@ def test_a_corpus_that_cannot_be_used_says_why(make_data, train, validation, mes
 def test_one_byte_is_a_corpus(make_data, noting):
     """One row of two targets, however long the context."""
     data = make_data(["x"], 0, batch_size=2, context_length=512)
-    Trainer(max_steps=3, enable_model_summary=False, **QUIET).fit(noting, data)
+    with pytest.warns(UserWarning, match=r"1 document\(s\), 2 tokens\) gives 1 row\(s\), fewer than one batch of 2"):
+        Trainer(max_steps=3, enable_model_summary=False, **QUIET).fit(noting, data)
     batch = next(iter(data.train_dataloader()))
     assert (batch["labels"] != -100).sum() == 4
     assert data.samples_consumed == 6
@@ -218,3 +222,21 @@ def test_token_counts_of_a_large_store_take_little_memory(make_data, monkeypatch
     monkeypatch.setattr(np, "bincount", lambda ids, **options: sizes.append(len(ids)) or count(ids, **options))
     assert data.train_token_counts().sum() == 30 * 10_001
     assert max(sizes) <= 1000
+
+
+def test_how_much_text_there_is_and_how_often_it_is_seen_is_said(tmp_path, noting, caplog):
+    loading = Loading(cache_dir=str(tmp_path), tokenize_workers=1)
+    texts = ["abcdefg"] * 30
+    data = TextDataModule(texts, ["abcd"], tokenizer=ByteTokenizer(), context_length=8, batch_size=3, loading=loading)
+    trainer = Trainer(max_steps=30, limit_train_batches=1, max_epochs=1, enable_model_summary=False, **QUIET)
+    with caplog.at_level("INFO"):
+        trainer.fit(noting, data)
+    said = "Training text: 30 document(s), 240 tokens, 30 rows of 8 tokens; 30 steps of 3 rows are 3 epochs"
+    assert f"{said}. Validation text: 1 document(s), 5 tokens." in caplog.text
+
+
+def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused(make_data):
+    model = TransformerConfig(vocab_size=50, d_model=8, num_layers=1, layers=Layer(mixer=Attention(num_heads=1)))
+    module = PretrainModule(model.build())
+    with pytest.raises(ConfigurationError, match=r"The model has 50 ids, but the tokenizer has 257"):
+        Trainer(max_steps=1, enable_model_summary=False, **QUIET).fit(module, make_data())
