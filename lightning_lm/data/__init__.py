@@ -1,6 +1,6 @@
 """From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
 
-from lightning_lm.data.chat import ChatML, ChatTemplate, Plain, Rendered, TokenizerTemplate, begin_ids, encode_pair
+from lightning_lm.data.chat import ChatML, ChatTemplate, Plain, Rendered, begin_ids, encode_pair
 from lightning_lm.data.examples import (
     Examples,
     ExampleSource,
@@ -28,6 +28,7 @@ from lightning_lm.data.stream import TokenStream
 from lightning_lm.data.supervised import ExampleCounts, SupervisedRows, SupervisedStore, encode_example, store_examples
 from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.data.tokenize import tokenize
+from lightning_lm.data.tokenizer_template import TokenizerTemplate
 from lightning_lm.data.tokens import TokenFiles, write_store
 
 __all__ = [

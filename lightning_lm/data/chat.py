@@ -6,7 +6,7 @@ an answer, both answers of a preference continue the same ids, and a trained mod
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_lm.errors import ConfigurationError, DataError
@@ -20,7 +20,6 @@ __all__ = [
     "Message",
     "Plain",
     "Rendered",
-    "TokenizerTemplate",
     "begin_ids",
     "encode_pair",
 ]
@@ -95,7 +94,7 @@ class ChatTemplate(Part):
         Raises:
             DataError: If a turn cannot be written.
         """
-        before, after = _turns(prompt, "user"), _turns(completion, "assistant")
+        before, after = turns_of(prompt, "user"), turns_of(completion, "assistant")
         if not after or after[0].get("role") != "assistant":
             role = repr(after[0].get("role")) if after else "nobody"
             raise DataError(f"An answer begins with a turn of {role}; it must be one of 'assistant'.")
@@ -137,7 +136,7 @@ class Plain(ChatTemplate):
     def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
         """Return the ids of a prompt, and those of its answer with the end of text."""
         before, after = _text(prompt), _text(completion)
-        answer, eos_id = _encode_after(before, after, tokenizer, allow_special=self.read_special), _eos_id(tokenizer)
+        answer, eos_id = encode_after(before, after, tokenizer, allow_special=self.read_special), _eos_id(tokenizer)
         answer += [eos_id] * (answer[-1:] != [eos_id])
         return self.prompt_ids(prompt, tokenizer), Rendered(answer, [True] * len(answer))
 
@@ -165,8 +164,8 @@ class ChatML(ChatTemplate):
             header = f"{role}\n"
             if role == "assistant":
                 ids.add([start, *tokenizer.encode(header)])
-                learned = _is_learned(message, number, learn_from)
-                ids.add([*_encode_after(header, said, tokenizer), end], learned=learned)
+                learned = is_learned(message, number, learn_from)
+                ids.add([*encode_after(header, said, tokenizer), end], learned=learned)
             else:
                 ids.add([start, *tokenizer.encode(header + said), end])
             ids.add(tokenizer.encode("\n"))
@@ -175,7 +174,7 @@ class ChatML(ChatTemplate):
     def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
         """Return the turns of a prompt and the beginning of the assistant's."""
         start, _ = self._special(tokenizer)
-        return [*self.render(_turns(prompt, "user"), tokenizer).ids, start, *tokenizer.encode("assistant\n")]
+        return [*self.render(turns_of(prompt, "user"), tokenizer).ids, start, *tokenizer.encode("assistant\n")]
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the id that ends a turn, and the one that ends a text."""
@@ -190,73 +189,6 @@ class ChatML(ChatTemplate):
                 "them (special_tokens), or name others: ChatML(start=..., end=...)."
             )
         return known[self.start], known[self.end]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerTemplate(ChatTemplate):
-    """The template that came with the tokenizer, a program that writes a conversation as text.
-
-    Args:
-        variables: What else the template reads, such as ``enable_thinking`` or ``tools``.
-    """
-
-    variables: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:
-        """Return a conversation as token ids.
-
-        Raises:
-            DataError: If the template changes earlier turns once later ones follow, or ends an answer without a token
-                to stop at, or if what a user says holds a special token.
-            TokenizerError: If the template refuses the conversation.
-        """
-        _refuse_special(messages, tokenizer)
-        ids, before = _Ids([]), ""
-        for text, learned in self._pieces(messages, tokenizer, learn_from):
-            piece = _encode_after(before, text, tokenizer, allow_special=True)
-            end = _end_of_turn(piece, tokenizer) if learned else 0
-            ids.add(piece[:end], learned=True)
-            ids.add(piece[end:])
-            before = text
-        return ids.rendered
-
-    def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
-        """Return the turns of a prompt and the beginning of the assistant's."""
-        messages = _turns(prompt, "user")
-        _refuse_special(messages, tokenizer)
-        return tokenizer.encode(self._text(messages, tokenizer, answering=True), allow_special=True)
-
-    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return the id that ends a turn, and the one that ends a text."""
-        _, answer = self.pair("1", "2", tokenizer)
-        return _distinct(answer.ids[-1], tokenizer.eos_id)
-
-    def for_record(self, record: Mapping[str, Any]) -> "TokenizerTemplate":
-        """Return the template with the ``tools`` of a record among its variables."""
-        if record.get("tools") is None:
-            return self
-        return dataclasses.replace(self, variables={**self.variables, "tools": record["tools"]})
-
-    def _pieces(self, messages: Sequence[Message], tokenizer: Tokenizer, learn_from: int) -> Iterator[tuple[str, bool]]:
-        """Yield the text in pieces, each answer one of its own."""
-        done = ""
-        for number, message in enumerate(messages):
-            if message.get("role") == "assistant" and _is_learned(message, number, learn_from):
-                opened = self._text(messages[:number], tokenizer, answering=True)
-                closed = self._text(messages[: number + 1], tokenizer)
-                yield _rest(opened, done), False
-                yield _rest(closed, opened), True
-                done = closed
-        yield _rest(self._text(messages, tokenizer), done), False
-
-    def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, *, answering: bool = False) -> str:
-        apply = getattr(tokenizer, "apply_chat_template", None)
-        if apply is None:
-            raise ConfigurationError(
-                f"{type(tokenizer).__name__} carries no chat template; use template=ChatML(), or the tokenizer of a "
-                "Hugging Face folder that has one."
-            )
-        return str(apply(list(messages), add_generation_prompt=answering, **self.variables))
 
 
 def encode_pair(
@@ -320,11 +252,11 @@ def _no_turns() -> DataError:
     )
 
 
-def _turns(content: Content, role: str) -> list[Message]:
+def turns_of(content: Content, role: str) -> list[Message]:
     return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
 
 
-def _is_learned(message: Message, number: int, learn_from: int) -> bool:
+def is_learned(message: Message, number: int, learn_from: int) -> bool:
     weight = message.get("weight")
     return number >= learn_from if weight is None else bool(weight)
 
@@ -339,7 +271,7 @@ def _role_and_text(message: Message) -> tuple[str, str]:
     return role, content
 
 
-def _encode_after(before: str, text: str, tokenizer: Tokenizer, *, allow_special: bool = False) -> list[int]:
+def encode_after(before: str, text: str, tokenizer: Tokenizer, *, allow_special: bool = False) -> list[int]:
     """Return the ids of a text that follows another, whose own ids stay as they are.
 
     Some tokenizers mark the beginning of a text; a text that goes on has no such mark.
@@ -362,39 +294,3 @@ def _eos_id(tokenizer: Tokenizer) -> int:
 
 def _distinct(*ids: int | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in ids if token is not None))
-
-
-def _rest(text: str, begin: str) -> str:
-    if not text.startswith(begin):
-        raise DataError(
-            "The chat template writes earlier turns otherwise once more follow, so answers cannot be learned where the "
-            f"model would give them: ...{begin[-60:]!r} became ...{text[max(0, len(begin) - 60) : len(begin)]!r}. "
-            "Learn only the last answer (learn_on='completion'), or use a template that leaves earlier turns alone."
-        )
-    return text[len(begin) :]
-
-
-def _end_of_turn(answer: Sequence[int], tokenizer: Tokenizer) -> int:
-    """Return how many ids of a rendered answer the model says: up to the last special one, which ends the turn."""
-    special = set(tokenizer.special_tokens.values())
-    end = next((place + 1 for place in reversed(range(len(answer))) if answer[place] in special), 0)
-    if not end or tokenizer.decode(answer[end:]).strip():
-        raise DataError(
-            f"The chat template ends an answer without a special token ({tokenizer.decode(answer[-12:])!r}), so a "
-            "model could not learn to stop. Use a template that writes one, or ChatML()."
-        )
-    return end
-
-
-def _refuse_special(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
-    """Let nobody but the assistant write special tokens: in the text of a template they would be obeyed."""
-    for message in messages:
-        content = message.get("content")
-        if message.get("role") == "assistant" or not isinstance(content, str):
-            continue
-        found = [token for token in tokenizer.special_tokens if token in content]
-        if found:
-            raise DataError(
-                f"A turn of {message.get('role')!r} holds the special token {found[0]!r} as text ({content[:80]!r}). "
-                "Take it out of the data, or use ChatML(), which reads it as ordinary text."
-            )

@@ -1,10 +1,11 @@
-"""Chat templates: Jinja programs that come with a tokenizer and turn a conversation into text."""
+"""Chat templates: Jinja programs that come with a tokenizer and turn a conversation into text.
 
-import datetime
-import functools
-import json
+They are run as transformers runs them: the same extensions (``{% generation %}``, ``{% break %}``), filters, functions
+and variables. They are files of strangers, so they run in a sandbox with bounded time and memory (`template_sandbox`).
+"""
+
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning_lm.errors import TokenizerError
 
@@ -14,49 +15,43 @@ Message = Mapping[str, Any]
 """One turn of a conversation: ``role``, ``content``, and whatever else the template reads."""
 
 
-def render_chat_template(template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+def render_chat_template(
+    template: str,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any],
+    *,
+    generation_marks: tuple[str, str] | None = None,
+) -> str:
     """Return a conversation as text.
-
-    Templates come from files of strangers, so they run in a sandbox: they can reach no Python objects and change none.
 
     Args:
         template: A Jinja template in the dialect of Hugging Face.
         messages: The turns of the conversation, in order.
-        variables: What else the template may read, such as ``add_generation_prompt`` and ``bos_token``.
+        variables: Further variables of the template, such as ``add_generation_prompt`` and ``bos_token``. ``tools`` and
+            ``documents`` are ``None`` by default.
+        generation_marks: Written before and after the body of each ``{% generation %}`` block; by default nothing is.
 
     Raises:
-        TokenizerError: If the template is faulty, does something forbidden, or refuses the conversation.
+        TokenizerError: If the template is faulty, does something forbidden, takes too much time or memory, or refuses
+            the conversation.
     """
     from jinja2 import TemplateError
 
+    from lightning_lm.tokenizers.template_sandbox import GENERATION_MARKS, bounded, compiled
+
+    given = {"tools": None, "documents": None, **variables, "messages": list(messages)}
     try:
-        return str(_compiled(template).render(messages=list(messages), **variables))
-    except (TemplateError, TypeError) as error:
-        raise TokenizerError(f"The chat template cannot be applied: {error}") from error
+        with bounded():
+            return str(compiled(template).render({**given, GENERATION_MARKS: generation_marks}))
+    except RecursionError as error:
+        raise TokenizerError(
+            "The chat template cannot be applied: it is nested too deeply, or a macro calls itself without an end."
+        ) from error
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError) as error:
+        raise TokenizerError(f"The chat template cannot be applied: {_reason(error)}") from error
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise TokenizerError(f"The chat template cannot be applied: {_reason(error)}") from error
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(template: str) -> Any:
-    """Return a template ready to be rendered; compiling takes ten times as long as rendering a conversation."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(template)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.datetime.now().strftime(layout)
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

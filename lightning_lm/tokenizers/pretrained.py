@@ -22,7 +22,7 @@ __all__ = ["PretrainedTokenizer"]
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 TOKEN_MAP = "special_tokens_map.json"
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class PretrainedTokenizer(BaseTokenizer):
@@ -139,11 +139,16 @@ class PretrainedTokenizer(BaseTokenizer):
                 "This tokenizer has no chat template: tokenizer_config.json holds none and there is no "
                 "chat_template.jinja. Set the attribute chat_template to one."
             )
+        given = {**self.named_tokens, "add_generation_prompt": add_generation_prompt, **variables}
+        return render_chat_template(self.chat_template, messages, given)
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens by the names under which chat templates read them, such as ``bos_token``."""
         named = {name: _content(self._config.get(name)) for name in _NAMED_TOKENS}
-        known = {name: token for name, token in named.items() if token is not None}
-        return render_chat_template(
-            self.chat_template, messages, {**known, "add_generation_prompt": add_generation_prompt, **variables}
-        )
+        extra = self._config.get("extra_special_tokens")
+        named |= {name: _content(token) for name, token in extra.items()} if isinstance(extra, dict) else {}
+        return {name: token for name, token in named.items() if token is not None}
 
     def _encode_ordinary(self, text: str) -> list[int]:
         return list(self._ordinary.encode(text, add_special_tokens=False).ids)

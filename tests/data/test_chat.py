@@ -184,14 +184,15 @@ def test_a_tokenizer_that_marks_the_beginning_of_a_text_marks_no_answer():
     assert encode_pair("b", " a", tokenizer, Plain())[:2] == ([2, 5], [3, 1])
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_answer_is_learned(make):
+def test_a_template_may_rewrite_earlier_turns(make):
     tokenizer = make(FORGETFUL)
     turns = [dict(turn) for turn in TURNS]
     turns[1]["content"] = "hm</think>I am well."
-    with pytest.raises(DataError, match="learn_on='completion'"):
-        TokenizerTemplate().render(turns, tokenizer)
+    rendered = TokenizerTemplate().render(turns, tokenizer)
+    assert learned(rendered, tokenizer) == ["I am well.<|im_end|>", "34 é<|im_end|>"]
     last = TokenizerTemplate().render(turns, tokenizer, learn_from=3)
     assert learned(last, tokenizer) == ["34 é<|im_end|>"]
+    assert last.ids == rendered.ids
     assert "hm" not in tokenizer.decode(last.ids)
 
 
@@ -201,14 +202,14 @@ def test_a_template_without_an_end_of_turn_is_refused(make):
 
 
 def test_nobody_but_the_assistant_writes_special_tokens(make):
+    tokenizer = make(CHATML)
+    end = tokenizer.special_tokens["<|im_end|>"]
     turns = [{"role": "user", "content": "a<|im_end|>"}, {"role": "assistant", "content": "b"}]
-    with pytest.raises(DataError, match=r"<\|im_end\|>"):
-        TokenizerTemplate().render(turns, make(CHATML))
-    with pytest.raises(DataError, match=r"<\|im_end\|>"):
-        TokenizerTemplate().prompt_ids(turns[:1], make(CHATML))
-    ids = ChatML().render(turns, make(CHATML)).ids
-    assert ids.count(make(CHATML).special_tokens["<|im_end|>"]) == 2
-    assert "a<|im_end|><|im_end|>" in make(CHATML).decode(ids)
+    for template in (ChatML(), TokenizerTemplate()):
+        ids = template.render(turns, tokenizer).ids
+        assert ids.count(end) == 2
+        assert "a<|im_end|><|im_end|>" in tokenizer.decode(ids)
+        assert template.prompt_ids(turns[:1], tokenizer).count(end) == 1
 
 
 def test_only_later_turns_are_learned_when_asked(make):
