@@ -1,5 +1,6 @@
 """What all tokenizers of this package share: batches, streams, special tokens in text, fingerprints, files."""
 
+import functools
 import hashlib
 import json
 import os
@@ -68,7 +69,7 @@ class BaseTokenizer(ABC):
         """Id that separates documents and ends an answer, if there is one."""
         return None if self.eos_token is None else self._special[self.eos_token]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of everything that decides which ids a text gets."""
         return hashlib.sha256(json.dumps(sorted(self.to_files().items())).encode()).hexdigest()

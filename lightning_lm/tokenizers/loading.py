@@ -12,6 +12,7 @@ from lightning_lm.tokenizers.bpe import BPETokenizer
 from lightning_lm.tokenizers.pretrained import TOKEN_MAP, PretrainedTokenizer
 from lightning_lm.tokenizers.sentencepiece import MODEL_BASE64, MODEL_FILE, SentencePieceTokenizer
 from lightning_lm.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordTokenizer
+from lightning_lm.tokenizers.tiktoken_ranks import definition_of_ranks, is_rank_file
 
 __all__ = ["load_tokenizer", "tokenizer_from_files"]
 
@@ -43,6 +44,9 @@ def load_tokenizer(path: Path | str) -> BaseTokenizer:
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".model":
+        content = path.read_bytes()
+        if is_rank_file(content):
+            return PretrainedTokenizer.from_files(definition_of_ranks(content))
         return SentencePieceTokenizer.from_model_file(path)
     if path.is_file() and path.suffix == ".ckpt":
         return tokenizer_from_files(_files_in_checkpoint(path))
@@ -74,6 +78,9 @@ def tokenizer_from_files(files: Mapping[str, str]) -> BaseTokenizer:
     if "tokenizer.json" in files:
         return PretrainedTokenizer.from_files(files)
     if MODEL_BASE64 in files:
+        content = base64.b64decode(files[MODEL_BASE64])
+        if is_rank_file(content):
+            return PretrainedTokenizer.from_files(definition_of_ranks(content))
         return SentencePieceTokenizer.from_files(files)
     if "vocab.json" in files and "merges.txt" in files:
         parsed = gpt2_files.parse(files["vocab.json"], files["merges.txt"])
