@@ -96,8 +96,8 @@ class ChatTemplate(Part):
         """
         before, after = turns_of(prompt, "user"), turns_of(completion, "assistant")
         if not after or after[0].get("role") != "assistant":
-            role = repr(after[0].get("role")) if after else "nobody"
-            raise DataError(f"An answer begins with a turn of {role}; it must be one of 'assistant'.")
+            role = repr(after[0].get("role")) if after else "no message (nobody answers)"
+            raise DataError(f"A completion must start with an 'assistant' message, got {role}.")
         rendered = self.render([*before, *after], tokenizer, learn_from=len(before))
         if True not in rendered.learn_mask:
             raise DataError("Every assistant message of the completion has weight 0: nothing is trained on.")
@@ -267,7 +267,7 @@ def _role_and_text(message: Message) -> tuple[str, str]:
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         content = None if None in parts else "".join(map(str, parts))
     if not isinstance(role, str) or not isinstance(content, str):
-        raise DataError(f"A turn needs a role and a content, both text; got {str(dict(message))[:120]}.")
+        raise DataError(f"A message needs a role and a content, both text, got {str(dict(message))[:120]}.")
     return role, content
 
 

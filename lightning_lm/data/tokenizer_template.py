@@ -148,7 +148,8 @@ class _Writer:
     ) -> None:
         self._template, self._tokenizer = template, tokenizer
         self._special = special_expression(tokenizer.special_tokens)
-        named = dict(getattr(tokenizer, "named_tokens", {}))
+        end = next((token for token, number in tokenizer.special_tokens.items() if number == tokenizer.eos_id), None)
+        named = dict(getattr(tokenizer, "named_tokens", {} if end is None else {"eos_token": end}))
         dialect = dialect_of(template, tuple(named.items()))
         tools, messages = normalized_tools(variables.get("tools")), normalized(messages, dialect)
         self._mark = free_character([messages, tools])

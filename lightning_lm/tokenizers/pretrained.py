@@ -54,6 +54,8 @@ class PretrainedTokenizer(BaseTokenizer):
         self.unk_id = _unknown_id(self._definition, self._allowing)
         self._pattern = self._cut_pattern()
         self.chat_template = chat_template or _template_of(self._config)
+        self.tool_use_template = _named_templates(self._config).get("tool_use")
+        """The template for conversations with tools, where several have been published under names."""
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -140,7 +142,8 @@ class PretrainedTokenizer(BaseTokenizer):
                 "chat_template.jinja. Set the attribute chat_template to one."
             )
         given = {**self.named_tokens, "add_generation_prompt": add_generation_prompt, **variables}
-        return render_chat_template(self.chat_template, messages, given)
+        template = self.tool_use_template if given.get("tools") and self.tool_use_template else self.chat_template
+        return render_chat_template(template, messages, given)
 
     @property
     def named_tokens(self) -> dict[str, str]:
@@ -215,11 +218,15 @@ def _content(token: Any) -> str | None:
 
 
 def _template_of(config: Mapping[str, Any]) -> str | None:
+    named = _named_templates(config)
+    return named.get("default") or next(iter(named.values()), None)
+
+
+def _named_templates(config: Mapping[str, Any]) -> dict[str, str]:
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default") or next(iter(named.values()), None)
-    return template
+        return {entry["name"]: entry["template"] for entry in template}
+    return {} if template is None else {"default": template}
 
 
 def _unknown_id(definition: Mapping[str, Any], tokenizer: "tokenizers.Tokenizer") -> int | None:

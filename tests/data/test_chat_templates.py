@@ -480,6 +480,29 @@ def test_variables_of_a_record(make):
     assert ours.decode(part.for_record(record).prompt_ids("a", ours)).endswith("glad")
 
 
+def test_a_template_published_for_tools_is_used_with_tools(definition, oracle):
+    named = [{"name": "default", "template": "{{ messages[0].content }}"}, {"name": "tool_use", "template": CHATML}]
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": named}
+    ours = PretrainedTokenizer(definition, config=json.dumps(config))
+    theirs = oracle({entry["name"]: entry["template"] for entry in named})
+    for tools in (None, [TOOL]):
+        wanted = theirs.apply_chat_template([user("Hello")], tools=tools, tokenize=False)
+        assert ours.apply_chat_template([user("Hello")], tools=tools) == wanted
+        part = TokenizerTemplate().for_record({"tools": tools})
+        asked = theirs.apply_chat_template([user("Hello")], tools=tools, tokenize=False, add_generation_prompt=True)
+        assert ours.decode(part.prompt_ids("Hello", ours)) == asked
+
+
+def test_a_template_for_a_tokenizer_that_was_trained_here():
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = BPETokenizer.train(["Hello there"], 300, special_tokens=special, show_progress=False)
+    part = TokenizerTemplate(text=CHATML + "{{ eos_token }}")
+    rendered = part.render([user("Hello"), assistant("there")], tokenizer)
+    assert runs(*rendered, tokenizer) == ["there<|im_end|>"]
+    assert tokenizer.decode(rendered.ids).endswith("<|im_end|>\n<|endoftext|>")
+    assert part.stop_ids(tokenizer) == (tokenizer.special_tokens["<|im_end|>"], tokenizer.eos_id)
+
+
 ENDLESS = {
     "a text": "{{ 'x' * 3000000000 }}",
     "a list": "{{ ([1] * 3000000000) | length }}",
