@@ -1,7 +1,14 @@
-"""Runs a program that a model wrote, in a process that can reach nothing.
+"""Runs a program that a model wrote, in a process with nothing to reach.
 
-The process sees no network, no file but Python's own, no other process, and has limits on CPU time, memory and output.
-See `sandbox_child` for how; this file starts it, waits, and tells what came of it.
+On every machine that is not refused the program has: no network, no other process to start or to signal, no system call
+but those a plain Python program needs, no capability and not the user id 0, no file to read but Python's own library,
+no descriptor but its standard streams, and limits on CPU time, memory, threads and output. With user namespaces, which
+most kernels give, it also has a root folder of its own, where other files do not exist, and an empty work folder of 16
+MiB in memory, which ends with it. Without them it cannot write files, and can ask whether a path exists; a warning says
+so once. The walls are tried at the first run.
+
+It shares the kernel with the training run: a fault of the kernel in one of the allowed calls is not kept out. For that,
+judge programs on a machine of its own.
 """
 
 import json
@@ -12,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,7 +65,7 @@ class Sandbox(Part):
         memory_mb: Address space. MiB; Python itself needs about 50.
 
     Raises:
-        ConfigurationError: On the first run, if the machine offers no Landlock and seccomp (Linux 5.13 or later).
+        ConfigurationError: On the first run, if the machine has not what the box needs (Linux 5.13 or later).
     """
 
     time_s: float = 5.0
@@ -71,33 +79,47 @@ class Sandbox(Part):
             stdin: What it may read from standard input.
         """
         _require_support()
-        return self._run(program.encode("utf-8", "surrogatepass"), stdin.encode())
+        return self._run(program.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass"))[0]
 
-    def _run(self, source: bytes, stdin: bytes) -> SandboxResult:
-        with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
-            paths = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-            paths[0].write_bytes(source + stdin)
-            workplace = Path(folder, "work")
-            workplace.mkdir()
-            with paths[0].open("rb", buffering=0) as given, paths[1].open("wb") as out, paths[2].open("wb") as err:
+    def _run(self, source: bytes, stdin: bytes) -> tuple[SandboxResult, dict[str, bool]]:
+        """Run a program; also return which walls the kernel gave."""
+        with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
+            files = {name: Path(folder, name) for name in ("program", "stdin", "stdout", "stderr", "report")}
+            files["program"].write_bytes(source)
+            files["stdin"].write_bytes(stdin)
+            root = Path(folder, "root")
+            root.mkdir()
+            with (
+                files["program"].open("rb") as program,
+                files["stdin"].open("rb", buffering=0) as given,
+                files["stdout"].open("wb") as out,
+                files["stderr"].open("wb") as err,
+                files["report"].open("wb") as report,
+            ):
+                settings = self._settings(program.fileno(), report.fileno(), root)
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-B", str(_CHILD), json.dumps(self._limits(source))],
+                    [sys.executable, "-I", "-S", "-B", str(_CHILD), json.dumps(settings)],
                     stdin=given,
                     stdout=out,
                     stderr=err,
-                    cwd=workplace,
+                    pass_fds=(program.fileno(), report.fileno()),
+                    cwd=root,
                     env={"LC_ALL": "C.UTF-8"},
                     start_new_session=True,
                 )
                 timed_out = _wait(process, self.time_s)
-            return SandboxResult(process.returncode, _text(paths[1]), _text(paths[2]), timed_out)
+            walls = json.loads(files["report"].read_text() or "{}")
+            result = SandboxResult(process.returncode, _text(files["stdout"]), _text(files["stderr"]), timed_out)
+            return result, walls
 
-    def _limits(self, source: bytes) -> dict[str, object]:
+    def _settings(self, program: int, report: int, root: Path) -> dict[str, object]:
         return {
             "cpu_s": max(1, int(self.time_s) + 1),
             "memory_bytes": self.memory_mb << 20,
             "file_bytes": _OUTPUT_LIMIT,
-            "program_bytes": len(source),
+            "program_fd": program,
+            "report_fd": report,
+            "root": str(root),
             "readable": [*_SYSTEM_LIBRARIES, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")],
         }
 
@@ -119,17 +141,41 @@ def _text(path: Path) -> str:
 
 @cache
 def _require_support() -> None:
-    """Prove once that the walls stand: opening a socket or a file outside must fail, a harmless program must not."""
-    if platform.system() == "Linux":
-        limits = Sandbox(time_s=20)
-        probes = [b"print('in')", b"import socket; socket.socket()", b"open('/etc/passwd')"]
-        harmless, network, files = (limits._run(probe, b"") for probe in probes)
-        if harmless.ok and "PermissionError" in network.stderr and "PermissionError" in files.stderr:
+    """Probe the walls once: forbidden actions must fail, a harmless program must not; say what is missing."""
+    if platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64"):
+        limits = Sandbox(time_s=30)
+        harmless, walls = limits._run(b"print('in')", b"")
+        probe, _ = limits._run(_PROBE.encode(), b"")
+        if harmless.ok and probe.ok:
+            if not walls["namespaces"]:
+                warnings.warn(
+                    "This kernel gives no user namespaces here (in containers, allow them with --security-opt "
+                    "seccomp=unconfined): programs of completions cannot write files, and can see which files exist.",
+                    stacklevel=2,
+                )
             return
-        reason = f"the walls do not hold here: {harmless.stderr[-300:] or 'a forbidden action succeeded'}"
+        reason = f"the walls do not hold here: {(harmless.stderr + probe.stderr)[-300:] or walls}"
     else:
-        reason = f"it needs Linux's Landlock and seccomp; this is {platform.system()}"
+        reason = f"it needs Linux on x86-64 or 64-bit Arm; this is {platform.system()} on {platform.machine()}"
     raise ConfigurationError(
-        f"Code cannot be run safely on this machine: {reason}. Use Linux 5.13 or later on x86-64 or 64-bit Arm, or a "
-        "reward that asks a server of your own to run the code."
+        f"Code cannot be run safely on this machine: {reason}. Use Linux 5.13 or later with user namespaces (as root, "
+        "they are required) or Landlock, or a reward that asks a server of your own to run the code."
     )
+
+
+_PROBE = """
+import os, signal, socket, ctypes
+def refused(action):
+    try:
+        action()
+    except OSError:
+        return
+    raise SystemExit(f"{action} was not refused")
+refused(lambda: socket.socket())
+refused(lambda: open("/etc/passwd"))
+refused(lambda: os.fork())
+refused(lambda: os.kill(os.getppid() or 1, 0))
+refused(lambda: os.chmod("/tmp", 0o777))
+refused(lambda: os.mknod("node", 0o600 | 0o60000, os.makedev(8, 0)))
+assert os.getuid() != 0
+"""
