@@ -42,6 +42,7 @@ class JSONServer(Part):
         retries: Further attempts after the first.
         backoff_s: Pause before the second attempt, seconds. Each is drawn between half of it and all of it, so that
             many clients do not come back at once.
+        max_bytes: Longest response that is read. Bytes.
 
     Raises:
         ConfigurationError: If the address is not one, or a number is out of range.
@@ -52,13 +53,14 @@ class JSONServer(Part):
     timeout_s: float = 600.0
     retries: int = 4
     backoff_s: float = 0.5
+    max_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         _split(self.url)
-        if not (self.timeout_s > 0 and self.retries >= 0 and self.backoff_s >= 0):
+        if not (self.timeout_s > 0 and self.retries >= 0 and self.backoff_s >= 0 and self.max_bytes > 0):
             raise ConfigurationError(
-                f"timeout_s={self.timeout_s} must be above 0, and retries={self.retries} and "
-                f"backoff_s={self.backoff_s} at least 0."
+                f"timeout_s={self.timeout_s} and max_bytes={self.max_bytes} must be above 0, and "
+                f"retries={self.retries} and backoff_s={self.backoff_s} at least 0."
             )
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class JSONServer(Part):
                 deadline.watch(connection.sock)
                 connection.request("POST", f"{parts.path.rstrip('/')}/{path}", data, dict(headers))
                 response = connection.getresponse()
-                content = response.read()
+                content = response.read(self.max_bytes + 1)
                 if deadline.passed:  # an answer without a length looks whole when it is cut
                     raise TimeoutError
             except (OSError, http.client.HTTPException) as error:
@@ -106,6 +108,11 @@ class JSONServer(Part):
                         "less, or see whether the server hangs."
                     ) from error
                 raise _PassingError(f"{place} cannot be reached: {type(error).__name__}: {error}") from error
+            if len(content) > self.max_bytes:
+                raise RemoteError(
+                    f"{place} sent more than max_bytes={self.max_bytes:,} bytes. Ask for less, or raise max_bytes.",
+                    status=response.status,
+                )
             return _answer(place, response, content)
 
     def _authorization(self) -> dict[str, str]:
@@ -173,7 +180,7 @@ def _answer(place: str, response: http.client.HTTPResponse, content: bytes) -> d
         raise RemoteError(f"{place} answered {response.status}: {said}{_hint(response)}", status=response.status)
     try:
         answer = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RemoteError(f"{place} answered what is not JSON ({error}): {said}", status=200) from error
     if not isinstance(answer, dict):
         raise RemoteError(f"{place} must answer a JSON object, and answered {said}", status=200)

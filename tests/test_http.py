@@ -50,6 +50,7 @@ def test_trouble_that_stays_ends_after_the_last_retry(client):
         ({"raw": ""}, "not JSON"),
         ({"raw": "<html>"}, "<html>"),
         ({"raw": "[1]"}, "JSON object"),
+        ({"raw": '{"a":' * 100_000}, "not JSON"),
     ],
 )
 def test_what_another_attempt_would_not_change_is_not_tried_again(client, step, message):
@@ -118,3 +119,12 @@ def test_what_is_no_address_is_refused(url):
 def test_numbers_out_of_range_are_refused(setting):
     with pytest.raises(ConfigurationError, match=next(iter(setting))):
         JSONServer(url="http://host", **setting)
+
+
+def test_a_response_without_end_is_not_read_to_its_end(client):
+    server, _ = client({"raw": '{"a": "' + "x" * 100_000 + '"}'}, max_bytes=10_000)
+    with pytest.raises(RemoteError, match=r"more than max_bytes=10,000 bytes") as caught:
+        server.post("x", {})
+    assert caught.value.status == 200
+    with pytest.raises(ConfigurationError, match="max_bytes=0"):
+        JSONServer(url="http://host", max_bytes=0)
