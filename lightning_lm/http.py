@@ -99,6 +99,8 @@ class JSONServer(Part):
                 connection.request("POST", f"{parts.path.rstrip('/')}/{path}", data, dict(headers))
                 response = connection.getresponse()
                 content = response.read(self.max_bytes + 1)
+                if response.length and len(content) <= self.max_bytes:  # `read(n)` does not say that some is missing
+                    raise http.client.IncompleteRead(content, response.length)
                 if deadline.passed:  # an answer without a length looks whole when it is cut
                     raise TimeoutError
             except (OSError, http.client.HTTPException) as error:
