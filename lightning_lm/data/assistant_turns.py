@@ -91,11 +91,11 @@ class AssistantTurns:
             if before:
                 raise
             return self._aligned(_shared(self.text, self._other(number)))
-        if self.text.startswith(prompt):
+        if self.text.startswith(prompt) and prompt:
             return len(prompt)
-        anchor, prompt_anchor = 0, 0
-        if before:
-            anchor, prompt_anchor = self._behind(number - 1, self._messages), self._behind(number - 1, before, True)
+        if not before:
+            return self._aligned(_shared(self.text, self._other(number)))
+        anchor, prompt_anchor = self._behind(number - 1, self._messages), self._behind(number - 1, before, True)
         other, rest = self._other(number), prompt[prompt_anchor:]
         shared = _shared(self.text[anchor:], rest)
         if shared < len(rest) and other[:anchor] == self.text[:anchor]:
@@ -114,6 +114,14 @@ class AssistantTurns:
             DataError: If a place cannot be told, or the turn has no end mark.
         """
         begin = self.begin(number)
+        turn = self._ended(number, begin)
+        if number + 1 < len(self._messages) and self._messages[number + 1].get("role") == "tool":
+            result = self._other(number + 1, or_same=True)
+            if _shared(self.text, result) < turn.end:
+                raise DataError(_unsafe(number, "the result of a tool stands within it"))
+        return turn
+
+    def _ended(self, number: int, begin: int) -> Turn:
         closed = self._closed(number, begin)
         marks = list(self._marks(self.text[closed.begin : closed.end]))
         if marks and not self.text[closed.begin + marks[-1].end() : closed.end].strip():
@@ -142,7 +150,8 @@ class AssistantTurns:
         others = [alone[self._behind(number, closed) :]]
         others += [] if followed is None else [followed[self._behind(number, following) :]]
         same = min(_shared(self.text[behind:], other) for other in others)
-        return _Closed(behind, behind + same, behind, others[-1] if followed is not None else "")
+        said = same if same == len(others[0]) else 0
+        return _Closed(behind, behind + same, behind + said, others[-1][said:] if followed is not None else "")
 
     def _followed(self, number: int) -> tuple[str | None, Messages]:
         """Return the text in which another message follows, and its messages."""
@@ -159,12 +168,14 @@ class AssistantTurns:
         except TokenizerError:
             return None, following
 
-    def _other(self, number: int) -> str:
-        """Return the text with other content in a message."""
+    def _other(self, number: int, *, or_same: bool = False) -> str:
+        """Return the text with other content in a message; the text itself where no content is written, if allowed."""
         for changed in _changed(self._messages[number]):
             text = self._rewritten(number, changed, self._messages, False)
             if text is not None and text != self.text:
                 return text
+        if or_same:
+            return self.text
         raise DataError(_unsafe(number, "its content does not stand in the text"))
 
     def _behind(self, number: int, messages: Messages, answering: bool = False) -> int:

@@ -321,6 +321,24 @@ def test_learning_from_the_last_turn_only_and_weights_of_turns(make):
         assert runs(*TokenizerTemplate().render(messages, ours, learn_from=9), ours) == []
 
 
+def test_conversations_out_of_the_ordinary(make):
+    def learned(name: str, *messages: dict) -> list[str]:
+        ours = make(TEMPLATES[name])
+        return runs(*TokenizerTemplate().render(messages, ours), ours)
+
+    for name in ("llama3", "phi 4", "qwen2_5"):  # a greeting comes first; two answers stand one behind the other
+        ended = learned(name, assistant("Hi."), user(" "), assistant("One."), assistant("Two."))
+        assert [re.sub(r"<\|[a-z_]+\|>$", "", run) for run in ended] == ["Hi.", "One.", "Two."]
+    thoughts = [user("a"), assistant("", reasoning_content="hm", tool_calls=[CALL]), RESULT]
+    more = [assistant("b", reasoning_content="so"), user("c"), assistant("d", reasoning_content="zz")]
+    first, second, third = learned("glm4moe", *thoughts, *more)
+    assert first.endswith("</tool_call><|observation|>")
+    assert second.endswith("b<|user|>")
+    assert third == "\n<think>zz</think>\nd<|user|>"
+    with pytest.raises(DataError, match="result of a tool"):  # Gemma 4 writes it into the turn, before the content
+        learned("gemma4", user("a"), assistant("Let me look.", tool_calls=[CALL]), RESULT, assistant("b"))
+
+
 def test_examples_of_every_form(make):
     ours = make(SHIPPED["deepseekv3"])
     asked = {"prompt": [user("Hello?")], "completion": [assistant("<think>\nHm.\n</think>Yes.")]}
