@@ -124,6 +124,8 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, positi
 def _undecodable(path: Path, reason: str, guess: str) -> UndecodableError:
     advice = f"It may be {guess}; if so, pass encoding={guess!r} (--data.train Files --data.train.path {path} "
     advice += f"--data.train.encoding {guess}), or convert it: iconv -f {guess} -t utf-8."
+    if is_wide_encoding(guess):
+        advice += f" An array of token ids is named as one: --data.train TokenFiles --data.train.path {path}."
     if guess == "utf-8":
         advice = "Most of it is UTF-8, so some bytes are damaged: fetch the file again, or write it anew without them."
     return UndecodableError(f"{path} is not UTF-8 text ({reason}). {advice}", guess)

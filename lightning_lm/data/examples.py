@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -310,22 +309,11 @@ def _names_files(source: Any) -> bool:
 
 def _paths(source: Any) -> list[Path]:
     names = [str(name) for name in (source if isinstance(source, list | tuple) else [source])]
-    hub = next((name for name in names if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)), None)
-    if hub is not None and not Path(hub).exists():
-        raise DataError(
-            f"There is no file or folder {hub!r} (looked from {Path.cwd()}). A dataset of the Hugging Face Hub is "
-            f"fetched first: {_fetch(hub)}"
-        )
     files = [(root, path) for root in roots_of(names) for path in find_files(root)]
     found = [path for root, path in files if path == root or format_of(path).name in RECORDS]
     if not found:
         raise DataError(f"{', '.join(names)} has no file of records (JSON lines, JSON, CSV, Parquet, Arrow).")
     return found
-
-
-def _fetch(name: str) -> str:
-    folder = name.rsplit("/", 1)[1]
-    return f"hf download --repo-type dataset {name} --local-dir {folder}, then --data.train {folder}"
 
 
 def texts_of(records: ExampleSource | Iterable[Record]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import fnmatch
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def roots_of(paths: str | Iterable[str]) -> list[Path]:
     for name in [paths] if isinstance(paths, str) else paths:
         found = [name] if os.path.exists(name) else sorted(glob.glob(os.path.expanduser(name), recursive=True))
         if not found:
-            raise DataError(f"There is no file or folder {name!r} (looked from {Path.cwd()}).")
+            raise DataError(f"There is no file or folder {name!r} (looked from {Path.cwd()}).{_hub_advice(name)}")
         roots += map(Path, found)
     if not roots:
         raise DataError("The list of files is empty; name at least one file or folder.")
@@ -56,6 +57,15 @@ def find_files(root: Path, pattern: str = "**/*") -> list[Path]:
     if not paths:
         raise DataError(f"The folder {str(root)!r} holds no file that matches {pattern!r}.")
     return paths
+
+
+def _hub_advice(name: str) -> str:
+    """Return how a dataset of the Hugging Face Hub is fetched, for a name that may be one."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or looks_like_path(name):
+        return ""
+    folder = name.rsplit("/", 1)[1]
+    command = f"hf download --repo-type dataset {name} --local-dir {folder}"
+    return f" A dataset of the Hugging Face Hub is fetched first: {command}, then --data.train {folder}"
 
 
 def looks_like_path(text: str) -> bool:

@@ -48,6 +48,7 @@ class Corpus:
         self._part = tokenizer if isinstance(tokenizer, TokenizerPart) else None
         self.tokenizer = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self._loading = loading
+        self._prepared: Prepared | None = None
 
     def validation_texts(self) -> Iterator[str]:
         """Yield the documents for validation; those that came as token ids decoded."""
@@ -60,7 +61,12 @@ class Corpus:
         return (tokenizer.decode(ids) for ids in documents)
 
     def prepare(self, *, show_progress: bool) -> Prepared:
-        """Train or load the tokenizer and tokenize, or find both in the cache."""
+        """Train or load the tokenizer and tokenize, or find both in the cache; a second call returns the same."""
+        if self._prepared is None:
+            self._prepared = self._prepare(show_progress)
+        return self._prepared
+
+    def _prepare(self, show_progress: bool) -> Prepared:
         cache = cache_folder(self._loading.cache_dir)
         if self.tokenizer is None:
             self.tokenizer = self._build_tokenizer(cache / "tokenizers")

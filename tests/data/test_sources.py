@@ -157,6 +157,8 @@ def test_several_paths_and_patterns(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no file or folder 'c.jsonl'"):
         list(as_source(["a.jsonl", "c.jsonl"]).documents())
     assert list(as_source(["a text", "a.jsonl"]).documents()) == ["a text", "a.jsonl"]
+    with pytest.raises(DataError, match="hf download --repo-type dataset roneneldan/TinyStories"):
+        list(as_source("roneneldan/TinyStories").documents())
     with pytest.raises(DataError, match="list of files is empty"):
         list(Files(path=()).documents())
 

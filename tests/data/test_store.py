@@ -3,12 +3,14 @@
 import json
 import pickle
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from lightning_lm.data import TokenStore
-from lightning_lm.data.store import token_dtype
+from lightning_lm.data.shards import read_shard
+from lightning_lm.data.store import token_dtype, write_shards
 from lightning_lm.errors import DataError
 
 
@@ -78,3 +80,17 @@ def test_a_changed_token_is_found_by_verify(numbered_store, tmp_path):
     (path / "tokens.bin").write_bytes(data)
     with pytest.raises(DataError, match="changed"):
         TokenStore(path).verify()
+
+
+def test_a_store_larger_than_memory_can_be_written(tmp_path):
+    """Shards are let go once they are written; the lengths of their documents, which stay, hold on to none of them."""
+    path, num_tokens = tmp_path / "shard", 1 << 19
+    header = (1).to_bytes(8, "little") + num_tokens.to_bytes(8, "little")
+    path.write_bytes(header + np.int64(num_tokens).tobytes() + np.zeros(num_tokens, np.uint16).tobytes())
+    meta = {"dtype": "uint16", "vocab_size": 1, "eos_id": None, "num_bytes": 0, "tokenizer": "", "source": ""}
+    tracemalloc.start()
+    write_shards(tmp_path / "store", (read_shard(path, np.dtype(np.uint16)) for _ in range(16)), meta)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert TokenStore(tmp_path / "store").num_tokens == 16 * num_tokens
+    assert peak < 5 << 20  # a shard, and its copy for the file: 1 MiB each, of 16
