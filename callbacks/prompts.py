@@ -61,7 +61,14 @@ def _questions(datamodule: Any, tokenizer: Tokenizer | None) -> Iterator[Prompt]
         for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
             first = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), 0)
             if 1 < first <= _MOST_TOKENS:
-                yield Prompt(tokenizer.decode(ids[:first]), ids[:first])
+                yield _without_begin_mark(ids[:first], tokenizer)
+
+
+def _without_begin_mark(ids: list[int], tokenizer: Tokenizer) -> Prompt:
+    """Return a prompt as it is typed: `Generator` puts the mark of a text's beginning before it."""
+    special = set(tokenizer.special_tokens.values())
+    typed = ids[1:] if ids[0] in special else ids
+    return Prompt(tokenizer.decode(typed), ids if special.intersection(typed) else None)
 
 
 def _beginnings(datamodule: Any) -> Iterator[Prompt]:

@@ -1,4 +1,13 @@
-"""What one part may ask of another. Anything that has these attributes fits; nothing has to inherit."""
+"""What one part may ask of another. Anything that has these attributes fits; nothing has to inherit.
+
+Batches have no class of their own. Callbacks count tokens, and measure perplexity, of these forms:
+
+* a mapping with ``input_ids`` [batch, seq], and ``labels`` [batch, seq] if not every token is a target (unshifted, -100
+  where nothing is learned);
+* a pair ``(inputs, targets)`` of integer tensors [batch, seq], the targets shifted by one already.
+
+Beside any other batch they show nothing that is counted in tokens.
+"""
 
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -5,7 +5,7 @@ import logging
 import pkgutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_lm import __version__
+from lightning_lm.callbacks.readable import number
 from lightning_lm.cli.check import Checker, command_line_settings
 from lightning_lm.cli.defaults import defaults_of_changes
 from lightning_lm.cli.explain import explain
@@ -139,6 +140,22 @@ class CommandLine(LightningCLI):
                 raise
             step = self.trainer.global_step
             raise KeyboardInterrupt(f"That was step {step:,}; --ckpt_path last goes on from the last save.") from None
+
+    def validate(self, **arguments: Any) -> None:
+        """Measure, and print whole names with as many digits as matter."""
+        self._measure(self.trainer.validate, arguments)
+
+    def test(self, **arguments: Any) -> None:
+        """Measure, and print whole names with as many digits as matter."""
+        self._measure(self.trainer.test, arguments)
+
+    def _measure(self, verb: Callable[..., list[Mapping[str, float]]], arguments: dict[str, Any]) -> None:
+        results = verb(**{**arguments, "verbose": False})
+        if self.trainer.is_global_zero:
+            values = {name: value for result in results for name, value in result.items()}
+            width = max(map(len, values), default=0)
+            for name, value in values.items():
+                print(f"{name:<{width}}  {number(value)}")
 
     def _use_newest_checkpoint(self, config: Any) -> None:
         path, folder = newest_checkpoint(config["trainer"]), run_folder(config["trainer"])

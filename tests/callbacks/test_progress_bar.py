@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lightning_lm.callbacks import LMProgressBar, Perplexity
 from lightning_lm.callbacks.aside import clocks_stopped
+from lightning_lm.callbacks.progress_line import Clock, Value, fitted
 from lightning_lm.callbacks.readable import clock, short
 
 
@@ -186,3 +187,39 @@ def test_readable_numbers():
         "0", "9.88", "999", "1k", "12.3k", "5.6M", "2.5T",
     ]  # fmt: skip
     assert [clock(s) for s in (0, 59.9, 60, 3723)] == ["0:00", "0:59", "1:00", "1:02:03"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("values", [0, 1, 5])
+def test_speed_and_time_left_survive_in_a_narrow_terminal(width, values):
+    shown = [Value("loss", 5.123456, ""), *(Value(f"metric_{i}", i, "") for i in range(values))]
+    end = Clock("  12.3k tok/s", "1:02:03", "2:03:04")
+    line = fitted(150_000, 2_000_000, shown, end, width=width).plain
+    assert len(line) <= width
+    for part in ("150,000/2,000,000", "8%", "loss 5.1235", "12.3k tok/s", "2:03:04 left"):
+        assert part in line
+    assert ("metric_0" in line) == (values > 0)
+    assert ("elapsed" in line) == (width == 120 and values < 5)
+
+
+def test_what_a_user_logs_for_the_bar_is_shown(slow_module, loader_of, batches_of, trainer_with, console):
+    class Logs(slow_module):
+        def training_step(self, batch, batch_idx):
+            self.log("temperature", 0.5, prog_bar=True)
+            self.log("hidden", 0.7)
+            return super().training_step(batch, batch_idx)
+
+    file = console(terminal=False).file
+    fit(trainer_with, Logs(), loader_of, batches_of, LMProgressBar(plain_every_s=10.0))
+    assert all("temperature 0.5000" in line for line in file.getvalue().splitlines())
+    assert "hidden" not in file.getvalue()
+
+
+def test_a_resumed_run_says_where(slow_module, loader_of, batches_of, trainer_with, console, tmp_path):
+    first = fit(trainer_with, slow_module(), loader_of, batches_of, LMProgressBar(), steps=4)
+    path = tmp_path / "a.ckpt"
+    first.save_checkpoint(path)
+    file = console(terminal=False).file
+    trainer = trainer_with(LMProgressBar(), enable_progress_bar=True, max_epochs=2)
+    trainer.fit(slow_module(), loader_of(batches_of([(4, 11)] * 4)), ckpt_path=path, weights_only=False)
+    assert file.getvalue().splitlines()[0] == f"Resuming after step 4 of 8, from {path}"
