@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "ExperienceBatch", "PairBatch", "TokenBatch"]
+__all__ = ["IGNORE_INDEX", "ExperienceBatch", "PairBatch", "TokenBatch", "UnpairedBatch"]
 
 IGNORE_INDEX = -100
 """Label of a position at which nothing is learned or measured (the value of torch and transformers)."""
@@ -47,6 +47,26 @@ class PairBatch(TypedDict):
     """float32 [pairs]: how much better the preferred answer is, 0 where the data does not say. Units of reward."""
     pair_ids: Tensor
     """int64 [pairs]: number of the pair in the data, training pairs first."""
+
+
+class UnpairedBatch(TypedDict):
+    """Completions with their prompts, padded on the right, each desirable or not."""
+
+    input_ids: Tensor
+    """int64 [rows, seq]."""
+    labels: Tensor
+    """int64 [rows, seq], unshifted, ``IGNORE_INDEX`` outside the completion. A row without any counts nothing."""
+    position_ids: Tensor
+    """int64 [rows, seq]."""
+    desirable: Tensor
+    """bool [rows]."""
+    mismatched_input_ids: NotRequired[Tensor]
+    """int64 [mismatched, seq]: prompts with completions of others, for the KL estimate. Those of a whole optimizer step
+    come with its first micro-batch."""
+    mismatched_labels: NotRequired[Tensor]
+    """int64 [mismatched, seq], as ``labels``."""
+    mismatched_position_ids: NotRequired[Tensor]
+    """int64 [mismatched, seq]."""
 
 
 class ExperienceBatch(TypedDict):

@@ -7,6 +7,7 @@ from lightning_lm.datamodules.preference import PreferenceDataModule
 from lightning_lm.datamodules.prompts import PromptDataModule
 from lightning_lm.datamodules.resume import StepAlignment
 from lightning_lm.datamodules.text import TextDataModule
+from lightning_lm.datamodules.unpaired import UnpairedDataModule
 
 __all__ = [
     "ChatDataModule",
@@ -16,4 +17,5 @@ __all__ = [
     "PromptDataModule",
     "StepAlignment",
     "TextDataModule",
+    "UnpairedDataModule",
 ]

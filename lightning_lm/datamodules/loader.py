@@ -6,7 +6,7 @@ length), so what was handed out is what was trained on.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,15 @@ class RowStream(Protocol):
         ...
 
 
+@runtime_checkable
+class StepStream(Protocol):
+    """A stream with rows that a whole optimizer step needs before its first micro-batch; `UnpairedStream` is one."""
+
+    def step_batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return these rows for the places of one rank in a step. They come with its first micro-batch."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loading(Part):
     """How data is prepared and fetched; nothing here changes which rows are seen.
@@ -67,6 +76,13 @@ class Loading(Part):
     cache_dir: str | None = None
     show_progress: bool = True
     accept_changed_data: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"num_workers": 0, "prefetch": 1, "tokenize_workers": 1}
+        for name, limit in least.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise ConfigurationError(f"{name} must be at least {limit}, got {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +210,11 @@ class _TrainBatches(Dataset[Batch]):
         share = self._share
         step, micro_batch = divmod(number, share.micro_batches)
         first = self._first + step * share.batch_size + (micro_batch * share.num_ranks + share.rank) * share.rows
-        return _tensors(self._stream.batch(np.arange(first, first + share.rows)))
+        rows = self._stream.batch(np.arange(first, first + share.rows))
+        if micro_batch == 0 and isinstance(self._stream, StepStream):
+            places = first + np.arange(share.micro_batches)[:, None] * share.num_ranks * share.rows
+            rows |= self._stream.step_batch((places + np.arange(share.rows)).ravel())
+        return _tensors(rows)
 
 
 class _ValidationBatches(Dataset[Batch]):
@@ -205,7 +225,11 @@ class _ValidationBatches(Dataset[Batch]):
         share = self._share
         indices = (number * share.rows + np.arange(share.rows)) * share.num_ranks + share.rank
         outside = indices >= self._stream.rows_per_epoch
-        rows = self._stream.batch(np.where(outside, 0, indices))
+        inside = np.where(outside, 0, indices)
+        rows = self._stream.batch(inside)
+        if isinstance(self._stream, StepStream):
+            rows |= self._stream.step_batch(inside)
+            rows["mismatched_labels"][outside] = IGNORE_INDEX
         rows["labels"][np.tile(outside, len(rows["labels"]) // len(outside))] = IGNORE_INDEX
         return _tensors(rows)
 

@@ -39,6 +39,7 @@ from lightning_lm.functional.policy import (
 )
 from lightning_lm.functional.preference import (
     IPO,
+    KTO,
     NCA,
     APODown,
     APOZero,
@@ -76,6 +77,7 @@ __all__ = [
     "CISPO",
     "GSPO",
     "IPO",
+    "KTO",
     "NCA",
     "APODown",
     "APOZero",

@@ -1,4 +1,4 @@
-"""Losses on pairs of answers, one preferred to the other: the DPO family and the Bradley-Terry reward loss.
+"""Losses on pairs of answers, one preferred to the other: the DPO family and the Bradley-Terry reward loss. And KTO.
 
 With ``log-ratio = log pi(answer) - log pi_ref(answer)``, summed over the answer's tokens, every loss here is a value
 that maps the log-ratios of a pair to one number per pair. All of them are even-handed at the start: where the policy
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,6 +20,7 @@ from lightning_lm.parts import Part
 
 __all__ = [
     "IPO",
+    "KTO",
     "NCA",
     "APODown",
     "APOZero",
@@ -333,3 +334,47 @@ def bradley_terry_loss(
         Eisenstein et al. 2023, arXiv:2312.09244, section 2 (centring).
     """
     return -F.logsigmoid(chosen - rejected - margin) + center_coefficient * (chosen + rejected).square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTO(Part):
+    """Kahneman-Tversky optimization: a loss on single completions, each desirable or not, without pairs.
+
+    With the log-ratio ``r`` of a completion and the KL estimate ``z`` of its batch, the loss of a desirable completion
+    is ``w_d (1 - sigmoid(beta (r - z)))`` and that of another ``w_u (1 - sigmoid(beta (z - r)))``.
+
+    Args:
+        beta: Strength of the pull to the reference. Unitless.
+        desirable_weight: Factor on desirable completions. Unitless.
+        undesirable_weight: Factor on the others. The paper advises weights for which the products of weight and number
+            of both kinds are between 1:1 and 4:3.
+
+    Raises:
+        ConfigurationError: If ``beta`` or a weight is not positive.
+
+    Source:
+        Ethayarajh et al. 2024, arXiv:2402.01306, equations 7 and 8.
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "desirable_weight", "undesirable_weight"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be above 0.")
+
+    def __call__(
+        self, logratios: Float[Tensor, " rows"], desirable: Bool[Tensor, " rows"], kl: Float[Tensor, ""]
+    ) -> Float[Tensor, " rows"]:
+        """Return the loss of each completion.
+
+        Args:
+            logratios: ``log pi(completion) - log pi_ref(completion)``, in nats.
+            desirable: Whether each completion is desirable.
+            kl: Estimate of the divergence from the reference, nats; no gradient flows through it.
+        """
+        margins = self.beta * (logratios - kl.detach())
+        gains = torch.sigmoid(torch.where(desirable, margins, -margins))
+        return torch.where(desirable, self.desirable_weight, self.undesirable_weight) * (1 - gains)

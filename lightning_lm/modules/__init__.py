@@ -2,12 +2,14 @@
 
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
+from lightning_lm.modules.compared import ComparedModule
 from lightning_lm.modules.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.dpo import DPOModule
 from lightning_lm.modules.experience import ExperienceLoader, PromptSource
 from lightning_lm.modules.experience_maker import ExperienceMaker, Learner
 from lightning_lm.modules.grpo import GRPOModule
 from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
+from lightning_lm.modules.kto import KTOModule
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.objective import Objective, ObjectiveTerms
@@ -42,6 +44,7 @@ __all__ = [
     "AdapterReference",
     "BradleyTerry",
     "CheckpointModel",
+    "ComparedModule",
     "Compile",
     "CopyReference",
     "Critic",
@@ -55,6 +58,7 @@ __all__ = [
     "GradientWindow",
     "ImitationLoss",
     "KLReward",
+    "KTOModule",
     "LMModule",
     "LearnedReward",
     "Learner",

@@ -1,7 +1,6 @@
 """Direct preference optimization and its family: learning from pairs of answers, without a reward model."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +8,18 @@ from torch import Tensor, nn
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.preference import PairLogProbs, PreferenceLoss, Sigmoid
 from lightning_lm.models import ModelConfig
-from lightning_lm.modules.base import Compile, LMModule
+from lightning_lm.modules.base import Compile
+from lightning_lm.modules.compared import ComparedModule
 from lightning_lm.modules.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
 from lightning_lm.modules.recompute import ActivationCheckpointing
-from lightning_lm.modules.reference import CopyReference, Reference, ReferenceScores
+from lightning_lm.modules.reference import CopyReference, Reference
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 
 __all__ = ["DPOModule"]
 
 
-class DPOModule(LMModule):
+class DPOModule(ComparedModule):
     """Makes preferred answers likelier than others, measured against a reference.
 
     Batches are `types.PairBatch`. The gradient of an optimizer step is that of the mean over its pairs, whatever the
@@ -56,51 +56,14 @@ class DPOModule(LMModule):
     ) -> None:
         super().__init__(
             model,
+            reference=reference if loss.needs_reference else None,
             optimizer=optimizer,
             schedule=schedule,
             skip=skip,
             compile=compile,
             activation_checkpointing=activation_checkpointing,
         )
-        self.loss, self.reference_part = loss, reference
-        self.reference: ReferenceScores | None = None
-
-    def configure_model(self) -> None:
-        """Build the model, and the reference from it, once."""
-        super().configure_model()
-        self.model.eval()
-        if self.reference is None and self.loss.needs_reference:
-            self.reference = self.reference_part.build(self.model, self._data())
-
-    def _data(self) -> object:
-        try:
-            return getattr(self.trainer, "datamodule", None)
-        except RuntimeError:  # Lightning's word for a module without a Trainer
-            return None
-
-    def train(self, mode: bool = True) -> "DPOModule":
-        """Set the mode of everything but the policy, which stays in evaluation mode: no dropout."""
-        super().train(mode)
-        if hasattr(self, "model"):
-            self.model.eval()
-        return self
-
-    def on_fit_start(self) -> None:
-        """Compute what the reference needs before training."""
-        super().on_fit_start()
-        self._prepare_reference()
-
-    def on_validation_start(self) -> None:
-        """Compute what the reference needs, where no training came before."""
-        self._prepare_reference()
-
-    def on_test_start(self) -> None:
-        """Compute what the reference needs, where no training came before."""
-        self._prepare_reference()
-
-    def _prepare_reference(self) -> None:
-        if self.reference is not None:
-            self.reference.prepare(self)
+        self.loss = loss
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:
         """Return the sum over the pairs of a micro-batch, and their number."""
@@ -143,9 +106,3 @@ class DPOModule(LMModule):
         with torch.no_grad():
             sums = self.training_loss(batch)
         return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, and let the reference follow before any checkpoint is written."""
-        super().optimizer_step(*args, **kwargs)
-        if self.reference is not None:
-            self.reference.follow(self.model, self.trainer.global_step + 1)
