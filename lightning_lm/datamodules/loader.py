@@ -204,17 +204,21 @@ class ValidationLoader:
 
 class _TrainBatches(Dataset[Batch]):
     def __init__(self, stream: RowStream, share: Share, position: int) -> None:
-        self._stream, self._share, self._first = stream, share, position
+        self._stream, self._share, self._first, self._steps = stream, share, position, isinstance(stream, StepStream)
 
     def __getitem__(self, number: int) -> Batch:
         share = self._share
         step, micro_batch = divmod(number, share.micro_batches)
         first = self._first + step * share.batch_size + (micro_batch * share.num_ranks + share.rank) * share.rows
         rows = self._stream.batch(np.arange(first, first + share.rows))
-        if micro_batch == 0 and isinstance(self._stream, StepStream):
-            places = first + np.arange(share.micro_batches)[:, None] * share.num_ranks * share.rows
-            rows |= self._stream.step_batch((places + np.arange(share.rows)).ravel())
-        return _tensors(rows)
+        return _tensors(rows if micro_batch or not self._steps else self._with_step(rows, first))
+
+    def _with_step(self, rows: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
+        """Return the first micro-batch of a step with the rows that the whole step needs."""
+        assert isinstance(self._stream, StepStream)
+        share = self._share
+        starts = first + np.arange(share.micro_batches)[:, None] * share.num_ranks * share.rows
+        return rows | self._stream.step_batch((starts + np.arange(share.rows)).ravel())
 
 
 class _ValidationBatches(Dataset[Batch]):
