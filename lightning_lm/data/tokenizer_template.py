@@ -239,9 +239,22 @@ class _Writer:
     def _sealed(self, message: Message) -> dict[str, Any]:
         """Return a message in which only what the assistant says itself may hold special tokens."""
         kept = ("role", "content", *REASONING) if message["role"] == "assistant" else ("role",)
+        self._refuse_divided(message)
         return {
             name: value if name in kept else seal(value, self._special, self._mark) for name, value in message.items()
         }
+
+    def _refuse_divided(self, message: Message) -> None:
+        """Refuse a special token that is divided over parts of a content: the template would put it together."""
+        content = message.get("content")
+        if message["role"] == "assistant" or not isinstance(content, list | tuple) or self._special is None:
+            return
+        texts = [part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+        if len(self._special.findall("".join(texts))) > sum(len(self._special.findall(text)) for text in texts):
+            raise DataError(
+                f"The parts of a message of {message['role']!r} make a special token where they meet "
+                f"({''.join(texts)[:80]!r}). Take it out of the data."
+            )
 
     def _of_turns(
         self, spans: Sequence[tuple[int, int]], wanted: Sequence[int], others: Sequence[int]

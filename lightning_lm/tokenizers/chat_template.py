@@ -7,7 +7,7 @@ and variables. They are files of strangers, so they run in a sandbox with bounde
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_lm.errors import TokenizerError
+from lightning_lm.errors import MissingDependencyError, TokenizerError
 
 __all__ = ["Message", "render_chat_template"]
 
@@ -32,12 +32,16 @@ def render_chat_template(
         generation_marks: Written before and after the body of each ``{% generation %}`` block; by default nothing is.
 
     Raises:
+        MissingDependencyError: If jinja2 is not installed.
         TokenizerError: If the template is faulty, does something forbidden, takes too much time or memory, or refuses
             the conversation.
     """
-    from jinja2 import TemplateError
+    try:
+        from jinja2 import TemplateError
 
-    from lightning_lm.tokenizers.template_sandbox import GENERATION_MARKS, bounded, compiled
+        from lightning_lm.tokenizers.template_sandbox import GENERATION_MARKS, bounded, compiled
+    except ImportError as error:
+        raise MissingDependencyError("jinja2", "render a chat template", "hf") from error
 
     given = {"tools": None, "documents": None, **variables, "messages": list(messages)}
     try:

@@ -446,6 +446,13 @@ def test_special_tokens_of_users_and_tools_are_ordinary_text(make, oracle, name)
     ]
 
 
+def test_a_special_token_that_is_divided_over_parts_is_refused(make):
+    parts = [{"type": "text", "text": text} for text in ("a<|end_of_", "text|> b")]
+    granite = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}<|end_of_text|>{% endfor %}"
+    with pytest.raises(DataError, match="where they meet"):
+        TokenizerTemplate().prompt_ids([{"role": "user", "content": parts}], make(granite))
+
+
 def test_a_special_token_that_is_always_special_is_refused():
     vocab = {"[UNK]": 0, "<end>": 1, "a": 2, "</s>": 3}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
