@@ -133,6 +133,8 @@ def _suffix(path: Path) -> tuple[str, bool]:
 
 
 def _signed(start: bytes) -> Format | None:
+    if packing_of(start) is not None:
+        return Format("a file that was compressed twice", "unpack it once")
     for offset, signature, name, remedy in _SIGNATURES:
         if start.startswith(signature, offset):
             return Format(name, remedy)
