@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_lm.errors import DataError
 from lightning_lm.rewards.answers import Reward
+from lightning_lm.rewards.replay import judged_apart, judging_program, recording_program
 from lightning_lm.rewards.sandbox import Sandbox
 
 __all__ = ["CodeOutput", "CodeTests", "extract_code"]
@@ -100,10 +101,11 @@ def source_of_tests(tests: Any) -> str:
 class CodeTests(Reward):
     """1 where the completion's Python code passes the sample's tests, else 0.
 
-    The tests are Python code, such as ``assert add(1, 2) == 3``, that runs after the completion's and in the same
-    process. A program that ends itself early has not passed: a word it cannot guess must be printed after the last
-    test. A program that goes looking for that word in its own process could find it; where the policy may learn to,
-    judge what programs print with `CodeOutput` instead.
+    The tests are Python code, such as ``assert add(1, 2) == 3``, or a list of it. They are judged in a process of their
+    own, on the plain values that the program's functions returned: an object that equals everything, a replaced
+    ``sorted``, an early exit or a printed verdict do not help. Only if the tests use objects of the program's classes
+    do they run beside it, where a program that goes looking for the word that ends them could find it; where the policy
+    may learn to, judge what programs print with `CodeOutput` instead.
 
     Args:
         sandbox: Limits of each program.
@@ -128,8 +130,17 @@ class CodeTests(Reward):
     def _passes(self, completion: str, tests: Any) -> float | None:
         if tests is None:
             return None
+        program, source = extract_code(completion), source_of_tests(tests)
+        if judged_apart(source):
+            recorded = self.sandbox.run(recording_program(program, source))
+            records = recorded.stdout.rstrip().rpartition("\n")[2]
+            try:
+                judge = judging_program(records, source)
+            except (ValueError, RecursionError):  # the program ended before the tests
+                return 0.0
+            return float(self.sandbox.run(judge).ok)
         word = secrets.token_hex(16)
-        result = self.sandbox.run(f"{extract_code(completion)}\n\n{source_of_tests(tests)}\n\nprint({word!r})\n")
+        result = self.sandbox.run(f"{program}\n\n{source}\n\nprint({word!r})\n")
         return float(result.ok and result.stdout.rstrip().endswith(word))
 
 

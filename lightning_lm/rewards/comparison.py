@@ -36,9 +36,9 @@ def quick_verdict(given: str, right: str) -> bool | None:
         return False
     if left.text == other.text:
         return True
-    numbers = as_number(left.text), as_number(other.text)
-    if numbers[0] is not None and numbers[1] is not None:
-        (value, percent), (expected, expects_percent) = numbers
+    number, right_number = as_number(left.text), as_number(other.text)
+    if number is not None and right_number is not None:
+        (value, percent), (expected, expects_percent) = number, right_number
         if percent == expects_percent:
             return value == expected
         # 50% is written for one half and for the number of percent: "What percentage ...?" has the answer 50.

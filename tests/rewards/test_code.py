@@ -132,3 +132,52 @@ def test_what_is_no_test_is_refused(tests: object) -> None:
 
 def test_the_password_file_is_there() -> None:
     assert os.path.exists("/etc/passwd")  # what the escape above asked for is really there
+
+
+GOOD = "def f(x):\n    return sorted(x)\n"
+TRICKS = {
+    "equal to everything": "class A:\n    def __eq__(self, other): return True\ndef f(x): return A()",
+    "int that equals everything": "class A(list):\n    def __eq__(self, other): return True\ndef f(x): return A()",
+    "other sorted": "import builtins\nbuiltins.sorted = lambda x: [1, 2]\nsorted = builtins.sorted\ndef f(x): return x",
+    "frames": "import sys\ndef f(x): return sys._getframe(1).f_code.co_consts",
+    "exit before the asserts": "import os\ndef f(x): os._exit(0)",
+    "exit at once": "raise SystemExit(0)",
+    "printed verdict": "print('passed')\nimport os\nos._exit(0)",
+    "forged records": "print('[]')\nimport os\nos._exit(0)",
+    "assertion error": "def f(x): raise AssertionError",
+    "standard input": "import os\nos.lseek(0, 0, 0)\ndef f(x): return os.read(0, 1000)",
+    "json replaced": "import json\njson.dumps = lambda *a: '[]'\ndef f(x): return 1",
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_no_trick_passes_a_test(trick: str) -> None:
+    tests = ["assert f([2, 1]) == [1, 2]", "assert sorted(f([3, 1])) == [1, 3]"]
+    found = CodeTests(sandbox=QUICK)(prompts=[""], completions=[TRICKS[trick]], tests=[tests])
+    assert found == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        (GOOD, "def check(candidate):\n    for n in range(3):\n        assert candidate([n, 0]) == [0, n]\ncheck(f)"),
+        (GOOD, "x = f([2, 1])\nassert x == [1, 2] and len(x) == 2"),
+        ("def f(x):\n    x.sort()", "a = [2, 1]\nf(a)\nassert a == [1, 2]"),
+        (
+            "def f(x):\n    return x / 3",
+            "import math\nassert math.isclose(f(1), 0.333333, abs_tol=1e-4)\nassert f(0) == 0",
+        ),
+        ("def f(x):\n    raise ValueError", "try:\n    f(1)\n    assert False\nexcept ValueError:\n    pass"),
+        ("def f(x):\n    return {1: (2, {3})}", "assert f(0) == {1: (2, {3})}"),
+        ("def f(n):\n    yield from range(n)", "assert list(f(3)) == [0, 1, 2]"),
+        ("def sum(a, b):\n    return a + b", "assert sum(10, 15) == 25"),
+        ("class Stack(list):\n    pass", "s = Stack()\ns.append(1)\nassert s.pop() == 1"),
+    ],
+)
+def test_honest_programs_pass_every_form_of_test(program: str, tests: str) -> None:
+    changes = {"sorted(x)": "x", "x.sort()": "pass", "x / 3": "x", "ValueError": "KeyError", "{3}": "{4}"}
+    wrong = program
+    for before, after in {**changes, "range(n)": "[]", "a + b": "a", "Stack": "Queue"}.items():
+        wrong = wrong.replace(before, after)
+    found = CodeTests(sandbox=QUICK)(prompts=[""] * 2, completions=[program, wrong], tests=[tests] * 2)
+    assert found == [1.0, 0.0]
