@@ -1,7 +1,6 @@
 """Low-rank adapters of ``peft`` on any module's model, merged into its weights for export."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,89 +9,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_lm.errors import CheckpointError, ConfigurationError, MissingDependencyError
-from lightning_lm.models import ModelConfig, merge_adapters, parameter_roles
-from lightning_lm.modules import read_checkpoint
-from lightning_lm.modules.checkpoint import ENTRY, check_weights, reading
-from lightning_lm.parts import Part
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.models import Adapters, merge_adapters
+from lightning_lm.modules import load_model
+from lightning_lm.modules.checkpoint import ADAPTERS, reading, saved_adapters
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.tokenizers import tokenizer_from_files
 
 __all__ = ["Adapters", "LoRA", "has_adapters", "load_merged", "merge_adapters"]
-
-_ADAPTERS = "lightning_lm_adapters"
-"""Key of the description of the adapters in a checkpoint."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapters(Part):
-    """Which matrices get an adapter, and how large: each becomes ``W + (alpha / rank) B A``, with ``B`` zero at first.
-
-    Args:
-        rank: Rows of ``A``.
-        alpha: Scale of the adapter, divided by the rank (by its root with ``rank_stabilized``). Unitless.
-        dropout: Probability with which a feature that the adapter reads is dropped in training.
-        targets: Names, or ends of names, of linear maps; empty for every one whose role is ``matrix``.
-        trained: Names of modules that are trained whole beside the adapters, for example a new output layer.
-        rank_stabilized: Divide ``alpha`` by the root of the rank, so that high ranks learn as fast.
-
-    Source:
-        Hu et al. 2021, arXiv:2106.09685, section 4.1; Kalajdzievski 2023, arXiv:2312.03732.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ()
-    trained: tuple[str, ...] = ()
-    rank_stabilized: bool = False
-
-    def attach(self, model: nn.Module) -> None:
-        """Put adapters on a model, in place, and freeze everything else.
-
-        Args:
-            model: Its matrices are `torch.nn.Linear`, or another kind that ``peft`` knows.
-
-        Raises:
-            ConfigurationError: If no matrix has one of the names.
-            MissingDependencyError: If ``peft`` is not installed.
-        """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise MissingDependencyError("peft", "train low-rank adapters", "hf") from error
-        targets = list(self.targets) or _matrices(model)
-        settings = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=targets,
-            modules_to_save=list(self.trained) or None,
-            use_rslora=self.rank_stabilized,
-        )
-        try:
-            inject_adapter_in_model(settings, model)
-            model.train(model.training)  # the new modules begin in the mode of the model
-        except ValueError as error:
-            names = [name for name, child in model.named_modules() if isinstance(child, nn.Linear)]
-            raise ConfigurationError(
-                f"No adapter was put on targets={self.targets}: {error} Linear maps here: {', '.join(names[:8])}."
-            ) from error
-
-
-def _matrices(model: nn.Module) -> list[str]:
-    """Return the names of the linear maps whose role is ``matrix``."""
-    roles = parameter_roles(model)
-    maps = [name for name, child in model.named_modules() if isinstance(child, nn.Linear)]
-    return [name for name in maps if roles.get(f"{name}.weight") == "matrix"]
 
 
 class LoRA(Callback):
     """Trains low-rank adapters in place of a model's weights.
 
     They are put on as soon as the module has built its model, before the optimizer is made, so that it only gets them.
-    Checkpoints hold weights and adapters, and resume as always; `load_merged` returns the merged model of one, and
-    `merge_adapters` that of a module in memory, ready to be exported. With ``reference=AdapterReference()`` the model
+    Checkpoints hold weights and adapters, resume as always, and open wherever a checkpoint does, merged where a run
+    starts from one. `merge_adapters` returns the merged model of a module in memory, `models.save_adapters` writes the
+    adapters alone in the format of ``peft``. With ``reference=AdapterReference()`` the model
     without its adapters is what preference optimization compares with.
 
     Args:
@@ -137,11 +69,11 @@ class LoRA(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint which adapters it holds."""
-        checkpoint[_ADAPTERS] = self.adapters.to_dict()
+        checkpoint[ADAPTERS] = self.adapters.to_dict()
 
 
 def has_adapters(path: Path | str) -> bool:
-    """Tell whether a checkpoint was written while `LoRA` was among the callbacks; its weights are not read.
+    """Tell whether a checkpoint has adapters of ``peft``; its weights are not read.
 
     Args:
         path: A ``.ckpt`` that Lightning wrote.
@@ -151,11 +83,13 @@ def has_adapters(path: Path | str) -> bool:
         FileNotFoundError: If there is no such file.
     """
     with reading(path):
-        return _ADAPTERS in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return saved_adapters(torch.load(path, map_location="cpu", weights_only=True, mmap=True)) is not None
 
 
 def load_merged(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
     """Return the model of a checkpoint with its adapters merged, ready for use, and its tokenizer if it carries one.
+
+    `lightning_lm.modules.load_model` does the same, and reads checkpoints without adapters too.
 
     Args:
         path: A ``.ckpt`` that a module of this package wrote while `LoRA` was among the callbacks.
@@ -164,20 +98,9 @@ def load_merged(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
         CheckpointError: If the file is truncated or foreign, or holds no adapters.
         FileNotFoundError: If there is no such file.
     """
-    checkpoint = read_checkpoint(path)
-    entry, adapters = checkpoint.get(ENTRY), checkpoint.get(_ADAPTERS)
-    if entry is None or entry["model"] is None or adapters is None:
+    if not has_adapters(path):
         raise CheckpointError(
-            f"{path} holds no adapters on a model that can be built again. It must be written by a module of "
-            "lightning-lm, with a model config and the callback LoRA; load_model reads checkpoints without adapters."
+            f"{path} holds no adapters. It must be written while LoRA is among the callbacks; load_model reads "
+            "checkpoints without adapters."
         )
-    model = ModelConfig.from_dict(entry["model"]).build()
-    Adapters.from_dict(adapters).attach(model)
-    prefix = "model."
-    weights = {
-        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
-    }
-    check_weights(weights, model.state_dict(), source=str(path))
-    model.load_state_dict(weights)
-    files = entry["tokenizer"]
-    return merge_adapters(model).eval(), None if files is None else tokenizer_from_files(files)
+    return load_model(path)

@@ -51,6 +51,7 @@ class ChatDataModule(PositionedDataModule):
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.
+        template: As given.
         context_length: Positions the model sees.
         batch_size: As given.
 
@@ -72,7 +73,7 @@ class ChatDataModule(PositionedDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, loading=loading)
         self._sources = split_sides(train, validation)
-        self._given_tokenizer, self._template, self._rows, self._seed = tokenizer, template, rows, seed
+        self._given_tokenizer, self.template, self._rows, self._seed = tokenizer, template, rows, seed
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.context_length = rows.context_length
         self._validation: TokenStream | None = None
@@ -124,9 +125,7 @@ class ChatDataModule(PositionedDataModule):
 
         def stored(source: ExampleSource) -> SupervisedStore:
             workers = self._loading.tokenize_workers
-            return store_examples(
-                source, tokenizer, self._template, self._rows, cache / "examples", num_workers=workers
-            )
+            return store_examples(source, tokenizer, self.template, self._rows, cache / "examples", num_workers=workers)
 
         return stored(train), None if validation is None else stored(validation)
 

@@ -6,15 +6,18 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
 
 from lightning_lm import __version__
 from lightning_lm.data import Mixture, Source, TokenStore, as_source, hold_out, tokenize
 from lightning_lm.data.lock import locked
 from lightning_lm.datamodules.loader import Loading
+from lightning_lm.datamodules.tokenizer import choose_tokenizer
 from lightning_lm.errors import DataError
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.tokenizers import TokenizerPart, TrainedTokenizerPart, load_tokenizer
+from lightning_lm.tokenizers import TokenizerPart, TrainBPE, TrainedTokenizerPart, load_tokenizer
 
 __all__ = ["Corpus", "Prepared", "cache_folder"]
 
@@ -35,7 +38,8 @@ class Corpus:
     Args:
         train: Whatever `as_source` takes.
         validation: The same, or the share of the documents of ``train`` to hold out; 0 for none.
-        tokenizer: A tokenizer, or how to get one.
+        tokenizer: A tokenizer, or how to get one; ``None`` for that of the checkpoint from which the model starts,
+            or else a new `TrainBPE`.
         loading: Where the cache is, and how many processes tokenize.
 
     Raises:
@@ -43,9 +47,11 @@ class Corpus:
         DataError: If one of the sources is no text source.
     """
 
-    def __init__(self, train: Any, validation: Any, tokenizer: TokenizerPart | Tokenizer, loading: Loading) -> None:
+    def __init__(
+        self, train: Any, validation: Any, tokenizer: TokenizerPart | Tokenizer | None, loading: Loading
+    ) -> None:
         self._train, self._validation = _sides(as_source(train), validation)
-        self._part = tokenizer if isinstance(tokenizer, TokenizerPart) else None
+        self._given = tokenizer
         self.tokenizer = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self._loading = loading
         self._prepared: Prepared | None = None
@@ -60,33 +66,39 @@ class Corpus:
             return self._validation.documents()
         return (tokenizer.decode(ids) for ids in documents)
 
-    def prepare(self, *, show_progress: bool) -> Prepared:
-        """Train or load the tokenizer and tokenize, or find both in the cache; a second call returns the same."""
+    def prepare(self, *, show_progress: bool, trainer: Trainer | None = None) -> Prepared:
+        """Train or load the tokenizer and tokenize, or find both in the cache; a second call returns the same.
+
+        Args:
+            show_progress: Draw progress bars.
+            trainer: Has the module whose checkpoint has a tokenizer.
+        """
         if self._prepared is None:
-            self._prepared = self._prepare(show_progress)
+            self._prepared = self._prepare(show_progress, trainer)
         return self._prepared
 
-    def _prepare(self, show_progress: bool) -> Prepared:
+    def _prepare(self, show_progress: bool, trainer: Trainer | None) -> Prepared:
         cache = cache_folder(self._loading.cache_dir)
         if self.tokenizer is None:
-            self.tokenizer = self._build_tokenizer(cache / "tokenizers")
+            chosen = choose_tokenizer(self._given, trainer, TrainBPE())
+            part = chosen if isinstance(chosen, TokenizerPart) else None
+            self.tokenizer = self._build_tokenizer(part, cache / "tokenizers") if part else cast(Tokenizer, chosen)
         parts = self._train.sources if isinstance(self._train, Mixture) else (self._train,)
         weights = (isinstance(self._train, Mixture) and self._train.weights) or (1.0,) * len(parts)
         stores = [self._store(part, cache, show_progress) for part in parts]
         validation = None if self._validation is None else self._store(self._validation, cache, show_progress)
         return Prepared(self.tokenizer, dict(zip(stores, weights, strict=True)), validation)
 
-    def _build_tokenizer(self, cache: Path) -> Tokenizer:
+    def _build_tokenizer(self, part: TokenizerPart, cache: Path) -> Tokenizer:
         """Make the tokenizer, or find it by what the text's fingerprint says: reading all of the text takes longer."""
-        assert self._part is not None
-        if not isinstance(self._part, TrainedTokenizerPart):
-            return self._part.build(self._train.documents, cache)
-        how = json.dumps([__version__, self._part.to_dict(), _fingerprint_of(self._train)])
+        if not isinstance(part, TrainedTokenizerPart):
+            return part.build(self._train.documents, cache)
+        how = json.dumps([__version__, part.to_dict(), _fingerprint_of(self._train)])
         folder = cache / hashlib.sha256(how.encode()).hexdigest()[:32]
         with locked(cache):
             if folder.is_dir():
                 return load_tokenizer(folder)
-            tokenizer = self._part.build(self._train.documents, cache)
+            tokenizer = part.build(self._train.documents, cache)
             unfinished = folder.with_suffix(".partial")
             tokenizer.save(unfinished)
             unfinished.rename(folder)

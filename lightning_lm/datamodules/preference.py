@@ -46,6 +46,7 @@ class PreferenceDataModule(PositionedDataModule):
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.
+        template: As given.
         batch_size: As given.
     """
 
@@ -63,7 +64,7 @@ class PreferenceDataModule(PositionedDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, loading=loading)
         self._sources = split_sides(train, validation)
-        self._given_tokenizer, self._template, self._rows, self._seed = tokenizer, template, rows, seed
+        self._given_tokenizer, self.template, self._rows, self._seed = tokenizer, template, rows, seed
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.train_pairs: PreferencePairs | None = None
         """What is trained on, once it is set up."""
@@ -87,7 +88,7 @@ class PreferenceDataModule(PositionedDataModule):
         self.attach(stage)
 
     def _encoded(self, source: ExampleSource, tokenizer: Tokenizer) -> PreferencePairs:
-        pairs = PreferencePairs.from_records(source, tokenizer, self._template, self._rows)
+        pairs = PreferencePairs.from_records(source, tokenizer, self.template, self._rows)
         report = pairs.counts.report(self._rows.max_length)
         if report is not None:
             rank_zero_warn(report)
@@ -120,7 +121,7 @@ class PreferenceDataModule(PositionedDataModule):
         """Hex digest of the pairs, in the order of their numbers, and of what made their ids."""
         assert self.tokenizer is not None, "setup() comes first"
         pairs = [pairs.fingerprint for pairs in (self.train_pairs, self.validation_pairs) if pairs is not None]
-        made_by = [self.tokenizer.fingerprint, self._template.to_dict(), self._rows.to_dict()]
+        made_by = [self.tokenizer.fingerprint, self.template.to_dict(), self._rows.to_dict()]
         return hashlib.sha256(json.dumps([pairs, made_by], sort_keys=True).encode()).hexdigest()
 
     def numbered_pairs(self) -> Iterator[dict[str, Tensor]]:

@@ -48,6 +48,7 @@ class PromptDataModule(LightningDataModule):
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.
+        template: As given.
         batch_size: As given.
 
     Raises:
@@ -74,7 +75,7 @@ class PromptDataModule(LightningDataModule):
                 f"max_prompt_tokens must be at least 1, got {max_prompt_tokens}; null keeps every prompt."
             )
         self._sources = split_sides(train, validation)
-        self._given_tokenizer, self._template, self._seed, self._loading = tokenizer, template, seed, loading
+        self._given_tokenizer, self.template, self._seed, self._loading = tokenizer, template, seed, loading
         self._max_prompt_tokens = max_prompt_tokens
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.batch_size = batch_size
@@ -102,9 +103,7 @@ class PromptDataModule(LightningDataModule):
     def _stream(self, source: ExampleSource, *, shuffle: bool) -> PromptStream:
         assert self.tokenizer is not None
         limit = self._max_prompt_tokens
-        stream = PromptStream(
-            source, self.tokenizer, self._template, max_tokens=limit, seed=self._seed, shuffle=shuffle
-        )
+        stream = PromptStream(source, self.tokenizer, self.template, max_tokens=limit, seed=self._seed, shuffle=shuffle)
         if stream.too_long:
             rank_zero_warn(f"{stream.too_long:,} prompts longer than {limit:,} tokens are left out.")
         return stream

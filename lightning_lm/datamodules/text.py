@@ -15,7 +15,7 @@ from lightning_lm.datamodules.positioned import PositionedDataModule
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.evals import token_counts
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.tokenizers import TokenizerPart, TrainBPE
+from lightning_lm.tokenizers import TokenizerPart
 
 __all__ = ["TextDataModule"]
 
@@ -32,7 +32,8 @@ class TextDataModule(PositionedDataModule):
     Args:
         train: A file, a folder, a `Source`, an iterable of strings or records, or a function that returns one.
         validation: The same for validation, or the share of ``train``'s documents to hold out for it; 0 for none.
-        tokenizer: A tokenizer, or how to get one. It is trained on the train side alone.
+        tokenizer: A tokenizer, or how to get one; it is trained on the train side alone. By default that of the
+            checkpoint from which the model starts, or else `TrainBPE`.
         context_length: Positions the model sees. Rows are one token longer.
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
         packing: How documents are laid out in rows.
@@ -53,7 +54,7 @@ class TextDataModule(PositionedDataModule):
         train: AnySource = StandardLibrary(),
         validation: float | AnySource = 0.05,
         *,
-        tokenizer: TokenizerPart | Tokenizer = TrainBPE(),
+        tokenizer: TokenizerPart | Tokenizer | None = None,
         context_length: int = 256,
         batch_size: int = 16,
         packing: Packing = BestFit(),
@@ -88,11 +89,12 @@ class TextDataModule(PositionedDataModule):
         Raises:
             DataError: If the text cannot be read or used, or the disk is full.
         """
-        self.tokenizer = self._corpus.prepare(show_progress=self._loading.show_progress).tokenizer
+        show_progress = self._loading.show_progress
+        self.tokenizer = self._corpus.prepare(show_progress=show_progress, trainer=self.trainer).tokenizer
 
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` left in the cache, and plan the rows."""
-        prepared = self._corpus.prepare(show_progress=False)
+        prepared = self._corpus.prepare(show_progress=False, trainer=self.trainer)
         self.tokenizer = prepared.tokenizer
         row_length = self.context_length + 1
         self._train = TokenStream(prepared.train, row_length=row_length, packing=self._packing, seed=self._seed)

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_lm.errors import ConfigurationError
+from lightning_lm.errors import CheckpointError, ConfigurationError, TokenizerError
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.tokenizers import TokenizerPart, load_tokenizer
+from lightning_lm.tokenizers import TokenizerPart, TrainedTokenizerPart, load_tokenizer
 
-__all__ = ["make_tokenizer"]
+__all__ = ["choose_tokenizer", "make_tokenizer"]
 
 
 def make_tokenizer(
@@ -24,17 +25,76 @@ def make_tokenizer(
         trainer: Knows the module.
 
     Raises:
-        ConfigurationError: If nothing says which it is.
+        ConfigurationError: If nothing says which it is, or a new one would be trained for a model that has its own.
+        CheckpointError: If there is no such checkpoint.
     """
-    if isinstance(given, TokenizerPart):
-        return given.build(texts, cache)
-    if given is not None:
-        return given
-    module = None if trainer is None else trainer.lightning_module
-    checkpoint = getattr(getattr(module, "model_config", None), "checkpoint", None)
-    if checkpoint is None:
+    chosen = choose_tokenizer(given, trainer)
+    return chosen.build(texts, cache) if isinstance(chosen, TokenizerPart) else chosen
+
+
+def choose_tokenizer(
+    given: TokenizerPart | Tokenizer | None, trainer: Trainer | None, default: TokenizerPart | None = None
+) -> TokenizerPart | Tokenizer:
+    """Return the tokenizer of a run, or how to get it: the checkpoint's own unless another one is given.
+
+    Args:
+        given: As in `make_tokenizer`.
+        trainer: Knows the module.
+        default: How to get it if the model starts from no checkpoint.
+
+    Raises:
+        ConfigurationError: If nothing says which it is, or a new one would be trained for a model that has its own.
+        CheckpointError: If there is no such checkpoint.
+    """
+    checkpoint = _checkpoint(trainer)
+    if given is None and checkpoint is not None:
+        return _with_new_tokens(load_tokenizer(checkpoint), trainer)
+    if isinstance(given, TrainedTokenizerPart) and checkpoint is not None and _has_tokenizer(checkpoint):
+        raise ConfigurationError(
+            f"{type(given).__name__} would train a new tokenizer, and the model of {checkpoint} has learned the ids of "
+            "its own. Use that: --data.tokenizer null. If another one is meant, train it first (lightning-lm tokenizer "
+            "train) and name it: --data.tokenizer LoadTokenizer --data.tokenizer.path FOLDER."
+        )
+    chosen = default if given is None else given
+    if chosen is None:
         raise ConfigurationError(
             "The data module has no tokenizer, and the model starts from no checkpoint that has one. Set tokenizer, "
             "for instance to TrainBPE() or LoadTokenizer(path=...)."
         )
-    return load_tokenizer(checkpoint)
+    return chosen
+
+
+def _checkpoint(trainer: Trainer | None) -> Path | None:
+    """Return the checkpoint from which the model of a run starts, if it does and a tokenizer may lie there."""
+    module: Any = None if trainer is None else trainer.lightning_module
+    named = getattr(getattr(module, "model_config", None), "checkpoint", None)
+    if named is not None:
+        if not Path(named).exists():
+            raise CheckpointError(
+                f"There is no checkpoint at {named} (looked from {Path.cwd()}). Run the recipe that trains it first; a "
+                f"model of the Hub must be downloaded: hf download {named} --local-dir FOLDER."
+            )
+        return Path(named)
+    # A model that transformers has loaded remembers its folder.
+    known = getattr(getattr(_model_of(module), "config", None), "_name_or_path", None)
+    return Path(known) if known and Path(known).is_dir() and _has_tokenizer(Path(known)) else None
+
+
+def _model_of(module: Any) -> Any:
+    model = getattr(module, "model", None)
+    inner = getattr(model, "model", None)
+    return inner if hasattr(inner, "save_pretrained") else model
+
+
+def _has_tokenizer(checkpoint: Path) -> bool:
+    try:
+        load_tokenizer(checkpoint)
+    except TokenizerError:
+        return False
+    return True
+
+
+def _with_new_tokens(tokenizer: Tokenizer, trainer: Trainer | None) -> Tokenizer:
+    module = None if trainer is None else trainer.lightning_module
+    tokens = getattr(getattr(module, "model_config", None), "new_tokens", ())
+    return tokenizer.with_special_tokens(tokens) if tokens and hasattr(tokenizer, "with_special_tokens") else tokenizer

@@ -16,6 +16,7 @@ from lightning_lm.generation.limits import check_ids, check_length
 from lightning_lm.generation.sampling import Sampler, Sampling
 from lightning_lm.generation.speculative import Speculation, SpeculativeForward, SpeculativeSampler
 from lightning_lm.generation.text import AnswerText
+from lightning_lm.models import end_ids, generation_settings
 from lightning_lm.protocols import Tokenizer
 
 __all__ = ["Completion", "Generator", "evaluating", "with_seed"]
@@ -56,7 +57,8 @@ class Generator:
         model: A `lightning_lm.models.Transformer`, anything else with ``make_cache``, or any callable from ids
             [rows, seq] to logits [rows, seq, vocab]; the last is run over the whole text at each step.
         tokenizer: Needed for text prompts, stop strings, streaming and ``Completion.text``. Its ``eos_id`` ends an
-            answer, and ids that it does not know are never chosen.
+            answer, beside those in the model's own `models.generation_settings`, and ids that it does not know are
+            never chosen.
         batch_size: Most rows that are decoded together; ``None`` takes all at once. Does not change any answer.
         prefix_ids: Put before every text prompt (not before prompts given as ids). ``None`` takes the tokenizer's
             ``prefix_ids`` (what a published tokenizer puts there), or else its ``bos_id``; one that has neither
@@ -275,7 +277,8 @@ class Generator:
         if max_new_tokens < 1:
             raise ConfigurationError(f"max_new_tokens={max_new_tokens} leaves nothing to generate; give at least 1.")
         eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
-        return Ends(max_new_tokens, eos_id, frozenset(int(token) for token in stop_ids))
+        own = end_ids(generation_settings(self.model), self.tokenizer)
+        return Ends(max_new_tokens, eos_id, frozenset([*own, *map(int, stop_ids)]))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from lightning_lm.generation.batch import Ends, FinishReason
 from lightning_lm.generation.generator import Completion, evaluating, with_seed
 from lightning_lm.generation.sampling import Sampling
 from lightning_lm.generation.text import AnswerText
-from lightning_lm.models import TransformersModel
+from lightning_lm.models import TransformersModel, end_ids, generation_settings
 from lightning_lm.protocols import Tokenizer
 
 __all__ = ["TransformersGenerator"]
@@ -82,7 +82,8 @@ class TransformersGenerator:
         if max_new_tokens < 1 or num_samples < 1 or not all(map(len, prompts)):
             raise ConfigurationError(f"{max_new_tokens=} and {num_samples=} must be at least 1, and no prompt empty.")
         eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
-        ends = Ends(max_new_tokens, eos_id, frozenset(map(int, stop_ids)))
+        own = end_ids(generation_settings(self.model), self.tokenizer)
+        ends = Ends(max_new_tokens, eos_id, frozenset([*own, *map(int, stop_ids)]))
         rows = [list(map(int, prompt)) for prompt in prompts for _ in range(num_samples)]
         size = self._batch_size or max(1, len(rows))
         sampling, device = with_seed(sampling), self.model.device

@@ -163,7 +163,17 @@ def output_layer(model: LanguageModel) -> dict[str, Any]:
         model: Turns features into logits by its head, and maybe ``logit_softcap``.
     """
     head = model.head
-    return {"weight": head.weight, "bias": head.bias, "softcap": getattr(model, "logit_softcap", None)}
+    return {"weight": _adapted_weight(head), "bias": head.bias, "softcap": getattr(model, "logit_softcap", None)}
+
+
+def _adapted_weight(head: Any) -> Tensor:
+    """Return the weight of an output layer, with the adapters of ``peft`` on it that are switched on and not merged."""
+    weight: Tensor = head.weight
+    if hasattr(head, "get_delta_weight") and not (head.disable_adapters or head.merged):
+        for adapter in head.active_adapters:
+            if adapter in head.lora_A:
+                weight = weight + head.get_delta_weight(adapter)
+    return weight
 
 
 def open_head(

@@ -1,12 +1,19 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
 from lightning_lm.models.adapter import TransformersModel, as_language_model
-from lightning_lm.models.adapters import merge_adapters
+from lightning_lm.models.adapters import (
+    Adapters,
+    attach_adapters,
+    describe_adapters,
+    merge_adapters,
+    remove_adapters,
+)
 from lightning_lm.models.attention import Attention, Mixer
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
 from lightning_lm.models.export import export_model
 from lightning_lm.models.ffn import FFN, GLU, MLP
+from lightning_lm.models.generation_settings import add_end_ids, end_ids, generation_settings, set_generation_settings
 from lightning_lm.models.huggingface import PretrainedCheckpoint, load_huggingface, save_huggingface
 from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
@@ -40,6 +47,7 @@ __all__ = [
     "FFN",
     "GLU",
     "MLP",
+    "Adapters",
     "Attention",
     "DepthScaled",
     "FanIn",
@@ -72,12 +80,17 @@ __all__ = [
     "TransformersModel",
     "TruncatedNormal",
     "YaRNScaling",
+    "add_end_ids",
     "as_language_model",
+    "attach_adapters",
     "config_from_huggingface",
     "config_to_huggingface",
     "describe",
+    "describe_adapters",
+    "end_ids",
     "export_model",
     "flops_per_token",
+    "generation_settings",
     "gpt2",
     "llama2",
     "llama3",
@@ -89,7 +102,9 @@ __all__ = [
     "parameter_table",
     "qwen2",
     "qwen3",
+    "remove_adapters",
     "render",
     "save_huggingface",
+    "set_generation_settings",
     "tinystories",
 ]

@@ -1,12 +1,115 @@
-"""Low-rank adapters of ``peft`` as part of the weights: what is exported, and what an inference server gets."""
+"""Low-rank adapters of ``peft``: put on a model, described in checkpoints, merged into the weights."""
 
 import copy
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from lightning_lm.errors import MissingDependencyError
+from lightning_lm.errors import ConfigurationError, MissingDependencyError
+from lightning_lm.models.roles import parameter_roles
+from lightning_lm.parts import Part
 
-__all__ = ["merge_adapters"]
+__all__ = ["Adapters", "attach_adapters", "describe_adapters", "merge_adapters", "remove_adapters"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters(Part):
+    """Which matrices get an adapter, and how large: each becomes ``W + (alpha / rank) B A``, with ``B`` zero at first.
+
+    Args:
+        rank: Rows of ``A``.
+        alpha: Scale of the adapter, divided by the rank (by its root with ``rank_stabilized``). Unitless.
+        dropout: Probability with which a feature that the adapter reads is dropped in training.
+        targets: Names, or ends of names, of linear layers; empty for every one whose role is ``matrix``.
+        trained: Names of modules that are trained whole beside the adapters, for example a new output layer.
+        rank_stabilized: Divide ``alpha`` by the root of the rank, so that high ranks learn as fast.
+
+    Source:
+        Hu et al. 2021, arXiv:2106.09685, section 4.1; Kalajdzievski 2023, arXiv:2312.03732.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
+    rank_stabilized: bool = False
+
+    def attach(self, model: nn.Module) -> None:
+        """Put adapters on a model, in place, and freeze everything else.
+
+        Args:
+            model: Its matrices are `torch.nn.Linear`, or another kind that ``peft`` knows.
+
+        Raises:
+            ConfigurationError: If a name matches no module, or a module that cannot have an adapter.
+            MissingDependencyError: If ``peft`` is not installed.
+        """
+        for argument, names in (("targets", self.targets), ("trained", self.trained)):
+            _require_modules(model, argument, names)
+        settings = {
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": list(self.targets) or _matrices(model),
+            "modules_to_save": list(self.trained) or None,
+            "use_rslora": self.rank_stabilized,
+        }
+        attach_adapters(model, settings)
+
+
+def attach_adapters(model: nn.Module, description: Mapping[str, Any]) -> None:
+    """Put adapters on a model, in place, and freeze everything else.
+
+    Args:
+        model: Has none yet.
+        description: The fields of a ``peft`` ``LoraConfig``, as in an ``adapter_config.json``, or `Adapters.to_dict`.
+
+    Raises:
+        ConfigurationError: If they fit no module of the model.
+        MissingDependencyError: If ``peft`` is not installed.
+    """
+    if "part" in description:
+        Adapters.from_dict(description).attach(model)
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingDependencyError("peft", "train low-rank adapters", "hf") from error
+    if description.get("peft_type", "LORA") != "LORA":
+        raise ConfigurationError(
+            f"Adapters of the kind {description['peft_type']!r} are not supported; only LORA is. Merge them first: "
+            "peft.PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(folder)."
+        )
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    settings = LoraConfig(**{name: value for name, value in description.items() if name in known})
+    try:
+        inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"No adapter was put on targets={settings.target_modules}: {error} Linear layers here: "
+            f"{', '.join(_linear_layers(model)[:8])}."
+        ) from error
+    _check_output_layer(model, settings.lora_dropout)
+    model.train(model.training)  # the new modules begin in the mode of the model
+
+
+def describe_adapters(model: nn.Module) -> dict[str, Any] | None:
+    """Return the adapters of a model as plain data for `attach_adapters`; ``None`` if it has none.
+
+    Args:
+        model: Of any kind.
+    """
+    settings = getattr(model, "peft_config", None)
+    if not settings:
+        return None
+    (adapter,) = settings.values() if len(settings) == 1 else (settings["default"],)
+    described: dict[str, Any] = json.loads(json.dumps(adapter.to_dict(), default=sorted))
+    return described
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:
@@ -18,18 +121,69 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     Raises:
         MissingDependencyError: If ``peft`` is not installed.
     """
+    return _without_adapters(model, merge=True)
+
+
+def remove_adapters(model: nn.Module) -> nn.Module:
+    """Return a copy of a model without its adapters: the weights that they were put on.
+
+    Args:
+        model: Has adapters of ``peft``. It stays as it is.
+
+    Raises:
+        MissingDependencyError: If ``peft`` is not installed.
+    """
+    return _without_adapters(model, merge=False)
+
+
+def _without_adapters(model: nn.Module, *, merge: bool) -> nn.Module:
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import ModulesToSaveWrapper
     except ImportError as error:
         raise MissingDependencyError("peft", "merge low-rank adapters", "hf") from error
-    merged = copy.deepcopy(model)
-    for name, child in list(merged.named_modules()):
+    plain = copy.deepcopy(model)
+    for name, child in list(plain.named_modules()):
         if isinstance(child, BaseTunerLayer):
-            child.merge()
-            merged.set_submodule(name, child.get_base_layer())
+            if merge:
+                child.merge()
+            plain.set_submodule(name, child.get_base_layer())
         elif isinstance(child, ModulesToSaveWrapper):
-            merged.set_submodule(name, child.modules_to_save[child.active_adapters[0]])
-    if hasattr(merged, "peft_config"):
-        del merged.peft_config
-    return merged.requires_grad_(True)
+            kept = child.modules_to_save[child.active_adapters[0]] if merge else child.original_module
+            plain.set_submodule(name, kept)
+    if hasattr(plain, "peft_config"):
+        del plain.peft_config
+    return plain.requires_grad_(True)
+
+
+def _require_modules(model: nn.Module, argument: str, names: Sequence[str]) -> None:
+    """Refuse names that are the name, or the end of the name, of no module: ``peft`` would pass over them."""
+    known = [name for name, _ in model.named_modules() if name]
+    for wanted in names:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in known):
+            ends = dict.fromkeys([*known, *(name.rpartition(".")[-1] for name in known)])
+            near = difflib.get_close_matches(wanted, list(ends), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(
+                f"{argument}={tuple(names)}: no module is called {wanted!r}.{hint} Linear layers here: "
+                f"{', '.join(_linear_layers(model)[:8])}."
+            )
+
+
+def _check_output_layer(model: nn.Module, dropout: float) -> None:
+    """Refuse dropout in an adapter of the output layer: losses read its weight and never call it."""
+    if hasattr(model, "hidden") and dropout and hasattr(getattr(model, "head", None), "lora_A"):
+        raise ConfigurationError(
+            f"dropout={dropout} cannot be applied before an adapter of the output layer, whose weight the losses read "
+            "without calling it. Set dropout to 0, leave the output layer out of targets, or name it in trained."
+        )
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    return [name for name, child in model.named_modules() if isinstance(child, nn.Linear)]
+
+
+def _matrices(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers whose role is ``matrix``."""
+    roles = parameter_roles(model)
+    return [name for name in _linear_layers(model) if roles.get(f"{name}.weight") == "matrix"]

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.adapter import TransformersModel
 from lightning_lm.models.adapters import merge_adapters
-from lightning_lm.models.huggingface import save_huggingface
+from lightning_lm.models.huggingface import save_huggingface, write_companions
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.protocols import Tokenizer
 
@@ -52,7 +52,18 @@ def export_model(
             f"A {type(inner).__name__} cannot be written as a Hugging Face folder. Train a model that a config of "
             "lightning_lm.models builds, or one of transformers."
         )
-    inner = inner if dtype is None else copy.deepcopy(inner).to(dtype)
-    inner.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save(folder)
+    _save_transformers(inner if dtype is None else copy.deepcopy(inner).to(dtype), Path(folder), tokenizer)
+
+
+def _save_transformers(model: Any, folder: Path, tokenizer: Tokenizer | None) -> None:
+    """Write a model of ``transformers``; its generation settings as they came, which its own writer may refuse."""
+    kept, model.generation_config = model.generation_config, type(model.generation_config)()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = kept
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)  # safetensors makes them the owner's alone
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    write_companions(model, folder, tokenizer, max_length=length)

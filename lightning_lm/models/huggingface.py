@@ -8,21 +8,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.models.adapter import TransformersModel
 from lightning_lm.models.config import ModelConfig, TransformerConfig
 from lightning_lm.models.families import FAMILIES, Family
+from lightning_lm.models.generation_settings import (
+    exported_settings,
+    read_generation_settings,
+    set_generation_settings,
+)
 from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.models.weight_files import StoredTensor, read_json, read_tensors, write_json, write_tensors
 from lightning_lm.models.weight_names import Rename, renames_for
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["PretrainedCheckpoint", "load_huggingface", "save_huggingface"]
+__all__ = ["PretrainedCheckpoint", "load_huggingface", "load_pretrained", "save_huggingface", "write_companions"]
 
 
 def load_huggingface(
@@ -54,6 +60,7 @@ def load_huggingface(
         config = dataclasses.replace(config, context_length=context_length)
     model = _empty(config, dtype, device)
     _fill(model, FAMILIES[settings["model_type"]], folder)
+    set_generation_settings(model, read_generation_settings(folder))
     return model
 
 
@@ -71,7 +78,8 @@ def save_huggingface(
     Args:
         model: A `Transformer`.
         folder: Created if needed; each file in it is replaced whole.
-        tokenizer: Its files are written beside the weights, and its end of text ends generation.
+        tokenizer: Its files are written beside the weights, and its end of text ends generation, beside the ids that
+            end it in the model's own `generation_settings`.
         dtype: That of the weights in the files; ``None`` for the model's own.
         family: The ``model_type`` to write; ``None`` for the first that can express the model.
         max_shard_bytes: Largest weight file, in bytes.
@@ -94,12 +102,35 @@ def save_huggingface(
     dtype = dtype or model.embed.weight.dtype
     tensors = list(_stored(model, FAMILIES[settings["model_type"]], dtype))
     write_tensors(folder, tensors, max_shard_bytes=max_shard_bytes)
+    generation = write_companions(model, folder, tokenizer, max_length=model.config.context_length)
+    tokens = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_json(folder / "config.json", {**settings, **tokens, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def write_companions(
+    model: nn.Module, folder: Path, tokenizer: Tokenizer | None, *, max_length: int | None
+) -> dict[str, Any]:
+    """Write what lies beside the weights: the tokenizer with its chat template, and ``generation_config.json``.
+
+    Args:
+        model: Carries its `generation_settings`.
+        folder: Exists.
+        tokenizer: Of the model.
+        max_length: Longest text, tokens; written where the tokenizer's own files name none.
+
+    Returns:
+        The generation settings as written.
+    """
     if tokenizer is not None:
         tokenizer.save(folder)
-    eos_id = None if tokenizer is None else tokenizer.eos_id
-    tokens = {"bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": None}
-    write_json(folder / "generation_config.json", {name: token for name, token in tokens.items() if token is not None})
-    write_json(folder / "config.json", {**settings, **tokens, "dtype": str(dtype).removeprefix("torch.")})
+        path = folder / "tokenizer_config.json"
+        if max_length is not None and path.is_file():
+            settings = read_json(path)
+            if "model_max_length" not in settings:
+                write_json(path, {**settings, "model_max_length": max_length})
+    generation = exported_settings(model, tokenizer)
+    write_json(folder / "generation_config.json", generation)
+    return generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +148,8 @@ class PretrainedCheckpoint(ModelConfig):
     context_length: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
-    def build(self, vocab_size: int | None = None) -> Transformer:
-        """Return the model with the checkpoint's weights.
+    def build(self, vocab_size: int | None = None) -> nn.Module:
+        """Return the model with the checkpoint's weights; families without parts of ours run by ``transformers``.
 
         Args:
             vocab_size: That of the tokenizer.
@@ -127,15 +158,47 @@ class PretrainedCheckpoint(ModelConfig):
             ConfigurationError: If the tokenizer has ids that the checkpoint lacks.
             CheckpointError: If the checkpoint cannot be read.
         """
-        known = config_from_huggingface(self.checkpoint).vocab_size
-        needed = self.vocab_size or vocab_size
-        if needed is not None and known is not None and needed > known:
+        model = load_pretrained(self.checkpoint, getattr(torch, self.dtype), self.context_length or None)
+        known, needed = len(model.head.weight), self.vocab_size or vocab_size
+        if needed is not None and needed > known:
             raise ConfigurationError(
                 f"The tokenizer has {needed} ids and {self.checkpoint} has {known}; use the checkpoint's own tokenizer."
             )
-        return load_huggingface(
-            self.checkpoint, dtype=getattr(torch, self.dtype), context_length=self.context_length or None
-        )
+        return model
+
+
+def load_pretrained(
+    folder: str | Path, dtype: torch.dtype = torch.float32, context_length: int | None = None
+) -> Transformer | TransformersModel:
+    """Return the model of a folder: a `Transformer` if our parts can express it, else by ``transformers`` itself.
+
+    Args:
+        folder: In the format of Hugging Face.
+        dtype: That of the parameters.
+        context_length: Tokens of a training row, for a `Transformer`.
+
+    Raises:
+        CheckpointError: If files are missing or broken, or ``transformers`` cannot read them.
+        ConfigurationError: If neither knows the architecture.
+    """
+    try:
+        config_from_huggingface(folder)
+    except ConfigurationError as error:
+        return _by_transformers(Path(folder), dtype, error)
+    return load_huggingface(folder, dtype=dtype, context_length=context_length)
+
+
+def _by_transformers(folder: Path, dtype: torch.dtype, reason: ConfigurationError) -> TransformersModel:
+    try:
+        import transformers
+    except ImportError:
+        raise reason from None
+    factory: Any = transformers.AutoModelForCausalLM
+    try:
+        model = factory.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot read the model in {folder}: {error}") from error
+    return TransformersModel(model.train())
 
 
 def _empty(config: TransformerConfig, dtype: torch.dtype, device: torch.device | str) -> Transformer:

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
-from lightning_lm.models import ModelConfig, parameter_roles
-from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights
+from lightning_lm.models import ModelConfig, describe_adapters, generation_settings, parameter_roles
+from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, stop_where_trained
 from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
 from lightning_lm.modules.hyper_parameters import log_hyper_parameters
 from lightning_lm.modules.model_owner import Compile, _ModelOwner
@@ -111,6 +111,7 @@ class LMModule(_ModelOwner, abc.ABC):
                 f"{type(self.trainer.strategy).__name__} accumulates gradients out of reach, so their mean over target "
                 "tokens cannot be made exact. Use DDP, FSDP2 or one of lightning_lm.strategies."
             )
+        stop_where_trained(self.model, self._tokenizer(), self._datamodule())
         self.tokens_seen = self.tokens_seen.to(self.device)
         self._interval = None if self._interval is None else self._interval.to(self.device)
         log_hyper_parameters(self.trainer, self)
@@ -211,12 +212,14 @@ class LMModule(_ModelOwner, abc.ABC):
         require_all_ranks(self.trainer)
         self._watch.require_finite()
         require_finite_weights(self.trainer, self)
-        tokenizer = self._tokenizer()
+        tokenizer = self.trained_tokenizer()
         checkpoint[ENTRY] = {
             "version": VERSION,
             "module": type(self).__name__,
             "model": self._model_description(),
             "tokenizer": tokenizer.to_files() if hasattr(tokenizer, "to_files") else None,
+            "generation": generation_settings(self.model),
+            "adapters": describe_adapters(self.model),
             "tokens_seen": int(self.tokens_seen),
             "interval": None if self._interval is None else self._interval.tolist(),
             "recorded": self._trained.state_dict(self.trainer.strategy),
@@ -238,6 +241,7 @@ class LMModule(_ModelOwner, abc.ABC):
                 "start a new run from there."
             )
         check_config(entry["model"], self._model_description())
+        self.attach_saved_adapters(checkpoint)
         check_weights(checkpoint["state_dict"], self.state_dict(), source="The checkpoint")
         self.tokens_seen = torch.tensor(entry["tokens_seen"], device=self.device)
         sums = entry["interval"]

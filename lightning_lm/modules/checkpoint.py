@@ -11,23 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lm.data import ChatTemplate
+from lightning_lm.data.chat_program import chat_program
 from lightning_lm.errors import CheckpointError
-from lightning_lm.models import ModelConfig
+from lightning_lm.models import (
+    ModelConfig,
+    add_end_ids,
+    attach_adapters,
+    merge_adapters,
+    set_generation_settings,
+)
 from lightning_lm.protocols import Tokenizer
 
 __all__ = [
+    "ADAPTERS",
     "ENTRY",
     "VERSION",
     "check_config",
     "check_weights",
+    "load_config",
     "load_model",
     "read_checkpoint",
     "reading",
-    "with_vocabulary",
+    "saved_adapters",
+    "stop_where_trained",
+    "with_trained_template",
 ]
 
 ENTRY = "lightning_lm"
 """Key of our entry in a checkpoint."""
+ADAPTERS = "lightning_lm_adapters"
+"""Key of the description of the adapters that the callback `LoRA` has put on a model of any module."""
 VERSION = 1
 """Layout of our entry."""
 
@@ -74,11 +88,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_model(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
+def load_model(path: Path | str, *, merged: bool = True) -> tuple[nn.Module, Tokenizer | None]:
     """Return the model of a checkpoint, with its weights and ready for use, and its tokenizer if it carries one.
 
     Args:
         path: A ``.ckpt`` that a module of this package wrote.
+        merged: Whether adapters become part of the weights.
 
     Raises:
         CheckpointError: If the file is truncated, foreign, or holds the weights of another model.
@@ -98,27 +113,80 @@ def load_model(path: Path | str) -> tuple[nn.Module, Tokenizer | None]:
     # A critic's or a reference's weights lie beside it.
     states = checkpoint["state_dict"].items()
     weights = {name.removeprefix(prefix): value for name, value in states if name.startswith(prefix)}
-    check_weights(weights, model.state_dict(), source=str(path))
+    if any(name.startswith("backbone.") for name in weights):
+        raise CheckpointError(f"{path} holds a reward model, not a language model; load_reward_model reads it.")
     floating = [value.dtype for value in weights.values() if value.is_floating_point()]
-    model.to(floating[0]).load_state_dict(weights)
+    model.to(floating[0])
+    adapters = saved_adapters(checkpoint)
+    if adapters is not None:
+        attach_adapters(model, adapters)
+    check_weights(weights, model.state_dict(), source=str(path))
+    model.load_state_dict(weights)
+    model = merge_adapters(model) if merged and adapters is not None else model
+    if entry.get("generation"):
+        set_generation_settings(model, entry["generation"])
     return model.eval(), _tokenizer(entry["tokenizer"])
 
 
-def with_vocabulary(config: ModelConfig, path: Any) -> ModelConfig:
-    """Return a config that says how many ids the model has, where a checkpoint of this package knows it.
+def with_trained_template(tokenizer: Any, datamodule: object) -> Any:
+    """Return the tokenizer with the chat template of the training data, as checkpoints and exported folders carry it.
 
     Args:
-        config: Returned as it is where it says so itself.
-        path: The checkpoint; its weights are not read.
+        tokenizer: Returned as it is if the data has no template of its own.
+        datamodule: Has the `data.ChatTemplate` as ``template``, or none.
+    """
+    template = getattr(datamodule, "template", None)
+    if not isinstance(template, ChatTemplate) or not hasattr(tokenizer, "with_chat_template"):
+        return tokenizer
+    program = chat_program(template, tokenizer)
+    return tokenizer if program is None else tokenizer.with_chat_template(program)
+
+
+def stop_where_trained(model: nn.Module, tokenizer: Tokenizer | None, datamodule: object) -> None:
+    """Let the tokens that end an answer in the training data end the model's generation.
+
+    Args:
+        model: Carries its `models.generation_settings`.
+        tokenizer: Of the data.
+        datamodule: Has the `data.ChatTemplate` as ``template``, or none.
+    """
+    template = getattr(datamodule, "template", None)
+    if tokenizer is not None and isinstance(template, ChatTemplate):
+        add_end_ids(model, template.stop_ids(tokenizer), tokenizer)
+
+
+def load_config(path: Path | str, given: object = None) -> ModelConfig | None:
+    """Return the config of a checkpoint's model where that is needed to load it; the weights are not read.
+
+    Args:
+        path: The checkpoint.
+        given: The model or config that the caller has; a config that leaves its vocabulary size out gets it.
+
+    Returns:
+        ``None`` if the given one will do, or the file does not describe its model.
 
     Raises:
         CheckpointError: If the file is truncated, is no checkpoint, or holds more than tensors and plain data.
     """
-    if config.vocab_size is not None or not isinstance(path, str | Path) or not Path(path).is_file():
-        return config
+    incomplete = isinstance(given, ModelConfig) and given.vocab_size is None
+    if not (given is None or incomplete) or not Path(path).is_file():
+        return None
     with reading(path):
         entry = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(ENTRY) or {}
-    return dataclasses.replace(config, vocab_size=(entry.get("model") or {}).get("vocab_size"))
+    description = entry.get("model")
+    if isinstance(given, ModelConfig):
+        return dataclasses.replace(given, vocab_size=(description or {}).get("vocab_size"))
+    return None if description is None else ModelConfig.from_dict(description)
+
+
+def saved_adapters(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the description of the adapters in a checkpoint, for `models.attach_adapters`; ``None`` without adapters.
+
+    Args:
+        checkpoint: Its content.
+    """
+    described = (checkpoint.get(ENTRY) or {}).get("adapters") or checkpoint.get(ADAPTERS)
+    return None if described is None else dict(described)
 
 
 def _tokenizer(files: dict[str, str] | None) -> Tokenizer | None:

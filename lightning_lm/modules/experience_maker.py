@@ -115,7 +115,7 @@ class ExperienceMaker:
         """
         module, plan, trainer = self._module, self._module.plan, self._module.trainer
         start_s, version = time.monotonic(), trainer.global_step
-        age = 0 if self._server is None else self._server.update(module.model, module._tokenizer(), trainer)
+        age = 0 if self._server is None else self._server.update(module.model, module.trained_tokenizer(), trainer)
         rollout = self._engine().collect(prompts, (module._seed or 0, version, micro_batch or 0), spare)
         rollout = dataclasses.replace(rollout, sampler_age=age)
         rows: Experience = rollout.rows(mask_truncated=plan.mask_truncated, device=module.device)

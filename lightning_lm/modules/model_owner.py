@@ -3,14 +3,16 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models import ModelConfig, as_language_model
-from lightning_lm.modules.checkpoint import with_vocabulary
+from lightning_lm.models import ModelConfig, as_language_model, attach_adapters
+from lightning_lm.modules.checkpoint import load_config, saved_adapters, with_trained_template
 from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.parts import Part
@@ -49,6 +51,8 @@ class _ModelOwner(MeasuredModule, abc.ABC):
             self.model = self.model_config.build(self._vocab_size())
         else:
             _check_vocabulary(self.model, self._vocab_size())
+        if not self.model.training:
+            self.model.train()  # what from_pretrained returns is in evaluation mode: no dropout
         _check_length(self.model, self._trainer)
         self._configured = True
         recompute_blocks(self.model, self.activation_checkpointing)
@@ -59,12 +63,16 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         tokenizer = self._tokenizer()
         return None if tokenizer is None else int(tokenizer.vocab_size)
 
+    def _datamodule(self) -> Any:
+        trainer = self._trainer  # none outside of a run, where Lightning's own property raises
+        return getattr(trainer, "datamodule", None)
+
     def _tokenizer(self) -> Any:
-        try:
-            trainer = self.trainer
-        except RuntimeError:  # Lightning's word for a module without a Trainer
-            return None
-        return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        return getattr(self._datamodule(), "tokenizer", None)
+
+    def trained_tokenizer(self) -> Any:
+        """Return the tokenizer with the chat template that the model is trained on; ``None`` without a tokenizer."""
+        return with_trained_template(self._tokenizer(), self._datamodule())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load weights; a model that was built in other processes only ("ddp_spawn", notebooks) is built here first.
@@ -83,16 +91,41 @@ class _ModelOwner(MeasuredModule, abc.ABC):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Return the module of a checkpoint, as Lightning does; a vocabulary that its config leaves out is found there.
+        """Return the module of a checkpoint, as Lightning does.
+
+        The model is built from its description in the file unless ``model`` is given; so is a vocabulary size that the
+        given config leaves out.
 
         Args:
             checkpoint_path: A ``.ckpt`` file.
             args: As Lightning has them.
             kwargs: As Lightning has them, ``weights_only=True`` and the arguments of the module, such as ``model``.
         """
-        if isinstance(kwargs.get("model"), ModelConfig):
-            kwargs["model"] = with_vocabulary(kwargs["model"], checkpoint_path)
+        if isinstance(checkpoint_path, str | Path):
+            config = load_config(checkpoint_path, kwargs.get("model"))
+            kwargs |= {} if config is None else {"model": config}
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def attach_saved_adapters(self, checkpoint: Mapping[str, Any]) -> None:
+        """Put the adapters of a checkpoint on the model, if no callback has put any there.
+
+        Args:
+            checkpoint: Its content.
+
+        Raises:
+            ConfigurationError: If the optimizer was made before, without them.
+        """
+        adapters = saved_adapters(checkpoint)
+        if adapters is None or hasattr(self.model, "peft_config"):
+            return
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit" and trainer.strategy.restore_checkpoint_after_setup:
+            raise ConfigurationError(
+                f"The checkpoint has adapters, and {type(trainer.strategy).__name__} has made the optimizer without "
+                "them. Add the callback they were trained with: --trainer.callbacks+=LoRA."
+            )
+        attach_adapters(self.model, adapters)
+        rank_zero_info("The adapters of the checkpoint are put on the model; only they are trained.")
 
     def _model_description(self) -> dict[str, Any] | None:
         model = getattr(self, "model", None)
@@ -125,7 +158,8 @@ def _check_length(model: nn.Module, trainer: Any) -> None:
     rows = getattr(getattr(trainer, "datamodule", None), "context_length", None)
     limit = getattr(getattr(model, "config", None), "context_length", None)
     if isinstance(rows, int) and isinstance(limit, int) and rows > limit:
+        key = "data.rows" if hasattr(trainer.datamodule, "template") else "data"
         raise ConfigurationError(
             f"The data has context_length={rows}, but the model was described with context_length={limit}. Set both: "
-            f"--model.model.context_length {rows}, or --data.context_length {limit}."
+            f"--model.model.context_length {rows}, or --{key}.context_length {limit}."
         )

@@ -15,13 +15,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lm.errors import TokenizerError
+from lightning_lm.errors import ConfigurationError, LightningLMError, TokenizerError
+from lightning_lm.tokenizers.chat_template import Message, render_chat_template
 from lightning_lm.tokenizers.streams import avoiding_special, rejoin, special_expression
 
-__all__ = ["END_OF_TEXT", "MARKER", "BaseTokenizer", "ByteTableTokenizer"]
+__all__ = ["CHAT_TEMPLATE", "CHAT_TOKENS", "END_OF_TEXT", "MARKER", "BaseTokenizer", "ByteTableTokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 """The special token that ends a document, unless another is chosen."""
+
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+"""The special tokens of ChatML; tokenizers that a run trains reserve them, so that its model can learn to chat."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""The file of the chat template, in a folder and in a checkpoint."""
 
 MARKER = "lightning_lm_tokenizer.json"
 """The file that tells which kind of tokenizer a folder holds. It is written last."""
@@ -54,6 +61,12 @@ class BaseTokenizer(ABC):
     unk_id: int | None = None
     """Id of text that the vocabulary does not hold; ``None`` where every text can be written."""
 
+    chat_template: str | None = None
+    """Jinja program that writes conversations as text, as the model was trained on them; saved with the tokenizer."""
+
+    tool_use_template: str | None = None
+    """The template for conversations with tools, where several have been published under names."""
+
     @property
     @abstractmethod
     def vocab_size(self) -> int:
@@ -71,8 +84,9 @@ class BaseTokenizer(ABC):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of everything that decides which ids a text gets."""
-        return hashlib.sha256(json.dumps(sorted(self.to_files().items())).encode()).hexdigest()
+        """Hex digest of everything that decides which ids a text gets; a chat template decides none."""
+        files = {name: content for name, content in self.to_files().items() if name != CHAT_TEMPLATE}
+        return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Return the ids of a text. Special tokens written in it are ordinary text unless allowed.
@@ -108,6 +122,75 @@ class BaseTokenizer(ABC):
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
+        """Return a conversation as text, ready for ``encode(..., allow_special=True)``.
+
+        Args:
+            messages: Turns, each with ``role`` and ``content``.
+            add_generation_prompt: Let the text end where the completion of the assistant begins.
+            variables: Further variables of the template, such as ``tools``.
+
+        Raises:
+            ConfigurationError: If there is no template.
+            TokenizerError: If a published tokenizer comes without one, or the template refuses the conversation.
+        """
+        if self.chat_template is None:
+            raise self._no_template()
+        template = self.tool_use_template if variables.get("tools") and self.tool_use_template else self.chat_template
+        given = {**self.named_tokens, "add_generation_prompt": add_generation_prompt, **variables}
+        return render_chat_template(template, messages, given)
+
+    def with_chat_template(self, template: str) -> Self:
+        """Return this tokenizer with another chat template.
+
+        Args:
+            template: A Jinja program.
+        """
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.chat_template, copy.tool_use_template = template, None
+        return copy
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> Self:
+        """Return this tokenizer with further special tokens behind its last id; every text keeps its ids.
+
+        `lightning_lm.models.grow_vocabulary` gives a model the rows for them.
+
+        Args:
+            tokens: Those that it has already are passed over.
+
+        Raises:
+            TokenizerError: If a token is empty, or tokens cannot be added to this kind.
+        """
+        new = [token for token in dict.fromkeys(tokens) if token not in self._special]
+        if "" in new:
+            raise TokenizerError("A special token is an empty string; leave it out.")
+        if not new:
+            return self
+        longer = self._extended(new)
+        longer.chat_template = self.chat_template
+        return longer
+
+    def _extended(self, tokens: Sequence[str]) -> Self:  # noqa: ARG002
+        """Return a copy with special tokens that it does not have yet."""
+        raise TokenizerError(
+            f"Special tokens cannot be added to a {type(self).__name__}. Save the model's tokenizer as tokenizer.json "
+            "(transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) does), and load that."
+        )
+
+    def _no_template(self) -> LightningLMError:
+        return ConfigurationError(
+            f"{type(self).__name__} carries no chat template; use template=ChatML(), or the tokenizer of a "
+            "Hugging Face folder that has one."
+        )
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens by the names under which chat templates read them, such as ``eos_token``."""
+        return {} if self.eos_token is None else {"eos_token": self.eos_token}
 
     @abstractmethod
     def token_byte_lengths(self) -> NDArray[np.int64]:
@@ -148,7 +231,8 @@ class BaseTokenizer(ABC):
 
     def _marker(self, **settings: Any) -> dict[str, str]:
         content = {"format": _FORMAT, "kind": type(self).__name__, **settings, "eos_token": self.eos_token}
-        return {MARKER: json.dumps(content, ensure_ascii=False, indent=1)}
+        template = {} if self.chat_template is None else {CHAT_TEMPLATE: self.chat_template}
+        return {**template, MARKER: json.dumps(content, ensure_ascii=False, indent=1)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, special_tokens={list(self._special)})"

@@ -171,6 +171,16 @@ class BPETokenizer(ByteTableTokenizer):
             eos_token=settings["eos_token"],
         )
 
+    def _extended(self, tokens: Sequence[str]) -> Self:
+        special = {**self.special_tokens, **number_special(tokens, self.vocab_size)}
+        return type(self)(
+            self.merges,
+            special_tokens=special,
+            pattern=self.pattern,
+            eos_token=self.eos_token,
+            ids=self.vocabulary.ids,
+        )
+
     @functools.cached_property
     def _encoding(self) -> "tiktoken.Encoding":
         import tiktoken

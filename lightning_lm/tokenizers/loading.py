@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_lm.errors import TokenizerError
 from lightning_lm.tokenizers import gpt2_files
-from lightning_lm.tokenizers.base import MARKER, BaseTokenizer, read_marker
+from lightning_lm.tokenizers.base import CHAT_TEMPLATE, MARKER, BaseTokenizer, read_marker
 from lightning_lm.tokenizers.bpe import BPETokenizer
 from lightning_lm.tokenizers.pretrained import TOKEN_MAP, PretrainedTokenizer
 from lightning_lm.tokenizers.sentencepiece import MODEL_BASE64, MODEL_FILE, SentencePieceTokenizer
@@ -25,7 +25,7 @@ _TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     TOKEN_MAP,
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "entries.json",
     "vocab.json",
     "merges.txt",
@@ -74,7 +74,9 @@ def tokenizer_from_files(files: Mapping[str, str]) -> BaseTokenizer:
         kind = read_marker(files).get("kind")
         if kind not in _KINDS:
             raise TokenizerError(f"{MARKER} names the kind {kind!r}; known are {', '.join(_KINDS)}.")
-        return _KINDS[kind].from_files(files)
+        tokenizer = _KINDS[kind].from_files(files)
+        tokenizer.chat_template = files.get(CHAT_TEMPLATE)
+        return tokenizer
     if "tokenizer.json" in files:
         return PretrainedTokenizer.from_files(files)
     if MODEL_BASE64 in files:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_lm.errors import MissingDependencyError, TokenizerError
 from lightning_lm.tokenizers import tokenizer_json
-from lightning_lm.tokenizers.base import BaseTokenizer, as_list, refuse_surrogates
-from lightning_lm.tokenizers.chat_template import Message, render_chat_template
+from lightning_lm.tokenizers.base import CHAT_TEMPLATE, BaseTokenizer, as_list, refuse_surrogates
 from lightning_lm.tokenizers.gpt2_files import from_letters
 from lightning_lm.tokenizers.patterns import SplitPattern
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PretrainedTokenizer"]
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_FILES = ("tokenizer.json", "tokenizer_config.json", CHAT_TEMPLATE)
 TOKEN_MAP = "special_tokens_map.json"
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -53,7 +52,7 @@ class PretrainedTokenizer(BaseTokenizer):
         """Id of the token that the files name as the begin of a text, if they name one; see also `prefix_ids`."""
         self.unk_id = _unknown_id(self._definition, self._allowing)
         self._pattern = self._cut_pattern()
-        self.chat_template = chat_template or _template_of(self._config)
+        self.chat_template = self._published_template = chat_template or _template_of(self._config)
         self.tool_use_template = _named_templates(self._config).get("tool_use")
         """The template for conversations with tools, where several have been published under names."""
 
@@ -79,8 +78,11 @@ class PretrainedTokenizer(BaseTokenizer):
         )
 
     def to_files(self) -> dict[str, str]:
-        """Return the content of the files, as they came."""
-        return {name: content for name, content in self._files.items() if content is not None}
+        """Return the content of the files, as they came; with another chat template if that was set."""
+        files = {name: content for name, content in self._files.items() if content is not None}
+        if self.chat_template is not None and self.chat_template != self._published_template:
+            files[CHAT_TEMPLATE] = self.chat_template
+        return files
 
     @property
     def vocab_size(self) -> int:
@@ -123,28 +125,6 @@ class PretrainedTokenizer(BaseTokenizer):
         lengths[list(self._special.values())] = 0
         return lengths
 
-    def apply_chat_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
-    ) -> str:
-        """Return a conversation as text, ready for ``encode(..., allow_special=True)``.
-
-        Args:
-            messages: Turns, each with ``role`` and ``content``.
-            add_generation_prompt: Let the text end where the answer of the assistant begins.
-            variables: What else the template reads, such as ``tools``.
-
-        Raises:
-            TokenizerError: If there is no template, or it refuses the conversation.
-        """
-        if self.chat_template is None:
-            raise TokenizerError(
-                "This tokenizer has no chat template: tokenizer_config.json holds none and there is no "
-                "chat_template.jinja. Set the attribute chat_template to one."
-            )
-        given = {**self.named_tokens, "add_generation_prompt": add_generation_prompt, **variables}
-        template = self.tool_use_template if given.get("tools") and self.tool_use_template else self.chat_template
-        return render_chat_template(template, messages, given)
-
     @property
     def named_tokens(self) -> dict[str, str]:
         """Special tokens by the names under which chat templates read them, such as ``bos_token``."""
@@ -152,6 +132,19 @@ class PretrainedTokenizer(BaseTokenizer):
         extra = self._config.get("extra_special_tokens")
         named |= {name: _content(token) for name, token in extra.items()} if isinstance(extra, dict) else {}
         return {name: token for name, token in named.items() if token is not None}
+
+    def _no_template(self) -> TokenizerError:
+        return TokenizerError(
+            "This tokenizer has no chat template: tokenizer_config.json holds none and there is no "
+            "chat_template.jinja. Set the attribute chat_template to one."
+        )
+
+    def _extended(self, tokens: Sequence[str]) -> Self:
+        from tokenizers import AddedToken
+
+        longer = _tokenizer(self._files["tokenizer.json"] or "", [])
+        longer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+        return self.from_files({**self.to_files(), "tokenizer.json": longer.to_str()})
 
     def _encode_ordinary(self, text: str) -> list[int]:
         return list(self._ordinary.encode(text, add_special_tokens=False).ids)

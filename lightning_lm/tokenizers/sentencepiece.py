@@ -127,8 +127,9 @@ class SentencePieceTokenizer(ByteTableTokenizer):
         return {MODEL_BASE64: base64.b64encode(self._model).decode(), **self._marker()}
 
     def save(self, path: Path | str) -> None:
-        """Write the model as ``tokenizer.model``, which SentencePiece reads, and the marker."""
-        write_files(Path(path), {MODEL_FILE: self._model, MARKER: self.to_files()[MARKER]})
+        """Write the model as ``tokenizer.model``, which SentencePiece reads, and the other files."""
+        others = {name: content for name, content in self.to_files().items() if name != MODEL_BASE64}
+        write_files(Path(path), {MODEL_FILE: self._model, **others})
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> Self:

@@ -40,6 +40,9 @@ class ByteTokenizer(ByteTableTokenizer):
         settings = read_marker(files)
         return cls(settings["special_tokens"], eos_token=settings["eos_token"])
 
+    def _extended(self, tokens: Sequence[str]) -> Self:
+        return type(self)([*self.special_tokens, *tokens], eos_token=self.eos_token)
+
     def _encode_ordinary(self, text: str) -> list[int]:
         return list(text.encode())
 
@@ -72,8 +75,11 @@ class _ListedTokenizer(ByteTableTokenizer):
         return [known(entry, unknown) for entry in entries]
 
     def _listed_marker(self, **settings: Any) -> dict[str, str]:
-        special = [token for token in self.special_tokens if token != UNKNOWN]
-        return {**self._marker(special_tokens=special, **settings), "entries.json": _dump(self._entries)}
+        return {**self._marker(special_tokens=self._named, **settings), "entries.json": _dump(self._entries)}
+
+    @property
+    def _named(self) -> list[str]:
+        return [token for token in self.special_tokens if token != UNKNOWN]
 
 
 class CharacterTokenizer(_ListedTokenizer):
@@ -102,6 +108,9 @@ class CharacterTokenizer(_ListedTokenizer):
     def to_files(self) -> dict[str, str]:
         """Return the content of the files."""
         return self._listed_marker()
+
+    def _extended(self, tokens: Sequence[str]) -> Self:
+        return type(self)(self._entries, [*self._named, *tokens], eos_token=self.eos_token)
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> Self:
@@ -173,6 +182,9 @@ class WordTokenizer(_ListedTokenizer):
     def to_files(self) -> dict[str, str]:
         """Return the content of the files."""
         return self._listed_marker(pattern=self.pattern.to_dict())
+
+    def _extended(self, tokens: Sequence[str]) -> Self:
+        return type(self)(self._entries, [*self._named, *tokens], pattern=self.pattern, eos_token=self.eos_token)
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> Self:

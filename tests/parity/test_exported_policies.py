@@ -181,7 +181,7 @@ def test_a_policy_that_was_given_as_an_object_is_exported_by_the_command(tmp_pat
     found = opened_model(tmp_path / "out", caplog)
     with torch.no_grad():
         torch.testing.assert_close(found(IDS).logits, theirs.eval()(IDS).logits, rtol=0, atol=TOLERANCE)
-    assert found.generation_config.eos_token_id == [95, 96]
+    assert found.generation_config.eos_token_id == [95, 96, digits.eos_id]
     assert type(found) is type(theirs)
 
 
