@@ -132,7 +132,7 @@ def _template_of(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> str:
     if variables.get("tools"):
         template = getattr(tokenizer, "tool_use_template", None) or template
     if template is None:
-        kind = TokenizerError if hasattr(tokenizer, "chat_template") else ConfigurationError
+        kind = TokenizerError if hasattr(tokenizer, "prefix_ids") else ConfigurationError  # published, or trained here
         raise kind(
             f"{type(tokenizer).__name__} carries no chat template; use template=ChatML(), name a file by "
             "TokenizerTemplate(path='chat_template.jinja'), or use the tokenizer of a Hugging Face folder that has one."
