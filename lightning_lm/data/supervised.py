@@ -249,7 +249,8 @@ def store_examples(
         DataError: If a record cannot be used, or none is left; says which.
     """
     limits = [rows.context_length, rows.learn_on, rows.too_long]
-    how = [_VERSION, source.fingerprint, tokenizer.fingerprint, template.to_dict(), limits]
+    written_by = [template.to_dict(), getattr(tokenizer, "chat_template", None)]
+    how = [_VERSION, source.fingerprint, tokenizer.fingerprint, written_by, limits]
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
     folder = cache / key[:32]
     with locked(cache):

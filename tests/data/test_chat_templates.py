@@ -16,7 +16,8 @@ import trl
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from lightning_lm.data import TokenizerTemplate
+from lightning_lm.data import SupervisedRows, TokenizerTemplate, store_examples
+from lightning_lm.data.examples import Examples
 from lightning_lm.data.preference import encode_preference
 from lightning_lm.data.prompts import PromptStream
 from lightning_lm.data.supervised import encode_example
@@ -495,6 +496,17 @@ def test_another_template(make, tmp_path):
         TokenizerTemplate(path=str(file), text=CHATML)
     with pytest.raises(ConfigurationError, match=r"missing\.jinja"):
         TokenizerTemplate(path=str(tmp_path / "missing.jinja"))
+
+
+def test_examples_are_encoded_anew_for_another_template_of_the_same_tokenizer(make, tmp_path):
+    source = Examples(source=[{"messages": CONVERSATIONS["single"][0]}] * 2)
+    tokenizer = make(CHATML)
+    stores = []
+    for template in (CHATML, OWN["phi 4"], CHATML):
+        tokenizer.chat_template = template
+        store = store_examples(source, tokenizer, TokenizerTemplate(), SupervisedRows(), tmp_path, num_workers=1)
+        stores.append(store.path)
+    assert stores[0] == stores[2] != stores[1]
 
 
 def test_variables_of_a_record(make):
