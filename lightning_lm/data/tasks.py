@@ -41,6 +41,8 @@ class ReverseDigits(ExampleSource):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise ConfigurationError(f"num_examples={self.num_examples} must be at least 1.")
         if not 0 <= self.wrong_share <= 1:
             raise ConfigurationError(f"wrong_share={self.wrong_share} must be from 0 to 1.")
         if self.num_digits < 2:

@@ -27,6 +27,8 @@ class Validation(Part):
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.samples < 1 or min(self.pass_at, default=1) < 1:
+            raise ConfigurationError(f"samples={self.samples} and each of pass_at={self.pass_at} must be at least 1.")
         if max(self.pass_at, default=1) > self.samples:
             raise ConfigurationError(f"pass_at={self.pass_at} needs as many answers, and samples={self.samples}.")
         if self.samples > 1 and self.sampling.greedy:
@@ -79,6 +81,10 @@ class RolloutPlan(Part):
         for name in ("samples_per_prompt", "max_new_tokens", "epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name, limit in {"resample_rounds": 0, "max_staleness": 0, "rows_at_once": 1, "importance_cap": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise ConfigurationError(f"{name}={value} must be at least {limit}.")
         plain = Sampling(temperature=self.sampling.temperature, seed=self.sampling.seed)
         if self.sampling.greedy or self.sampling != plain:
             raise ConfigurationError(
