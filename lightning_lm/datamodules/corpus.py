@@ -18,8 +18,13 @@ from lightning_lm.datamodules.tokenizer import choose_tokenizer
 from lightning_lm.errors import DataError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart, TrainBPE, TrainedTokenizerPart, load_tokenizer
+from lightning_lm.tokenizers.base import CHAT_TOKENS, END_OF_TEXT
 
 __all__ = ["Corpus", "Prepared", "cache_folder"]
+
+
+_DEFAULT_TOKENIZER = TrainBPE(special_tokens=(END_OF_TEXT, *CHAT_TOKENS))
+"""Has the tokens that a later stage needs to train the model to chat."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Corpus:
     def _prepare(self, show_progress: bool, trainer: Trainer | None) -> Prepared:
         cache = cache_folder(self._loading.cache_dir)
         if self.tokenizer is None:
-            chosen = choose_tokenizer(self._given, trainer, TrainBPE())
+            chosen = choose_tokenizer(self._given, trainer, _DEFAULT_TOKENIZER)
             part = chosen if isinstance(chosen, TokenizerPart) else None
             self.tokenizer = self._build_tokenizer(part, cache / "tokenizers") if part else cast(Tokenizer, chosen)
         parts = self._train.sources if isinstance(self._train, Mixture) else (self._train,)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
+_MAX_NEW_TOKENS = 256
+
 LoadModel = Callable[[Path], tuple[Any, "Tokenizer | None"]]
 
 
@@ -31,10 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text to continue, '-' for standard input; may be repeated (default: the beginning of a document)",
     )
     parser.add_argument(
+        "--chat", action="store_true", help="each prompt is a user's turn, written by the model's chat template"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system prompt, with --chat")
+    parser.add_argument("--messages", type=Path, metavar="FILE", help="JSON list of earlier turns, with --chat")
+    parser.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="folder or file (default: the one in the checkpoint)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="most tokens to add (default: %(default)s)"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"most tokens to add (default: {_MAX_NEW_TOKENS}, or as many as the model's context length leaves)",
     )
     parser.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="answers to each prompt (default: %(default)s)"
@@ -59,10 +69,13 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
         sampling = _sampling(namespace)
         prompts = [_prompt(text) for text in namespace.prompts or [""]]
         generator = _generator(namespace, load_model)
+        inputs = _inputs(prompts, generator, namespace)
+        if namespace.max_new_tokens is None:
+            namespace.max_new_tokens = _room(generator, inputs)
         if len(prompts) == namespace.num_samples == 1:
-            _stream(generator, prompts[0], sampling, namespace)
+            _stream(generator, prompts[0], inputs[0], sampling, namespace)
         else:
-            _batch(generator, prompts, sampling, namespace)
+            _batch(generator, prompts, inputs, sampling, namespace)
     except BrokenPipeError:
         raise
     except (LightningLMError, OSError) as error:
@@ -121,7 +134,7 @@ def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generat
 
 def _load_folder(folder: Path) -> tuple[Any, "Tokenizer | None"]:
     from lightning_lm.errors import TokenizerError
-    from lightning_lm.models.huggingface import load_huggingface
+    from lightning_lm.models.huggingface import load_pretrained
     from lightning_lm.tokenizers import load_tokenizer
 
     if (folder / "meta.pt").is_file():
@@ -133,7 +146,7 @@ def _load_folder(folder: Path) -> tuple[Any, "Tokenizer | None"]:
         found = sorted(folder.rglob("*.ckpt"))
         hint = f" Did you mean {found[-1]}?" if found else ""
         raise CheckpointError(f"{folder} is no Hugging Face folder: it has no config.json.{hint}")
-    model = load_huggingface(folder)
+    model = load_pretrained(folder)
     try:
         return model, load_tokenizer(folder)
     except TokenizerError:
@@ -149,9 +162,62 @@ def _check_vocabulary(model: Any, tokenizer: "Tokenizer") -> None:
         )
 
 
-def _stream(generator: "Generator", prompt: str, sampling: "Sampling", namespace: argparse.Namespace) -> None:
+def _inputs(prompts: list[str], generator: "Generator", namespace: argparse.Namespace) -> list[str | list[int]]:
+    """Return the prompts as the model gets them; special tokens in them count as such."""
+    tokenizer = generator.tokenizer
+    assert tokenizer is not None
+    if not namespace.chat:
+        if namespace.system is not None or namespace.messages is not None:
+            raise ConfigurationError("--system and --messages belong to a conversation; add --chat.")
+        return [
+            [*generator.begin_ids, *tokenizer.encode(text, allow_special=True)]
+            if any(token in text for token in tokenizer.special_tokens)
+            else text
+            for text in prompts
+        ]
+    apply = getattr(tokenizer, "apply_chat_template", None)
+    if apply is None or getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigurationError(
+            "--chat needs a chat template, and the model has none. Train it on conversations first (--data.template "
+            "ChatML), or leave --chat out."
+        )
+    before = [] if namespace.system is None else [{"role": "system", "content": namespace.system}]
+    before += [] if namespace.messages is None else _read_messages(namespace.messages)
+    return [
+        tokenizer.encode(
+            apply([*before, {"role": "user", "content": text}], add_generation_prompt=True), allow_special=True
+        )
+        for text in prompts
+    ]
+
+
+def _read_messages(path: Path) -> list[dict[str, Any]]:
+    import json
+
+    try:
+        messages = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no JSON: {error}. Write a list of turns with role and content.") from error
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) and "role" in turn for turn in messages):
+        raise ConfigurationError(f'{path} must hold a list such as [{{"role": "user", "content": "Hello"}}].')
+    return messages
+
+
+def _room(generator: "Generator", inputs: list[str | list[int]]) -> int:
+    """Return how many tokens to add by default: no more than the model was made for."""
+    limit = getattr(getattr(generator.model, "config", None), "context_length", None)
+    if not isinstance(limit, int):
+        return _MAX_NEW_TOKENS
+    assert generator.tokenizer is not None
+    lengths = [len(generator.tokenizer.encode(text)) + 1 if isinstance(text, str) else len(text) for text in inputs]
+    return max(1, min(_MAX_NEW_TOKENS, limit - max(lengths) + 1))
+
+
+def _stream(
+    generator: "Generator", prompt: str, given: str | list[int], sampling: "Sampling", namespace: argparse.Namespace
+) -> None:
     pieces = generator.stream(
-        prompt, sampling=sampling, max_new_tokens=namespace.max_new_tokens, stop_strings=namespace.stop
+        given, sampling=sampling, max_new_tokens=namespace.max_new_tokens, stop_strings=namespace.stop
     )
     _write(prompt)
     for piece in pieces:
@@ -159,9 +225,15 @@ def _stream(generator: "Generator", prompt: str, sampling: "Sampling", namespace
     _write("\n")
 
 
-def _batch(generator: "Generator", prompts: list[str], sampling: "Sampling", namespace: argparse.Namespace) -> None:
+def _batch(
+    generator: "Generator",
+    prompts: list[str],
+    given: list[str | list[int]],
+    sampling: "Sampling",
+    namespace: argparse.Namespace,
+) -> None:
     completions = generator.generate(
-        prompts,
+        given,
         sampling=sampling,
         max_new_tokens=namespace.max_new_tokens,
         stop_strings=namespace.stop,

@@ -105,6 +105,11 @@ class Generator:
         self._speculation = speculation
         self._without_gradients = torch.inference_mode if inference_mode else torch.no_grad
 
+    @property
+    def begin_ids(self) -> list[int]:
+        """Ids that are put before every text prompt."""
+        return list(self._prefix_ids)
+
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],

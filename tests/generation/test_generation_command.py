@@ -74,6 +74,24 @@ def test_several_prompts_and_samples_have_titles(capsys, checkpoint):
     assert out == "".join(f"{t}\n{p}{x}\n" for t, p, x in zip(titles, "aabb", texts, strict=True))
 
 
+def test_a_chat_is_written_by_the_template_and_special_tokens_count(capsys, checkpoint, tmp_path):
+    tokenizer = ByteTokenizer(("<|endoftext|>", "<|im_end|>")).with_chat_template(
+        "{% for m in messages %}{{ m.role + m.content + '<|im_end|>' }}{% endfor %}{{ 'bot' }}"
+    )
+    turns = tmp_path / "turns.json"
+    turns.write_text('[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]')
+    ids = tokenizer.encode("systems<|im_end|>userx<|im_end|>assistanty<|im_end|>usera<|im_end|>bot", allow_special=True)
+    generator = Generator(tiny_model(), tokenizer)
+    (chat,) = generator.generate([ids], sampling=Sampling(temperature=0), max_new_tokens=9)
+    words = ("--checkpoint", checkpoint, "--prompt", "a", "--temperature", 0, "--max-new-tokens", 9)
+    chatting = ("--chat", "--system", "s", "--messages", turns)
+    status, out, err = call(capsys, *words, *chatting, tokenizer=tokenizer)
+    assert (status, err, out) == (0, "", "a" + chat.text + "\n")
+    status, _, err = call(capsys, *words, "--chat")
+    assert status == 1
+    assert "--data.template ChatML" in err
+
+
 def test_stop_strings_end_the_text(capsys, checkpoint):
     (text,) = expected(["a"], sampling=Sampling(temperature=0))
     stop = text[3:5]
