@@ -23,8 +23,8 @@ class LoRA(Callback):
 
     They are put on as soon as the module has built its model, before the optimizer is made, so that it only gets them.
     Checkpoints hold weights and adapters, resume as always, and open wherever a checkpoint does, merged where a run
-    starts from one. `merge_adapters` returns the merged model of a module in memory, `models.save_adapters` writes the
-    adapters alone in the format of ``peft``. With ``reference=AdapterReference()`` the model
+    starts from one. `merge_adapters` returns the merged model of a module in memory, ready to be exported.
+    With ``reference=AdapterReference()`` the model
     without its adapters is what preference optimization compares with.
 
     Args:

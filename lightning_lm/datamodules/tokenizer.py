@@ -48,7 +48,7 @@ def choose_tokenizer(
     """
     checkpoint = _checkpoint(trainer)
     if given is None and checkpoint is not None:
-        return _with_new_tokens(load_tokenizer(checkpoint), trainer)
+        return load_tokenizer(checkpoint)
     if isinstance(given, TrainedTokenizerPart) and checkpoint is not None and _has_tokenizer(checkpoint):
         raise ConfigurationError(
             f"{type(given).__name__} would train a new tokenizer, and the model of {checkpoint} has learned the ids of "
@@ -92,9 +92,3 @@ def _has_tokenizer(checkpoint: Path) -> bool:
     except TokenizerError:
         return False
     return True
-
-
-def _with_new_tokens(tokenizer: Tokenizer, trainer: Trainer | None) -> Tokenizer:
-    module = None if trainer is None else trainer.lightning_module
-    tokens = getattr(getattr(module, "model_config", None), "new_tokens", ())
-    return tokenizer.with_special_tokens(tokens) if tokens and hasattr(tokenizer, "with_special_tokens") else tokenizer

@@ -157,7 +157,7 @@ class BaseTokenizer(ABC):
     def with_special_tokens(self, tokens: Sequence[str]) -> Self:
         """Return this tokenizer with further special tokens behind its last id; every text keeps its ids.
 
-        `lightning_lm.models.grow_vocabulary` gives a model the rows for them.
+        The model needs a row for each of them; many published models have spare ones.
 
         Args:
             tokens: Those that it has already are passed over.
