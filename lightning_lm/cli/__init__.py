@@ -4,7 +4,9 @@ Nothing heavy is imported before the verb is known, so that ``--help`` answers a
 """
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when all went well, 1 after an error, 2 after a mistake on the command line or in the YAML, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # modules beside the user's YAML, as with `python -m`
     try:
         return _dispatch(words)
     except UsageError as error:
@@ -61,9 +65,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\nStopped by the user. {error}".rstrip(), file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away (`| head`): nothing is left to say, or to flush
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()  # the reader of our output went away (`| head`): nothing is left to say, or to flush
+        else:
+            print(f"\nError: {_described(error)}", file=sys.stderr)
         return _FAILURE
+
+
+def _described(error: OSError) -> str:
+    """Return what the system refused, for which path, and what to change."""
+    remedies = {
+        errno.ENOSPC: "Free some space, or write elsewhere.",
+        errno.EDQUOT: "Free some space, or write elsewhere.",
+        errno.EROFS: "Write elsewhere.",
+        errno.EACCES: "Change the permissions, or use another path.",
+        errno.EPERM: "Change the permissions, or use another path.",
+        errno.ENOENT: f"Check the path (looked from {os.getcwd()}).",
+        errno.ENOTDIR: "A part of the path is a file.",
+        errno.EISDIR: "Name a file, not a folder.",
+    }
+    path = f" ({error.filename})" if error.filename is not None else ""
+    reason = f"{error.strerror or error}{path}."
+    return f"{reason} {remedies[error.errno]}" if error.errno in remedies else reason
 
 
 def _dispatch(words: list[str]) -> int:

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -75,7 +76,9 @@ class Checker:
             key = written.removesuffix("+")
             if key not in arguments:
                 raise UsageError(_unknown_key(written, child.place, owner, arguments, path))
-            self._check_value(child, arguments[key], f"{path}.{key}".lstrip("."))
+            below = f"{path}.{key}".lstrip(".")
+            # What is appended is an item of a list: it takes the place of nothing.
+            self._check_value(child, arguments[key], below if key == written else f"{below}[+]")
 
     def _check_value(self, setting: Setting, argument: Argument, path: str) -> None:
         if isinstance(setting.value, list):
@@ -124,11 +127,22 @@ def _fields(setting: Setting, cls: type, path: str) -> Setting:
 def _insert(root: dict[str, Setting], keys: list[str], leaf: Setting) -> None:
     *parents, last = keys
     for key in parents:
-        below = root.setdefault(key, Setting({}))
-        if not isinstance(below.value, dict):  # `--model Name --model.option value`
-            below = root[key] = Setting({"class_path": below})
+        appended = root[f"{key}+"].value if f"{key}+" in root else None
+        if appended:  # `--callbacks+=Name --callbacks.option value` sets the option of the newest item
+            below = appended[-1] = _as_mapping(appended[-1])
+        else:
+            below = root[key] = _as_mapping(root.get(key, Setting({})))
         root = below.value
-    root[last] = leaf
+    if last.endswith("+"):
+        items = root.setdefault(last, Setting([])).value
+        items += leaf.value if isinstance(leaf.value, list) else [leaf]
+    else:
+        root[last] = leaf
+
+
+def _as_mapping(setting: Setting) -> Setting:
+    """Return ``Name`` as a mapping that options can be added to: `--model Name --model.option value`."""
+    return setting if isinstance(setting.value, dict) else Setting({"class_path": setting})
 
 
 def _command_line_value(text: str) -> Setting:
@@ -151,9 +165,11 @@ def _named_class(setting: Setting, annotation: Any, path: str) -> type | None:
     name, expected = setting.value, accepted_classes(annotation)
     if not isinstance(name, str) or not expected:
         return None
-    if "." in name:
-        return _imported(setting, path)
     known = subclasses_by_name(expected)
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", name) and not Path(name).is_file():
+        raise UsageError(_no_class(setting, expected, known, path))
+    if "." in name or "/" in name:
+        return _imported(setting, expected, path)
     if name not in known and re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in _CONSTANTS:
         kinds = " or ".join(cls.__name__ for cls in expected)
         raise UsageError(
@@ -163,9 +179,26 @@ def _named_class(setting: Setting, annotation: Any, path: str) -> type | None:
     return known.get(name)
 
 
-def _imported(setting: Setting, path: str) -> type | None:
+def _no_class(setting: Setting, expected: list[type], known: Mapping[str, type], path: str) -> str:
+    """Say what is needed in place of a path or a text, with an option that takes a path if a class has one."""
+    ours = sorted(
+        name for name, cls in known.items() if cls.__module__.startswith("lightning_lm.") and cls not in expected
+    )
+    lines = [
+        f"{path} takes the name of a class, got {setting.value!r}.",
+        f"  Written in {setting.place}. Expected a {' or '.join(cls.__name__ for cls in expected)}: {', '.join(ours)}.",
+    ]
+    for name in ours:
+        taken = [key for key in ("checkpoint", "path") if key in (arguments_of(known[name]) or ())]
+        if taken:
+            lines.append(f"  For a file or folder: --{path} {name} --{path}.{taken[0]} {setting.value}")
+            break
+    return "\n".join(lines)
+
+
+def _imported(setting: Setting, expected: list[type], path: str) -> type | None:
     module, _, name = setting.value.rpartition(".")
-    if not re.fullmatch(r"[A-Za-z_][\w.]*", setting.value) or module == "":
+    if module == "" or Path(setting.value).is_file():
         return None  # the path of a file with settings
     try:
         found = getattr(importlib.import_module(module), name)
@@ -173,7 +206,15 @@ def _imported(setting: Setting, path: str) -> type | None:
         raise UsageError(
             f"The class {setting.value!r} for {path} cannot be imported: {error}.\n  Written in {setting.place}."
         ) from error
-    return found if isinstance(found, type) else None
+    if not isinstance(found, type):
+        return None
+    if not any(getattr(base, "_is_protocol", False) or base in found.__mro__ for base in expected):
+        known = subclasses_by_name(expected)
+        raise UsageError(
+            f"{setting.value} is no {' or '.join(cls.__name__ for cls in expected)}, which {path} takes."
+            f"{_nearest(found.__name__, known)}\n  Written in {setting.place}."
+        )
+    return found
 
 
 def _default_class(argument: Argument) -> type | None:

@@ -25,6 +25,8 @@ __all__ = ["Overlay", "Place", "Setting", "expand_configs", "read_overlays"]
 
 _BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
+_GROUPS = ("--trainer", "--model", "--data")
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Overlay:
 def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
     """Replace every ``--config NAME`` by the YAML text of the overlays that it stands for.
 
+    ``--trainer FILE``, ``--model FILE`` and ``--data FILE`` are overlays of that one key, as LightningCLI has them.
+
     Args:
         words: The command line behind the verb.
 
@@ -87,12 +91,15 @@ def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
     rest = iter(words)
     for word in rest:
         flag, equals, value = word.partition("=")
-        if flag not in _FLAGS:
+        if flag not in (*_FLAGS, *_GROUPS):
             expanded.append(word)
             continue
         if not equals:
             value = next(rest, "")
-        layers = read_overlays(value)
+        if flag in _GROUPS and not value.endswith(_SUFFIXES):  # the name of a class
+            expanded += [f"{flag}={value}"]
+            continue
+        layers = read_overlays(value) if flag in _FLAGS else [_group_overlay(flag.removeprefix("--"), Path(value))]
         overlays += layers
         expanded += [f"--config={layer.to_yaml()}" for layer in layers]
     return expanded, overlays
@@ -118,6 +125,14 @@ def read_overlays(name: str, *, beside: Path | None = None, opened: tuple[Path, 
     for below in [names] if isinstance(names, str) else names:
         layers += read_overlays(below, beside=path.parent, opened=(*opened, path))
     return [*layers, Overlay(path, root, sweep)]
+
+
+def _group_overlay(key: str, path: Path) -> Overlay:
+    """Read the settings of one top-level key; a file that repeats the key is understood too."""
+    if not path.is_file():
+        raise UsageError(f"--{key} {str(path)!r}: there is no such file (looked from {Path.cwd()}).")
+    root = _read(path)
+    return Overlay(path, root if set(root.value) == {key} else Setting({key: root}, root.place))
 
 
 def _find(name: str, beside: Path | None) -> Path:

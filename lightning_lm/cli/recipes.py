@@ -31,14 +31,18 @@ def find_recipe(name: str) -> Path | None:
     """Return the file of a recipe, given as ``pretrain/quickstart`` or ``recipes/pretrain/quickstart.yaml``.
 
     Args:
-        name: A name of `recipe_names`, with or without the folder's name in front and the suffix behind.
+        name: A name of `recipe_names`, with or without the folder's name in front and the suffix behind; its last
+            part alone if only one recipe ends in it.
     """
     folder = recipes_folder()
     relative = Path(name.removeprefix("recipes/"))
     if not relative.name or relative.is_absolute() or ".." in relative.parts:
         return None
     path = folder / relative.with_suffix(_SUFFIX)
-    return path if path.is_file() else None
+    if path.is_file():
+        return path
+    named = [other for other in recipe_names() if other.rpartition("/")[2] == relative.with_suffix("").as_posix()]
+    return folder / f"{named[0]}{_SUFFIX}" if len(named) == 1 else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

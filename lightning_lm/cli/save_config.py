@@ -1,6 +1,8 @@
 """Writes the whole configuration of a run beside its logs."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -13,13 +15,14 @@ class SaveConfig(SaveConfigCallback):
     """Write ``config.yaml`` into the folder of the run, in one step.
 
     A run that goes on with other settings keeps the earlier ones as ``config.1.yaml``, ``config.2.yaml``, ...;
-    Lightning's own callback refuses to start there.
+    Lightning's own callback refuses to start there. A file that no run wrote stays as it is, and a run without a
+    logger, which has no folder of its own, writes nothing.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file on the first rank when training starts."""
         folder = trainer.log_dir  # asks the first rank, so every rank has to
-        if stage != "fit" or folder is None or not trainer.is_global_zero:
+        if stage != "fit" or folder is None or trainer.logger is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         _write(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_unset=False))
@@ -29,8 +32,21 @@ def _write(path: Path, text: str) -> None:
     if path.exists():
         if path.read_text(encoding="utf-8") == text:
             return
-        number = 1 + len(list(path.parent.glob(f"{path.stem}.*{path.suffix}")))
-        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+        free = next(other for other in _numbered(path) if not other.exists())
+        if not _is_ours(path):
+            path = free
+        else:
+            path.rename(free)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    return (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a run wrote this file: `CommandLine` puts the version in its first line."""
+    with path.open("rb") as file:
+        return file.readline().startswith(b"# lightning-lm ")

@@ -12,19 +12,20 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_lm import __version__
 from lightning_lm.callbacks.readable import number
 from lightning_lm.cli.check import Checker, command_line_settings
 from lightning_lm.cli.defaults import defaults_of_changes
-from lightning_lm.cli.explain import explain
+from lightning_lm.cli.explain import explain, is_a_users_mistake
 from lightning_lm.cli.overlays import expand_configs
 from lightning_lm.cli.precision import fast_precision
 from lightning_lm.cli.resume import newest_checkpoint, run_folder
 from lightning_lm.cli.save_config import SaveConfig
 from lightning_lm.cli.signatures import Argument, arguments_of
 from lightning_lm.datamodules import TextDataModule
-from lightning_lm.errors import CheckpointError, UsageError
+from lightning_lm.errors import CheckpointError, LightningLMError, UsageError
 from lightning_lm.modules import PretrainModule
 from lightning_lm.parts import Part
 from lightning_lm.strategies import AtomicCheckpointIO
@@ -123,6 +124,26 @@ class CommandLine(LightningCLI):
         config["ckpt_path"] = self._checkpoint
         if self._checkpoint == "last":
             self._use_newest_checkpoint(config)
+
+    def instantiate_classes(self) -> None:
+        """Build Trainer, model and data; a value that a constructor refuses is reported with its place."""
+        try:
+            super().instantiate_classes()
+        except LightningLMError:
+            raise
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            if not is_a_users_mistake(error):
+                raise
+            raise UsageError(explain(str(error), self._layers)) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; what Lightning refuses about its settings is reported as a mistake of the command line."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            if isinstance(error, LightningLMError) or not is_a_users_mistake(error):
+                raise
+            raise UsageError(explain(str(error), self._layers)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; checkpoints are written atomically unless another plugin is asked for."""

@@ -42,7 +42,8 @@ def import_runs(path: Path | str, *, convention: str = "total", encoding: str = 
     if path.suffix not in _SUFFIXES:
         raise DataError(f"{path} is no table that can be read; save it as {', '.join(_SUFFIXES)}.")
     try:
-        rows = list(_rows(path, path.read_text(encoding=encoding)))
+        text = path.read_text(encoding=encoding).removeprefix("\ufeff")  # Excel writes a byte-order mark
+        rows = list(_rows(path, text))
     except FileNotFoundError as error:
         raise DataError(f"There is no table at {path}.") from error
     except (OSError, ValueError) as error:
