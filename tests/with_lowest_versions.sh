@@ -13,7 +13,7 @@ unset PYTHONPATH
 
 python3 -m venv "$work/uv"
 "$work/uv/bin/pip" install -qq "uv>=0.9,<0.14"  # pip has no way to ask for the lowest versions
-[ -x "$venv/bin/python" ] || "$work/uv/bin/uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
+[ -x "$venv/bin/python" ] || "$work/uv/bin/uv" venv -q --seed --python "$(command -v python3.11 || command -v python3)" "$venv"
 if [ -n "${TORCH:-}" ]; then echo "torch==$TORCH" >"$work/override.txt"; else : >"$work/override.txt"; fi
 cp -r "$root" "$work/source"  # a build leaves files behind
 "$work/uv/bin/uv" pip install -q --python "$venv/bin/python" --resolution lowest-direct \
