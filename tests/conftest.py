@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -22,6 +23,9 @@ from jaxtyping import install_import_hook
 
 # Annotated shapes are checked against what really flows. Must come before these packages are first imported.
 install_import_hook(["lightning_lm.functional", "lightning_lm.models"], "beartype.beartype")
+
+# Lightning takes its loggers out of the tree, and so away from `caplog`, if no handler is there when it is imported.
+logging.getLogger().addHandler(logging.NullHandler())
 
 import lightning_lm  # noqa: E402
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
-from lightning_lm.cli.overlays import Place, Setting
+from lightning_lm.cli.overlays import SETTINGS_SUFFIXES, Place, Setting
 from lightning_lm.cli.signatures import Argument, accepted_classes, accepts_text, arguments_of, subclasses_by_name
 from lightning_lm.errors import UsageError
 
 __all__ = ["Checker", "command_line_settings"]
 
 _CONSTANTS = ("null", "none", "true", "false")
+_APPENDED = "[+]"
 _SPEC = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -78,13 +79,14 @@ class Checker:
                 raise UsageError(_unknown_key(written, child.place, owner, arguments, path))
             below = f"{path}.{key}".lstrip(".")
             # What is appended is an item of a list: it takes the place of nothing.
-            self._check_value(child, arguments[key], below if key == written else f"{below}[+]")
+            self._check_value(child, arguments[key], below if key == written else f"{below}{_APPENDED}")
 
     def _check_value(self, setting: Setting, argument: Argument, path: str) -> None:
         if isinstance(setting.value, list):
             for index, item in enumerate(setting.value):
-                self._classes.pop(f"{path}[{index}]", None)
-                self._check_value(item, Argument(argument.annotation), f"{path}[{index}]")
+                place = path if path.endswith(_APPENDED) else f"{path}[{index}]"
+                self._classes.pop(place, None)
+                self._check_value(item, Argument(argument.annotation), place)
         elif isinstance(setting.value, dict):
             self._check_mapping(setting, argument, path)
         elif isinstance(setting.value, str) and not accepts_text(argument.annotation):
@@ -162,13 +164,14 @@ def _placed(value: Any) -> Setting:
 
 
 def _named_class(setting: Setting, annotation: Any, path: str) -> type | None:
-    name, expected = setting.value, accepted_classes(annotation)
+    name, expected, path = setting.value, accepted_classes(annotation), path.removesuffix(_APPENDED)
     if not isinstance(name, str) or not expected:
         return None
     known = subclasses_by_name(expected)
-    if not re.fullmatch(r"[A-Za-z_][\w.]*", name) and not Path(name).is_file():
-        raise UsageError(_no_class(setting, expected, known, path))
-    if "." in name or "/" in name:
+    ours = sorted(key for key, cls in known.items() if cls.__module__.startswith("lightning_lm.") and cls not in expected)
+    if ours and "/" in name and not name.endswith(SETTINGS_SUFFIXES):
+        raise UsageError(_no_class(setting, expected, {key: known[key] for key in ours}, path))
+    if "." in name:
         return _imported(setting, expected, path)
     if name not in known and re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in _CONSTANTS:
         kinds = " or ".join(cls.__name__ for cls in expected)
@@ -179,17 +182,14 @@ def _named_class(setting: Setting, annotation: Any, path: str) -> type | None:
     return known.get(name)
 
 
-def _no_class(setting: Setting, expected: list[type], known: Mapping[str, type], path: str) -> str:
+def _no_class(setting: Setting, expected: list[type], ours: Mapping[str, type], path: str) -> str:
     """Say what is needed in place of a path or a text, with an option that takes a path if a class has one."""
-    ours = sorted(
-        name for name, cls in known.items() if cls.__module__.startswith("lightning_lm.") and cls not in expected
-    )
     lines = [
         f"{path} takes the name of a class, got {setting.value!r}.",
         f"  Written in {setting.place}. Expected a {' or '.join(cls.__name__ for cls in expected)}: {', '.join(ours)}.",
     ]
     for name in ours:
-        taken = [key for key in ("checkpoint", "path") if key in (arguments_of(known[name]) or ())]
+        taken = [key for key in ("checkpoint", "path") if key in (arguments_of(ours[name]) or ())]
         if taken:
             lines.append(f"  For a file or folder: --{path} {name} --{path}.{taken[0]} {setting.value}")
             break
@@ -198,7 +198,7 @@ def _no_class(setting: Setting, expected: list[type], known: Mapping[str, type],
 
 def _imported(setting: Setting, expected: list[type], path: str) -> type | None:
     module, _, name = setting.value.rpartition(".")
-    if module == "" or Path(setting.value).is_file():
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", setting.value) or module == "" or Path(setting.value).is_file():
         return None  # the path of a file with settings
     try:
         found = getattr(importlib.import_module(module), name)

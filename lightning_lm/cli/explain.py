@@ -104,12 +104,11 @@ def _place_of_name(layers: Sequence[Setting], name: str) -> Place | None:
     """Return the last place in which a key of this name was written, at any depth."""
     found: Place | None = None
     for setting in layers:
-        if isinstance(setting.value, dict):
-            found = (setting.value[name].place if name in setting.value else None) or found
-            children = setting.value.values()
-        else:
-            children = setting.value if isinstance(setting.value, list) else ()
-        found = _place_of_name(list(children), name) or found
+        value = setting.value
+        if isinstance(value, dict) and name in value:
+            found = value[name].place
+        children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        found = _place_of_name([*children], name) or found
     return found
 
 

@@ -21,12 +21,13 @@ import yaml
 from lightning_lm.cli.recipes import find_recipe, recipe_names
 from lightning_lm.errors import UsageError
 
-__all__ = ["Overlay", "Place", "Setting", "expand_configs", "read_overlays"]
+__all__ = ["SETTINGS_SUFFIXES", "Overlay", "Place", "Setting", "expand_configs", "read_overlays"]
 
 _BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
 _GROUPS = ("--trainer", "--model", "--data")
-_SUFFIXES = (".yaml", ".yml", ".json")
+SETTINGS_SUFFIXES = (".yaml", ".yml", ".json")
+"""Of files with settings."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
             continue
         if not equals:
             value = next(rest, "")
-        if flag in _GROUPS and not value.endswith(_SUFFIXES):  # the name of a class
+        if flag in _GROUPS and not value.endswith(SETTINGS_SUFFIXES):  # the name of a class
             expanded += [f"{flag}={value}"]
             continue
         layers = read_overlays(value) if flag in _FLAGS else [_group_overlay(flag.removeprefix("--"), Path(value))]

@@ -74,7 +74,9 @@ def test_a_model_of_transformers_trains_alike_and_is_put_back(name):
     before = {path: (type(layer), set(vars(layer))) for path, layer in exchanged.named_modules()}
     names = list(exchanged.state_dict())
     trained(exchanged, 8, callback)
-    assert callback.names == {"rms_norm", *({"geglu"} if name == "gemma2" else {"swiglu", "rope"})}
+    needed = {"rms_norm", *({"geglu"} if name == "gemma2" else {"swiglu", "rope"})}
+    optional = {"rope"} if name == "gemma2" else set()  # depends on the release of transformers
+    assert needed <= callback.names <= needed | optional
     torch.testing.assert_close(torch.tensor(exchanged.losses), torch.tensor(plain.losses), atol=1e-5, rtol=0)
     assert plain.losses[-1] < plain.losses[0]
     after = {path: (type(layer), set(vars(layer))) for path, layer in exchanged.named_modules()}

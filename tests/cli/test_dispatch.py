@@ -40,6 +40,8 @@ def test_an_unknown_verb_names_the_nearest(capsys):
         (DataError("The corpus is empty."), 1, "The corpus is empty."),
         (UsageError("Unknown key 'a'."), 2, "Unknown key 'a'."),
         (KeyboardInterrupt(), 130, "Stopped"),
+        (OSError(28, "No space left on device", "/runs/x"), 1, "No space left on device (/runs/x). Free some space"),
+        (PermissionError(13, "Permission denied", "/runs"), 1, "Permission denied (/runs). Change the permissions"),
     ],
 )
 def test_errors_end_in_one_block_and_a_status(monkeypatch, capsys, error, status, text):

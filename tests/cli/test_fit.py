@@ -67,6 +67,10 @@ MISTAKES = [
     (["--data.batch_size=many"], "data.batch_size: needs int, got many"),
     (["--model.compile=always"], "model.compile: needs one of 'none', 'blocks', got always"),
     (["--config", "tinny.yaml"], "--config 'tinny.yaml' is neither a file nor a recipe."),
+    (["--trainer", "missing.yaml"], "--trainer 'missing.yaml': there is no such file"),
+    (["--model.model=../folder"], "model.model takes the name of a class, got '../folder'."),
+    (["--model.optimizer=torch.optim.AdamW"], "torch.optim.AdamW is no OptimizerPart, which model.optimizer takes."),
+    (["--trainer.callbacks+=LoRA", "--trainer.callbacks.adaptors.rank=3"], "Unknown key 'adaptors' in LoRA."),
 ]
 
 
@@ -77,6 +81,79 @@ def test_a_mistake_is_the_first_thing_that_is_printed(tiny, capsys, words, first
     assert printed.err.startswith(first_line)
     assert len(printed.err.splitlines()) <= 3
     assert printed.out == ""
+
+
+REFUSED = [
+    (["--data.batch_size=0"], "batch_size must be at least 1, got 0."),
+    (["--trainer.accelerator=gpu"], "No supported gpu backend found!"),
+    (["--trainer.strategy=nonsense"], "You selected an invalid strategy name"),
+    (["--ckpt_path=best"], '`.fit(ckpt_path="best")` is set but `ModelCheckpoint` is not configured'),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED)
+def test_a_setting_that_a_constructor_or_lightning_refuses_is_no_traceback(tiny, capsys, words, said):
+    assert fit(*words) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_a_fault_of_the_users_own_class_keeps_its_traceback(tiny):
+    (tiny / "own_callbacks.py").write_text(OWN_CALLBACK)
+    with pytest.raises(ValueError, match="too many values"):
+        fit("--trainer.callbacks+=own_callbacks.Broken")
+
+
+OWN_CALLBACK = """
+from lightning.pytorch import Callback
+
+class Broken(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        one, two = 1, 2, 3
+"""
+
+
+def configured(capsys, *words: str) -> dict:
+    """Return the configuration that a run would have."""
+    with pytest.raises(SystemExit) as end:
+        fit(*words, "--print_config")
+    assert end.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("beside", [(), ("--model.optimizer=AdamW",), ("--data.tokenizer=Bytes",)])
+def test_an_appended_item_keeps_the_list_and_takes_options(tiny, capsys, beside):
+    appended = ["--trainer.callbacks+=LoRA", "--trainer.callbacks.adapters.rank=3"]
+    appended += ["--trainer.callbacks+=EMA", "--trainer.callbacks.decay=0.5"]
+    callbacks = configured(capsys, *beside, *appended)["trainer"]["callbacks"]
+    names = [callback["class_path"].rpartition(".")[2] for callback in callbacks]
+    assert names == ["LastCheckpoint", "LoRA", "EMA"]
+    assert callbacks[1]["init_args"]["adapters"]["init_args"]["rank"] == 3
+    assert callbacks[2]["init_args"]["decay"] == 0.5
+
+
+def test_files_of_one_key_are_read_as_lightning_cli_reads_them(tiny, capsys):
+    (tiny / "t.yaml").write_text("max_steps: 7\n")
+    (tiny / "m.yaml").write_text("model:\n  optimizer: {class_path: AdamW, init_args: {lr: 0.123}}\n")
+    (tiny / "d.yaml").write_text("batch_size: 3\n")
+    config = configured(capsys, "--trainer", "t.yaml", "--model=m.yaml", "--data", "d.yaml")
+    assert config["trainer"]["max_steps"] == 7
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.123
+    assert config["data"]["init_args"]["batch_size"] == 3
+
+
+def test_a_file_of_the_user_is_never_replaced(tiny):
+    own = (tiny / "tiny.yaml").read_text()
+    (tiny / "config.yaml").write_text(own)
+    assert main(["fit", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.max_steps", "1"]) == 0
+    assert not list(tiny.glob("config.*.yaml"))
+    folder = tiny / "runs/tiny/version_0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("mine: true\n")
+    assert fit("--trainer.logger.version=0", "--trainer.max_steps=1") == 0
+    assert (folder / "config.yaml").read_text() == "mine: true\n"
+    assert yaml.safe_load((folder / "config.1.yaml").read_text())["trainer"]["max_steps"] == 1
 
 
 def test_a_mistake_in_yaml_names_its_line(tiny, capsys):
