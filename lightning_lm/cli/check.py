@@ -7,6 +7,7 @@ jsonargparse refuses them too, but after one line for each alternative that it t
 import difflib
 import importlib
 import re
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,17 @@ class Checker:
     Args:
         top_level: What may stand at the top.
         classes: Classes that are known without being named, by key: the default model and data module.
+        implied: Classes that options without a class are meant for, by key, where the default is ``None``.
     """
 
-    def __init__(self, top_level: Mapping[str, Argument], classes: Mapping[str, type]) -> None:
+    def __init__(
+        self,
+        top_level: Mapping[str, Argument],
+        classes: Mapping[str, type],
+        implied: Mapping[str, type] = types.MappingProxyType({}),
+    ) -> None:
         self._top_level = dict(top_level)
+        self._implied = dict(implied)
         self._classes = dict(classes)
         self._changes: dict[str, type] = {}
 
@@ -96,6 +104,8 @@ class Checker:
         content = setting.value
         if "class_path" in content:
             self._remember(path, _named_class(content["class_path"], argument.annotation, path), argument)
+        elif path in self._implied and content and self._classes.get(path) is None:
+            self._remember(path, self._implied[path], argument)
         cls = self._classes.get(path) or _default_class(argument)
         if cls is None:
             return
@@ -168,11 +178,13 @@ def _named_class(setting: Setting, annotation: Any, path: str) -> type | None:
     if not isinstance(name, str) or not expected:
         return None
     known = subclasses_by_name(expected)
-    ours = sorted(key for key, cls in known.items() if cls.__module__.startswith("lightning_lm.") and cls not in expected)
+    ours = sorted(
+        key for key, cls in known.items() if cls.__module__.startswith("lightning_lm.") and cls not in expected
+    )
     if ours and "/" in name and not name.endswith(SETTINGS_SUFFIXES):
         raise UsageError(_no_class(setting, expected, {key: known[key] for key in ours}, path))
     if "." in name:
-        return _imported(setting, expected, path)
+        return _imported(setting, annotation, path)
     if name not in known and re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in _CONSTANTS:
         kinds = " or ".join(cls.__name__ for cls in expected)
         raise UsageError(
@@ -196,7 +208,7 @@ def _no_class(setting: Setting, expected: list[type], ours: Mapping[str, type], 
     return "\n".join(lines)
 
 
-def _imported(setting: Setting, expected: list[type], path: str) -> type | None:
+def _imported(setting: Setting, annotation: Any, path: str) -> type | None:
     module, _, name = setting.value.rpartition(".")
     if not re.fullmatch(r"[A-Za-z_][\w.]*", setting.value) or module == "" or Path(setting.value).is_file():
         return None  # the path of a file with settings
@@ -208,7 +220,9 @@ def _imported(setting: Setting, expected: list[type], path: str) -> type | None:
         ) from error
     if not isinstance(found, type):
         return None
-    if not any(getattr(base, "_is_protocol", False) or base in found.__mro__ for base in expected):
+    expected = accepted_classes(annotation)
+    fits = any(getattr(base, "_is_protocol", False) or base in found.__mro__ for base in expected)
+    if not fits and not accepts_text(annotation):  # a callable is not known by its class
         known = subclasses_by_name(expected)
         raise UsageError(
             f"{setting.value} is no {' or '.join(cls.__name__ for cls in expected)}, which {path} takes."

@@ -10,6 +10,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 __all__ = ["SaveConfig"]
 
+_HEADER = "# lightning.pytorch=="
+
 
 class SaveConfig(SaveConfigCallback):
     """Write ``config.yaml`` into the folder of the run, in one step.
@@ -25,7 +27,10 @@ class SaveConfig(SaveConfigCallback):
         if stage != "fit" or folder is None or trainer.logger is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        _write(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_unset=False))
+        text = self.parser.dump(self.config, skip_unset=False)
+        _write(
+            Path(folder) / self.config_filename, text if text.startswith("#") else f"{_HEADER} {__version__}\n{text}"
+        )
 
 
 def _write(path: Path, text: str) -> None:
@@ -47,6 +52,6 @@ def _numbered(path: Path) -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell whether a run wrote this file: `CommandLine` puts the version in its first line."""
-    with path.open("rb") as file:
-        return file.readline().startswith(b"# lightning-lm ")
+    """Tell whether a run wrote this file, which its first line says."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().startswith(_HEADER)

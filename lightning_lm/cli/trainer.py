@@ -29,6 +29,7 @@ from lightning_lm.errors import CheckpointError, LightningLMError, UsageError
 from lightning_lm.modules import PretrainModule
 from lightning_lm.parts import Part
 from lightning_lm.strategies import AtomicCheckpointIO
+from lightning_lm.tokenizers import TrainBPE
 
 __all__ = ["CommandLine", "prepare", "run"]
 
@@ -36,6 +37,7 @@ _PARTS = ("callbacks", "data", "datamodules", "models", "modules", "optim", "str
 _SEED = 1
 _CHATTER = ("💡 Tip", "TPU available", "Trainer already configured with model summary")
 _DEFAULTS = {"model": PretrainModule, "data": TextDataModule}
+_IMPLIED = {"data.tokenizer": TrainBPE}
 _NOT_IN_YAML = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 
 
@@ -87,7 +89,7 @@ class CommandLine(LightningCLI):
 
     def _checked(self, verb: str, words: list[str]) -> list[str]:
         """Check every layer; return the words with each new part's defaults in front of the layer that names it."""
-        checker = Checker(_top_level(verb), {"trainer": Trainer, **_DEFAULTS})
+        checker = Checker(_top_level(verb), {"trainer": Trainer, **_DEFAULTS}, _IMPLIED)
         configs = [index for index, word in enumerate(words) if word.startswith("--config=")]
         behind_configs = configs[-1] + 1 if configs else 0
         result = list(words)

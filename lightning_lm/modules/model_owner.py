@@ -86,7 +86,7 @@ class _ModelOwner(MeasuredModule, abc.ABC):
             head = state_dict.get("model.head.weight")
             if head is not None:  # the tokenizer may have been made there too
                 self.model_config = dataclasses.replace(self.model_config, vocab_size=len(head))
-            self.configure_model()
+            _ModelOwner.configure_model(self)  # what is compared with the model is not needed any more
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     @classmethod
