@@ -124,7 +124,7 @@ def overlay(recipe: str) -> dict:
     ("recipe", "limits", "read_apart"),
     [
         ("grpo/reverse", (600, 690, 1000), ("models", "generation")),
-        ("dpo/reverse", (300, 330, 460), ("models",)),
+        ("dpo/reverse", (300, 340, 470), ("models",)),
         ("pretrain/quickstart", (800, 900, 900), ()),
     ],
 )
