@@ -67,7 +67,7 @@ def test_the_main_job_is_there_once_and_first():
 
 def test_python_of_the_readme_runs(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    (code,) = blocks("python")
+    (code,) = (block for block in blocks("python") if "Trainer" in block)
     for real, tiny in {
         "d_model=512": "d_model=32",
         "num_layers=8": "num_layers=1",
@@ -76,6 +76,16 @@ def test_python_of_the_readme_runs(workplace, monkeypatch):
         assert real in code
         code = code.replace(real, tiny)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_reward_of_the_readme_is_one():
+    from lightning_lm.rewards import check_reward
+
+    (code,) = (block for block in blocks("python") if "completions" in block)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["brevity"](completions=["", "a" * 200, "a" * 900]) == [1.0, 0.5, 0.0]
+    check_reward(names["brevity"], ("prompts", "completions"))  # raises if its signature cannot fit
 
 
 def test_yaml_of_the_readme_is_a_configuration(workplace, monkeypatch, capsys):
