@@ -100,32 +100,35 @@ def reduce_rows(gradient: Tensor, placement: Placement, *, tag: int = 0) -> list
     return [Transfer([_reduce_scatter(own, whole.view(-1), async_op=True)], [own], sent=whole)]
 
 
-def share_pieces(placements: Iterable[tuple[Tensor, Placement]]) -> None:
+def share_pieces(placements: Iterable[tuple[Tensor, Placement]], group: distributed.ProcessGroup | None = None) -> None:
     """Send every piece from its rank to all others, and wait; small ones of one rank travel together.
 
     Args:
         placements: Parameters and their pieces, in the same order on every rank.
+        group: Ranks that share them; by default all.
     """
+    rank = distributed.get_rank(group)
     small: dict[tuple[int, torch.dtype], list[Tensor]] = defaultdict(list)
     works = []
     for tensor, placement in placements:
-        if not _goes_straight(tensor) and _is_even(placement) and tensor.is_contiguous():
-            own = rows_of(tensor, placement[distributed.get_rank()])
-            works.append(_all_gather(tensor.view(-1), own.view(-1), async_op=True))
+        if not _goes_straight(tensor) and _is_even(placement, group) and tensor.is_contiguous():
+            own = rows_of(tensor, placement[rank])
+            works.append(_all_gather(tensor.view(-1), own.view(-1), group=group, async_op=True))
             continue
         for piece in placement:
             rows = rows_of(tensor, piece)
             if rows.nbytes < _DIRECT_BYTES or not rows.is_contiguous():
                 small[piece.rank, rows.dtype].append(rows)
             else:
-                works.append(distributed.broadcast(rows, piece.rank, async_op=True))
+                works.append(distributed.broadcast(rows, group=group, group_src=piece.rank, async_op=True))
     flat = {key: torch.cat([rows.reshape(-1) for rows in tensors]) for key, tensors in small.items()}
-    works += [distributed.broadcast(tensor, rank, async_op=True) for (rank, _), tensor in flat.items()]
+    for (owner, _), tensor in flat.items():
+        works.append(distributed.broadcast(tensor, group=group, group_src=owner, async_op=True))
     for work in works:
         assert work is not None
         work.wait()
     for key, tensors in small.items():
-        if key[0] != distributed.get_rank():
+        if key[0] != rank:
             parts = flat[key].split([tensor.numel() for tensor in tensors])
             torch._foreach_copy_(tensors, [part.view_as(like) for part, like in zip(parts, tensors, strict=True)])
 
@@ -135,10 +138,10 @@ def _goes_straight(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _is_even(placement: Placement) -> bool:
+def _is_even(placement: Placement, group: distributed.ProcessGroup | None = None) -> bool:
     """Return whether every rank has as many rows as every other."""
     sizes = {piece.stop - piece.start for piece in placement}
-    return len(placement) == distributed.get_world_size() > 1 and len(sizes) == 1
+    return len(placement) == distributed.get_world_size(group) > 1 and len(sizes) == 1
 
 
 def _flat(tensors: Sequence[Tensor], *, fresh: bool = False) -> Tensor:

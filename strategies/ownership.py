@@ -16,17 +16,18 @@ class Ownership:
 
     Args:
         min_split_elements: Size from which a parameter is split by rows, where its optimizer allows it.
+        group: Ranks that share the parameters; by default all.
 
     Attributes:
         placements: Pieces of each parameter.
         rows: This rank's rows of each parameter that is split, as parameters of their own in the same memory.
     """
 
-    def __init__(self, min_split_elements: int) -> None:
-        self._min_split_elements = min_split_elements
+    def __init__(self, min_split_elements: int, group: distributed.ProcessGroup | None = None) -> None:
+        self._min_split_elements, self.group = min_split_elements, group
         initialized = distributed.is_available() and distributed.is_initialized()
-        self.rank = distributed.get_rank() if initialized else 0
-        self.num_ranks = distributed.get_world_size() if initialized else 1
+        self.rank = distributed.get_rank(group) if initialized else 0
+        self.num_ranks = distributed.get_world_size(group) if initialized else 1
         self._load = [0] * self.num_ranks
         self.placements: dict[Tensor, Placement] = {}
         self.rows: dict[Tensor, nn.Parameter] = {}

@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.optim.combined import require_complete
 from lightning_lm.strategies.exchange import share_pieces
 from lightning_lm.strategies.ownership import Ownership
 from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
@@ -22,7 +24,7 @@ _ELEMENTWISE = frozenset(getattr(torch.optim, name) for name in _NAMES)
 _ORIGIN = "_saved_as"
 
 
-class ShardedOptimizer(Optimizer):
+class ShardedOptimizer(Optimizer, Joinable):
     """Takes the steps of one optimizer on all ranks together: each updates its own parameters and sends them around.
 
     The wrapped optimizer knows every parameter. Those that belong to other ranks are hidden from it only while it takes
@@ -34,12 +36,14 @@ class ShardedOptimizer(Optimizer):
     A parameter stays whole, for optimizers that work on matrices (Muon, SOAP), but large ones whose optimizer treats
     each element by itself are split by rows. A group says which with ``"shard": "whole"`` or ``"rows"``; else it
     depends on the optimizer's class. Gradients must be the same on all ranks (`DistributedDataParallel`), or be put
-    where `Ownership.local` says.
+    where `Ownership.local` says. Ranks with fewer batches than others can leave early through
+    `torch.distributed.algorithms.Join`.
 
     Args:
         optimizer: What to wrap; or parameters, or groups, for ``optimizer_class``.
         optimizer_class: Makes the optimizer, where parameters are given.
         min_split_elements: Size from which a parameter is split by rows.
+        process_group: Ranks over which the state is sharded; by default all.
         **settings: For ``optimizer_class``.
 
     Raises:
@@ -61,10 +65,12 @@ class ShardedOptimizer(Optimizer):
         optimizer_class: type[Optimizer] | None = None,
         *,
         min_split_elements: int = MIN_SPLIT_ELEMENTS,
+        process_group: distributed.ProcessGroup | None = None,
         **settings: Any,
     ) -> None:
+        Joinable.__init__(self)
         self.inner = _built(optimizer, optimizer_class, settings)
-        self.ownership = Ownership(min_split_elements)
+        self.ownership = Ownership(min_split_elements, process_group)
         self._adopt()
         self._take_in(self.param_groups)
 
@@ -105,33 +111,44 @@ class ShardedOptimizer(Optimizer):
         self._adopt()
         self._take_in(self.param_groups[-1:])
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop, or set to zero, all gradients, those of rows too."""
-        super().zero_grad(set_to_none)
-        for rows in self.ownership.rows.values():
-            if set_to_none:
-                rows.grad = None
-            elif rows.grad is not None:
+    def zero_grad(self, *args: Any, **settings: Any) -> None:
+        """Drop, or set to zero, all gradients, those of rows too.
+
+        Args:
+            *args: As the wrapped optimizer has them: ``set_to_none``.
+            **settings: The same.
+        """
+        self.inner.zero_grad(*args, **settings)
+        for param, rows in self.ownership.rows.items():
+            if rows.grad is not None and (param.grad is not None or False in (*args, *settings.values())):
                 rows.grad.zero_()
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+            else:
+                rows.grad = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Evaluate the closure, update what this rank has, and exchange parameters. Every rank must call this."""
-        loss = None
+    def step(self, closure: Callable[[], Any] | None = None, **settings: Any) -> Any:
+        """Evaluate the closure, update what this rank has, and exchange parameters. Every rank must call this.
+
+        Args:
+            closure: Computes gradients and returns the loss; evaluated once.
+            **settings: For the ``step`` of the wrapped optimizer.
+
+        Returns:
+            Whatever the wrapped optimizer returns.
+
+        Raises:
+            ConfigurationError: If the wrapped optimizer evaluates the closure more than once.
+        """
+        Join.notify_join_context(self)
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                settings["closure"] = _Once(closure())
         with self._only_local():
-            self.inner.step()
+            result = self.inner.step(**settings)
         if self.ownership.num_ranks > 1:
-            share_pieces((param.detach(), pieces) for param, pieces in self.ownership.placements.items())
-        return loss
+            pieces = ((param.detach(), pieces) for param, pieces in self.ownership.placements.items())
+            share_pieces(pieces, self.ownership.group)
+        return result
 
     @contextlib.contextmanager
     def _only_local(self) -> Iterator[None]:
@@ -181,7 +198,7 @@ class ShardedOptimizer(Optimizer):
         placements = self.ownership.placements
         splits = {numbers[param]: pieces for param, pieces in placements.items() if len(pieces) > 1}
         device = next(iter(placements)).device
-        states = gather_states(local["state"], splits, device)
+        states = gather_states(local["state"], splits, device, self.ownership.group)
         return None if states is None else {**local, "state": states}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -189,6 +206,9 @@ class ShardedOptimizer(Optimizer):
 
         Args:
             state_dict: Of the wrapped optimizer, from any number of ranks.
+
+        Raises:
+            CheckpointError: If another kind of optimizer wrote it.
         """
         states = state_dict["state"]
         with self._groups_of(self.ownership.with_rows):
@@ -198,6 +218,7 @@ class ShardedOptimizer(Optimizer):
                     kept[number] = self.ownership.local_state(param, states[number])
             self.inner.load_state_dict({**state_dict, "state": kept})
         self._adopt()
+        require_complete(self.inner)
 
     def _origins(self, state_dict: Mapping[str, Any]) -> dict[Tensor, Any]:
         """Return under which number each parameter was saved.
@@ -230,6 +251,50 @@ class ShardedOptimizer(Optimizer):
     def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
         """Register with the wrapped optimizer."""
         return self.inner.register_load_state_dict_post_hook(hook, prepend)
+
+    # --- ranks that run out of batches early ---
+
+    def join_hook(self, **settings: Any) -> JoinHook:
+        """Return what a rank without batches does meanwhile: it takes each step with the gradients it has.
+
+        Args:
+            **settings: Those of `torch.distributed.algorithms.Join`; none is used.
+        """
+        return _Shadow(self)
+
+    @property
+    def join_device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(iter(self.ownership.placements)).device
+
+    @property
+    def join_process_group(self) -> Any:
+        """Ranks over which the state is sharded."""
+        return self.ownership.group or distributed.group.WORLD
+
+
+class _Shadow(JoinHook):
+    def __init__(self, optimizer: ShardedOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def main_hook(self) -> None:
+        self._optimizer.step()
+
+
+class _Once:
+    """A closure whose loss is known: ranks exchange gradients in it, and all must evaluate it equally often."""
+
+    def __init__(self, loss: Any) -> None:
+        self._loss, self._was_called = loss, False
+
+    def __call__(self) -> Any:
+        if self._was_called:
+            raise ConfigurationError(
+                "The wrapped optimizer evaluates its closure more than once in a step, which a ShardedOptimizer cannot "
+                'follow. Use another optimizer, or the strategy "ddp".'
+            )
+        self._was_called = True
+        return self._loss
 
 
 def _built(

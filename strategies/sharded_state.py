@@ -33,7 +33,10 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def gather_states(
-    states: Mapping[int, State], splits: Mapping[int, Sequence[Piece]], device: torch.device
+    states: Mapping[int, State],
+    splits: Mapping[int, Sequence[Piece]],
+    device: torch.device,
+    group: distributed.ProcessGroup | None = None,
 ) -> dict[int, State] | None:
     """Bring the states of all ranks to the CPU of rank 0; every rank must call this.
 
@@ -43,23 +46,24 @@ def gather_states(
         states: What this rank has, by the number of the parameter.
         splits: Pieces of the parameters that are split by rows, by number; their states have rows too.
         device: Where tensors travel.
+        group: Ranks that share the state; by default all.
 
     Returns:
         All states on rank 0, ``None`` elsewhere.
     """
     outline = map_tensors(dict(states), lambda tensor: _Slot(tuple(tensor.shape), tensor.dtype))
-    rank, size = distributed.get_rank(), distributed.get_world_size()
+    rank, size = distributed.get_rank(group), distributed.get_world_size(group)
     outlines: list[Any] | None = [None] * size if rank == 0 else None
-    distributed.gather_object(outline, outlines)
+    distributed.gather_object(outline, outlines, group=group, group_dst=0)
     if outlines is None:
         for number in sorted(states):
-            map_tensors(states[number], lambda tensor: distributed.send(tensor.to(device).contiguous(), 0))
+            map_tensors(states[number], lambda tensor: _send(tensor.to(device).contiguous(), group))
         return None
     whole = {number: map_tensors(state, _on_cpu) for number, state in states.items() if number not in splits}
     parts: dict[int, dict[int, State]] = {number: {0: states[number]} for number in splits if number in states}
     for source in range(1, size):
         for number in sorted(outlines[source]):
-            state = _received(outlines[source][number], source, device)
+            state = _received(outlines[source][number], source, device, group)
             if number in splits:
                 parts.setdefault(number, {})[source] = state
             else:
@@ -69,15 +73,19 @@ def gather_states(
     return {number: whole[number] for number in sorted(whole)}
 
 
-def _received(outline: Any, source: int, device: torch.device) -> Any:
+def _send(tensor: Tensor, group: distributed.ProcessGroup | None) -> None:
+    distributed.send(tensor, group=group, group_dst=0)
+
+
+def _received(outline: Any, source: int, device: torch.device, group: distributed.ProcessGroup | None) -> Any:
     if isinstance(outline, _Slot):
         buffer = torch.empty(outline.shape, dtype=outline.dtype, device=device)
-        distributed.recv(buffer, source)
+        distributed.recv(buffer, group=group, group_src=source)
         return buffer.cpu()
     if isinstance(outline, dict):
-        return {key: _received(item, source, device) for key, item in outline.items()}
+        return {key: _received(item, source, device, group) for key, item in outline.items()}
     if type(outline) in (list, tuple):
-        return type(outline)(_received(item, source, device) for item in outline)
+        return type(outline)(_received(item, source, device, group) for item in outline)
     return outline
 
 

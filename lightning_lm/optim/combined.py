@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 
-__all__ = ["CombinedOptimizer"]
+__all__ = ["CombinedOptimizer", "require_complete"]
 
 _Groups = list[dict[str, Any]]
 
@@ -57,6 +57,11 @@ class CombinedOptimizer(Optimizer):
             )
         super().add_param_group(param_group)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Let each child drop its gradients, or set them to zero."""
+        for child in self.children:
+            child.zero_grad(set_to_none)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -82,6 +87,8 @@ class CombinedOptimizer(Optimizer):
         arranged = _arrange(state_dict, self.param_groups)
         super().load_state_dict(arranged)
         self._share(self.state, self.param_groups)
+        for child in self.children:
+            require_complete(child)
 
     def _share(self, state: Mapping[Any, Any], groups: _Groups) -> None:
         """Make children and this optimizer hold the same state and the same groups."""
@@ -91,6 +98,28 @@ class CombinedOptimizer(Optimizer):
             stop = start + len(child.param_groups)
             child.__setstate__({"state": self.state, "param_groups": groups[start:stop]})
             start = stop
+
+
+def require_complete(optimizer: Optimizer) -> None:
+    """Check that an optimizer has all of its settings after a state dictionary was loaded.
+
+    torch takes the groups of any optimizer without a word, and the next step would miss a setting.
+
+    Args:
+        optimizer: With its new groups.
+
+    Raises:
+        CheckpointError: If another kind of optimizer wrote them, with the missing settings.
+    """
+    for group in optimizer.param_groups:
+        # torch itself adds "differentiable" to the defaults when it loads.
+        missing = [name for name in optimizer.defaults if name not in group and name != "differentiable"]
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint's optimizer state was not written by {type(optimizer).__name__}: its groups lack "
+                f"{', '.join(missing)} and have {', '.join(name for name in group if name != 'params')}. Resume with "
+                "the optimizer that wrote it, or load the weights only."
+            )
 
 
 def _joint_state(children: Sequence[Optimizer]) -> dict[Any, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, overload
 
 import torch
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.optim.combined import require_complete
 
 __all__ = ["MuonOptimizer", "MuonScaling", "orthogonalize"]
 
@@ -202,6 +203,19 @@ class MuonOptimizer(Optimizer):
                 self._step_group(group, params)
         return loss
 
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the state; that of `torch.optim.Muon`, which is the same momentum, is taken over too.
+
+        Args:
+            state_dict: Of this class, or of `torch.optim.Muon` with the default coefficients.
+
+        Raises:
+            CheckpointError: If another kind of optimizer wrote it.
+        """
+        groups = [_from_torch(group) for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        require_complete(self)
+
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for param in params:
             if not self.state[param]:
@@ -216,6 +230,15 @@ class MuonOptimizer(Optimizer):
             whole = [update.full_tensor() if isinstance(update, DTensor) else update for update in updates]
             for param, delta in zip(together, _orthogonal(whole, group["steps"]), strict=True):
                 param.add_(_laid_out_like(param, delta), alpha=-group["lr"] * _shape_factor(param, group["scaling"]))
+
+
+def _from_torch(group: dict[str, Any]) -> dict[str, Any]:
+    """Translate the settings of a group of `torch.optim.Muon`; return any other group as it is."""
+    scalings = {None: "original", "original": "original", "match_rms_adamw": "match_adamw"}
+    if tuple(group.get("ns_coefficients", ())) != _COEFFICIENTS or group.get("adjust_lr_fn", "") not in scalings:
+        return group
+    kept = {name: value for name, value in group.items() if name not in ("ns_coefficients", "eps")}
+    return {**kept, "steps": kept.pop("ns_steps"), "scaling": scalings[kept.pop("adjust_lr_fn")]}
 
 
 def _laid_out_like(param: Tensor, whole: Tensor) -> Tensor:
