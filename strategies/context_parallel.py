@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -19,12 +18,13 @@ from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models.attention import Attention, SelfAttention
 from lightning_lm.modules.imitation import ImitationLoss
 from lightning_lm.modules.losses import TokenLossPart, next_token_inputs, next_token_targets
+from lightning_lm.strategies.unfrozen import _AveragesUnfrozen
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["ContextParallelStrategy"]
 
 
-class ContextParallelStrategy(DDPStrategy):
+class ContextParallelStrategy(_AveragesUnfrozen):
     """`DDPStrategy` in which neighbouring ranks share each row: a rank has some of its tokens, and all weights.
 
     Activations shrink by the number of ranks that share a row; keys and values are gathered for one layer at a time.

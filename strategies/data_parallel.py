@@ -107,6 +107,7 @@ class DataParallelStrategy(DDPStrategy):
         super().__init__(**settings)
         self.exchange, self.bucket_bytes = exchange, bucket_bytes
         self._averager: GradientAverager | None = None
+        self._trained: list[nn.Parameter] = []
         self._paused = False
 
     def configure_ddp(self) -> None:
@@ -118,17 +119,25 @@ class DataParallelStrategy(DDPStrategy):
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Make the optimizers, and what averages their gradients."""
         super().setup_optimizers(trainer)
+        self._make_averager()
+
+    def _make_averager(self) -> None:
+        assert self.lightning_module is not None
         self._close()
         if self.world_size > 1:
-            assert self.lightning_module is not None
-            parameters = self.lightning_module.parameters()
-            self._averager = GradientAverager(parameters, exchange=self.exchange, bucket_bytes=self.bucket_bytes)
+            self._trained = [param for param in self.lightning_module.parameters() if param.requires_grad]
+            self._averager = GradientAverager(self._trained, exchange=self.exchange, bucket_bytes=self.bucket_bytes)
 
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Get ready to exchange, unless micro-batches are being added up."""
+        """Get ready to exchange, unless micro-batches are being added up; layers may have been unfrozen."""
         super().pre_backward(closure_loss)
-        if self._averager is not None and not self._paused:
-            self._averager.begin()
+        assert self.lightning_module is not None
+        if self._averager is None or self._paused:
+            return
+        trained = {id(param) for param in self.lightning_module.parameters() if param.requires_grad}
+        if trained != {id(param) for param in self._trained}:
+            self._make_averager()
+        self._averager.begin()
 
     def post_backward(self, closure_loss: Tensor) -> None:
         """Wait for the averages."""

@@ -49,6 +49,8 @@ class GradientReducer:
     leave in one order on every rank, and what took no part in a loss counts as zero, so ranks may differ in what they
     use. A parameter that no rank used gets a gradient of zeros.
 
+    Parameters may be frozen, unfrozen and added to an optimizer between two steps, on all ranks alike.
+
     Gradients that were averaged before are added to, so a window of micro-batches may be reduced each by each; or
     backward passes outside `begin` and `finish` add up gradients on each rank, and the last one sends their sums.
 
@@ -65,21 +67,33 @@ class GradientReducer:
     """
 
     def __init__(self, optimizers: Iterable[ShardedOptimizer], *, find_unused: bool = False) -> None:
-        self._find_unused = find_unused
-        self._owners: dict[nn.Parameter, Ownership] = {}
-        for optimizer in optimizers:
-            _require_apart(self._owners, optimizer.ownership)
-            self._owners.update(
-                (cast(nn.Parameter, param), optimizer.ownership) for param in optimizer.ownership.placements
-            )
+        self._find_unused, self._optimizers = find_unused, list(optimizers)
         self._num_ranks, self._rank = distributed.get_world_size(), distributed.get_rank()
-        self._buckets = self._cut()
-        self._bucket_of = {param: bucket for bucket in self._buckets for param in bucket.params}
         self._reduced: dict[Tensor, Tensor] = {}
         self._transfers: deque[_Sent] = deque()
         self._active, self._paused, self._next = False, False, 0
         self._seen: set[nn.Parameter] = set()
+        self._hooks: list[Any] = []
+        self._fill_buckets()
+
+    def _fill_buckets(self) -> None:
+        """Cut what is trained now into buckets, and wait for its gradients."""
+        self._owners: dict[nn.Parameter, Ownership] = {}
+        for optimizer in self._optimizers:
+            _require_apart(self._owners, optimizer.ownership)
+            self._owners.update(
+                (cast(nn.Parameter, param), optimizer.ownership) for param in optimizer.ownership.placements
+            )
+        self._buckets = self._cut()
+        self._bucket_of = {param: bucket for bucket in self._buckets for param in bucket.params}
+        for hook in self._hooks:
+            hook.remove()
         self._hooks = [param.register_post_accumulate_grad_hook(self._ready) for param in self._bucket_of]
+
+    def _trains_others(self) -> bool:
+        """Return whether layers were frozen or unfrozen, or optimizers given other parameters."""
+        params = [param for optimizer in self._optimizers for param in optimizer.ownership.placements]
+        return {id(param) for param in params if param.requires_grad} != {id(param) for param in self._bucket_of}
 
     def _cut(self) -> list[_Bucket]:
         """Fill buckets in the opposite order of parameters, which is about that of the backward pass."""
@@ -104,6 +118,8 @@ class GradientReducer:
         if self._paused:
             self._require_fresh()
             return
+        if self._trains_others():
+            self._fill_buckets()
         self._active, self._next = True, 0
         self._transfers.clear()
         self._seen.clear()
@@ -158,8 +174,8 @@ class GradientReducer:
     def _require_no_others(self) -> None:
         if any(param.grad is not None and param not in self._bucket_of for param in self._owners):
             raise ConfigurationError(
-                "A parameter that was frozen when training began has a gradient now. Unfreeze it before "
-                "Trainer.fit, or use ShardedOptimizerStrategy(stage=1)."
+                "A parameter that was frozen when the backward pass began has a gradient now. Unfreeze it before "
+                "training_step returns its loss, or use ShardedOptimizerStrategy(stage=1)."
             )
 
     def _targets(self) -> Iterator[Tensor]:

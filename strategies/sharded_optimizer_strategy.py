@@ -18,13 +18,14 @@ from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.gradient_reducer import GradientReducer
 from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
+from lightning_lm.strategies.unfrozen import _AveragesUnfrozen
 
 __all__ = ["ShardedOptimizerStrategy"]
 
 _NOT_SHARDED = ("model_averaging_period", "ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper")
 
 
-class ShardedOptimizerStrategy(_ReportingStrategy, DDPStrategy):
+class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
     """`DDPStrategy` in which each of N ranks keeps one N-th of the optimizer's state. Any module, any optimizer.
 
     Checkpoints are those of an ordinary run: any number of ranks and any other strategy can load them. With
