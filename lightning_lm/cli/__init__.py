@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # modules beside the user's YAML, as with `python -m`
+        sys.path.append(os.getcwd())  # modules beside the YAML are found; last, so that they shadow no package
     try:
         return _dispatch(words)
     except UsageError as error:
