@@ -60,7 +60,7 @@ def set_aside(module: nn.Module, device: torch.device) -> Iterator[None]:
 
     Args:
         module: Each of its submodules gets back its own mode, so a frozen part stays in evaluation.
-        device: Where it computes; the global generators of this device and of the CPU are kept.
+        device: Compute device; the global generators of this device and of the CPU are restored afterwards.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()

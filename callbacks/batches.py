@@ -83,7 +83,7 @@ def rows_per_device(trainer: Trainer) -> int:
 
 
 def has_targets(batch: Any) -> bool:
-    """Whether `shifted_targets` can be asked for this batch."""
+    """Return whether `shifted_targets` accepts this batch."""
     if isinstance(batch, Mapping):
         labels = batch.get("labels", batch.get("input_ids"))
         return isinstance(batch.get("input_ids"), Tensor) and isinstance(labels, Tensor) and labels.dim() == 2

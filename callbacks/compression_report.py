@@ -41,7 +41,7 @@ class CompressionReport(RunReport):
 
     Args:
         max_bytes: Compress no more than this beginning of the validation text; xz takes about a second per megabyte.
-        prompt: Of the ``generate`` command that is shown; by default one of the validation data.
+        prompt: Prompt of the ``generate`` command that is shown; by default one from the validation data.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -1,4 +1,4 @@
-"""What a device could do at best: dense matrix FLOP/s by chip and precision, the denominator of MFU."""
+"""Peak dense matrix FLOP/s by chip and precision: the denominator of MFU."""
 
 import re
 

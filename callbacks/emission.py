@@ -9,7 +9,7 @@ __all__ = ["LogInterval", "emit"]
 
 
 class LogInterval:
-    """Says when an optimizer step ends a logging interval, also where several micro-batches make one step."""
+    """Detector of optimizer steps that end a logging interval, also under gradient accumulation."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -19,12 +19,12 @@ class LogInterval:
         self.step = trainer.global_step
 
     def stepped(self, trainer: Trainer) -> bool:
-        """Whether the optimizer has stepped since the last call."""
+        """Return whether the optimizer has stepped since the last call."""
         before, self.step = self.step, trainer.global_step
         return self.step != before
 
     def ends(self, trainer: Trainer) -> bool:
-        """Whether the present step is one that the trainer's loggers record."""
+        """Return whether the trainer's loggers record the current step."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self.step % every == 0
 

@@ -1,4 +1,4 @@
-"""Whether a larger batch would help: the noise scale of the gradient, while training."""
+"""Gradient noise scale, measured during training: would a larger batch help?"""
 
 from collections.abc import Mapping
 from typing import Any

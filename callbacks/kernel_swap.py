@@ -50,7 +50,7 @@ class KernelSwap(Callback):
 
     @property
     def swapped(self) -> list[Swapped]:
-        """What was done with each layer of a known kind, exchanged or not."""
+        """Outcome of the swap for each layer of a known kind, swapped or not."""
         return list(self._swapped)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -28,8 +28,8 @@ class LoRA(Callback):
     without its adapters is what preference optimization compares with.
 
     Args:
-        adapters: Which matrices, and how large.
-        attribute: Where the module keeps its model.
+        adapters: Matrices to adapt, and the rank of the adapters.
+        attribute: Name of the module's attribute that is the model.
 
     Example:
         >>> from lightning.pytorch import Trainer

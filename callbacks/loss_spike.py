@@ -29,7 +29,7 @@ class LossSpike(LeanHooks, Callback):
     always ends the run, and in 2.6 cannot be resumed. To leave out single bad steps, give an `LMModule` a skip rule.
 
     Args:
-        deviations: How far above the median a spike begins, in standard deviations.
+        deviations: Distance of a spike from the median, in standard deviations.
         min_rise: The least distance from the median that is a spike, in nats.
         window: Logged losses that are compared with.
         stop: End the run at a spike.

@@ -1,4 +1,4 @@
-"""What a rank holds while it trains, predicted from parts and counted from tensors; both in bytes."""
+"""Memory of a rank during training, predicted from its parts and counted from its tensors; both in bytes."""
 
 import os
 from collections.abc import Iterable
@@ -29,9 +29,9 @@ def predicted_memory(trainer: Trainer, pl_module: LightningModule, *, tokens: in
     parameter is this rank's; a strategy whose ``stage`` is 2 keeps the gradients of these parts only.
 
     Args:
-        trainer: Knows strategy, optimizers and precision.
+        trainer: Source of strategy, optimizers and precision.
         pl_module: Its parameters are in place.
-        tokens: Of a micro-batch on this rank; by default as the datamodule and the model's config have it, 0
+        tokens: Tokens of a micro-batch on this rank; by default as the datamodule and the model's config have it, 0
             if neither does.
     """
     if tokens is None:

@@ -1,4 +1,4 @@
-"""What training needs on each device: predicted before it starts, counted after its first step."""
+"""Training memory of each device: predicted before training starts, counted after the first step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -47,9 +47,9 @@ class MemoryReport(LeanHooks, Callback):
     four are counted from the tensors that are there, which is what the table shows beside the prediction.
 
     Args:
-        capacity_gib: What a device has, in GiB; asked of the device when left out (a CPU's memory is shared by the
+        capacity_gib: Memory of a device, in GiB; by default the device is asked (a CPU's memory is shared by the
             ranks of a machine).
-        refuse: Whether a run that cannot fit is an error before its first step.
+        refuse: Raise an error before the first step if the run cannot fit.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -64,9 +64,9 @@ class MemoryReport(LeanHooks, Callback):
         self._gradients = 0
         self._first_step = 0
         self.predicted: MemoryEstimate | None = None
-        """Of this rank, from the start of training."""
+        """Predicted memory of this rank, set at the start of training."""
         self.measured: MemoryEstimate | None = None
-        """Of this rank, from the end of the first step."""
+        """Measured memory of this rank, set at the end of the first step."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Predict, and compare with the device.

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: exclusive times of modules by their role, and the least that their work could take."""
+"""Breakdown of a step's time: exclusive times of modules by role, beside their roofline time."""
 
 import contextlib
 import time
@@ -22,14 +22,14 @@ class RoleTime:
     forward_s: float = 0.0
     backward_s: float = 0.0
     flops: float = 0.0
-    """Of the products of a forward pass."""
+    """FLOPs of the matmuls of a forward pass."""
     bytes: float = 0.0
     """Read and written by a forward pass that reads every operand once."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this device does at best, measured."""
+    """Measured matmul and copy throughput of this device."""
 
     flops_per_s: float
     bytes_per_s: float
@@ -44,7 +44,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Time a large product and a large copy.
 
     Args:
-        device: Where the model trains.
+        device: Device on which the model trains.
         dtype: Type of its products.
     """
     size = 4096 if device.type == "cuda" else 1024
@@ -71,7 +71,7 @@ def now(device: torch.device) -> float:
     """Return the time in seconds, after all that the device was given to do.
 
     Args:
-        device: Where the model trains.
+        device: Device on which the model trains.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -110,7 +110,7 @@ def module_times(model: nn.Module, device: torch.device) -> Iterator[dict[str, R
 
     Args:
         model: Runs inside.
-        device: Where it trains.
+        device: Device on which the model trains.
     """
     times: dict[str, RoleTime] = defaultdict(RoleTime)
     watch = _Watch(times, device)

@@ -1,4 +1,4 @@
-"""What a run left behind and what to type next, with the real paths filled in."""
+"""Output paths of a run and the commands that use them next."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ __all__ = ["Left", "commands", "left_by"]
 
 
 class Left(NamedTuple):
-    """What a run wrote; ``None`` for what it did not."""
+    """Files that a run wrote; ``None`` for those it did not."""
 
     checkpoint: str | None
     logs: str | None

@@ -68,8 +68,8 @@ class Perplexity(LeanHooks, Callback):
     tokens and modules without logits are reported once, and nothing is measured.
 
     Args:
-        tokenizer: Tells how many bytes of text each token stands for. Left out, ``trainer.datamodule.tokenizer`` is
-            asked; without either there are no bits per byte.
+        tokenizer: Tokenizer that gives the bytes of text of each token. By default ``trainer.datamodule.tokenizer``;
+            without either there are no bits per byte.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -42,7 +42,7 @@ class Profile(LeanHooks, Callback):
     Args:
         warmup: Batches before anything is timed.
         steps: Batches whose phases are timed.
-        folder: Where files are written.
+        folder: Output folder.
 
     Example:
         >>> from lightning.pytorch import Trainer

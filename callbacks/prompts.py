@@ -33,7 +33,7 @@ def sample_prompts(trainer: Trainer, tokenizer: Tokenizer | None, count: int = 2
 
     Args:
         trainer: The running trainer; its datamodule is asked.
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         count: Most prompts.
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]

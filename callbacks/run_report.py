@@ -26,7 +26,7 @@ class RunReport(LeanHooks, Callback):
     provided that the module has validation data. Commands are shown that work with this module and this checkpoint.
 
     Args:
-        prompt: Of the ``generate`` command that is shown; by default one of the validation data.
+        prompt: Prompt of the ``generate`` command that is shown; by default one from the validation data.
 
     Example:
         >>> from lightning.pytorch import Trainer

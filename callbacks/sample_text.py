@@ -38,7 +38,7 @@ class SampleText(LeanHooks, Callback):
         prompts: Texts to continue; by default two prompts of the validation data, or the beginnings of its texts.
         every_n_steps: Optimizer steps between samples; left out, samples follow validations.
         max_new_tokens: Most tokens of a completion.
-        sampling: How tokens are chosen. Without a seed, 0 is taken: the same noise each time shows the model's change.
+        sampling: Sampling settings. Without a seed, 0 is taken: the same noise each time shows the model's change.
         tokenizer: Left out, ``trainer.datamodule.tokenizer`` is taken.
 
     Raises:

@@ -54,9 +54,9 @@ class ScalingLaw(LeanHooks, Callback):
         ledger: The file; made when the first run ends.
         at_tokens: Also record the first validation at or after each of these. Only meaningful where the learning rate
             is constant so far (the stable part of WSD).
-        hyper_parameters: What tells this run from others, plain data. Left out: ``hparams`` of the module, model
+        hyper_parameters: Plain data that tells this run from others. By default ``hparams`` of the module, model
             config, learning rate, tokens per step, steps and seed.
-        name: Of the run, for pictures.
+        name: Name of the run in figures.
         unique_tokens: Different tokens of the training set; needed for laws of repeated data.
         convention: In which sizes are counted for the fit and the pictures.
 

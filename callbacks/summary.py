@@ -1,4 +1,4 @@
-"""What is about to be trained: parameters by role, FLOPs per token, memory."""
+"""Overview of a model before training: parameters by role, FLOPs per token, memory."""
 
 from typing import Any
 

@@ -64,7 +64,7 @@ class RemoteError(LightningLMError, RuntimeError):
     """A server that cannot be reached, refuses, takes too long, or answers what cannot be used.
 
     Args:
-        message: What came, and what to change.
+        message: Received value, and the remedy.
         status: The HTTP status of its answer; ``None`` if there was none.
     """
 
@@ -78,7 +78,7 @@ class MissingDependencyError(LightningLMError, ImportError):
 
     Args:
         package: The name to install.
-        purpose: What it is needed for, as the end of "... is needed to".
+        purpose: Purpose of the package, as the end of "... is needed to".
         extra: The extra of ``lightning-lm`` that brings it, if there is one.
     """
 

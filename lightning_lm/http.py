@@ -35,7 +35,7 @@ class JSONServer(Part):
     the server may still work on it, and would get it twice. Redirects are refused, and proxies are not looked for.
 
     Args:
-        url: Where the API begins, such as ``http://localhost:8000/v1``.
+        url: Address of the API, such as ``http://localhost:8000/v1``.
         api_key_variable: Environment variable that holds the key, sent as a bearer token. Only its name is kept here,
             so that no key gets into a checkpoint or a log.
         timeout_s: Longest time for one attempt, from connecting to the last byte. Seconds.
@@ -68,7 +68,7 @@ class JSONServer(Part):
 
         Args:
             path: Below the address, such as ``completions``.
-            body: What is sent.
+            body: Body of the request.
 
         Raises:
             RemoteError: If the server cannot be reached, refuses, takes too long, or does not answer a JSON object.

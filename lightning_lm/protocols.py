@@ -1,4 +1,4 @@
-"""What one part may ask of another. Anything that has these attributes fits; nothing has to inherit.
+"""Interfaces between the parts of the package. Anything that has these attributes fits; nothing has to inherit.
 
 Batches have no class of their own. Callbacks count tokens, and measure perplexity, of these forms:
 

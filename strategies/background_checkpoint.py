@@ -56,7 +56,7 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 
         Args:
             checkpoint: Tensors and plain data; may change as soon as this returns.
-            path: Where it will lie; folders are made.
+            path: Path of the checkpoint; folders are made.
             storage_options: Not used here.
 
         Raises:

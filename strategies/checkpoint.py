@@ -34,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Args:
             checkpoint: Tensors and plain data.
-            path: Where it will lie; folders are made.
+            path: Path of the checkpoint; folders are made.
             storage_options: Not used here.
 
         Raises:
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Args:
             path: File or address; or a folder that a sharded run wrote, of which all is read.
-            map_location: Where tensors go; default: they stay on the CPU.
+            map_location: Device of the tensors; by default they stay on the CPU.
             weights_only: Not used: nothing else is ever loaded.
 
         Raises:

@@ -13,7 +13,7 @@ def consolidate(folder: Path | str, output: Path | str) -> None:
     """Write a plain checkpoint, which any Trainer can go on from and every verb reads.
 
     Args:
-        folder: What a sharded run saved.
+        folder: Folder that a sharded run saved.
         output: The file.
 
     Raises:

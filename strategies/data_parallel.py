@@ -28,8 +28,8 @@ class GradientAverager:
     order on every rank, since collectives meet in the order of their calls.
 
     Args:
-        parameters: What is trained, in the same order on every rank.
-        exchange: How gradients travel.
+        parameters: Trained parameters, in the same order on every rank.
+        exchange: Communication of gradients.
         bucket_bytes: Size at which a bucket is full.
 
     Source:
@@ -92,7 +92,7 @@ class DataParallelStrategy(DDPStrategy):
     Parameters that take no part in a loss get a gradient of zeros. For training at scale use "ddp" or `zero1`.
 
     Args:
-        exchange: How gradients travel.
+        exchange: Communication of gradients.
         bucket_bytes: Size at which a bucket is full.
         **settings: For `DDPStrategy`: ``timeout``, ``process_group_backend``, ``start_method``.
 

@@ -67,7 +67,7 @@ def set_synchronised(module: nn.Module, synchronised: bool) -> None:
 
     Args:
         module: Contains units.
-        synchronised: Whether.
+        synchronised: True to reduce gradients in the next backward pass.
     """
     for unit in _units(module):
         unit.set_requires_gradient_sync(synchronised, recurse=False)
@@ -79,7 +79,7 @@ def gathered(module: nn.Module, *, reshard_after_forward: bool) -> Iterator[None
 
     Args:
         module: Contains units.
-        reshard_after_forward: What was chosen for the layers.
+        reshard_after_forward: Setting of the layers.
     """
     units = list(_units(module))
     for unit in units:

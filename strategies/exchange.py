@@ -1,4 +1,4 @@
-"""What ranks with sharded optimizers send each other: gradients to whoever updates, and parameters back to all.
+"""Communication of sharded optimizers: reduces gradients to the rank that updates, and broadcasts parameters from it.
 
 On GPUs these are NCCL's collectives, one for all rows of a parameter where they divide evenly. On CPUs (gloo) a summand
 goes straight to the rank that needs the sum: as many bytes, and half the CPU time of `torch.distributed.reduce`; a
@@ -27,10 +27,10 @@ class Transfer:
     """A sum on its way to the rank that needs it.
 
     Args:
-        works: What to wait for.
+        works: Pending communication to wait for.
         parts: On that rank what adds up to the sum, all of one size and the first to be written to; elsewhere nothing.
         summands: This rank's own share of the sum, where it is not in ``parts``: tensors laid end to end.
-        sent: What must stay in memory until it has left.
+        sent: Tensors that must stay in memory until they are sent.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ def reduce_to(owner: int, summands: Sequence[Tensor], *, tag: int = 0) -> Transf
 
     Args:
         owner: The rank.
-        summands: Of this rank, of one type and on one device; left alone until the transfer arrives.
+        summands: Partial sums of this rank, of one type and on one device; left alone until the transfer arrives.
         tag: The same on every rank, different from those of other transfers that are on their way.
     """
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
@@ -89,7 +89,7 @@ def reduce_rows(gradient: Tensor, placement: Placement, *, tag: int = 0) -> list
     """Begin to add up a gradient of all ranks, each piece on the rank that has it. Every rank must call this.
 
     Args:
-        gradient: Of this rank; left alone until the transfers arrive.
+        gradient: Gradient of this rank; left alone until the transfers arrive.
         placement: Its pieces.
         tag: As for `reduce_to`.
     """

@@ -1,4 +1,4 @@
-"""What ranks tell each other when one of them fails, so that those that waited name the one to look at."""
+"""Failure reports between ranks: those that wait name the rank that failed."""
 
 import logging
 import sys
@@ -56,7 +56,7 @@ class FailureReports:
         """Write down what this rank fails with.
 
         Args:
-            error: Of this rank.
+            error: Error of this rank.
         """
         if not _is_of_network(error):
             text = "".join(traceback.format_exception(error)[-8:])

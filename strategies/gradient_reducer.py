@@ -35,7 +35,7 @@ class _Bucket:
 
 
 class _Sent(NamedTuple):
-    """What is on its way; nothing else may hold on to its memory."""
+    """Pending transfer; nothing else may hold on to its memory."""
 
     transfer: Transfer
     targets: list[Any]

@@ -1,4 +1,4 @@
-"""What of an optimizer's parameters one rank updates."""
+"""The part of an optimizer's parameters that this rank updates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ class Ownership:
 
         Args:
             params: In the same order on every rank.
-            splits: Whether rows of each may be updated apart from each other.
+            splits: True if rows of each may be updated apart from each other.
         """
         placed = [Placed(tuple(param.shape), may) for param, may in zip(params, splits, strict=True)]
         pieces = place(placed, self.num_ranks, load=self._load, min_split_elements=self._min_split_elements)

@@ -69,12 +69,12 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
 
     @property
     def stage_index(self) -> int:
-        """Which stage this rank is."""
+        """Index of this rank's stage."""
         return self.global_rank % self.num_stages
 
     @property
     def num_stages(self) -> int:
-        """How many stages a pipeline has."""
+        """Number of stages of the pipeline."""
         return self.world_size if self.pipeline_parallel_size == "auto" else self.pipeline_parallel_size
 
     @property

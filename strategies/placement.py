@@ -1,4 +1,4 @@
-"""Which rank keeps the optimizer state of which parameter, or of which of its rows."""
+"""Partition of optimizer states over ranks, by parameter or by rows of a parameter."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,11 +24,11 @@ Placement = tuple[Piece, ...]
 
 
 class Placed(NamedTuple):
-    """What matters of a parameter when it is given to a rank."""
+    """Size and cost of a parameter that is assigned to a rank."""
 
     shape: tuple[int, ...]
     splits: bool
-    """Whether its optimizer treats each element by itself, so that rows may be updated apart from each other."""
+    """True if its optimizer is elementwise, so that rows may be updated apart from each other."""
 
     @property
     def numel(self) -> int:

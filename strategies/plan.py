@@ -1,4 +1,4 @@
-"""Which module plays which role when a model is split: read from the modules themselves, or given.
+"""Parallel plan of a model: the role of each module, read from the modules themselves, or given.
 
 A plan names modules (globs allowed) and says what each does in the split, not how: what is done about it follows from
 the settings of the strategy.
@@ -132,8 +132,8 @@ def check_covered(model: nn.Module, plan: list[Planned], *, sequence_parallel: b
 
     Args:
         model: The whole.
-        plan: Of its modules.
-        sequence_parallel: Whether the stream between the split regions is shared out too.
+        plan: Parallel plan of its modules.
+        sequence_parallel: True if the residual stream between the split regions is sharded too.
 
     Raises:
         ConfigurationError: If there are any, or a region has no way out.

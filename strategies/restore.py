@@ -21,7 +21,7 @@ def load_model(module: nn.Module, state: Mapping[str, Any], folder: Path | None,
     Args:
         module: The model.
         state: Whole tensors, or with a folder empty ones.
-        folder: Where they lie.
+        folder: Folder of the shards.
         strict: Refuse other names.
 
     Raises:
@@ -40,9 +40,9 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], folder: Path 
     """Load each rank's part of the state of an optimizer.
 
     Args:
-        optimizer: Of the sharded model.
+        optimizer: Optimizer of the sharded model.
         state: A plain state dictionary with whole tensors, or with a folder empty ones.
-        folder: Where they lie.
+        folder: Folder of the shards.
         index: Number of the optimizer.
     """
     parameters = _parameters_by_id(optimizer, state["param_groups"])

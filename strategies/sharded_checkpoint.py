@@ -50,7 +50,7 @@ def replaced(content: Any, leaf: Leaf, path: Path_ = ()) -> Any:
     Args:
         content: The nest.
         leaf: Returns what stands in the place of a leaf, given its path.
-        path: Of the nest itself.
+        path: Path of the nest itself.
     """
     if isinstance(content, Mapping):
         return {key: replaced(value, leaf, (*path, str(key))) for key, value in content.items()}
@@ -66,7 +66,7 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a folder beside its place and rename it when all ranks are done. Every rank must take part.
 
     Args:
-        checkpoint: Of Lightning, with the tensors as each rank holds them.
+        checkpoint: Checkpoint of Lightning, with the tensors as each rank holds them.
         path: The folder. What is there is replaced, and stays until the new one is whole.
 
     Raises:
@@ -154,7 +154,7 @@ def remove(path: Path) -> None:
     """Remove a file or folder if it is there; nobody ever finds a part of it.
 
     Args:
-        path: What.
+        path: File or folder to remove.
     """
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)

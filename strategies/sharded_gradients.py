@@ -52,7 +52,7 @@ def total_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
 
     Args:
         gradients: In any layout; what is whole on several ranks counts once.
-        norm_type: Which norm.
+        norm_type: Order of the norm.
     """
     found: dict[Any, list[Tensor]] = defaultdict(list)
     for gradient in gradients:

@@ -19,7 +19,7 @@ __all__ = ["Layout", "check_model", "shard_model"]
 
 
 class Layout(NamedTuple):
-    """What the user chose; see `TensorParallelStrategy`."""
+    """Settings of the user; see `TensorParallelStrategy`."""
 
     sequence_parallel: bool
     loss_parallel: bool
@@ -32,7 +32,7 @@ def check_model(module: LightningModule, precision: Precision) -> None:
 
     Args:
         module: Configured, not yet sharded.
-        precision: Of the run.
+        precision: Precision of the run.
 
     Raises:
         ConfigurationError: For a gradient scaler, which cannot see all gradients, or parameters without values.
@@ -55,8 +55,8 @@ def shard_model(module: LightningModule, mesh: DeviceMesh, layout: Layout, devic
     Args:
         module: Contains the models.
         mesh: With the axes "data_parallel" and "tensor_parallel".
-        layout: What the user chose.
-        device: Of this rank.
+        layout: Settings of the user.
+        device: Device of this rank.
 
     Returns:
         The ranks that share matrices; ``None`` where there are none, or the user has split the model.

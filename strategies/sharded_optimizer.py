@@ -40,7 +40,7 @@ class ShardedOptimizer(Optimizer, Joinable):
     `torch.distributed.algorithms.Join`.
 
     Args:
-        optimizer: What to wrap; or parameters, or groups, for ``optimizer_class``.
+        optimizer: Optimizer to wrap; or parameters, or groups, for ``optimizer_class``.
         optimizer_class: Makes the optimizer, where parameters are given.
         min_split_elements: Size from which a parameter is split by rows.
         process_group: Ranks over which the state is sharded; by default all.
@@ -205,7 +205,7 @@ class ShardedOptimizer(Optimizer, Joinable):
         """Take from a full state dictionary what this rank needs.
 
         Args:
-            state_dict: Of the wrapped optimizer, from any number of ranks.
+            state_dict: State of the wrapped optimizer, from any number of ranks.
 
         Raises:
             CheckpointError: If another kind of optimizer wrote it.

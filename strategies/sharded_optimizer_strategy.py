@@ -35,7 +35,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
     norm and by value is done by this strategy, over all ranks. Buffers (batch norm) are each rank's own.
 
     Args:
-        stage: What is spread: 1 the optimizer's state, 2 the gradients too.
+        stage: Sharded state: 1 the optimizer's state, 2 the gradients too.
         min_split_elements: Size from which a parameter is split by rows where its optimizer allows it.
         reduce_every_micro_batch: With ``stage=2`` and accumulation: average each micro-batch's gradients instead of
             the sums of a window: less memory, more communication.
@@ -189,9 +189,9 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
         """Scale the gradients of all ranks so that their norm is at most a value.
 
         Args:
-            optimizer: Says which gradients.
+            optimizer: Optimizer of the gradients.
             clip_val: The largest norm; 0 leaves them as they are.
-            norm_type: Which norm.
+            norm_type: Order of the norm.
         """
         if clip_val <= 0:
             return
@@ -204,7 +204,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
         """Bring every element of the gradients into the range from ``-clip_val`` to ``clip_val``.
 
         Args:
-            optimizer: Says which gradients.
+            optimizer: Optimizer of the gradients.
             clip_val: The largest value; 0 leaves them as they are.
         """
         for gradient in self.held_gradients(optimizer) if clip_val > 0 else []:

@@ -11,7 +11,7 @@ from lightning_lm.strategies.placement import Piece
 __all__ = ["State", "gather_states", "map_tensors"]
 
 State = dict[str, Any]
-"""What an optimizer keeps for one parameter: tensors, numbers, and lists and dictionaries of these."""
+"""State of one parameter: tensors, numbers, and lists and dictionaries of these."""
 
 
 class _Slot(NamedTuple):
@@ -43,9 +43,9 @@ def gather_states(
     Beside the result rank 0 needs room for one tensor, on its device and on the CPU.
 
     Args:
-        states: What this rank has, by the number of the parameter.
+        states: States of this rank, by the index of the parameter.
         splits: Pieces of the parameters that are split by rows, by number; their states have rows too.
-        device: Where tensors travel.
+        device: Device for the communication.
         group: Ranks that share the state; by default all.
 
     Returns:

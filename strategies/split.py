@@ -28,8 +28,8 @@ class Region:
 
     Args:
         mesh: One axis.
-        sequence_parallel: Whether the stream between the split computations is cut along the sequence.
-        loss_parallel: Whether embedding and head are shared out by vocabulary.
+        sequence_parallel: True if the residual stream between the split computations is sharded along the sequence.
+        loss_parallel: True if embedding and head are sharded by vocabulary.
     """
 
     def __init__(self, mesh: DeviceMesh, *, sequence_parallel: bool, loss_parallel: bool) -> None:

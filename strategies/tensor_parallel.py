@@ -169,9 +169,9 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
         """Scale the gradients of all ranks so that their norm is at most a value.
 
         Args:
-            optimizer: Says which gradients.
+            optimizer: Optimizer of the gradients.
             clip_val: The largest norm; 0 leaves them as they are.
-            norm_type: Which norm.
+            norm_type: Order of the norm.
         """
         if clip_val <= 0:
             return
@@ -184,7 +184,7 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
         """Bring every element of the gradients into the range from ``-clip_val`` to ``clip_val``.
 
         Args:
-            optimizer: Says which gradients.
+            optimizer: Optimizer of the gradients.
             clip_val: The largest value; 0 leaves them as they are.
         """
         for gradient in self.held_gradients(optimizer) if clip_val > 0 else []:
@@ -221,7 +221,7 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Whether Lightning asks for the optimizers' state: always."""
+        """Return whether Lightning asks for the optimizers' state: always."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

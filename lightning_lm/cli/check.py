@@ -48,7 +48,7 @@ class Checker:
     """Walks settings beside the signatures of the classes that they describe.
 
     Args:
-        top_level: What may stand at the top.
+        top_level: Keys that are allowed at the top level.
         classes: Classes that are known without being named, by key: the default model and data module.
         implied: Classes that options without a class are meant for, by key, where the default is ``None``.
     """
@@ -68,7 +68,7 @@ class Checker:
         """Check one overlay, or the command line; those that apply earlier must be checked earlier.
 
         Args:
-            root: What the user wrote.
+            root: Settings as the user wrote them.
 
         Returns:
             The classes that it puts in the place of others, by path.

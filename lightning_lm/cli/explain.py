@@ -23,7 +23,7 @@ def explain(message: str, layers: Sequence[Setting]) -> str:
     """Return what is wrong, and where it was written.
 
     Args:
-        message: What jsonargparse says.
+        message: Error message of jsonargparse.
         layers: The overlays and the command line, in the order in which they apply.
     """
     keys, reason = _deepest_reason(message)

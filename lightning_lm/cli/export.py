@@ -33,7 +33,7 @@ def run(namespace: argparse.Namespace) -> None:
     """Carry out the verb.
 
     Args:
-        namespace: What the parser of `add_arguments` made of the command line.
+        namespace: Parsed arguments of `add_arguments`.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it does not hold a model of this package.

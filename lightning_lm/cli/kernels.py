@@ -42,7 +42,7 @@ def run(namespace: argparse.Namespace) -> None:
     """Carry out the verb.
 
     Args:
-        namespace: What the parser of `add_arguments` made of the command line.
+        namespace: Parsed arguments of `add_arguments`.
 
     Raises:
         UsageError: If a kernel or its sizes are unknown.

@@ -27,12 +27,12 @@ _BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
 _GROUPS = ("--trainer", "--model", "--data")
 SETTINGS_SUFFIXES = (".yaml", ".yml", ".json")
-"""Of files with settings."""
+"""File endings of settings files."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the user wrote something: a line of a file, or the command line."""
+    """Place of a setting: a line of a file, or the command line."""
 
     path: Path | None = None
     line: int = 0
@@ -47,7 +47,7 @@ class Setting:
 
     Args:
         value: A scalar, a list of settings, or a dictionary of settings.
-        place: Where its key stands.
+        place: Place of its key.
     """
 
     value: Any
@@ -61,7 +61,7 @@ class Overlay:
     Args:
         path: The file.
         root: Its content, with places.
-        sweep: What stands under ``sweep``, for the verb of that name; the other verbs pass over it.
+        sweep: Content of the ``sweep`` block, for the verb of that name; the other verbs ignore it.
     """
 
     path: Path

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     """List, show or copy recipes.
 
     Args:
-        arguments: What the parser of `add_arguments` returned.
+        arguments: Parsed arguments of `add_arguments`.
 
     Returns:
         The exit status.

@@ -1,4 +1,4 @@
-"""What a class takes, as far as a configuration can know: names, types and defaults of its arguments."""
+"""Signature of a class as a configuration sees it: names, types and defaults of its arguments."""
 
 import dataclasses
 import inspect
@@ -69,7 +69,7 @@ def subclasses_by_name(bases: list[type]) -> dict[str, type]:
     """Return every known class below (and including) the given ones by its short name.
 
     Args:
-        bases: Where to start.
+        bases: Base classes to start from.
     """
     found: dict[str, type] = {}
     waiting, seen = list(bases), set(bases)

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train what the ledger does not hold yet.
 
     Args:
-        arguments: What the parser of `add_arguments` returned.
+        arguments: Parsed arguments of `add_arguments`.
 
     Returns:
         0 when every run is in the ledger, 1 otherwise.
@@ -176,6 +176,6 @@ def _cpu_s() -> float:
 
 
 def _be_quiet() -> None:
-    """Of each run only its line in the table is shown."""
+    """Reduce the output of each run to its line in the table."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a ``sweep`` block says, turned into runs whose cost is known before the first step."""
+"""Runs of a ``sweep`` block, with their cost known before the first step."""
 
 import contextlib
 import dataclasses
@@ -52,15 +52,15 @@ class SweepPlan:
             that are each trained with all of its combinations.
         flops: Budgets of an isoFLOP sweep; each run is as long as its budget allows.
         held_out_flops: A larger budget that judges the fit; trained with fewer sizes.
-        held_out_sizes: How many.
+        held_out_sizes: Number of model sizes to hold out.
         sizes_per_budget: Runs of each other budget.
-        tokens_per_parameter: Where the optimum is expected.
+        tokens_per_parameter: Expected optimum of tokens per parameter.
         grid: Values of settings, all combinations of which are trained as long as the config says.
         random: ``num_runs``, ``ranges``, ``choices`` and ``seed`` of independent draws.
         convention: In which FLOPs are counted.
         limit_flops: The most that may be spent; default: what the plan needs.
         limit_s: The most seconds; needs ``flops_per_s``.
-        flops_per_s: What the device reaches in its slowest run.
+        flops_per_s: FLOP/s that the device reaches in the slowest run.
     """
 
     models: Sequence[Mapping[str, Any]] = ()
@@ -100,7 +100,7 @@ class SweepPlan:
         """Return the runs, the cheapest budget first.
 
         Args:
-            configs: What ``fit`` is configured with.
+            configs: Configurations for ``fit``.
         """
         if not self.flops:
             drawn = Grid(values=self.grid).settings() if self.grid else RandomSearch(**(self.random or {})).settings()
@@ -123,8 +123,8 @@ class SweepPlan:
 
         Args:
             planned: FLOPs of all runs together.
-            records: Of the ledger.
-            trials: Of this sweep.
+            records: Records of the ledger.
+            trials: Trials of this sweep.
         """
         meter: Meter = FlopMeter(convention=self.convention)
         limit = self.limit_flops or planned * _MARGIN

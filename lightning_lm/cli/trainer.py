@@ -224,7 +224,7 @@ def _listed(plugins: Any) -> list[Any]:
 
 
 def _only_saves(plugin: Any) -> bool:
-    """Whether a plugin, as parsed, has to do with checkpoints and so leaves the precision open."""
+    """Return whether a parsed plugin only concerns checkpoints, so that the precision stays open."""
     cls = pkgutil.resolve_name(plugin["class_path"]) if hasattr(plugin, "get") else None
     return isinstance(cls, type) and issubclass(cls, CheckpointIO)
 

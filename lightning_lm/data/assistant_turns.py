@@ -1,4 +1,4 @@
-"""Where the assistant speaks in a rendered conversation, for chat templates that do not mark it themselves.
+"""Assistant spans of a rendered conversation, for chat templates that do not mark them.
 
 A chat template is a program, so its text has no structure to read. Renderings are compared instead: the text of the
 conversation up to a turn, with the prompt for the answer, ends where the turn begins; the turn ends at the special
@@ -26,7 +26,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class Turn(NamedTuple):
-    """What the assistant says in one turn.
+    """Text of the assistant in one turn.
 
     Args:
         begin: Place in the text where it begins.
@@ -41,13 +41,13 @@ class Turn(NamedTuple):
 
 
 class _Closed(NamedTuple):
-    """How a text goes on behind a turn.
+    """Text that follows a turn.
 
     Args:
-        begin: Where a part begins that is the same whether or not another message follows.
-        end: Where it ends.
+        begin: Start of the part that is the same whether or not another message follows.
+        end: End of that part.
         behind: Place behind the content of the turn, from where its end mark is looked for if that part has none.
-        followed_by: What stands there if another message follows.
+        followed_by: Text at this place if another message follows.
     """
 
     begin: int

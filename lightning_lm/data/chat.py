@@ -220,7 +220,7 @@ def begin_ids(tokenizer: Tokenizer) -> list[int]:
     seen each document behind an end-of-text token.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
     """
     published: Sequence[int] | None = getattr(tokenizer, "prefix_ids", None)
     if published is not None:

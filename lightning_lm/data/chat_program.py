@@ -12,7 +12,7 @@ def chat_program(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
     """Return the Jinja program that writes the same conversations as a template.
 
     Args:
-        template: Of the training data. One that has a method ``program`` says it itself.
+        template: Chat template of the training data. One with a method ``program`` provides it itself.
         tokenizer: Names the special tokens.
 
     Returns:

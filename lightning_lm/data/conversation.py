@@ -29,13 +29,13 @@ _MISSING = object()
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """What a chat template reads.
+    """Forms of messages that a chat template accepts.
 
     Args:
-        text: Whether content may be a text.
-        parts: Whether it may be a list of parts.
+        text: Accept text as content.
+        parts: Accept a list of parts as content.
         arguments: Type of the arguments of a tool call.
-        empty_content: What stands for the content of a message that is only tool calls: a missing one, None, or a text.
+        empty_content: Content of a message that is only tool calls: a missing one, None, or a text.
     """
 
     text: bool = True
@@ -84,7 +84,7 @@ def normalized(messages: Sequence[Message], dialect: Dialect) -> list[dict[str, 
 
     Args:
         messages: As they stand in the data.
-        dialect: What the template reads.
+        dialect: Forms that the template accepts.
 
     Raises:
         DataError: If a message has a form that the template does not read.

@@ -36,7 +36,7 @@ class UndecodableError(DataError):
     """A text file in an encoding that nobody named.
 
     Args:
-        message: What came, and what to change.
+        message: Received value, and the remedy.
         guess: The encoding that it may have.
     """
 

@@ -51,7 +51,7 @@ class ExampleSource(Part):
 
     @property
     def action(self) -> OnBadRecord:
-        """What is done with a record that cannot be used."""
+        """Action for a record that cannot be used."""
         return "raise"
 
     @property
@@ -155,7 +155,7 @@ class PromptedExamples(ExampleSource):
 
     Args:
         source: Another source, or a file or folder.
-        prompt: What is asked, with the names of fields in braces.
+        prompt: Prompt, with the names of fields in braces.
     """
 
     source: ExampleSource | str
@@ -205,7 +205,7 @@ class HeldOutExamples(ExampleSource):
     """One side of a source that is split by what its records say: copies of a record stay on one side.
 
     Args:
-        source: What is split.
+        source: Source to split.
         side: ``"train"`` or ``"validation"``.
         fraction: Share of the records for validation, between 0 and 1.
 
@@ -288,7 +288,7 @@ def split_sides(train: Any, validation: Any) -> tuple[ExampleSource, ExampleSour
     """Return the records to train on, and those for validation if there are any.
 
     Args:
-        train: What `as_examples` takes.
+        train: Anything that `as_examples` accepts.
         validation: The same, or the share of ``train`` to hold out; None or 0 for none.
     """
     source = as_examples(train)
@@ -320,7 +320,7 @@ def texts_of(records: ExampleSource | Iterable[Record]) -> Iterator[str]:
     """Yield the texts of records, piece by piece: prompts, completions, and the content of messages.
 
     Args:
-        records: Of any form, or their source.
+        records: Records of any form, or their source.
     """
     if isinstance(records, ExampleSource):
         records = (record for _, record in records.placed(BadRecords("skip")))

@@ -38,7 +38,7 @@ def read_record_texts(path: Path, field: str, bad: BadRecords, encoding: str | N
     Args:
         path: JSON lines, a JSON array, CSV, Parquet or Arrow.
         field: The field that has the text.
-        bad: What becomes of a record without text.
+        bad: Policy for records without text.
         encoding: Encoding of a file that is not UTF-8.
 
     Raises:

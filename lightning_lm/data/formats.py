@@ -29,7 +29,7 @@ class Format(NamedTuple):
     name: str
     """``text``, ``json-lines``, ``json``, ``csv``, ``parquet``, ``arrow``; else what the file is, in words."""
     remedy: str | None = None
-    """What to do with a file that no reader takes; ``None`` if one does."""
+    """Remedy for a file that no reader takes; ``None`` if one does."""
 
 
 _EXTRACT = "extract its text first"

@@ -227,7 +227,7 @@ def unknown_form(record: Mapping[str, Any], wanted: str, forms: Sequence[Form]) 
 
     Args:
         record: As it came.
-        wanted: What is needed, in words.
+        wanted: Description of the accepted forms.
         forms: Forms that can be used.
     """
     known = "; ".join(" + ".join(_FIELDS[form]) for form in forms)

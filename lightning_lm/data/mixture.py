@@ -1,4 +1,4 @@
-"""Which source of a weighted mixture gives which row, so that every prefix holds the right proportions.
+"""Order of the rows of a weighted mixture: every prefix has the right proportions of the sources.
 
 Random draws leave a mixture of 1 % off by a third after a thousand rows, and make a row depend on all rows before it.
 A deadline schedule is never more than one row off, and any of its rows can be found alone.

@@ -1,4 +1,4 @@
-"""How documents are laid out in rows of one length. Only lengths are looked at, so a plan costs no reading.
+"""Packing of documents into rows of one length. Only lengths are looked at, so a plan costs no reading.
 
 A *fragment* is a run of targets of one document plus one token of context in front of them: the token before, or the
 end-of-text token at a document's start. A fragment with n targets takes n + 1 cells of its row. Fragments of a
@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 
 class RowPlan(NamedTuple):
-    """Which fragments lie in which row."""
+    """Assignment of fragments to rows."""
 
     row_starts: Ints
     """[rows + 1]: row r holds fragments ``row_starts[r]`` to ``row_starts[r + 1]``."""
@@ -45,7 +45,7 @@ class Packing(Part):
     """Base of the ways to lay documents out in rows.
 
     Args:
-        long: What happens to a document that is longer than a row: it is ``"split"`` over several rows (nothing is
+        long: Policy for a document that is longer than a row: it is ``"split"`` over several rows (nothing is
             lost), ``"truncate"`` keeps its first row, ``"drop"`` leaves it out.
     """
 
@@ -122,7 +122,7 @@ class WholeFit(Packing):
     """Fill each row with the longest documents that fit, and cut none of them: for examples that must stay whole.
 
     Args:
-        long: What happens to a document that is longer than a row: its first row is kept, or none of it.
+        long: Policy for a document that is longer than a row: its first row is kept, or none of it.
 
     Raises:
         ConfigurationError: If documents are to be split.

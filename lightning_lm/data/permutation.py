@@ -30,8 +30,8 @@ def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64
 
     Args:
         indices: Positions in ``range(size)``, any shape.
-        size: How many positions there are, at least 1.
-        key: Chooses the permutation; see `key_of`.
+        size: Number of positions, at least 1.
+        key: Key of the permutation; see `key_of`.
 
     Source:
         Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", sections 4 (cycle walking) and 5

@@ -30,11 +30,11 @@ Ints = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairRows(Part):
-    """How pairs become rows of tokens.
+    """Encoding of pairs as rows of tokens.
 
     Args:
         max_length: Most tokens of prompt and answer together.
-        too_long: What becomes of a pair with a longer row: left out, or cut at its end. An answer that was cut gets no
+        too_long: Policy for a pair with a longer row: left out, or cut at its end. A completion that was cut gets no
             end of sequence, so that it does not teach to stop in the middle.
         steps_sorted: Optimizer steps whose pairs are sorted by length and dealt out anew, so that rows of like length
             meet and little is padded. 1 leaves the order as it was drawn.
@@ -63,14 +63,14 @@ class EncodedPair(NamedTuple):
     """The preferred answer, with the end of sequence unless it was cut."""
     rejected_ids: Sequence[int]
     margin: float
-    """How much better the preferred answer is, where the data says so; in units of reward."""
+    """Margin of the preferred completion, if the data has one; in units of reward."""
     is_cut: bool
-    """Whether an answer does not fit."""
+    """True if a completion does not fit."""
 
 
 @dataclasses.dataclass
 class PairCounts:
-    """What became of the records.
+    """Counts of used, cut and dropped records.
 
     Args:
         kept: Pairs to learn from.
@@ -230,7 +230,7 @@ class PreferencePairs:
         """Return pairs as a `lightning_lm.types.PairBatch`, padded on the right to the longest of these rows.
 
         Args:
-            numbers: Which pairs.
+            numbers: Indices of the pairs.
         """
         half = len(numbers)
         width = int(self.lengths[numbers].max())
@@ -288,8 +288,8 @@ class PairStream:
     """Pairs epoch after epoch, each epoch in a new order: pair ``i`` is a pure function of the pairs, seed and ``i``.
 
     Args:
-        pairs: What there is.
-        seed: Chooses the order.
+        pairs: Encoded pairs.
+        seed: Seed of the order.
         shuffle: False keeps the order of the pairs.
         step_size: Pairs of an optimizer step.
         steps_sorted: As in `PairRows`.
@@ -313,7 +313,7 @@ class PairStream:
 
     @functools.cached_property
     def description(self) -> dict[str, object]:
-        """What decides the pairs, by name; two streams give the same if and only if these are equal."""
+        """Everything that decides the pairs, by name; two streams are equal if and only if these are equal."""
         order = {"step_size": self._step_size, "steps_sorted": self._steps_sorted} if self._steps_sorted > 1 else {}
         return {"pairs": self._pairs.fingerprint, "seed": self._seed, "shuffle": self._shuffle, **order}
 

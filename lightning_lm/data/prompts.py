@@ -23,7 +23,7 @@ __all__ = ["RESERVED_COLUMNS", "PromptBatch", "PromptStream", "join_prompts", "t
 Ints = NDArray[np.int64]
 
 RESERVED_COLUMNS = ("prompts", "completions", "completion_ids")
-"""What rewards are given besides the columns of the data."""
+"""Names of the arguments that rewards are given besides the columns of the data."""
 
 
 class PromptBatch(TypedDict):
@@ -40,7 +40,7 @@ class PromptBatch(TypedDict):
     stop_ids: tuple[int, ...]
     """Ids that end an answer."""
     counted: list[bool]
-    """Whether each prompt is measured; the others only fill a batch up, so that all ranks have equally many."""
+    """Mask of the prompts that are measured; the others only fill a batch up, so that all ranks have equally many."""
 
 
 class PromptStream:
@@ -53,7 +53,7 @@ class PromptStream:
         tokenizer: Gives the ids.
         template: Writes conversations as text.
         max_tokens: Longer prompts are left out; ``None`` keeps all.
-        seed: Chooses the order.
+        seed: Seed of the order.
         shuffle: False keeps the order of the records.
 
     Attributes:
@@ -112,7 +112,7 @@ class PromptStream:
 
     @functools.cached_property
     def description(self) -> dict[str, object]:
-        """What decides the prompts, by name; two streams give the same if and only if these are equal."""
+        """Everything that decides the prompts, by name; two streams are equal if and only if these are equal."""
         digest = hashlib.sha256()
         for record in self._records:
             digest.update(json.dumps(record["prompt"]).encode())
@@ -190,8 +190,8 @@ def take_prompts(batch: PromptBatch, places: Sequence[int]) -> PromptBatch:
     """Return some prompts of a batch.
 
     Args:
-        batch: Where they are taken from.
-        places: Which, in the order that is wanted.
+        batch: Batch to take them from.
+        places: Their positions in the batch, in the desired order.
     """
     return {
         "prompt_ids": [batch["prompt_ids"][place] for place in places],

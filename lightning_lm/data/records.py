@@ -93,7 +93,7 @@ def read_records(
 
     Args:
         path: A file of JSON lines, a JSON array, CSV, Parquet or Arrow, told apart by content.
-        bad: What becomes of a record that is no object or cannot be read; ``None`` raises.
+        bad: Policy for a record that is no object or cannot be read; ``None`` raises.
         encoding: Encoding of a file that is not UTF-8.
 
     Raises:
@@ -115,7 +115,7 @@ def read_values(
 
     Args:
         path: As for `read_records`.
-        bad: What becomes of a record that cannot be read.
+        bad: Policy for a record that cannot be read.
         encoding: Encoding of a file that is not UTF-8.
         field: The only field that is needed, to read no other column of a Parquet or Arrow file.
 

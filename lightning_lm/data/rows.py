@@ -27,10 +27,10 @@ class StoreRows:
     corpus; each epoch shuffles the windows anew, and the rows within each window.
 
     Args:
-        store: Where the tokens are.
-        packing: How documents are laid out in rows.
+        store: Token store.
+        packing: Layout of documents in rows.
         row_length: Tokens of a row.
-        key: Chooses the order; None keeps that of the store.
+        key: Key of the order; None keeps that of the store.
 
     Raises:
         DataError: If there is not one row.

@@ -1,4 +1,4 @@
-"""Where documents come from. A source is a value that YAML can name; it is read again whenever its text is needed."""
+"""Sources of documents. A source is a value that YAML can name; it is read again whenever its text is needed."""
 
 import dataclasses
 import functools
@@ -69,9 +69,9 @@ class Files(Source):
         path: File, folder, or pattern such as ``data/*.jsonl``; or several of them.
         separator: Text between documents of a text file; None keeps each file whole.
         field: The field of a record that holds its text.
-        pattern: Which files of a folder are taken, as a glob.
+        pattern: Glob of the files of a folder to read.
         encoding: Encoding of text files that are neither UTF-8 nor marked as UTF-16 or UTF-32.
-        on_bad_record: Whether a record without text is an error, or left out and counted.
+        on_bad_record: Raise an error for a record without text, or skip and count it.
         format: ``text`` reads every file as plain text, JSON and CSV too.
 
     Raises:
@@ -204,7 +204,7 @@ class Texts(Source):
     Args:
         texts: Strings or records. A generator can be read only once; give the function that makes it instead.
         field: The field of a record that holds its text.
-        on_bad_record: Whether an item without text is an error, or left out and counted.
+        on_bad_record: Raise an error for an item without text, or skip and count it.
 
     Raises:
         DataError: If the texts are one text, a dictionary or a table, of which the parts are no texts.

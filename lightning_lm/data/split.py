@@ -25,7 +25,7 @@ class Split(Source):
     move none of the others. A source of one document is cut in two at a line break instead.
 
     Args:
-        source: What is split.
+        source: Source to split.
         side: ``"train"`` or ``"validation"``.
         fraction: The share of documents held out for validation, between 0 and 1.
     """
@@ -94,7 +94,7 @@ def hold_out(source: Source, fraction: float) -> tuple[Split, Split]:
     """Return the train and the validation side of a source.
 
     Args:
-        source: What is split.
+        source: Source to split.
         fraction: The share of its documents held out for validation.
 
     Raises:

@@ -41,7 +41,7 @@ class TokenStore:
     """
 
     learned: NDArray[np.bool_] | None = None
-    """Which of the tokens are targets, [num_tokens]; ``None`` for all of them."""
+    """Mask of the target tokens, [num_tokens]; ``None`` if all are targets."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -145,7 +145,7 @@ def write_shards(
     Args:
         path: The folder to make; the caller renames it into place.
         shards: Tokens and lengths of documents, in order.
-        meta: What ``meta.json`` says besides counts and fingerprint: dtype, vocab_size, eos_id, ...
+        meta: Contents of ``meta.json`` besides counts and fingerprint: dtype, vocab_size, eos_id, ...
         num_bytes: Returns the UTF-8 bytes of the text once all shards are read, if ``meta`` does not have them.
 
     Raises:

@@ -30,8 +30,8 @@ class TokenStream:
     Args:
         stores: A store, or stores with weights: the share of the rows that each gives.
         row_length: Tokens of a row: one more than the positions the model sees.
-        packing: How documents are laid out in rows.
-        seed: Chooses the order.
+        packing: Layout of documents in rows.
+        seed: Seed of the order.
         shuffle: False keeps documents and rows in the order of the store.
 
     Raises:
@@ -91,7 +91,7 @@ class TokenStream:
 
     @functools.cached_property
     def description(self) -> dict[str, object]:
-        """What decides the rows, by name; two streams give the same rows if and only if these are equal."""
+        """Everything that decides the rows, by name; two streams are equal if and only if these are equal."""
         return {
             "corpus": [corpus.store.fingerprint for corpus in self._corpora],
             "mixture": self._order.counts.tolist(),

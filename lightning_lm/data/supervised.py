@@ -32,7 +32,7 @@ from lightning_lm.protocols import Tokenizer
 __all__ = ["ExampleCounts", "LearnOn", "SupervisedRows", "SupervisedStore", "encode_example", "store_examples"]
 
 LearnOn = Literal["completion", "assistant", "all"]
-"""What is learned of an example: its answer (the last one of a conversation), all answers, or everything."""
+"""Target tokens of an example: its completion (the last one of a conversation), all completions, or everything."""
 
 _LEARNED_FILE = "learned.bin"
 _VERSION = 3
@@ -41,15 +41,15 @@ _VERSION = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedRows(Part):
-    """How examples become rows of tokens.
+    """Encoding of examples as rows of tokens.
 
     Args:
         context_length: Positions the model sees. Rows are one token longer.
         learn_on: The ``completion`` (the last answer of a conversation), what the ``assistant`` says at any time, or
             ``all`` tokens.
-        too_long: What becomes of an example longer than a row: cut at its end, or left out. One that was cut gets no
+        too_long: Policy for an example longer than a row: cut at its end, or left out. One that was cut gets no
             end-of-text token, so that it does not teach to stop in the middle.
-        packing: How examples are laid out in rows; none is ever divided.
+        packing: Layout of examples in rows; none is ever divided.
 
     Raises:
         ConfigurationError: If rows are too short, or the packing divides examples.
@@ -72,7 +72,7 @@ class SupervisedRows(Part):
 
 @dataclasses.dataclass
 class ExampleCounts:
-    """What became of the records.
+    """Counts of used, cut and dropped records.
 
     Args:
         kept: Examples to learn from.
@@ -131,7 +131,7 @@ class SupervisedStore(TokenStore):
 
     @property
     def counts(self) -> ExampleCounts:
-        """What became of the records."""
+        """Counts of used, cut and dropped records."""
         return ExampleCounts(**self.meta["counts"])
 
     @property
@@ -157,7 +157,7 @@ def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate,
         record: A conversation, a prompt with its completion, a text or tokens; see `lightning_lm.data.forms`.
         tokenizer: Gives the ids.
         template: Writes conversations as text.
-        learn_on: What is learned.
+        learn_on: Target tokens of an example.
 
     Raises:
         DataError: If the record has none of these forms or several, is a KTO record, or cannot be written.
@@ -241,7 +241,7 @@ def store_examples(
         source: Records with ``prompt`` and ``completion``, or ``messages``.
         tokenizer: Gives the ids.
         template: Writes conversations as text.
-        rows: How long examples may be, and what is learned of them.
+        rows: Longest example, and its target tokens.
         cache: Holds a folder for each combination of these.
         num_workers: Processes that encode; one per core if left out. A few examples are never worth a process.
 

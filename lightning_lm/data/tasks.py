@@ -30,7 +30,7 @@ class ReverseDigits(ExampleSource):
         wrong_share: Share of the demonstrations that copy the number in place of reversing it.
         rejected: The worse answer: the ``copy``, or the right one with one digit changed (``corrupted``).
         held_out: Give held-out numbers.
-        seed: Chooses the numbers.
+        seed: Seed of the numbers.
     """
 
     num_examples: int = 20_000

@@ -80,7 +80,7 @@ class _Job:
 
     @property
     def folder(self) -> Path:
-        """Where finished chunks wait until the store is complete."""
+        """Folder of finished chunks until the store is complete."""
         return self.out.with_name(f"{self.out.name}.partial")
 
     def meta(self) -> dict[str, Any]:

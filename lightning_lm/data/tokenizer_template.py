@@ -179,7 +179,7 @@ class _Writer:
         """Refuse tool calls that the template leaves out of what is learned.
 
         Args:
-            said: What is learned.
+            said: Text of the target tokens.
             learn_from: As for `answers`.
 
         Raises:

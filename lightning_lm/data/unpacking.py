@@ -115,7 +115,7 @@ def import_optional(package: str, purpose: str) -> Any:
 
     Args:
         package: Its name.
-        purpose: What it is needed for, as the end of "... is needed to".
+        purpose: Purpose of the package, as the end of "... is needed to".
 
     Raises:
         MissingDependencyError: If it is not installed.

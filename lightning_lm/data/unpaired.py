@@ -128,8 +128,8 @@ class UnpairedExamples:
         """Return rows of prompts with completions, padded on the right; a mismatched row may be cut at its end.
 
         Args:
-            prompts: Which prompts.
-            completions: Which completions follow them.
+            prompts: Indices of the prompts.
+            completions: Indices of the completions that follow them.
         """
         pairs = [
             (self.part(2 * prompt), self.part(2 * completion + 1))
@@ -150,8 +150,8 @@ class UnpairedStream:
     """Completions epoch after epoch, each in a new order: completion ``i`` is a pure function of data, seed and ``i``.
 
     Args:
-        examples: What there is.
-        seed: Chooses the order.
+        examples: Encoded examples.
+        seed: Seed of the order.
         shuffle: False keeps the order of the data.
         step_size: Completions of an optimizer step, among which mismatched rows are made.
 
@@ -169,7 +169,7 @@ class UnpairedStream:
 
     @functools.cached_property
     def description(self) -> dict[str, object]:
-        """What decides the rows, by name; two streams give the same if and only if these are equal."""
+        """Everything that decides the rows, by name; two streams are equal if and only if these are equal."""
         return {"completions": self._examples.fingerprint, "seed": self._seed, "shuffle": self._shuffle}
 
     @functools.cached_property

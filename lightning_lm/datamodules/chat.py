@@ -46,7 +46,7 @@ class ChatDataModule(PositionedDataModule):
         template: Writes conversations as text.
         rows: The context length, what is learned of an example, and what becomes of longer ones.
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
-        seed: Chooses the order of the rows.
+        seed: Seed of the order of the rows.
         loading: Workers, cache, and what else changes no row.
 
     Attributes:

@@ -29,7 +29,7 @@ _DEFAULT_TOKENIZER = TrainBPE(special_tokens=(END_OF_TEXT, *CHAT_TOKENS))
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What training needs, on disk and in memory."""
+    """Prepared data of a run, on disk and in memory."""
 
     tokenizer: Tokenizer
     train: dict[TokenStore, float]
@@ -45,7 +45,7 @@ class Corpus:
         validation: The same, or the share of the documents of ``train`` to hold out; 0 for none.
         tokenizer: A tokenizer, or how to get one; ``None`` for that of the checkpoint from which the model starts,
             or else a new `TrainBPE`.
-        loading: Where the cache is, and how many processes tokenize.
+        loading: Cache folder and number of tokenizing processes.
 
     Raises:
         ConfigurationError: If the share is not between 0 and 1.

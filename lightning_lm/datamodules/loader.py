@@ -36,7 +36,7 @@ class RowStream(Protocol):
 
     @property
     def description(self) -> dict[str, object]:
-        """What decides the rows, by name."""
+        """Everything that decides the rows, by name."""
         ...
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -55,7 +55,7 @@ class StepStream(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loading(Part):
-    """How data is prepared and fetched; nothing here changes which rows are seen.
+    """Settings of data preparation and loading; nothing here changes which rows are seen.
 
     Args:
         num_workers: Processes that build batches ahead of training; 0 builds them in the training process, which
@@ -63,7 +63,7 @@ class Loading(Part):
         prefetch: Batches that each process keeps ready.
         pin_memory: Copy batches to page-locked memory, for faster transfer to a GPU.
         tokenize_workers: Processes that tokenize; one per core if left out.
-        cache_dir: Where tokenizer and tokens are kept for the next run. Left out: ``lightning-lm`` in
+        cache_dir: Folder that keeps tokenizer and tokens for the next run. By default ``lightning-lm`` in
             ``$XDG_CACHE_HOME`` or ``~/.cache``.
         show_progress: Draw progress bars while preparing.
         accept_changed_data: Go on from the checkpoint's position although the rows are no longer the same.
@@ -117,7 +117,7 @@ class Share:
         """Return the share of this process. Tensor-parallel ranks read the same rows, which the strategy knows.
 
         Args:
-            trainer: Knows the ranks.
+            trainer: Trainer that knows rank and world size.
             batch_size: Rows of an optimizer step.
             micro_batches: Left out, as many as the Trainer accumulates.
 
@@ -156,7 +156,7 @@ class TrainLoader:
 
     Args:
         stream: The rows.
-        share: What this rank reads.
+        share: Part of the data that this rank reads.
         position: Returns the number of rows trained on so far; asked when the first batch is fetched.
         loading: Workers and their options.
     """
@@ -187,7 +187,7 @@ class ValidationLoader:
 
     Args:
         stream: The rows; only its first epoch is read.
-        share: What this rank reads.
+        share: Part of the data that this rank reads.
         loading: Workers and their options.
     """
 

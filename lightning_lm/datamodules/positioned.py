@@ -1,4 +1,4 @@
-"""What datamodules over an endless order of rows share: a position that is one integer, and resuming at it."""
+"""Base of datamodules over an endless order of rows: a position that is one integer, and resuming from it."""
 
 from typing import Any
 

@@ -41,7 +41,7 @@ class PreferenceDataModule(PositionedDataModule):
         template: Writes conversations as text.
         rows: The longest row, and what becomes of longer pairs.
         batch_size: Pairs per optimizer step, over all ranks and micro-batches.
-        seed: Chooses the order.
+        seed: Seed of the order.
         loading: Workers, cache, and what else changes no row.
 
     Attributes:
@@ -67,7 +67,7 @@ class PreferenceDataModule(PositionedDataModule):
         self._given_tokenizer, self.template, self._rows, self._seed = tokenizer, template, rows, seed
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.train_pairs: PreferencePairs | None = None
-        """What is trained on, once it is set up."""
+        """Training pairs, set by ``setup``."""
         self.validation_pairs: PreferencePairs | None = None
 
     def setup(self, stage: str | None = None) -> None:

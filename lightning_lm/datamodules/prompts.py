@@ -43,8 +43,8 @@ class PromptDataModule(LightningDataModule):
         template: Writes conversations as text.
         batch_size: Prompts of a rollout, over all ranks.
         max_prompt_tokens: Longer prompts are left out; left out itself, none is.
-        seed: Chooses the order.
-        loading: Where a trained tokenizer is kept, and whether other prompts are accepted on resuming.
+        seed: Seed of the order.
+        loading: Cache folder of a trained tokenizer, and whether other prompts are accepted on resuming.
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.
@@ -162,7 +162,7 @@ class PromptLoader:
     Args:
         data: Keeps the position.
         stream: The prompts.
-        share: What this rank reads.
+        share: Part of the data that this rank reads.
 
     Attributes:
         prompts_per_batch: Prompts of this rank in each batch.
@@ -189,7 +189,7 @@ class PromptLoader:
         """Return prompts that take the place of some that teach nothing, others on each rank.
 
         Args:
-            number: How often it was asked for this rollout.
+            number: Number of earlier calls in this rollout.
             count: Prompts that are needed.
         """
         places = np.arange(count) * self._share.num_ranks + self._share.rank
@@ -210,7 +210,7 @@ class PromptValidationLoader:
 
     Args:
         stream: The prompts; only its first epoch is read.
-        share: What this rank reads.
+        share: Part of the data that this rank reads.
     """
 
     def __init__(self, stream: PromptStream, share: Share) -> None:

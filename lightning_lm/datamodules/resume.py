@@ -78,7 +78,7 @@ def _brief(value: object) -> str:
 
 
 class Steps(NamedTuple):
-    """How an optimizer step is made."""
+    """Composition of an optimizer step."""
 
     batch_size: int
     """Rows of the step."""

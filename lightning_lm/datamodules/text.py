@@ -36,8 +36,8 @@ class TextDataModule(PositionedDataModule):
             checkpoint from which the model starts, or else `TrainBPE`.
         context_length: Positions the model sees. Rows are one token longer.
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
-        packing: How documents are laid out in rows.
-        seed: Chooses the order of the rows.
+        packing: Layout of documents in rows.
+        seed: Seed of the order of the rows.
         loading: Workers, cache, and what else changes no row.
 
     Attributes:

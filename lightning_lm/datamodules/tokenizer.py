@@ -1,4 +1,4 @@
-"""Where the tokenizer of a run comes from."""
+"""Choice of a run's tokenizer."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,9 +20,9 @@ def make_tokenizer(
 
     Args:
         given: The tokenizer, how to get it, or None for that of the checkpoint from which the model starts.
-        texts: What it is trained on, where it is to be trained.
-        cache: Where one that was trained is kept.
-        trainer: Knows the module.
+        texts: Training texts, for a tokenizer that is to be trained.
+        cache: Folder that keeps a trained tokenizer.
+        trainer: Trainer of the module.
 
     Raises:
         ConfigurationError: If nothing says which it is, or a new one would be trained for a model that has its own.
@@ -39,8 +39,8 @@ def choose_tokenizer(
 
     Args:
         given: As in `make_tokenizer`.
-        trainer: Knows the module.
-        default: How to get it if the model starts from no checkpoint.
+        trainer: Trainer of the module.
+        default: Tokenizer to build if the model starts from no checkpoint.
 
     Raises:
         ConfigurationError: If nothing says which it is, or a new one would be trained for a model that has its own.

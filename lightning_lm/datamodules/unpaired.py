@@ -38,7 +38,7 @@ class UnpairedDataModule(PositionedDataModule):
         template: Writes conversations as text.
         rows: The longest row, and what becomes of longer ones. ``steps_sorted`` must be 1.
         batch_size: Completions per optimizer step, over all ranks and micro-batches; at least 2.
-        seed: Chooses the order.
+        seed: Seed of the order.
         loading: Workers, cache, and what else changes no row.
 
     Attributes:

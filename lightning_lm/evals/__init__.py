@@ -1,4 +1,4 @@
-"""How good a model is: perplexity, bits per byte, and the compressors these stand beside."""
+"""Evaluation of language models: perplexity, bits per byte, and the compressors these stand beside."""
 
 from lightning_lm.evals.compression import gzip_bits_per_byte, token_counts, unigram_bits_per_byte, xz_bits_per_byte
 from lightning_lm.evals.pass_at import pass_at

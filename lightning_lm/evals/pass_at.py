@@ -1,4 +1,4 @@
-"""How likely one of several answers is right."""
+"""Probability that at least one of k completions is right."""
 
 import numpy as np
 from numpy.typing import NDArray

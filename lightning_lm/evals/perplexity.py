@@ -1,4 +1,4 @@
-"""How well a model predicts text, measured without a Trainer."""
+"""Perplexity of a model on text, measured without a Trainer."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ __all__ = ["TextScore", "evaluate_perplexity"]
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a model makes of a text: sums, so that the scores of parts add up to that of the whole.
+    """Score of a text, as sums: the scores of parts add up to that of the whole.
 
     Args:
         nll_sum: Negative log-likelihood of all target tokens. Nats.

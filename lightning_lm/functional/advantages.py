@@ -44,10 +44,10 @@ class Advantage(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupAdvantage(Advantage):
-    """How much better an answer is than others, in units of reward or of their standard deviation.
+    """Advantage of a completion over others of its prompt, in units of reward or of their standard deviation.
 
     Args:
-        baseline: What is subtracted: the mean of the prompt's answers (``group``), of the prompt's other answers
+        baseline: Value to subtract: the mean of the prompt's completions (``group``), of the prompt's other completions
             (``leave_one_out``), of all answers (``batch``), or nothing.
         scale: Divisor: the standard deviation of the prompt's completions (``group``) or of all completions
             (``batch``), the mean reward of the prompt's completions (``mean``; see `MaxRLAdvantage`), or none.
@@ -125,8 +125,8 @@ def group_advantages(
 
     Args:
         rewards: One row per prompt, one column per completion, NaN if missing. Unitless.
-        baseline: What is subtracted; see `GroupAdvantage`.
-        scale: What is divided by; see `GroupAdvantage`.
+        baseline: Value to subtract; see `GroupAdvantage`.
+        scale: Value to divide by; see `GroupAdvantage`.
         eps: Added to the divisor, in units of reward.
 
     Raises:
@@ -234,8 +234,8 @@ def whiten(
     """Scale unmasked values to variance 1 and, unless told otherwise, mean 0; masked ones become 0.
 
     Args:
-        values: What to whiten.
-        mask: Which values count.
+        values: Values to whiten.
+        mask: Mask of the values that count.
         shift_mean: Subtract the mean; otherwise it stays as it was.
         all_reduce: Sums a float64 [3] over ranks (count, sum, sum of squares about a common origin); the default is
             one process.
@@ -261,7 +261,7 @@ def explained_variance(
 
     Args:
         values: The critic's estimates.
-        returns: What they should have been.
+        returns: Returns to be predicted.
         mask: The policy's own tokens.
     """
     kept_values, kept_returns = values[mask].double(), returns[mask].double()

@@ -24,7 +24,7 @@ _BLOCK = 128
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Where the documents of packed rows begin and end. Made once per batch and read by every layer."""
+    """Boundaries of the documents in packed rows. Made once per batch and read by every layer."""
 
     ids: Int[Tensor, "batch seq"]
     """Equal inside a document, different in neighbouring ones."""

@@ -1,4 +1,4 @@
-"""What ranks exchange inside a forward pass, with the gradients that belong to it.
+"""Differentiable collectives.
 
 A tensor is *whole* on a rank, or a *part* along one dimension, or a *summand*. Gradients of whole tensors are whole on
 every rank; what enters a split computation comes back as summands. Parts are equally long: the last ones are filled
@@ -46,7 +46,7 @@ def gather_parts(x: Tensor, group: ProcessGroup, *, dim: int, length: int) -> Te
         x: This rank's part.
         group: The ranks.
         dim: Along which the parts lie.
-        length: Of the whole.
+        length: Size of the whole tensor along the dimension.
     """
     return cast(Tensor, _Gather.apply(x, group, dim, length, True))  # type: ignore[no-untyped-call]
 
@@ -58,7 +58,7 @@ def whole_of(x: Tensor, group: ProcessGroup, *, dim: int, length: int) -> Tensor
         x: This rank's part.
         group: The ranks.
         dim: Along which the parts lie.
-        length: Of the whole.
+        length: Size of the whole tensor along the dimension.
     """
     return cast(Tensor, _Gather.apply(x, group, dim, length, False))  # type: ignore[no-untyped-call]
 

@@ -67,11 +67,11 @@ def context_parallel_attention(
     """Attend from this rank's queries to all keys up to their places, exactly as on one device.
 
     Args:
-        query: Of this rank's chunks, positions already applied; ``heads`` is a multiple of ``kv_heads``.
+        query: Queries of this rank's chunks, positions already applied; ``heads`` is a multiple of ``kv_heads``.
         key: Like ``query``.
         value: Like ``key``.
         group: The ranks that share each row; every one must call this.
-        document_ids: Of the whole rows, equal inside a document; no token sees another document's.
+        document_ids: Ids of the whole rows, equal inside a document; no token sees another document's.
         window: Number of keys a query sees, itself included; ``None`` for all.
         softcap: Scores are squeezed to ``softcap * tanh(score / softcap)``.
         scale: Multiplies the scores; ``None`` for ``1 / sqrt(head_dim)``.

@@ -19,7 +19,7 @@ class TokenLoss(NamedTuple):
     """Sums over the target tokens of a batch; divide once, after all batches and ranks are added up."""
 
     loss_sum: Float[Tensor, ""]
-    """What training minimises, differentiable: cross-entropy with label smoothing and z-loss. Nats."""
+    """Training loss, differentiable: cross-entropy with label smoothing and z-loss. Nats."""
     nll_sum: Float[Tensor, ""]
     """Plain negative log-likelihood, detached, in float64 where the device has it. Nats."""
     num_tokens: Int[Tensor, ""]

@@ -21,7 +21,7 @@ __all__ = ["FlashOptions", "first_visible", "flash_attention", "flash_backward",
 
 @dataclass(frozen=True, kw_only=True)
 class FlashOptions:
-    """What the scores are made with, and in which pieces.
+    """Settings of the attention scores and of the tiling.
 
     Args:
         scale: Multiplies the scores.
@@ -140,7 +140,7 @@ def flash_backward(
     ``dK = dS' Q``, summed over tiles.
 
     Args:
-        gradient: Of the output.
+        gradient: Gradient of the output.
         query: As in forward.
         key: As in forward.
         value: As in forward.

@@ -16,7 +16,7 @@ __all__ = ["TokenScores", "entropy", "masked_mean", "masked_normalize", "sequenc
 
 
 class TokenScores(NamedTuple):
-    """What a loss over sampled tokens needs to know of each of them, in nats."""
+    """Log-probabilities and entropies of sampled tokens, in nats."""
 
     logprobs: Float[Tensor, "*tokens"]
     entropies: Float[Tensor, "*tokens"]
@@ -26,7 +26,7 @@ def masked_mean(values: Float[Tensor, "*shape"], mask: Shaped[Tensor, "*shape"],
     """Average the values whose mask is set; 0 where none is.
 
     Args:
-        values: What to average. Masked values may be infinite or NaN: they are never read.
+        values: Values to average. Masked values may be infinite or NaN: they are never read.
         mask: Boolean, or 0 and 1.
         dim: The dimension to average over; all of them if ``None``.
 
@@ -50,7 +50,7 @@ def masked_normalize(
     With a constant for all sequences a long answer weighs as much a token as a short one (Dr. GRPO).
 
     Args:
-        values: What to sum. Masked values are never read.
+        values: Values to sum. Masked values are never read.
         mask: Boolean, or 0 and 1.
         constant: The divisor.
         dim: The dimension to sum over; all of them if ``None``.
@@ -70,7 +70,7 @@ def token_logprobs(
     Args:
         logits: Scores of every id at each position, aligned with ``ids`` (already shifted).
         ids: The token at each position.
-        temperature: What the logits were divided by when the tokens were sampled; the policy is that distribution.
+        temperature: Sampling temperature, by which the logits are divided; the policy is that distribution.
     """
     scaled = logits.float() / temperature
     return -F.cross_entropy(scaled.flatten(0, -2), ids.flatten().long(), reduction="none").view(ids.shape)
@@ -94,7 +94,7 @@ def sequence_logprobs(logprobs: Float[Tensor, "rows seq"], mask: Bool[Tensor, "r
     """Return the log-probability of each row's unmasked tokens together, in nats.
 
     Args:
-        logprobs: Of each token. Nats.
+        logprobs: Log-probability of each token. Nats.
         mask: The tokens that count.
     """
     return logprobs.masked_fill(~mask, 0.0).sum(-1)

@@ -88,8 +88,8 @@ class ClippedSurrogate(PolicyLoss):
     """``-min(r A, clip(r, 1 - low, 1 + high) A)`` with ``r = pi / pi_old`` for each token.
 
     Args:
-        clip_low: How far the ratio may fall. Unitless.
-        clip_high: How far it may rise; larger than ``clip_low`` keeps rare tokens alive (DAPO).
+        clip_low: Largest decrease of the ratio below 1. Unitless.
+        clip_high: Largest increase of the ratio; larger than ``clip_low`` keeps rare tokens alive (DAPO).
         dual_clip: If given, above 1: the loss of a bad token is held at ``-dual_clip * A``, however likely it became.
 
     Source:
@@ -140,8 +140,8 @@ class CISPO(PolicyLoss):
     """``-sg(clip(r)) A log pi``: clips the weight of a token, but never takes its gradient away.
 
     Args:
-        clip_low: How far the weight may fall below 1; ``None`` leaves it.
-        clip_high: How far it may rise above 1.
+        clip_low: Largest decrease of the weight below 1; ``None`` for no limit.
+        clip_high: Largest increase of the weight above 1.
 
     Source:
         MiniMax 2025, arXiv:2506.13585, equations 4 and 5.
@@ -273,7 +273,7 @@ class KLPenalty(Part):
 
     Args:
         coefficient: Weight of the penalty against the policy loss. Unitless.
-        estimator: How the value is estimated from samples; see `kl_estimate`.
+        estimator: Estimator of the value from samples; see `kl_estimate`.
         unbiased: Use the gradient of the reverse KL. Differentiating the ``k3`` estimate itself gives the gradient of
             the forward KL, that of ``k1`` nothing at all on average.
     """
@@ -312,9 +312,9 @@ def kl_estimate(
     ``k3 = exp(-d) - 1 + d`` (unbiased, never negative).
 
     Args:
-        logprobs: Of each sampled token under ``pi``. Nats.
-        reference_logprobs: Of the same tokens under ``pi_ref``. Nats.
-        estimator: Which of the three.
+        logprobs: Log-probabilities of the sampled tokens under ``pi``. Nats.
+        reference_logprobs: Log-probabilities of the same tokens under ``pi_ref``. Nats.
+        estimator: One of the three estimators.
 
     Source:
         Schulman 2020, "Approximating KL divergence".
@@ -339,8 +339,8 @@ def clipped_value_loss(
     Args:
         values: The critic's present estimates.
         old_values: Its estimates when the answers were sampled.
-        returns: What it should say.
-        clip: How far a value may move in one rollout, in units of reward; ``None`` for no limit.
+        returns: Target values.
+        clip: Largest change of a value in one rollout, in units of reward; ``None`` for no limit.
 
     Source:
         Schulman et al., PPO's reference implementation (the paper has no value clipping).

@@ -49,12 +49,12 @@ class PairLogProbs(NamedTuple):
 
     @property
     def chosen_logratio(self) -> Float[Tensor, " pairs"]:
-        """How much likelier the preferred answer has become, in nats."""
+        """Log-ratio of the preferred completion between policy and reference, in nats."""
         return self.chosen - self.reference_chosen
 
     @property
     def rejected_logratio(self) -> Float[Tensor, " pairs"]:
-        """How much likelier the other answer has become, in nats."""
+        """Log-ratio of the rejected completion between policy and reference, in nats."""
         return self.rejected - self.reference_rejected
 
     @property
@@ -77,7 +77,7 @@ class PreferenceLoss(Part):
         """Return the implicit rewards of both answers, ``beta * log-ratio``: for the log. Unitless.
 
         Args:
-            pairs: What the loss was given.
+            pairs: Log-probabilities of the pairs.
         """
         beta = float(getattr(self, "beta", 1.0))
         return beta * pairs.chosen_logratio, beta * pairs.rejected_logratio
@@ -238,7 +238,7 @@ class SimPO(PreferenceLoss):
 
     Args:
         beta: Scale of the reward. Unitless.
-        target_margin: How far apart the rewards should be.
+        target_margin: Target difference of the rewards.
 
     Source:
         Meng et al. 2024, arXiv:2405.14734, equation 6.
@@ -281,7 +281,7 @@ class WeightedLosses(PreferenceLoss):
     """A weighted sum of losses, for example DPO with a share of `ChosenNLL`.
 
     Args:
-        losses: What is added up.
+        losses: Losses to add up.
         weights: One factor per loss. Unitless.
 
     Source:
@@ -297,7 +297,7 @@ class WeightedLosses(PreferenceLoss):
 
     @property
     def needs_reference(self) -> bool:  # type: ignore[override]
-        """Whether any of the losses compares with a reference model."""
+        """True if any of the losses compares with a reference model."""
         return any(loss.needs_reference for loss in self.losses)
 
     @override
@@ -326,7 +326,7 @@ def bradley_terry_loss(
     Args:
         chosen: Reward of the preferred answer.
         rejected: Reward of the other.
-        margin: How much better the preferred answer is, in units of reward.
+        margin: Margin of the preferred completion, in units of reward.
         center_coefficient: The factor ``c``.
 
     Source:
@@ -372,7 +372,7 @@ class KTO(Part):
 
         Args:
             logratios: ``log pi(completion) - log pi_ref(completion)``, in nats.
-            desirable: Whether each completion is desirable.
+            desirable: Mask of the desirable completions.
             kl: Estimate of the divergence from the reference, nats; no gradient flows through it.
         """
         margins = self.beta * (logratios - kl.detach())

@@ -40,7 +40,7 @@ def ntk_base(base: float, rotary_dim: int, factor: float) -> float:
     Args:
         base: Ratio of the slowest to the fastest plane's period before.
         rotary_dim: Features that are rotated.
-        factor: How much longer the new context is.
+        factor: Ratio of the new context length to the original one.
 
     Source:
         "NTK-aware scaled RoPE" (bloc97, 2023), written out in Peng et al. 2023, arXiv:2309.00071, section 3.1.
@@ -60,7 +60,7 @@ def llama3_frequencies(
 
     Args:
         frequencies: Angles per position, radians.
-        factor: How much longer the new context is.
+        factor: Ratio of the new context length to the original one.
         low_freq_factor: Planes with fewer turns than this in the original context are slowed fully.
         high_freq_factor: Planes with more turns than this are kept.
         original_context_length: Positions the model was first trained on.
@@ -87,7 +87,7 @@ def yarn_frequencies(
     Args:
         frequencies: Angles per position, radians.
         base: The base they were made with; the ramp is laid over the planes' indices.
-        factor: How much longer the new context is.
+        factor: Ratio of the new context length to the original one.
         original_context_length: Positions the model was first trained on.
         beta_fast: Planes with more turns than this in the original context are kept.
         beta_slow: Planes with fewer turns than this are slowed fully.

@@ -53,7 +53,7 @@ def penalize_counts(
 
     Args:
         logits: One row per sequence.
-        counts: How often the answer (not the prompt) holds the token so far.
+        counts: Occurrences of each token in the completion (not the prompt) so far.
         presence: Subtracted once from a token that occurs. In logits.
         frequency: Subtracted for each occurrence. In logits.
 
@@ -170,8 +170,8 @@ def verify_draft(
     What comes out is distributed as ``p``, however bad the draft is.
 
     Args:
-        logits: Of the distribution ``p`` that is wanted.
-        draft_logits: Of the distribution ``q`` that the ids were drawn from.
+        logits: Logits of the target distribution ``p``.
+        draft_logits: Logits of the distribution ``q`` that the ids were drawn from.
         ids: The drawn tokens.
         uniforms: Two independent numbers of [0, 1) per row: to keep or not, and to draw the replacement.
 

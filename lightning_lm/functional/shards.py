@@ -1,4 +1,4 @@
-"""What a rank holds of a tensor that several share (DTensor)."""
+"""Local shard of a DTensor."""
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule

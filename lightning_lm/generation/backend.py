@@ -1,4 +1,4 @@
-"""Who writes the answers in reinforcement learning: this package, ``transformers``, or an inference server."""
+"""Generators of completions for reinforcement learning: this package, ``transformers``, or an inference server."""
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
@@ -53,11 +53,11 @@ class Backend(Part, abc.ABC):
     """Base of the backends that YAML can name; ``RolloutPlan(backend=...)`` chooses one."""
 
     has_own_weights: ClassVar[bool] = False
-    """Whether it holds weights of its own, which may not be those in training."""
+    """True if it has weights of its own, which may not be those in training."""
 
     @property
     def push(self) -> WeightPush | None:
-        """How it gets the weights in training; ``None`` where it needs none, or never gets them."""
+        """Transfer of the weights in training; ``None`` if it needs none, or never gets them."""
         return None
 
     @abc.abstractmethod
@@ -100,11 +100,11 @@ class HTTPBackend(Backend):
     started with, and `RolloutPlan` insists on an ``importance_cap``, which corrects for some of the difference.
 
     Args:
-        server: Where its API begins, such as ``{url: http://localhost:8000/v1}``.
-        model: What the server calls the model.
-        weights: How the server gets the policy's weights; ``None`` for never.
+        server: Address of its API, such as ``{url: http://localhost:8000/v1}``.
+        model: Name of the model on the server.
+        weights: Transfer of the policy's weights to the server; ``None`` for never.
         max_requests: Most requests that are under way at the same time, from each rank.
-        logprobs_at_temperature: Whether the server's log-probabilities are those at the sampling temperature.
+        logprobs_at_temperature: True if the server's log-probabilities are those at the sampling temperature.
     """
 
     has_own_weights: ClassVar[bool] = True
@@ -120,7 +120,7 @@ class HTTPBackend(Backend):
 
     @property
     def push(self) -> WeightPush | None:
-        """How the server gets the weights in training."""
+        """Transfer of the weights in training to the server."""
         return self.weights
 
     def build(self, policy: PolicyAtWork) -> GenerationBackend:

@@ -15,15 +15,15 @@ from lightning_lm.generation.text import AnswerText
 __all__ = ["Batch", "Chooser", "Ends", "FinishReason", "Row"]
 
 FinishReason = Literal["eos", "stop", "length"]
-"""Why an answer ended: the tokenizer's end of sequence, a stop id or stop string of the user, or the limit."""
+"""Reason why a completion ended: end of sequence, a stop id or stop string of the user, or the token limit."""
 
 
 class Chooser(Protocol):
-    """Chooses the next token of each row: `lightning_lm.generation.sampling.Sampler`, or one that had them drafted."""
+    """Choice of the next token of each row: `lightning_lm.generation.sampling.Sampler`, or one with a draft model."""
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by."""
+        """Divisor of the logits."""
         ...
 
     def choose(self, logits: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Chooser(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """What ends an answer.
+    """Stop conditions of a completion.
 
     Args:
         max_new_tokens: Most tokens of an answer.
@@ -60,7 +60,7 @@ class Row:
     """One answer in the making.
 
     Args:
-        prompt_ids: What it continues.
+        prompt_ids: Ids of the prompt.
         key: Index of the prompt in the call, and of the answer among those to this prompt.
         text: Follows the text, where stop strings or streaming need it while the answer grows.
     """
@@ -83,8 +83,8 @@ class Batch:
         rows: The answers to write; they are filled in.
         forward: Holds one row per distinct prompt, in the order in which these first occur.
         sampler: Holds one row per answer.
-        ends: What ends an answer.
-        logprobs: Whether to record the log-probability of each token.
+        ends: Stop conditions of a completion.
+        logprobs: Record the log-probability of each token.
         num_ids: Only ids below this number are chosen: a model may have more, to fill up its matrices. ``None`` for
             all.
         steps_agree: See `lightning_lm.generation.Generator`.

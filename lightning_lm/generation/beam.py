@@ -136,7 +136,7 @@ class _Search:
         return self._ended
 
     def _may_improve(self, score: float) -> bool:
-        """Whether a beam can still beat the worst answer, if it went on for free to the greatest length."""
+        """Return whether a beam can still beat the worst completion, if it reached the greatest length at no cost."""
         if len(self._ended) < self.options.num_beams:
             return True
         longest = float(self.options.max_new_tokens)

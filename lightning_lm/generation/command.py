@@ -62,7 +62,7 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
     """Carry out the verb and return the exit status; what a user can mend is said in one line on stderr.
 
     Args:
-        namespace: What the parser of `add_arguments` made of the command line.
+        namespace: Parsed arguments of `add_arguments`.
         load_model: Returns model and tokenizer of a ``.ckpt`` file. Given from outside, as it lies in a layer above.
     """
     try:

@@ -125,12 +125,12 @@ class Generator:
 
         Args:
             prompts: Texts, or token ids.
-            sampling: How tokens are chosen.
+            sampling: Sampling settings.
             max_new_tokens: Most tokens of an answer.
             stop_ids: Ids that end an answer, besides the tokenizer's ``eos_id``.
             stop_strings: Texts that end an answer.
             num_samples: Answers per prompt.
-            logprobs: Whether to return the log-probabilities of the generated tokens.
+            logprobs: Return the log-probabilities of the generated tokens.
 
         Raises:
             ConfigurationError: If something is missing (a tokenizer, a prompt), or prompt and answer are longer than
@@ -169,7 +169,7 @@ class Generator:
 
         Args:
             prompt: A text, or token ids.
-            sampling: How tokens are chosen.
+            sampling: Sampling settings.
             max_new_tokens: Most tokens of the answer.
             stop_ids: Ids that end it, besides the tokenizer's ``eos_id``.
             stop_strings: Texts that end it.

@@ -25,7 +25,7 @@ from lightning_lm.protocols import Tokenizer
 __all__ = ["HTTPGenerator"]
 
 _ID_MARK = "token_id:"
-"""How vLLM spells tokens in ``logprobs.tokens`` when it is asked for ids instead of texts."""
+"""Spelling of tokens in vLLM's ``logprobs.tokens`` when it is asked for ids instead of texts."""
 
 
 class HTTPGenerator:
@@ -41,13 +41,13 @@ class HTTPGenerator:
     prompts and sends none, so that nothing can be trained on its answers.
 
     Args:
-        url: Where the server's API begins, such as ``http://localhost:8000/v1``, or a `lightning_lm.http.JSONServer`
+        url: Address of the server's API, such as ``http://localhost:8000/v1``, or a `lightning_lm.http.JSONServer`
             with its key, time limit and retries.
-        model: What the server calls the model.
+        model: Name of the model on the server.
         tokenizer: That of the model. Needed for ``Completion.text`` as the trained model would write it, to tell an
             end of sequence from another stop, and where the server sends no ids.
         max_requests: Most requests that are under way at the same time.
-        logprobs_at_temperature: Whether the server's log-probabilities are those at the sampling temperature. vLLM's
+        logprobs_at_temperature: True if the server's log-probabilities are those at the sampling temperature. vLLM's
             are those at temperature 1 unless it runs with ``--logprobs-mode processed_logprobs``, llama.cpp's always
             are; SGLang's are at the sampling temperature. At temperature 1 it makes no difference.
         options: Further fields of each request, for options that only this server has.
@@ -90,12 +90,12 @@ class HTTPGenerator:
 
         Args:
             prompts: Token ids, at least one in each.
-            sampling: How tokens are chosen. The same seed gives the same answers as far as the server keeps to it.
+            sampling: Sampling settings. The same seed gives the same completions as far as the server keeps to it.
             max_new_tokens: Most tokens of an answer.
             stop_ids: Ids that end an answer, besides those that the server knows.
             stop_strings: Texts that end an answer.
             num_samples: Answers per prompt.
-            logprobs: Whether to return the log-probabilities of the generated tokens; then ids must be exact too.
+            logprobs: Return the log-probabilities of the generated tokens; then ids must be exact too.
 
         Raises:
             ConfigurationError: If a setting cannot work, or the server's log-probabilities would be those of another
@@ -168,7 +168,7 @@ class _Reader:
         tokenizer: That of the model.
         stop_ids: Ids that end an answer, besides the end of sequence.
         stop_strings: Texts that end an answer.
-        exact: Whether the answers are trained on: ids must be those that were sampled, with their log-probabilities.
+        exact: True if the completions are trained on: ids must be the sampled ones, with their log-probabilities.
     """
 
     tokenizer: Tokenizer | None

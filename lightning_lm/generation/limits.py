@@ -1,4 +1,4 @@
-"""What a model can be asked: ids that it knows, and texts as long as its positions reach."""
+"""Checks of prompts: ids that the model has, and lengths that its positions reach."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the user's settings, and what they do to the rows of one batch."""
+"""Sampling of the next token: the user's settings, and their effect on the rows of one batch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ __all__ = ["Sampler", "Sampling", "beside", "row_uniforms"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Part):
-    """How the next token is chosen from the logits of a model.
+    """Settings of sampling from a model's logits.
 
     The options apply in this order: repetition penalty, presence and frequency penalty, temperature, top-k, top-p,
     min-p. Each is defined in `lightning_lm.functional.sampling`; the defaults change nothing.
@@ -67,12 +67,12 @@ class Sampling(Part):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """True if the likeliest token is always taken."""
         return self.temperature == 0
 
     @property
     def remembers(self) -> bool:
-        """Whether the choice depends on the tokens so far."""
+        """True if the choice depends on the tokens so far."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
     def truncate(self, logits: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Sampler:
         sampling: The settings; the seed must be a number.
         prompts: The prompt of each row, for the repetition penalty.
         keys: Two integers per row that, with the seed, decide its random numbers.
-        max_new_tokens: How often it will be asked at most.
+        max_new_tokens: Largest number of tokens that will be drawn.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Sampler:
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by; 1 where the likeliest token is taken."""
+        """Divisor of the logits; 1 in greedy decoding."""
         return self._sampling.temperature or 1.0
 
     def choose(self, logits: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class SpeculativeSampler:
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by; 1 where the likeliest token is taken."""
+        """Divisor of the logits; 1 in greedy decoding."""
         return self._sampling.temperature or 1.0
 
     @property

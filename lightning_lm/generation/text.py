@@ -19,7 +19,7 @@ class AnswerText:
 
     Args:
         tokenizer: Decodes the ids.
-        prompt_ids: What the answer continues.
+        prompt_ids: Ids of the prompt.
         stop_strings: The text ends before the one that is completed first.
     """
 
@@ -31,7 +31,7 @@ class AnswerText:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string came."""
+        """True if a stop string came."""
         return self._stops.found
 
     @property

@@ -68,12 +68,12 @@ class TransformersGenerator:
 
         Args:
             prompts: Token ids, at least one in each.
-            sampling: How tokens are chosen; ``generate`` knows no presence or frequency penalty.
+            sampling: Sampling settings; ``generate`` has no presence or frequency penalty.
             max_new_tokens: Most tokens of an answer.
             stop_ids: Ids that end an answer, besides the tokenizer's ``eos_id``.
             stop_strings: Not supported; must be empty.
             num_samples: Answers per prompt.
-            logprobs: Whether to return the log-probabilities of the generated tokens.
+            logprobs: Return the log-probabilities of the generated tokens.
 
         Raises:
             ConfigurationError: If a setting cannot work, or cannot be had from ``generate``.

@@ -24,10 +24,10 @@ class WeightPush(Part):
     The server must forget what it has cached of old weights: SGLang does, vLLM needs ``--no-enable-prefix-caching``.
 
     Args:
-        server: Where ``path`` lies, often above the API: ``{url: http://localhost:30000}``.
-        folder: Where the weights are saved; server and rank 0 see it under this name. It is written anew each time.
-        path: What is asked, below the address.
-        body: What is sent; ``{folder}`` in a text stands for the folder.
+        server: Address to which ``path`` is relative, often above the API: ``{url: http://localhost:30000}``.
+        folder: Folder of the saved weights; server and rank 0 see it under this name. It is written anew each time.
+        path: Path of the request, below the address.
+        body: Body of the request; ``{folder}`` in a text stands for the folder.
         every: Least optimizer steps from one time to the next; more than a rollout lasts makes the answers older.
     """
 

@@ -1,4 +1,4 @@
-"""Which attention runs where: one choice by device and shape, which models make at each call.
+"""Choice of the attention implementation, by device and shape; models make it at each call.
 
 * CPU: documents one by one and windows in blocks, as `functional.attention` folds them.
 * GPU, packed documents, a window or a soft cap: `flash_attention`, which visits no tile that is masked. Torch would

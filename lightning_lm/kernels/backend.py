@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs, and why: Triton where it can, torch everywhere else."""
+"""Choice of the implementation of an operation, with its reason: Triton if possible, else torch."""
 
 import contextlib
 import functools
@@ -23,19 +23,19 @@ _functions: dict[str, str] = {}
 
 
 class Choice(NamedTuple):
-    """What runs an operation."""
+    """Implementation of an operation."""
 
     operation: str
     backend: Literal["triton", "torch"]
     reason: str
-    """Why it is not Triton; empty if it is."""
+    """Reason why it is not Triton; empty if it is."""
 
 
 def unavailable(device: torch.device | str) -> str | None:
     """Return why no Triton kernel can run on a device, or nothing if they can.
 
     Args:
-        device: Where the tensors are.
+        device: Device of the tensors.
     """
     device = torch.device(device)
     if not launch.is_installed():
@@ -55,8 +55,8 @@ def use_triton(operation: str, device: torch.device, unsupported: str | None) ->
 
     Args:
         operation: Its name.
-        device: Where its tensors are.
-        unsupported: Why its kernels cannot take these arguments, if they cannot.
+        device: Device of its tensors.
+        unsupported: Reason why its kernels do not support these arguments, if they do not.
 
     Raises:
         ConfigurationError: If Triton is forced by `force_backend` and cannot be used.
@@ -104,7 +104,7 @@ def choices(device: torch.device | str | None = None) -> list[Choice]:
     """Return for every operation what runs it; after a call, what ran that call.
 
     Args:
-        device: Where tensors would be; by default the first CUDA device, or else the CPU.
+        device: Device of the tensors; by default the first CUDA device, or else the CPU.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,7 +117,7 @@ def report(device: torch.device | str | None = None) -> None:
     """Print which implementation runs each operation, and why where it is not Triton.
 
     Args:
-        device: Where tensors would be; by default the first CUDA device, or else the CPU.
+        device: Device of the tensors; by default the first CUDA device, or else the CPU.
     """
     lines = [f"{'operation':<35}{'back-end':<10}why not Triton"]
     for name, backend, reason in choices(device):
@@ -131,7 +131,7 @@ def architecture(device: torch.device) -> str:
     """Return the architecture that tables are kept for, such as ``"sm_90"``; ``"none"`` without a GPU.
 
     Args:
-        device: Where the kernel runs.
+        device: Device on which the kernel runs.
     """
     if device.type != "cuda":
         return "none"

@@ -45,7 +45,7 @@ _FIRST_TRITON: dict[tuple[str, Kind, bool], Tile] = {
     (_KEYS, "blackwell", False): (32, 64, 8, 2),
 }
 _BLACKWELL_FORWARD = (64, 32, 8, 1)
-"""Of large heads in tf32: there 4 warps spill."""
+"""For large heads in tf32: there 4 warps spill."""
 
 
 def tiles(kernel: str, query: Tensor) -> dict[str, int]:
@@ -53,7 +53,7 @@ def tiles(kernel: str, query: Tensor) -> dict[str, int]:
 
     Args:
         kernel: ``flash_attention``, or with ``_queries`` or ``_keys`` for their gradients.
-        query: What is attended from.
+        query: Queries.
     """
     chip = architecture(query.device)
     kind, large = _kind(query, chip), query.size(-1) > 64

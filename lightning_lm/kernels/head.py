@@ -45,13 +45,13 @@ class Head(NamedTuple):
     softcap: float | None
     temperature: float
     measured: bool
-    """Whether entropies and correct predictions are wanted."""
+    """True if entropies and correct predictions are needed."""
     dtype: torch.dtype
-    """Of the products."""
+    """Data type of the matmuls."""
     budget: int
     """Bytes of logits held at once, with all that is made of them."""
     needs: Sequence[bool]
-    """Whether features, weight and bias need a gradient."""
+    """True for each of hidden states, weight and bias that needs a gradient."""
     num_ids: int
     """This and what follows are the fields of a `Share`."""
     stretch: int
@@ -83,7 +83,7 @@ class Head(NamedTuple):
         Args:
             logits: A piece.
             operation: On whose behalf.
-            averaged: Whether mean logits are wanted; zeros otherwise.
+            averaged: Compute mean logits; zeros otherwise.
         """
         if self.ranks:
             return split_statistics(logits, Share(*self[-3:]), operation, averaged=averaged, measured=self.measured)
@@ -94,7 +94,7 @@ class Head(NamedTuple):
 
         Args:
             logits: A piece.
-            normaliser: Of its rows.
+            normaliser: Log-normaliser of its rows.
             coefficients: The four numbers of each row.
             operation: On whose behalf.
         """
@@ -118,7 +118,7 @@ class HeadGradients:
         """Add what the gradient of some rows' logits gives.
 
         Args:
-            rows: Which.
+            rows: Indices of the rows.
             grad: With respect to their logits, in the type of the products.
         """
         needs_hidden, needs_weight, _ = self.head.needs
@@ -196,7 +196,7 @@ def open_head(
         targets: Token ids, or ``IGNORE_INDEX``.
         softcap: Replace the logits by ``softcap * tanh(logits / softcap)``.
         temperature: Divides the logits.
-        measured: Whether entropies and correct predictions are wanted.
+        measured: Compute entropies and correct predictions.
         budget_bytes: Logits held at once, with all that is made of them; at least one row is.
     """
     share = Share(len(weight), len(weight))

@@ -57,7 +57,7 @@ def launch(kernel: Kernel, grid: Sequence[int], *arguments: Any, **options: Any)
     """Run a kernel on the device of its first tensor; an empty grid does nothing.
 
     Args:
-        kernel: What to run.
+        kernel: Kernel to run.
         grid: Number of programs along each axis.
         *arguments: Its arguments.
         **options: Its constants by name, and ``num_warps`` or ``num_stages``.

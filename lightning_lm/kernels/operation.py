@@ -1,4 +1,4 @@
-"""How a kernel becomes a differentiable function: one implementation, two ways in.
+"""Turns a kernel into a differentiable function: one implementation, two ways in.
 
 Eagerly an operation is an `autograd.Function`, which costs half as much per call. Under `torch.compile`, for DTensor
 and wherever something listens to operations by name (selective checkpointing, FLOP counts), it is the custom operator
@@ -35,12 +35,12 @@ class Operation:
         forward: Returns the results that the caller sees, then those that only the gradient needs.
         backward: Takes the gradients of the visible results, what `saved` chose, and the options; returns the gradients
             of the tensors, an empty one where there is none.
-        schema: Of forward, in torch's notation: ``"(Tensor x, float eps) -> (Tensor, Tensor)"``.
-        backward_schema: Of backward.
+        schema: Schema of forward, in torch's notation: ``"(Tensor x, float eps) -> (Tensor, Tensor)"``.
+        backward_schema: Schema of backward.
         fakes: Both functions again, for tensors without data: results of the right shape, type and strides.
         saved: From the tensors and all results of forward, the tensors that backward takes.
         arrange: From the results of backward, the gradients of the tensors in order, if those differ.
-        visible: How many results the caller sees.
+        visible: Number of results that the caller sees.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ def relu_squared(x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"
     Its gradient needs nothing but the input: written as two operations of torch, it also keeps the ReLU.
 
     Args:
-        x: What is activated. May be a slice of a wider tensor.
+        x: Input of the activation. May be a slice of a wider tensor.
 
     Source:
         So et al. 2021, arXiv:2109.08668.
@@ -36,7 +36,7 @@ def supported(x: Tensor) -> str | None:
     """Return why the kernel cannot take an input, or nothing if it can.
 
     Args:
-        x: What is activated.
+        x: Input of the activation.
     """
     return unsupported_dtype(x)
 

@@ -49,7 +49,7 @@ def rope(
         cos: From `functional.rope_table`, at the positions of the tokens; both features of a plane hold the same.
         sin: Like ``cos``; holds ``-sin`` for the first feature of a plane.
         interleaved: A plane is features ``(2i, 2i + 1)``; otherwise ``(i, i + planes)``.
-        gains: Of the norms of queries and keys, less `offset`; ``None`` for no norms.
+        gains: Gains of the norms of queries and keys, less `offset`; ``None`` for no norms.
         eps: Added to the mean squares.
         offset: The gains are ``offset + weight``: 1 for Gemma.
 

@@ -1,4 +1,4 @@
-"""What kernels that work on whole rows, or number by number, share: how tensors are cut, and what a program takes."""
+"""Base of row-wise and elementwise kernels: division of tensors into programs."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def accurate(values: Tensor) -> Tensor:
     """Return the values in float32, or as they are in float64.
 
     Args:
-        values: Of any float type.
+        values: Values of any float type.
     """
     return values if values.dtype == torch.float64 else values.float()
 
@@ -70,7 +70,7 @@ def row_settings(operation: str, size: int, x: Tensor) -> dict[str, int]:
     Args:
         operation: Name of the kernel.
         size: Features of a row.
-        x: What it works on.
+        x: Input of the kernel.
     """
     block = next_power_of_two(size)
     rows = max(1, 2048 // block)
@@ -85,7 +85,7 @@ def pieces(operation: str, *tensors: Tensor) -> tuple[list[Tensor], tuple[int], 
 
     Args:
         operation: Name of the kernel.
-        *tensors: What it works on.
+        *tensors: Inputs of the kernel.
     """
     whole = all(tensor.is_contiguous() for tensor in tensors)
     matrices = [tensor.view(1, -1) if whole else rows_of(tensor) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""How our operators work on DTensors: which axes may be cut among ranks, and what the results then are.
+"""DTensor rules of our operators: the dimensions that may be sharded, and the placements of the results.
 
 An operator that works on rows lets every axis but that of features be cut, so a norm runs on a share of the batch or of
 the sequence; one that works on single numbers lets any. Gradients of gains, which are sums over all rows, become

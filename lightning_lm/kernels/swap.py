@@ -26,7 +26,7 @@ __all__ = ["Swapped", "last_call", "restore", "swap"]
 _BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Error over the largest value that rounding explains; layers in float64 often compute in float32 inside."""
 _REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
-"""What a layer may raise that is called otherwise than its kind suggests."""
+"""Errors of a layer that is called otherwise than its kind suggests."""
 
 
 _LAST_CALL = "_last_call_of_{}"
@@ -34,16 +34,16 @@ _LAST_CALL = "_last_call_of_{}"
 
 
 class Swapped(NamedTuple):
-    """What was done with one method of one layer."""
+    """Outcome of the swap of one method of one layer."""
 
     module: str
     """Its path in the model."""
     kind: str
     """Its class."""
     kernel: str
-    """What runs now; empty where nothing was exchanged."""
+    """Kernel that runs now; empty if nothing was swapped."""
     reason: str
-    """Why nothing was exchanged."""
+    """Reason why nothing was swapped."""
     layer: nn.Module
     method: str
 
@@ -63,7 +63,7 @@ def swap(
         model: Any module.
         include: Patterns of paths of layers, such as ``layers.*.norm``.
         exclude: Patterns of paths that are left alone.
-        device: Where the layers will run, and are tried; that of their parameters when left out.
+        device: Device on which the layers will run, and are tried; by default that of their parameters.
 
     Returns:
         One entry for each method of a known kind, exchanged or not.

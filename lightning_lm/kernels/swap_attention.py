@@ -83,7 +83,7 @@ def _tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ProjectedAttention(Rule):
-    """Knows layers with ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` that are given cosines and sines."""
+    """Rule for layers with ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` that are given cosines and sines."""
 
     candidates = (Candidate("rope and attention", _project_turn_and_attend, _falls_back),)
 

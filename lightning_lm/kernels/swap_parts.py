@@ -1,4 +1,4 @@
-"""What a rule for exchanging layers is made of."""
+"""Base of the rules for swapping layers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Candidate(NamedTuple):
 
 
 class Rule:
-    """Knows layers of one kind, what they may compute, and how to try them."""
+    """Rule for layers of one kind: the formulas they may compute, and a way to try them."""
 
     method = "forward"
     candidates: tuple[Candidate, ...] = ()
@@ -40,7 +40,7 @@ class Rule:
         """Return inputs to try the method with.
 
         Args:
-            module: What is tried.
+            module: Layer to try.
             make: Takes a shape and returns normal numbers.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What can be exchanged in a model that somebody else wrote: layers known by their parts, not by their names.
+"""Rules for swapping layers of foreign models: layers are recognised by their parts, not by their names.
 
 A rule proposes; whether a proposal computes what the layer computes is decided by trying it (`kernels.swap`). So the
 library that a layer comes from does not matter, and a gain that is ``1 + weight`` is found out rather than looked up.

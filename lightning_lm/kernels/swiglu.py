@@ -25,8 +25,8 @@ def swiglu(gate: Float[Tensor, "*batch size"], up: Float[Tensor, "*batch size"])
     """Return ``silu(gate) * up``, computed in float32 and rounded once.
 
     Args:
-        gate: What is activated. May be a slice of a wider tensor.
-        up: What it lets through.
+        gate: Input of the activation. May be a slice of a wider tensor.
+        up: Factor of the activated gate.
 
     Source:
         Shazeer 2020, arXiv:2002.05202, equation 6.
@@ -43,8 +43,8 @@ def geglu(
     """Return ``gelu(gate) * up``, computed in float32 and rounded once.
 
     Args:
-        gate: What is activated. May be a slice of a wider tensor.
-        up: What it lets through.
+        gate: Input of the activation. May be a slice of a wider tensor.
+        up: Factor of the activated gate.
         approximate: ``tanh`` for the approximation that Gemma and GPT-2 use.
 
     Source:
@@ -57,7 +57,7 @@ def supported(gate: Tensor) -> str | None:
     """Return why the kernel cannot take an input, or nothing if it can.
 
     Args:
-        gate: What is activated.
+        gate: Input of the activation.
     """
     return unsupported_dtype(gate)
 

@@ -24,13 +24,13 @@ class Entry:
         device: Name of the device, as its driver gives it.
         operation: Name of the kernel.
         dims: The sizes that its speed depends on.
-        dtype: Of its main operand, such as ``bfloat16``.
+        dtype: Data type of its main operand, such as ``bfloat16``.
         triton: Version to the minor.
-        settings: What the kernel is launched with.
+        settings: Launch settings of the kernel.
         before_us: Time with the settings before, in microseconds.
         after_us: Time with these.
         torch: Version.
-        date: Of the measurement, ``YYYY-MM-DD``.
+        date: Date of the measurement, ``YYYY-MM-DD``.
     """
 
     device: str
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """What the entry is for."""
+        """Key of the entry."""
         return self.device, self.operation, self.dims, self.dtype, self.triton
 
 
@@ -78,7 +78,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
 
     Args:
         path: The file; its folder is made.
-        entries: What to write, in any order.
+        entries: Entries to write, in any order.
     """
     lines = [json.dumps(asdict(entry)) for entry in sorted(entries, key=lambda entry: entry.key)]
     text = f'{{"format": {_FORMAT}, "entries": [' + ",".join(f"\n {line}" for line in lines) + "\n]}\n"

@@ -42,7 +42,7 @@ class Source:
     entries: list[Entry] = field(default_factory=list)
     """Those for this version of Triton."""
     problem: str = ""
-    """Why all or some of it is ignored."""
+    """Reason why all or some of it is ignored."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Trial:
     operation: str
     settings: Mapping[str, int] | None = None
     launched: dict[str, int] = field(default_factory=dict)
-    """What it was launched with."""
+    """Launch settings that were used."""
 
 
 def settings(
@@ -63,9 +63,9 @@ def settings(
     Args:
         operation: Name of the kernel.
         dims: The sizes that its speed depends on.
-        dtype: Of its main operand.
-        device: Where it runs.
-        default: What its rule says.
+        dtype: Data type of its main operand.
+        device: Device on which it runs.
+        default: Settings of its rule.
     """
     tried = next((one for one in _trials if one.operation == operation), None)
     if tried is not None and tried.settings is not None:
@@ -97,7 +97,7 @@ def use_table(path: Path | str | None) -> None:
     """Look up launch settings in a table before all others; for this process.
 
     Args:
-        path: What ``lightning-lm kernels tune --output`` wrote; ``None`` for the usual order.
+        path: Output of ``lightning-lm kernels tune --output``; ``None`` for the usual order.
     """
     _given[:] = [] if path is None else [Path(path)]
     sources.cache_clear()
@@ -115,7 +115,7 @@ def device_name(device: torch.device) -> str:
     """Return the name that tables are kept for, such as ``"NVIDIA H100 80GB HBM3"``; ``"interpreter"`` without a GPU.
 
     Args:
-        device: Where the kernel runs.
+        device: Device on which the kernel runs.
     """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
 

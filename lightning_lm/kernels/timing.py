@@ -1,4 +1,4 @@
-"""How launches are timed and compared: warm, with a cold cache, in turns."""
+"""Timing and comparison of launches: warm, with a cold cache, in turns."""
 
 import statistics
 import time
@@ -17,8 +17,8 @@ class Stopwatch:
     """Times a function on a device, after one call to warm up and with the L2 cache overwritten before each repetition.
 
     Args:
-        device: Where the function runs; anything but a CUDA device is timed by the clock.
-        repetitions: Of which the median counts.
+        device: Device of the function; anything but a CUDA device is timed by the clock.
+        repetitions: Number of runs, of which the median counts.
     """
 
     def __init__(self, device: torch.device, repetitions: int) -> None:
@@ -30,7 +30,7 @@ class Stopwatch:
         """Return the median time of a call, in microseconds.
 
         Args:
-            run: What is timed.
+            run: Function to time.
         """
         run()
         if self.device.type != "cuda":
@@ -54,7 +54,7 @@ def take_turns(make: Callable[[], Sequence[Run]], stopwatch: Stopwatch, rounds: 
     Args:
         make: Returns the functions, with new random inputs.
         stopwatch: Times a function.
-        rounds: How often they take turns.
+        rounds: Number of turns.
 
     Example:
         >>> times = iter([2.0, 1.0, 4.0, 3.0, 2.0, 1.0])

@@ -1,4 +1,4 @@
-"""What can be tuned: for each kernel the sizes it is kept by, the settings worth a try, and work to time it with."""
+"""Tuning targets: for each kernel the sizes it is stored under, the candidate settings, and a workload to time."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -30,11 +30,11 @@ _MOST_LOGITS = 2**28
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where kernels are tuned, and on how much.
+    """Device and problem sizes of a tuning run.
 
     Args:
-        device: Where they run.
-        dtype: Of their main operand.
+        device: Device on which kernels run.
+        dtype: Data type of their main operand.
         tokens: Rows that they work on.
     """
 

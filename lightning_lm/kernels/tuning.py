@@ -27,12 +27,12 @@ _WORTHWHILE = 0.98
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long to measure.
+    """Duration of the measurement.
 
     Args:
         repetitions: Timed calls, of which the median counts.
         finalists: Candidates that take turns with the settings so far, after one look at all of them.
-        rounds: How often they do.
+        rounds: Number of rounds.
         most: Candidates to look at; ``None`` for all.
     """
 
@@ -55,7 +55,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What was found out about a target."""
+    """Result of tuning a target."""
 
     target: Target
     before: Settings
@@ -71,7 +71,7 @@ class Tuned:
 
     @property
     def is_faster(self) -> bool:
-        """Whether other settings are worth an entry."""
+        """True if other settings are worth an entry."""
         return self.after != self.before
 
 
@@ -110,9 +110,9 @@ def candidates(target: Target, dtype: torch.dtype, effort: Effort) -> list[Setti
     """Return the settings that `tune` looks at.
 
     Args:
-        target: What is tuned.
-        dtype: Of the kernel's main operand.
-        effort: How many at most.
+        target: Target to tune.
+        dtype: Data type of the kernel's main operand.
+        effort: Largest number of candidates.
     """
     found = list(TUNABLE[target.operation].candidates(target.dims, dtype.itemsize))
     if effort.most is None or len(found) <= effort.most:
@@ -127,9 +127,9 @@ def tune(target: Target, bench: Bench, *, effort: Effort, advance: Callable[[], 
     take turns with the settings so far on fresh inputs.
 
     Args:
-        target: What is tuned.
-        bench: Where, and on how much.
-        effort: How long.
+        target: Target to tune.
+        bench: Device and problem size.
+        effort: Duration of the measurement.
         advance: Called after each candidate.
 
     Raises:

@@ -26,10 +26,10 @@ _groups: dict[str, ProcessGroup] = {}
 
 
 class Share(NamedTuple):
-    """Which ids a rank has: a stretch of them, equally long on each rank, shorter or empty on the last ones."""
+    """Vocabulary shard of a rank: a range of ids, equally long on each rank, shorter or empty on the last ones."""
 
     num_ids: int
-    """Of all ranks."""
+    """Number of ids on all ranks."""
     stretch: int
     """Ids of a rank, at most: a number that ranks agree on."""
     ranks: str = ""
@@ -87,11 +87,11 @@ def split_statistics(logits: Logits, share: Share, operation: str, *, averaged: 
     """Return the statistics of all ids, the same on each rank, by two exchanges of a few numbers a row.
 
     Args:
-        logits: Of this rank's ids; the targets are ids.
-        share: Which ids these are.
+        logits: Logits of this rank's ids; the targets are ids.
+        share: Vocabulary shard of this rank.
         operation: On whose behalf, for the report.
-        averaged: Whether mean logits are wanted.
-        measured: Whether entropies and correct predictions are wanted.
+        averaged: Compute mean logits.
+        measured: Compute entropies and correct predictions.
     """
     valid, here, group = logits.targets != logits.ignore_index, share.holds(logits.targets), share.group
     if logits.values.shape[1]:
@@ -119,11 +119,11 @@ def split_gradient(
     """Write the gradient with respect to this rank's logits over them, and return it.
 
     Args:
-        logits: Of this rank's ids; the targets are ids.
-        normaliser: Of all ids.
+        logits: Logits of this rank's ids; the targets are ids.
+        normaliser: Log-normaliser over all ids.
         coefficients: The four numbers of each row.
         operation: On whose behalf, for the report.
-        share: Which ids these are.
+        share: Vocabulary shard of this rank.
     """
     if not logits.values.shape[1]:
         return logits.values

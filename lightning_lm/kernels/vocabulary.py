@@ -52,13 +52,13 @@ class Normaliser(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """What a row's losses are made of; float32 or better, zeros for ignored rows."""
+    """Statistics of a row's logits; float32 or better, zeros for ignored rows."""
 
     normaliser: Normaliser
     target: Float[Tensor, " rows"]
     """The target's logit."""
     mean: Float[Tensor, " rows"]
-    """Of all logits."""
+    """Mean of all logits."""
     entropy: Float[Tensor, " rows"]
     correct: Float[Tensor, " rows"]
     """One where the target is the likeliest."""
@@ -84,8 +84,8 @@ def statistics(logits: Logits, operation: str, *, averaged: bool = False, measur
     Args:
         logits: The scores.
         operation: On whose behalf, for the report.
-        averaged: Whether mean logits are wanted; zeros otherwise.
-        measured: Whether entropies and correct predictions are wanted; zeros otherwise.
+        averaged: Compute mean logits; zeros otherwise.
+        measured: Compute entropies and correct predictions; zeros otherwise.
     """
     triton = use_triton(operation, logits.values.device, unsupported_dtype(logits.values))
     return (_triton_statistics if triton else _reference_statistics)(logits, averaged, measured)
@@ -98,10 +98,10 @@ def gradient(
 
     Args:
         logits: The scores.
-        normaliser: Of `statistics`.
+        normaliser: Log-normaliser of `statistics`.
         coefficients: The four numbers of each row.
         operation: On whose behalf, for the report.
-        out: Where it is written, of the shape and type of the scores; may be those themselves.
+        out: Output, of the shape and type of the scores; may be those themselves.
     """
     triton = use_triton(operation, logits.values.device, unsupported_dtype(logits.values))
     return (_triton_gradient if triton else _reference_gradient)(logits, normaliser, coefficients, out)

@@ -137,7 +137,7 @@ def wide_backward(
     Args:
         upstream: Gradient of what was normalised, a matrix of contiguous rows.
         direct: Gradient of the sum with the residual, if there was one.
-        rows: What was normalised.
+        rows: Input of the norm.
         weight: Gain, contiguous.
         scale: From forward.
         grad_x: To be filled.

@@ -81,7 +81,7 @@ class TransformersModel(nn.Module):
 
     @property
     def description(self) -> TransformersConfig | None:
-        """What builds such a model again, without its weights; ``None`` where adapters or foreign code take part."""
+        """Description that rebuilds such a model without its weights; ``None`` with adapters or foreign code."""
         return None if hasattr(self.model, "get_base_model") else TransformersConfig.of(self.model)
 
     @property
@@ -173,7 +173,7 @@ def as_language_model(model: nn.Module) -> nn.Module:
     `TransformersModel` stays bare all the same; it cannot be given packed rows, see `whole_logits`.
 
     Args:
-        model: What a user gave.
+        model: Model of the user.
     """
     return TransformersModel(model) if _is_of_transformers(model) and not _unsupported(model) else model
 
@@ -200,7 +200,7 @@ def whole_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _is_of_transformers(model: nn.Module) -> bool:
-    """Whether it is a model of ``transformers``, or one in a ``PeftModel``; whoever has one has imported them."""
+    """Return whether it is a model of ``transformers``, or one in a ``PeftModel``; then they are imported already."""
     kinds = [
         (sys.modules.get(name), kind) for name, kind in (("transformers", "PreTrainedModel"), ("peft", "PeftModel"))
     ]

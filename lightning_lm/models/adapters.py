@@ -18,7 +18,7 @@ __all__ = ["Adapters", "attach_adapters", "describe_adapters", "merge_adapters",
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapters(Part):
-    """Which matrices get an adapter, and how large: each becomes ``W + (alpha / rank) B A``, with ``B`` zero at first.
+    """Low-rank adapters: each matched matrix becomes ``W + (alpha / rank) B A``, with ``B`` zero at first.
 
     Args:
         rank: Rows of ``A``.
@@ -102,7 +102,7 @@ def describe_adapters(model: nn.Module) -> dict[str, Any] | None:
     """Return the adapters of a model as plain data for `attach_adapters`; ``None`` if it has none.
 
     Args:
-        model: Of any kind.
+        model: Any model.
     """
     settings = getattr(model, "peft_config", None)
     if not settings:

@@ -49,7 +49,7 @@ class Attention(Mixer):
         window: Keys a query sees, itself included; ``None`` for all.
         softcap: Scores are squeezed to ``softcap * tanh(score / softcap)``.
         scale: Multiplies the scores; ``None`` for ``1 / sqrt(head_dim)``.
-        bias: Which projections have biases.
+        bias: Projections that have biases.
         dropout: Probability with which an attention weight is dropped in training.
 
     Source:
@@ -123,7 +123,7 @@ class SelfAttention(nn.Module):
 
         Args:
             x: Features of the new tokens.
-            context: Where they stand.
+            context: Positions, documents and cache of the tokens.
             state: Keys and values of earlier tokens; the new ones are added.
         """
         part = self.part
@@ -156,7 +156,7 @@ class SelfAttention(nn.Module):
             q: Queries, the last of the keys.
             k: Keys.
             v: Values.
-            mask: What confines queries beyond causality and the window.
+            mask: Restriction of the queries beyond causality and the window.
         """
         part = self.part
         dropout = part.dropout if self.training else 0.0

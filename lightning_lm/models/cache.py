@@ -78,7 +78,7 @@ class LayerCache:
 
 
 class KVCache:
-    """What every layer remembers, and the count of columns that all rows share.
+    """Keys and values of every layer, and the count of columns that all rows share.
 
     Args:
         layers: The memory of each layer, with ``append``, ``rewind`` and ``select``.

@@ -1,4 +1,4 @@
-"""What a model is made of. A variant is a new part, never a new field, and nothing depends on a model's name."""
+"""Configuration of a model. A variant is a new part, never a new field, and nothing depends on a model's name."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -66,15 +66,15 @@ class TransformerConfig(ModelConfig):
             read further.
         d_model: Features of the residual stream.
         num_layers: Depth.
-        layers: What a layer is made of. A tuple is cycled over the depth.
+        layers: Composition of a layer. A tuple is cycled over the depth.
         norm: Normalisation, everywhere.
-        residual: How a sublayer ``f`` joins the stream ``x``. ``pre``: ``x + f(norm(x))``; ``post``:
+        residual: Connection of a sublayer ``f`` to the residual stream ``x``. ``pre``: ``x + f(norm(x))``; ``post``:
             ``norm(x + f(x))``; ``sandwich``: ``x + norm(f(norm(x)))``; ``reordered``: ``x + norm(f(x))``;
             ``parallel``: both sublayers read the same input, ``x + mixer(norm(x)) + ffn(norm(x))``.
         positions: Absolute positions added to the embeddings; rotary ones belong to the attention.
-        tie_embeddings: Whether the head shares its weight with the embedding.
+        tie_embeddings: Share the head's weight with the embedding.
         embed_scale: Multiplies the embeddings (Gemma: ``sqrt(d_model)``).
-        final_norm: Whether the stream is normalised before the head.
+        final_norm: Normalise the residual stream before the head.
         logit_softcap: Logits are squeezed to ``logit_softcap * tanh(logit / logit_softcap)``.
         dropout: Probability with which a feature of the embeddings or of a sublayer's output is dropped in training.
         init: Initial weights.

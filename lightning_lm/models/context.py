@@ -1,4 +1,4 @@
-"""What one forward pass knows about its tokens: made once, read by every layer."""
+"""Per-token context of one forward pass: made once, read by every layer."""
 
 from dataclasses import dataclass, field
 

@@ -41,10 +41,10 @@ class Family:
 
     Args:
         architecture: Its class.
-        prefix: What its weights' names begin with; missing where only the body was saved.
+        prefix: Prefix of its weights' names; missing if only the body was saved.
         names: The table of its weights' names.
         required: Settings that its ``config.json`` must have.
-        defaults: What its configuration class assumes where a ``config.json`` says nothing.
+        defaults: Defaults of its configuration class for keys that a ``config.json`` leaves out.
         read: From settings (defaults filled in) to a config.
         write: From a config to settings.
         not_weights: Ends of names in its files that are no weights: tables that are computed.

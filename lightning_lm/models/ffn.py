@@ -51,7 +51,7 @@ class GLU(FFN):
         hidden_size: Features between the projections; ``None`` for ``8/3 d_model`` rounded up to a multiple of 64,
             which has the parameters of a plain layer with ``4 d_model``.
         activation: ``silu`` makes SwiGLU, ``gelu`` GEGLU, ``relu`` ReGLU.
-        bias: Whether the projections have biases.
+        bias: Give the projections biases.
 
     Source:
         Shazeer 2020, arXiv:2002.05202, equation 6.
@@ -74,7 +74,7 @@ class MLP(FFN):
     Args:
         hidden_size: Features between the projections; ``None`` for ``4 d_model``.
         activation: Name of the activation.
-        bias: Whether the projections have biases.
+        bias: Give the projections biases.
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762, section 3.3.
@@ -96,7 +96,7 @@ class GatedFeedForward(nn.Module):
         d_model: Features of the residual stream.
         hidden_size: Features between the projections.
         activation: Name of the activation.
-        bias: Whether the projections have biases.
+        bias: Give the projections biases.
     """
 
     parallel_plan: ClassVar = {"gate": "colwise", "up": "colwise", "down": "rowwise"}
@@ -120,7 +120,7 @@ class FeedForward(nn.Module):
         d_model: Features of the residual stream.
         hidden_size: Features between the projections.
         activation: Name of the activation.
-        bias: Whether the projections have biases.
+        bias: Give the projections biases.
     """
 
     parallel_plan: ClassVar = {"up": "colwise", "down": "rowwise"}

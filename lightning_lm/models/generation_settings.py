@@ -47,7 +47,7 @@ def generation_settings(model: Any) -> dict[str, Any]:
     """Return the settings that a model carries; empty if it has none.
 
     Args:
-        model: Of this package or of ``transformers``, bare, in a `TransformersModel` or with adapters.
+        model: Model of this package or of ``transformers``, bare, in a `TransformersModel` or with adapters.
     """
     bare = _bare(model)
     config = getattr(bare, "generation_config", None)
@@ -79,8 +79,8 @@ def end_ids(settings: Mapping[str, Any], tokenizer: Any = None) -> tuple[int, ..
 
     Args:
         settings: Names and values of a ``generation_config.json``.
-        tokenizer: Of the model. Ids that were only taken from the configuration of the model count if they are special
-            tokens of it: ``transformers`` gives 2 to every new Llama, whatever that id stands for.
+        tokenizer: Tokenizer of the model. Ids that only the configuration of the model names count if they are
+            special tokens of it: ``transformers`` gives 2 to every new Llama, whatever that id stands for.
     """
     return tuple(_listed(_trusted(settings, tokenizer).get("eos_token_id")))
 

@@ -41,9 +41,9 @@ def load_huggingface(
     """Return the model of a folder: its ``config.json`` and its safetensors, read one tensor at a time.
 
     Args:
-        folder: What ``save_pretrained`` wrote, or a clone of a repository of the Hub.
+        folder: Output of ``save_pretrained``, or a clone of a repository of the Hub.
         dtype: That of the parameters, whatever the files have.
-        device: Where the parameters shall be.
+        device: Device of the parameters.
         context_length: Tokens of a training row; ``None`` for the longest that the checkpoint names.
 
     Returns:
@@ -115,7 +115,7 @@ def write_companions(
     Args:
         model: Carries its `generation_settings`.
         folder: Exists.
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         max_length: Longest text, tokens; written where the tokenizer's own files name none.
 
     Returns:

@@ -45,7 +45,7 @@ def config_to_huggingface(config: TransformerConfig, *, family: str | None = Non
     """Return the content of a ``config.json`` that describes the same function.
 
     Args:
-        config: What to describe. The scheme of its initial weights is left out, and dropout where a family has none.
+        config: Configuration to describe, without its initialisation, and without dropout if the family has none.
         family: The ``model_type`` to write; ``None`` for the first that can express the config.
 
     Raises:

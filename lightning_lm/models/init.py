@@ -52,7 +52,7 @@ class Init(Part):
 
         Args:
             weight: ``[out, in, ...]``, or ``[ids, features]`` for an embedding.
-            role: What it is for.
+            role: Role of the parameter.
             depth: Number of layers if its output is added to the residual stream, else ``None``.
             generator: Source of the random numbers.
         """

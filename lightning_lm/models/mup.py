@@ -21,7 +21,7 @@ from lightning_lm.models.roles import Role, parameter_roles
 __all__ = ["MuP", "MuPAttention"]
 
 _POWERS: Mapping[Role, float] = {"matrix": -0.5, "head": -1.0, "router": -1.0}
-"""Of the width, in the standard deviation. Tables, convolutions of single features and vectors keep theirs."""
+"""Power of the width in the standard deviation. Tables, convolutions of single features and vectors keep theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class RMSNorm(Norm):
     Args:
         eps: Added to the mean square.
         offset: The gain is ``offset + weight``; Gemma uses 1 and starts its weights at 0.
-        affine: Whether there is a gain at all.
+        affine: Learn a gain.
 
     Source:
         Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
@@ -51,8 +51,8 @@ class LayerNorm(Norm):
 
     Args:
         eps: Added to the variance.
-        bias: Whether a bias is added.
-        affine: Whether there is a gain (and a bias) at all.
+        bias: Add a bias.
+        affine: Learn a gain (and a bias).
 
     Source:
         Ba et al. 2016, arXiv:1607.06450, equation 4.

@@ -1,4 +1,4 @@
-"""How a model knows where a token stands: rotary parts with their scalings, learned and sinusoidal tables."""
+"""Positional encodings: rotary parts with their scalings, learned and sinusoidal tables."""
 
 import math
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class RopeScaling(Part):
     """Base of the ways to stretch rotary positions over a longer context.
 
     Args:
-        factor: How much longer the new context is than the original one.
+        factor: Ratio of the new context length to the original one.
     """
 
     factor: float = 1.0
 
     @property
     def table_scale(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """Factor of cosines and sines."""
         return 1.0
 
     def frequencies(self, rotary_dim: int, base: float) -> Float[Tensor, "planes"]:
@@ -80,7 +80,7 @@ class Llama3Scaling(RopeScaling):
     """Slow only the planes that turn rarely, as Llama 3.1 does. See `functional.rope.llama3_frequencies`.
 
     Args:
-        factor: How much longer the new context is.
+        factor: Ratio of the new context length to the original one.
         low_freq_factor: Planes with fewer turns than this in the original context are slowed fully.
         high_freq_factor: Planes with more turns than this are kept.
         original_context_length: Positions the model was first trained on.
@@ -107,7 +107,7 @@ class YaRNScaling(RopeScaling):
     """Ramp from kept to interpolated planes, and sharpen attention. See `functional.rope.yarn_frequencies`.
 
     Args:
-        factor: How much longer the new context is.
+        factor: Ratio of the new context length to the original one.
         original_context_length: Positions the model was first trained on.
         beta_fast: Planes with more turns than this are kept.
         beta_slow: Planes with fewer turns than this are interpolated fully.
@@ -122,7 +122,7 @@ class YaRNScaling(RopeScaling):
 
     @property
     def table_scale(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """Factor of cosines and sines."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
@@ -146,7 +146,7 @@ class Rope(Part):
     Args:
         base: Ratio of the slowest to the fastest plane's period.
         fraction: Share of each head's features that is rotated.
-        scaling: How the angles are stretched for a longer context; ``None`` leaves them.
+        scaling: Scaling of the frequencies for a longer context; ``None`` leaves them.
         interleaved: Rotate features ``(2i, 2i + 1)`` together instead of ``(i, i + half)``.
 
     Source:

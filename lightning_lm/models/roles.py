@@ -1,4 +1,4 @@
-"""What each parameter is for. Weight decay, optimizer routing, FLOP counts and parallel plans follow from this table.
+"""Roles of parameters. Weight decay, optimizer routing, FLOP counts and parallel plans follow from this table.
 
 A role is attached to the module that holds the parameter, when the module is made: module attributes survive copies,
 ``to_empty`` and sharding, which replace the parameters themselves. Modules of other libraries are understood too.
@@ -25,7 +25,7 @@ def with_role(module: Module, role: Role) -> Module:
 
     Args:
         module: Made by us, or of a kind that cannot be told by its class.
-        role: What its matrices are for.
+        role: Role of its matrices.
     """
     module.parameter_role = role  # type: ignore[assignment]
     return module

@@ -27,7 +27,7 @@ def answer_features(model: nn.Module, batch: Mapping[str, Tensor], learned: Tens
     Args:
         model: The policy.
         batch: A `types.ExperienceBatch`.
-        learned: Which positions predict a token that is learned, bool [rows, seq - 1].
+        learned: Mask of the positions that predict a target token, bool [rows, seq - 1].
     """
     shared = "prompt_numbers" in batch and batch["input_ids"].device.type == "cpu"
     if not shared or not _reads_tokens_one_by_one(model):
@@ -61,7 +61,7 @@ def _taken(values: Tensor, first: Tensor, width: int) -> Tensor:
 
 
 def _reads_tokens_one_by_one(model: nn.Module) -> bool:
-    """Whether a token's features depend on nothing but the tokens before it, each of which a cache can remember."""
+    """Return whether a token's hidden state depends on earlier tokens only, each of which a cache can store."""
     return (
         type(model) is Transformer
         and not model.training

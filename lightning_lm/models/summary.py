@@ -1,4 +1,4 @@
-"""What a model costs: its parameters by role, the arithmetic of a token, and the memory of a training step."""
+"""Cost of a model: parameters by role, FLOPs per token, and the memory of a training step."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -45,7 +45,7 @@ class AttentionShape(NamedTuple):
 
         Args:
             context_length: Tokens of the row.
-            causal: Whether keys behind the query are left out of the count.
+            causal: Leave keys after the query out of the count.
         """
         seen = float(min(context_length, self.window or context_length))
         return seen - seen * (seen - 1) / (2 * context_length) if causal else seen
@@ -56,11 +56,11 @@ class ParameterRow:
     """The parameters of one role.
 
     Args:
-        role: What they are for.
-        tensors: How many tensors they are.
-        parameters: How many numbers.
-        share: Of all parameters, from 0 to 1.
-        num_bytes: What they take in their own type.
+        role: Role of the parameters.
+        tensors: Number of tensors.
+        parameters: Number of parameters.
+        share: Fraction of all parameters, from 0 to 1.
+        num_bytes: Size in their own type, in bytes.
     """
 
     role: Role
@@ -75,10 +75,10 @@ class MemoryEstimate:
     """Bytes that training needs on one device, roughly.
 
     Args:
-        parameters: Of the parameters in their own type.
-        gradients: Of the gradients, which have the parameters' type.
-        optimizer_states: Of what the optimizer keeps.
-        activations: Of what the forward pass keeps for the backward pass.
+        parameters: Size of the parameters in their own type.
+        gradients: Size of the gradients, which have the parameters' type.
+        optimizer_states: Size of the optimizer states.
+        activations: Size of the activations that are kept for the backward pass.
     """
 
     parameters: int
@@ -94,13 +94,13 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """What `describe` finds out about a model.
+    """Parameters, FLOPs and memory of a model.
 
     Args:
         rows: The parameters by role.
         context_length: Tokens of a row; ``None`` if unknown.
-        flops_per_token: Of training, at that context length; see `flops_per_token`. ``None`` if not counted.
-        memory: Of a training step.
+        flops_per_token: Training FLOPs per token at that length; see `flops_per_token`. ``None`` if not counted.
+        memory: Memory of a training step.
     """
 
     rows: tuple[ParameterRow, ...]
@@ -207,7 +207,7 @@ def render(description: ModelDescription) -> "Table":
     """Return a description as a table for a terminal.
 
     Args:
-        description: What `describe` returned.
+        description: Result of `describe`.
     """
     from rich.table import Table
 

@@ -28,7 +28,7 @@ class Transformer(nn.Module):
     """A decoder-only language model.
 
     Args:
-        config: What it is made of; its ``vocab_size`` must be known.
+        config: Configuration; its ``vocab_size`` must be known.
     """
 
     parallel_plan: ClassVar = {"embed": "embed", "positions": "positions", "norm": "last_norm", "head": "head"}

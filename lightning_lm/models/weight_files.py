@@ -57,7 +57,7 @@ def write_tensors(folder: Path, tensors: Sequence[StoredTensor], *, max_shard_by
 
     Args:
         folder: Created if needed.
-        tensors: What to write. A shard's tensors are made together and dropped before the next shard.
+        tensors: Tensors to write. A shard's tensors are made together and dropped before the next shard.
         max_shard_bytes: Largest file, in bytes, unless a single tensor is larger.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How ``transformers`` names and lays out weights: one table per layout, read in both directions."""
+"""Names and layouts of weights in ``transformers``: one table per layout, read in both directions."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ class Rename:
     Args:
         theirs: Name in the file; ``{i}`` stands for the index of a layer.
         ours: Names in our state dict. Several are stacked along the output axis in theirs.
-        transposed: Whether matrices are stored ``[in, out]``.
+        transposed: True if matrices are stored ``[in, out]``.
     """
 
     theirs: str

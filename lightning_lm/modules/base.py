@@ -1,4 +1,4 @@
-"""What every training module shares: the model, the exact loss, optimizer and schedule, logging, checkpoints."""
+"""Base of the training modules: the model, the exact loss, optimizer and schedule, logging, checkpoints."""
 
 import abc
 import math
@@ -40,12 +40,12 @@ class LMModule(_ModelOwner, abc.ABC):
     run repeats it.
 
     Args:
-        model: What to train: a config, built once the tokenizer is known, or a module.
-        optimizer: Chooses by the parameters' roles.
+        model: Model to train: a config, built once the tokenizer is known, or a module.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
-        compile: What `torch.compile` is applied to.
-        activation_checkpointing: What the backward pass computes again to save memory.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
+        compile: Modules that `torch.compile` is applied to.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What our checkpoints carry besides Lightning's own entries, and reading them without running anyone's code."""
+"""Contents of our checkpoints besides Lightning's own entries, and reading them without running anyone's code."""
 
 import contextlib
 import dataclasses
@@ -93,7 +93,7 @@ def load_model(path: Path | str, *, merged: bool = True) -> tuple[nn.Module, Tok
 
     Args:
         path: A ``.ckpt`` that a module of this package wrote.
-        merged: Whether adapters become part of the weights.
+        merged: Merge adapters into the weights.
 
     Raises:
         CheckpointError: If the file is truncated, foreign, or holds the weights of another model.
@@ -147,7 +147,7 @@ def stop_where_trained(model: nn.Module, tokenizer: Tokenizer | None, datamodule
 
     Args:
         model: Carries its `models.generation_settings`.
-        tokenizer: Of the data.
+        tokenizer: Tokenizer of the data.
         datamodule: Has the `data.ChatTemplate` as ``template``, or none.
     """
     template = getattr(datamodule, "template", None)

@@ -1,4 +1,4 @@
-"""What a critic is: a model of what an unfinished answer will earn, how it learns, and a fee that it reckons with."""
+"""Critic: a model that predicts the return of an unfinished completion, its loss, and the KL penalty in its rewards."""
 
 import copy
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ __all__ = ["Critic", "KLReward", "ValueModel"]
 
 @dataclass(frozen=True, kw_only=True)
 class Critic(Part):
-    """How the critic learns, and what it makes of rewards.
+    """Training of the critic, and its use of rewards.
 
     Args:
         gamma: Discount a token.
         lam: 0 trusts the critic, 1 the rewards.
-        clip: How far a value may move in one rollout, in units of reward; ``None`` for no limit.
+        clip: Largest change of a value in one rollout, in units of reward; ``None`` for no limit.
         coefficient: Weight of its loss against the policy's.
         lr_scale: Its learning rate over the policy's: it starts from nothing.
         warmup: Optimizer steps at the start in which it learns alone.
@@ -48,7 +48,7 @@ class KLReward(Part):
 
     Args:
         coefficient: Reward lost per nat.
-        estimator: How the distance is estimated; see `functional.policy.kl_estimate`.
+        estimator: Estimator of the KL divergence; see `functional.policy.kl_estimate`.
         target: If given, the coefficient is changed until an answer is this far from the start. Nats.
         horizon: Over how many answers it is changed.
 
@@ -67,7 +67,7 @@ class KLReward(Part):
         Args:
             coefficient: The present one.
             kl: Mean distance of the answers, nats.
-            answers: How many they were.
+            answers: Number of completions.
         """
         if self.target is None:
             return coefficient

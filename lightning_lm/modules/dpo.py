@@ -29,14 +29,14 @@ class DPOModule(ComparedModule):
     ``logps/chosen``, ``logps/rejected`` (nats per answer), ``entropy`` (nats per token).
 
     Args:
-        model: What to train: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
-        loss: Of a pair.
-        reference: What the policy is compared with; not built where the loss needs none.
-        optimizer: Chooses by the parameters' roles.
+        model: Model to train: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
+        loss: Loss of a pair.
+        reference: Reference model; not built if the loss needs none.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
-        compile: What `torch.compile` is applied to, in place.
-        activation_checkpointing: What the backward pass computes again to save memory.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
+        compile: Modules that `torch.compile` is applied to, in place.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
 
     Source:
         Rafailov et al. 2023, arXiv:2305.18290.

@@ -48,9 +48,9 @@ class ExperienceLoader:
 
     Args:
         collect: Makes a rollout: a whole step's rows of this rank.
-        prompts: Where prompts come from.
-        plan: How often rollouts are learned from.
-        trainer: Knows how many micro-batches make a step.
+        prompts: Source of prompts.
+        plan: Number of epochs over a rollout.
+        trainer: Trainer that knows how many micro-batches make a step.
 
     Raises:
         ConfigurationError: If the answers cannot be cut into as many micro-batches.
@@ -100,7 +100,7 @@ def learning_orders(rows: Experience, plan: RolloutPlan) -> list[Tensor]:
 
     Args:
         rows: The rollout.
-        plan: How often it is learned from.
+        plan: Number of epochs over a rollout.
     """
     labels, generator = rows["labels"], torch.Generator().manual_seed(rows["policy_version"])
     return [torch.randperm(len(labels), generator=generator).to(labels.device) for _ in range(plan.epochs)]
@@ -122,7 +122,7 @@ def recorded_logprobs(rollout: Rollout, rows: Experience) -> Experience:
     """Return the sampler's log-probabilities, nats [rows, seq - 1].
 
     Args:
-        rollout: Where they are recorded.
+        rollout: Rollout that records them.
         rows: The rollout's rows.
 
     Raises:
@@ -142,7 +142,7 @@ def keep_logprobs(rows: Experience, row_ids: Tensor, logprobs: Tensor) -> None:
     Args:
         rows: The rollout.
         row_ids: Numbers of the answers, int64 [some].
-        logprobs: Of their tokens, nats [some, seq - 1]; columns behind them hold nothing that is learned.
+        logprobs: Log-probabilities of their tokens, nats [some, seq - 1]; later columns hold no target tokens.
     """
     rows["old_logprobs"][row_ids, : logprobs.shape[1]] = logprobs.detach().float()
 
@@ -167,7 +167,7 @@ def staleness_of(batch: Mapping[str, Any], plan: RolloutPlan, step: int) -> int:
 
     Args:
         batch: Experience.
-        plan: How old it may be.
+        plan: Largest age of a rollout.
         step: Optimizer steps that the policy has taken.
 
     Raises:

@@ -30,7 +30,7 @@ __all__ = ["ExperienceMaker", "Learner"]
 
 
 class Learner(LMModule, abc.ABC):
-    """What a module that learns from its answers has for the maker of its experience."""
+    """Interface of a module that trains on its own completions, for the maker of its experience."""
 
     rewards: list[Callable[..., Any]]
     plan: RolloutPlan
@@ -40,7 +40,7 @@ class Learner(LMModule, abc.ABC):
     @property
     @abc.abstractmethod
     def needs_first_logprobs(self) -> bool:
-        """Whether rollouts hold log-probabilities also of what the first step learns, which computes them anyway."""
+        """True if rollouts also store the log-probabilities that the first step computes anyway."""
 
     @abc.abstractmethod
     def judge(self, rollout: Rollout, rows: Experience) -> Experience:
@@ -108,8 +108,8 @@ class ExperienceMaker:
         """Return a rollout and its experience, in the order of `learning_orders`.
 
         Args:
-            prompts: Of this rank.
-            spare: Where prompts come from that take the place of ones that teach nothing.
+            prompts: Prompts of this rank.
+            spare: Source of prompts that replace those without a learning signal.
             micro_batch: Number within the optimizer step, where each micro-batch has its own rollout, and all of it is
                 learned at once.
         """
@@ -135,7 +135,7 @@ class ExperienceMaker:
         """Answer held-out prompts and record what the answers earn.
 
         Args:
-            prompts: Of this rank.
+            prompts: Prompts of this rank.
         """
         module, plan = self._module, self._module.plan.validation
         sampling = dataclasses.replace(plan.sampling, seed=key_of("validation", data_rank(module.trainer)))

@@ -34,12 +34,12 @@ class GRPOModule(PolicyModule):
         model: The policy: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
         rewards: Score the completions: parts such as `ExactAnswer`, or functions of ``completions`` (a list) or
             ``completion`` (one) and any columns of the data, by name.
-        plan: How prompts are answered, and how often the answers are learned from.
-        advantage: How much better an answer is than others of its group; or which answers are learned from at all.
-        objective: What is minimised.
-        optimizer: Chooses by the parameters' roles.
+        plan: Sampling of completions, and the number of epochs over them.
+        advantage: Advantage of a completion within its group; or the choice of the completions that are trained on.
+        objective: Training objective.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
 
     Source:
         Shao et al. 2024, arXiv:2402.03300, section 4.1.

@@ -30,7 +30,7 @@ class ImitationLoss(Part):
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     by_confidence: ClassVar[bool] = False
-    """Whether each token's loss is multiplied by its probability."""
+    """True if each token's loss is multiplied by its probability."""
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> MeasuredLoss:
         """Return the sums of a batch.

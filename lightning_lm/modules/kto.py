@@ -38,11 +38,11 @@ class KTOModule(ComparedModule):
         model: Model to train: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
         loss: Loss of a completion.
         reference: Model that the policy is compared with, a copy or itself without adapters.
-        optimizer: Chooses by the parameters' roles.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
-        compile: What `torch.compile` is applied to, in place.
-        activation_checkpointing: What the backward pass computes again to save memory.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
+        compile: Modules that `torch.compile` is applied to, in place.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
 
     Source:
         Ethayarajh et al. 2024, arXiv:2402.01306.

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Kind", "MeasuredModule", "RunningMetrics"]
 
 Kind = Literal["mean", "max", "min", "total"]
-"""What becomes of the values of one name: their mean or extreme since the last time, or their sum since the start."""
+"""Reduction of the values of one name: their mean or extreme since the last time, or their sum since the start."""
 
 Number = Tensor | float
 Key = tuple[Kind, str]
@@ -27,11 +27,11 @@ class RunningMetrics:
         """Take a value in, without waiting for the device.
 
         Args:
-            kind: What becomes of it.
-            name: Of the metric.
+            kind: Reduction of the values.
+            name: Name of the metric.
             value: A sum over ``count`` items where a mean is wanted.
             count: Number of items, 0 included.
-            device: Where values are kept.
+            device: Device of the stored values.
         """
         pair = torch.stack([torch.as_tensor(number).detach().to(device, _dtype(device)) for number in (value, count)])
         before = self._values.get((kind, name))
@@ -136,7 +136,7 @@ class MeasuredModule(LightningModule, abc.ABC):
         Args:
             name: Logged as ``train/name`` while training, ``val/name`` in a validation, ``test/name`` in a test.
             total: Sum over some items; a tensor is not waited for.
-            count: How many they are. May be 0; a name without any is not logged.
+            count: Number of values. May be 0; a name without any is not logged.
         """
         self._running().add("mean", name, total, count, device=self.device)
 

@@ -20,7 +20,7 @@ from lightning_lm.parts import Part
 __all__ = ["Compile", "_ModelOwner"]
 
 Compile = Literal["none", "blocks"]
-"""What `torch.compile` is applied to, in place: nothing, or each layer of the model."""
+"""Modules that `torch.compile` is applied to, in place: none, or each layer of the model."""
 
 
 class _ModelOwner(MeasuredModule, abc.ABC):

@@ -1,4 +1,4 @@
-"""What a policy is trained on: the loss of sampled tokens, what each weighs, and what holds it near a reference."""
+"""Objective of a policy: the loss of sampled tokens, their weights, and the penalty towards a reference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class ObjectiveTerms(NamedTuple):
     loss: TokenLoss
     """Sums; ``num_tokens`` is the divisor that the reduction asks for, not always tokens."""
     weights: Tensor
-    """What each token weighs, float32 [rows, seq - 1]."""
+    """Weight of each token, float32 [rows, seq - 1]."""
     policy: PolicyTerms
     ratio: Tensor
-    """Of each token's probability to that when it was sampled, float32 [rows, seq - 1]."""
+    """Ratio of each token's probability to that when it was sampled, float32 [rows, seq - 1]."""
     kl: Tensor | None
     """Estimate for each token, float32 [rows, seq - 1], nats."""
 
@@ -36,11 +36,11 @@ class Objective(Part):
     """The sum over sampled tokens of ``weight * (policy loss + coefficient * KL - coefficient * entropy)``.
 
     Args:
-        loss: Of a token.
-        reduction: What each token weighs, and what the sum is divided by.
+        loss: Loss of a token.
+        reduction: Weight of each token, and the divisor of the sum.
         kl: Penalty on the distance from the policy as it was at the start; ``None`` keeps no copy of it.
         entropy_coefficient: Reward for undecided policies, per nat.
-        ratio_to: What a token's probability is compared with: its probability by the ``policy`` before the updates of
+        ratio_to: Denominator of a token's ratio: its probability by the ``policy`` before the updates of
             a rollout, computed anew, or what the ``sampler`` has recorded. The first step's own forward pass gives the
             former; the latter saves a pass over the answers of further steps, and is as good where generation computes
             as training does: the module's own model, in float32.
@@ -56,7 +56,7 @@ class Objective(Part):
         """Return the sums of a micro-batch.
 
         Args:
-            scores: Of the policy as it is now.
+            scores: Scores of the current policy.
             batch: A `types.ExperienceBatch`. Without ``old_logprobs`` the present policy is the one that sampled.
         """
         mask = learned_tokens(batch)

@@ -1,4 +1,4 @@
-"""What the objectives on preferences share: which pairs of a batch count, and how often the right answer wins."""
+"""Base of the objectives on preferences: mask of the pairs that count, and the fraction that the chosen one wins."""
 
 from collections.abc import Mapping
 
@@ -44,8 +44,8 @@ def sum_over_pairs(losses: Tensor, counted: Tensor) -> TokenLoss:
     """Return the sum of the losses of the pairs that count, and their number in place of that of tokens.
 
     Args:
-        losses: Of each pair; where it does not count it may be anything, and gets no gradient.
-        counted: Which pairs count, bool [pairs].
+        losses: Loss of each pair; if it does not count it may be anything, and gets no gradient.
+        counted: Mask of the pairs that count, bool [pairs].
     """
     kept = torch.where(counted, losses, 0)
     accurate = torch.float32 if losses.device.type == "mps" else torch.float64

@@ -26,7 +26,7 @@ __all__ = ["GPipe", "OneForwardOneBackward", "PipelineModule", "PipelineSchedule
 
 _AUTOMATIC = "epoch_loop.automatic_optimization.optim_progress"
 _MANUAL = "epoch_loop.manual_optimization.optim_step_progress"
-"""Where a checkpoint counts optimizer steps, for modules that leave them to the Trainer and for those that do not."""
+"""Keys of a checkpoint's step counter in automatic and in manual optimization."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,14 +86,14 @@ class PipelineModule(PretrainModule):
     any number of stages can load them. Each rank makes the whole model on its CPU before it keeps its own layers.
 
     Args:
-        model: What to train: a config, built once the tokenizer is known, or a module. Embeddings must not be tied.
-        optimizer: Chooses by the parameters' roles.
+        model: Model to train: a config, built once the tokenizer is known, or a module. Embeddings must not be tied.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        loss: What is summed over the target tokens.
+        loss: Loss that is summed over the target tokens.
         pipeline: The order of work, and the number of micro-batches.
         gradient_clip_val: Largest 2-norm of all gradients together; ``None`` for any. Unitless.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
-        activation_checkpointing: What the backward pass computes again to save memory.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
 
     Raises:
         ConfigurationError: If the model cannot be cut, or the Trainer has another strategy.
@@ -278,7 +278,7 @@ class _Arriving(nn.Module):
 
 
 class _Stage(nn.Module):
-    """What the pipeline runs: features of the stage before in, features for the next one out."""
+    """Forward pass of one stage: hidden states of the stage before in, hidden states for the next one out."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ def keep_stage(model: Transformer, place: _Place) -> None:
 
     Args:
         model: A whole model of this package.
-        place: Which stage, of how many.
+        place: Index of the stage, and their number.
 
     Raises:
         ConfigurationError: If the model is another library's, has tied embeddings, or fewer layers than stages.

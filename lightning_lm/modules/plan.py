@@ -1,4 +1,4 @@
-"""How answers are sampled, judged and learned from, and how held-out prompts are answered."""
+"""Plan of rollouts: sampling and scoring of completions, epochs over them, and validation on held-out prompts."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ __all__ = ["RolloutPlan", "Validation"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validation(Part):
-    """How held-out prompts are answered: always by the weights in training, never by a server that has its own.
+    """Validation on held-out prompts: always with the weights in training, never by a server that has its own.
 
     Args:
         samples: Answers to each prompt.
-        sampling: How tokens are chosen; greedy unless told otherwise. The noise is the same each time.
+        sampling: Sampling settings; greedy by default. The noise is the same each time.
         pass_at: The ``k`` of each ``val/pass@k``: how likely one of ``k`` answers is right.
         threshold: An answer is right if the first reward gives at least this.
     """
@@ -39,17 +39,17 @@ class Validation(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutPlan(Part):
-    """How prompts are answered and judged, and how often the answers are learned from.
+    """Plan of rollouts: sampling and scoring of completions, and the epochs over them.
 
     Args:
         samples_per_prompt: Answers to each prompt: a group.
         max_new_tokens: Most tokens of an answer.
-        sampling: How tokens are chosen. Only a temperature: what is trained is the distribution that was sampled.
-        backend: Who writes the answers.
-        epochs: How often every answer is learned from.
+        sampling: Sampling settings. Only a temperature: the distribution that is trained is the one that was sampled.
+        backend: Generator of the completions.
+        epochs: Number of epochs over a rollout.
         minibatches: Optimizer steps that an epoch is cut into.
         mask_truncated: Learn nothing from an answer that came to no end. It still counts in its group's baseline.
-        resample_rounds: How often groups whose answers all earned the same are replaced by new ones, at most.
+        resample_rounds: Largest number of rounds in which zero-variance groups are replaced by new ones.
         max_staleness: Most optimizer steps from an answer to learning from it, and most by which the weights of a
             server may be older than the policy; more is refused. Left out, as many as a rollout makes necessary, and
             any number for a server (``rollout/sampler_staleness`` says how many).
@@ -57,9 +57,9 @@ class RolloutPlan(Part):
             probability than the one that generated, up to this factor. For generation in another precision or engine,
             and needed where a server answers with older weights.
         reward_weights: One factor per reward; all 1 when left out.
-        scoring: How rewards are called.
+        scoring: Way of calling rewards.
         rows_at_once: Most answers that are generated, or scored, together. Changes no answer.
-        validation: How held-out prompts are answered.
+        validation: Validation on held-out prompts.
     """
 
     samples_per_prompt: int = 8

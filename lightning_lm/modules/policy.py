@@ -1,4 +1,4 @@
-"""What reinforcement learning shares: a policy that learns from experience, which is made of its own answers."""
+"""Base of reinforcement learning: a policy that trains on experience made of its own completions."""
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +38,11 @@ class PolicyModule(Learner, abc.ABC):
         model: The policy: a config, built once the tokenizer is known, or a module.
         rewards: Score the completions: parts such as `ExactAnswer`, or functions of ``completions`` (a list) or
             ``completion`` (one) and any columns of the data, by name.
-        plan: How prompts are answered, and how often the answers are learned from.
-        objective: What is minimised.
-        optimizer: Chooses by the parameters' roles.
+        plan: Sampling of completions, and the number of epochs over them.
+        objective: Training objective.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
 
     Attributes:
         tokenizer: Decodes answers where there is no datamodule that has a tokenizer.
@@ -75,12 +75,12 @@ class PolicyModule(Learner, abc.ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether rollouts hold the reference's log-probabilities."""
+        """True if rollouts store the reference's log-probabilities."""
         return self.objective.kl is not None
 
     @property
     def needs_first_logprobs(self) -> bool:
-        """Whether rollouts hold log-probabilities also of what the first step learns, which computes them anyway."""
+        """True if rollouts also store the log-probabilities that the first step computes anyway."""
         plan = self.plan
         may_be_late = plan.max_staleness is not None and plan.max_staleness >= plan.steps
         return plan.importance_cap is not None or plan.backend.has_own_weights or may_be_late
@@ -114,7 +114,7 @@ class PolicyModule(Learner, abc.ABC):
         """Return a loader of experience from prompts; a datamodule gives it to the Trainer.
 
         Args:
-            prompts: Of this rank.
+            prompts: Prompts of this rank.
         """
         self._steps_per_rollout = self.plan.steps
         return ExperienceLoader(self.collect, prompts, self.plan, self.trainer)

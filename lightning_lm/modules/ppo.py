@@ -39,11 +39,11 @@ class PPOModule(PolicyModule):
         model: The policy: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
         rewards: Score the completions: parts such as `ExactAnswer`, or functions of ``completions`` (a list) or
             ``completion`` (one) and any columns of the data, by name.
-        plan: How prompts are answered, and how often the answers are learned from.
-        objective: What the policy minimises.
-        critic: How the critic learns.
+        plan: Sampling of completions, and the number of epochs over them.
+        objective: Training objective of the policy.
+        critic: Training of the critic.
         kl: Fee on the distance from the policy at the start; ``None`` for none.
-        optimizer: Chooses by the parameters' roles, for policy and critic.
+        optimizer: Optimizer for policy and critic; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
 
     Source:
@@ -69,12 +69,12 @@ class PPOModule(PolicyModule):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether rollouts hold the reference's log-probabilities."""
+        """True if rollouts store the reference's log-probabilities."""
         return self.kl is not None or super().needs_reference
 
     @property
     def needs_first_logprobs(self) -> bool:
-        """Whether rollouts hold the policy's log-probabilities of all answers; the fee is made of them."""
+        """True if rollouts store the policy's log-probabilities of all completions; the KL penalty is made of them."""
         return self.kl is not None or super().needs_first_logprobs
 
     def configure_model(self) -> None:

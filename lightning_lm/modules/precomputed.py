@@ -23,7 +23,7 @@ Batch = Mapping[str, Tensor]
 
 @runtime_checkable
 class NumberedPairs(Protocol):
-    """What a datamodule must offer for log-probabilities to be computed before training."""
+    """Interface of a datamodule whose log-probabilities can be computed before training."""
 
     num_pairs: int
     """Largest number in ``pair_ids``, plus one."""
@@ -42,7 +42,7 @@ class PrecomputedReference(Reference):
     They are kept in a cache, under a key of weights, tokenizer, length and data, and in checkpoints.
 
     Args:
-        cache_dir: Where they are kept for other runs. Left out: ``lightning-lm`` in ``$XDG_CACHE_HOME`` or
+        cache_dir: Folder that keeps them for other runs. By default ``lightning-lm`` in ``$XDG_CACHE_HOME`` or
             ``~/.cache``.
     """
 

@@ -21,13 +21,13 @@ class PretrainModule(LMModule):
     Batches are `types.TokenBatch`; all positions but the last are fed to the model.
 
     Args:
-        model: What to train: a config, built once the tokenizer is known, or a module.
-        optimizer: Chooses by the parameters' roles.
+        model: Model to train: a config, built once the tokenizer is known, or a module.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        loss: What is summed over the target tokens.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
-        compile: What `torch.compile` is applied to, in place.
-        activation_checkpointing: What the backward pass computes again to save memory.
+        loss: Loss that is summed over the target tokens.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
+        compile: Modules that `torch.compile` is applied to, in place.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
 
     Example:
         >>> from lightning_lm.models import TransformerConfig

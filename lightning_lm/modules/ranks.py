@@ -1,4 +1,4 @@
-"""Which processes of a run read different data, and what they tell each other while they sample."""
+"""Processes of a run that read different data, and their communication while they sample."""
 
 import contextlib
 import sys
@@ -55,7 +55,7 @@ class Ranks:
     """This process among those of a Trainer.
 
     Args:
-        trainer: Knows the others.
+        trainer: Trainer that knows the other ranks.
 
     Attributes:
         rank: Number of this one among those that read different prompts.

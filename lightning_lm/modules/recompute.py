@@ -1,4 +1,4 @@
-"""What is done to the layers of a model from outside, in place: recomputing activations, compiling."""
+"""In-place changes to the layers of a model: activation checkpointing, compilation."""
 
 import functools
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 __all__ = ["ActivationCheckpointing", "blocks_of", "compile_blocks", "recompute_blocks"]
 
 ActivationCheckpointing = Literal["none", "blocks", "ops"]
-"""What the backward pass computes again in place of keeping it: nothing; everything inside a layer; everything inside a
-layer but products and attention, which costs little time."""
+"""Activations that the backward pass recomputes: none; everything inside a layer; everything inside a layer but matmuls
+and attention, which costs little time."""
 
 _aten = torch.ops.aten
 _KEPT_OPS = [

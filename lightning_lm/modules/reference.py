@@ -1,4 +1,4 @@
-"""What a policy is compared with: a frozen copy, or itself with its adapters off. See also `modules.precomputed`."""
+"""Reference of a policy: a frozen copy, or the policy itself with its adapters off. See also `modules.precomputed`."""
 
 import abc
 import contextlib
@@ -121,8 +121,8 @@ class FrozenCopy(ReferenceScores):
     """A copy of a model that is never trained and never drops features.
 
     Args:
-        model: What is copied.
-        sync: How the copy follows it later, if at all.
+        model: Model to copy.
+        sync: Schedule by which the copy follows the model, if at all.
     """
 
     def __init__(self, model: nn.Module, sync: SlowSync | None = None) -> None:

@@ -28,7 +28,7 @@ def resume_behind_rollout(fit_loop: dict[str, Any], was: Mapping[str, int], step
 
     Args:
         fit_loop: ``checkpoint["loops"]["fit_loop"]``.
-        was: What `describe_rollout` returned when it was written.
+        was: Result of `describe_rollout` when the checkpoint was written.
         steps: Optimizer steps that a rollout lasts now.
         trainer: The one that goes on.
     """

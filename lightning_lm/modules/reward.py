@@ -40,7 +40,7 @@ class BradleyTerry(Part):
         Args:
             chosen: Rewards of the preferred answers.
             rejected: Rewards of the others.
-            margin: How much better the preferred answers are, in units of reward.
+            margin: Margin of the preferred completions, in units of reward.
         """
         wanted = margin if self.use_margin else torch.zeros_like(margin)
         return bradley_terry_loss(chosen, rejected, margin=wanted, center_coefficient=self.center_coefficient)
@@ -55,12 +55,12 @@ class RewardModule(LMModule):
 
     Args:
         model: Becomes the backbone: a config, built once the tokenizer is known, or a module.
-        loss: Of a pair.
-        optimizer: Chooses by the parameters' roles.
+        loss: Loss of a pair.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
-        compile: What `torch.compile` is applied to, in place.
-        activation_checkpointing: What the backward pass computes again to save memory.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
+        compile: Modules that `torch.compile` is applied to, in place.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
     """
 
     def __init__(

@@ -137,7 +137,7 @@ class LearnedReward(Reward):
     Args:
         checkpoint: A ``.ckpt`` that a `RewardModule` wrote.
         template: The one it was trained with.
-        device: Where it judges.
+        device: Device on which it scores.
         batch_size: Rows that are read at once.
     """
 

@@ -30,12 +30,12 @@ class Rollout:
     """Answers of this rank, all answers to the first prompt before those to the second.
 
     Args:
-        prompts: What was answered.
+        prompts: Prompts of the completions.
         samples: Answers to each prompt.
         completions: The answers.
-        values: What each reward said of each answer, float64 [answers, rewards], NaN where it does not apply.
+        values: Reward of each completion by each function, float64 [answers, rewards], NaN where it does not apply.
         totals: Weighted sums, float64 [answers]; NaN where no reward applies.
-        names: Of the rewards.
+        names: Names of the rewards.
         failures: The completions that a reward failed on.
         resampled: Groups that were replaced.
         sampler_age: Optimizer steps by which the weights that answered are older than the policy.
@@ -69,7 +69,7 @@ class Rollout:
 
     @property
     def truncated(self) -> np.ndarray:
-        """Which answers came to no end."""
+        """Mask of the completions that hit the token limit."""
         return np.array([completion.finish_reason == "length" for completion in self.completions])
 
     def take(self, groups: Sequence[int]) -> "Rollout":
@@ -104,7 +104,7 @@ class Rollout:
 
         Args:
             mask_truncated: Learn nothing from answers that came to no end.
-            device: Where they are wanted.
+            device: Device of the result.
         """
         lengths = [(len(answer.prompt_ids), len(answer.token_ids)) for answer in self.completions]
         ids = np.zeros((len(self), max(map(sum, lengths))), dtype=np.int64)
@@ -140,10 +140,10 @@ class RolloutEngine:
 
     Args:
         model: The policy.
-        tokenizer: Of the model; without one rewards see token ids only.
+        tokenizer: Tokenizer of the model; without one rewards see token ids only.
         rewards: Judge the answers.
-        plan: How.
-        trainer: Knows the other ranks, the precision, and how to gather a sharded model.
+        plan: Plan of the rollouts.
+        trainer: Trainer that knows the other ranks, the precision, and how to gather a sharded model.
     """
 
     model: nn.Module
@@ -156,9 +156,9 @@ class RolloutEngine:
         """Answer prompts for training, and replace groups that teach nothing as often as the plan says.
 
         Args:
-            prompts: Of this rank.
+            prompts: Prompts of this rank.
             moment: Numbers that decide the noise.
-            spare: Where new prompts come from; without it the same ones are answered again.
+            spare: Source of new prompts; without it the same ones are answered again.
         """
         plan, samples, ranks = self.plan, self.plan.samples_per_prompt, Ranks(self.trainer)
         key = key_of("rollout", *moment, ranks.rank)
@@ -179,9 +179,9 @@ class RolloutEngine:
         """Answer prompts and have the answers judged.
 
         Args:
-            prompts: Of this rank.
+            prompts: Prompts of this rank.
             samples: Answers to each.
-            sampling: How tokens are chosen.
+            sampling: Sampling settings.
             held_out: The answers measure the policy, so no server's weights will do.
         """
         plan, trainer = self.plan, self.trainer

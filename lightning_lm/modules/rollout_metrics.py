@@ -1,4 +1,4 @@
-"""What is logged of rollouts and of policy objectives, under the names of TRL."""
+"""Metrics of rollouts and of policy objectives, under the names of TRL."""
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def record_validation(module: MeasuredModule, rollout: Rollout, validation: Vali
     Args:
         module: Keeps the metrics.
         rollout: The answers.
-        validation: Says which are right.
+        validation: Rule for correct completions.
     """
     counted = [group for group, counts in enumerate(rollout.prompts["counted"]) if counts]
     rollout = rollout.take(counted)
@@ -104,8 +104,8 @@ def record_objective(module: MeasuredModule, terms: ObjectiveTerms, scores: Toke
 
     Args:
         module: Keeps the metrics.
-        terms: What the objective gave.
-        scores: Of the policy.
+        terms: Terms of the objective.
+        scores: Scores of the policy.
         mask: The policy's own tokens.
     """
     tokens = mask.sum()

@@ -29,7 +29,7 @@ def token_scores(
     Args:
         model: Meets `protocols.LanguageModel`, or returns logits (or an object with ``logits``).
         batch: A `types.TokenBatch`; what rows of a `types.ExperienceBatch` share is computed once where it can be.
-        temperature: What the logits were divided by when the tokens were sampled; the policy is that distribution.
+        temperature: Sampling temperature, by which the logits are divided; the policy is that distribution.
         entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
     """
     inputs, targets = next_token_inputs(batch), next_token_targets(batch)

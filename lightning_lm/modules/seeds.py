@@ -9,7 +9,7 @@ def seed_generator(device: torch.device, *parts: int) -> None:
     """Seed the global generator of one device, and of no other.
 
     Args:
-        device: Where the model computes.
+        device: Device of the model.
         parts: Numbers that name the moment: seed, rank, step, ... Each of them decides the random numbers.
     """
     seed = 0

@@ -1,4 +1,4 @@
-"""Which weights an inference server answers with, and when it gets those of the policy."""
+"""Transfer of the policy's weights to an inference server, and the version it answers with."""
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -28,7 +28,7 @@ class ServerWeights:
         Args:
             model: The policy.
             tokenizer: That of the policy.
-            trainer: Knows the step and the other ranks.
+            trainer: Trainer that knows the step and the other ranks.
 
         Returns:
             Optimizer steps from the server's weights to the policy's; the server begins with those of step 0.

@@ -25,13 +25,13 @@ class SFTModule(LMModule):
     learned token); and ``train/num_tokens`` (all tokens so far, prompts included and padding not).
 
     Args:
-        model: What to train: a config, such as `PretrainedCheckpoint`, or a module.
-        optimizer: Chooses by the parameters' roles.
+        model: Model to train: a config, such as `PretrainedCheckpoint`, or a module.
+        optimizer: Optimizer; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
-        loss: Of a token.
-        skip: When to leave out a step; costs one synchronisation with the device at every step.
-        compile: What `torch.compile` is applied to, in place.
-        activation_checkpointing: What the backward pass computes again to save memory.
+        loss: Loss of a token.
+        skip: Rule for skipping a step; costs one synchronisation with the device at every step.
+        compile: Modules that `torch.compile` is applied to, in place.
+        activation_checkpointing: Activations that the backward pass recomputes to save memory.
 
     Example:
         >>> from lightning_lm.models import TransformerConfig

@@ -22,7 +22,7 @@ class WindowTotals(NamedTuple):
 
     nll_sum: Tensor
     num_tokens: Tensor
-    """What the sums are divided by."""
+    """Divisor of the sums."""
     num_targets: Tensor
     """Target tokens: the same, unless the loss counts something else."""
 
@@ -53,7 +53,7 @@ class GradientWindow:
         Args:
             loss: Sums of the micro-batch.
             positions: Its size, targets or not; the first of a run sets the constant for all ranks.
-            trainer: Knows by how much Lightning will divide.
+            trainer: Trainer, for the factor by which Lightning will divide.
             num_targets: Target tokens, where ``loss.num_tokens`` counts something else.
         """
         if self._constant is None:
@@ -68,7 +68,7 @@ class GradientWindow:
 
         Args:
             gradients: Those that this rank holds, after unscaling and before clipping.
-            trainer: Knows the ranks.
+            trainer: Trainer that knows the ranks.
         """
         assert self._sums is not None
         assert self._constant is not None

@@ -21,7 +21,7 @@ class SkipRule(Part, abc.ABC):
 
 @dataclasses.dataclass
 class NormHistory:
-    """What is remembered of the logarithms of the gradient norms of the steps that were taken.
+    """Running statistics of the logarithms of the gradient norms of the steps that were taken.
 
     Args:
         mean: Running mean.

@@ -1,4 +1,4 @@
-"""What an optimizer will keep, known before it has taken a step."""
+"""Predicted size of an optimizer's state, before its first step."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from lightning_lm.optim.combined import CombinedOptimizer
 __all__ = ["predicted_state_bytes", "tensors_in"]
 
 _NOT_FOR_META = (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError)
-"""What a step raises that reads values, or attributes that its constructor did not make."""
+"""Errors of a step that reads values, or attributes that its constructor did not make."""
 _CHOICES_OF_CODE = ("fused", "foreach", "capturable")
 """Settings of a group that choose between equal ways to compute, not all of which know the meta device."""
 
@@ -26,7 +26,7 @@ def predicted_state_bytes(optimizer: Optimizer, local: Callable[[Tensor], Tensor
 
     Args:
         optimizer: Is not changed. Its state, if it has any, is not looked at.
-        local: What of a parameter this process updates; ``None`` for nothing.
+        local: The part of a parameter that this process updates; ``None`` for nothing.
     """
     if isinstance(optimizer, CombinedOptimizer):
         return sum(predicted_state_bytes(child, local) for child in optimizer.children)

@@ -16,7 +16,7 @@ from lightning_lm.optim.combined import require_complete
 __all__ = ["MuonOptimizer", "MuonScaling", "orthogonalize"]
 
 MuonScaling = Literal["original", "match_adamw"]
-"""How the step follows the shape: ``max(1, rows / columns) ** 0.5``, or ``0.2 * max(rows, columns) ** 0.5``."""
+"""Scaling of the step with the shape: ``max(1, rows / columns) ** 0.5``, or ``0.2 * max(rows, columns) ** 0.5``."""
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -72,7 +72,7 @@ def _product_dtype(matrices: Tensor) -> torch.dtype:
 
 @functools.cache
 def _cpu_has_bfloat16() -> bool:
-    """Whether products in bfloat16 are faster than in float32: four times with AMX, slower without instructions."""
+    """Return True if bfloat16 matmuls are faster than float32: four times with AMX, slower without instructions."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
         return False
     capabilities = torch.cpu.get_capabilities()
@@ -207,7 +207,7 @@ class MuonOptimizer(Optimizer):
         """Restore the state; that of `torch.optim.Muon`, which is the same momentum, is taken over too.
 
         Args:
-            state_dict: Of this class, or of `torch.optim.Muon` with the default coefficients.
+            state_dict: State of this class, or of `torch.optim.Muon` with the default coefficients.
 
         Raises:
             CheckpointError: If another kind of optimizer wrote it.

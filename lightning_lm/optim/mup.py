@@ -30,7 +30,7 @@ class MuPRates(OptimizerPart):
     base_width: int
     """``d_model`` of the model whose learning rate is kept."""
     optimizer: OptimizerPart = AdamW()
-    """What is scaled, with the learning rate of the small model."""
+    """Optimizer to scale, with the learning rate of the small model."""
     width: int | None = None
     """``d_model`` of this model; ``None`` to read it from the embedding or the head."""
 

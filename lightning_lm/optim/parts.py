@@ -60,7 +60,7 @@ class OptimizerPart(Part, abc.ABC):
         """Return the power of the width by which `MuPRates` multiplies the learning rate of a role.
 
         Args:
-            role: Of a parameter.
+            role: Role of a parameter.
 
         Raises:
             ConfigurationError: If that is not known for this optimizer.
@@ -101,7 +101,7 @@ class AdamW(OptimizerPart):
         """Return -1 for what has as many inputs as the model is wide, else 0: each weight moves by the same step.
 
         Args:
-            role: Of a parameter.
+            role: Role of a parameter.
 
         Source:
             Yang et al. 2022, arXiv:2203.03466, table 3, row "Adam LR".
@@ -129,7 +129,7 @@ class SGD(OptimizerPart):
         """Return 0 for matrices, -1 for the head and routers, 1 for what has one input for each feature.
 
         Args:
-            role: Of a parameter.
+            role: Role of a parameter.
 
         Source:
             Yang et al. 2022, arXiv:2203.03466, table 3, row "SGD LR".
@@ -152,7 +152,7 @@ class Muon(OptimizerPart):
     steps: int = 5
     """Newton-Schulz iterations."""
     scaling: MuonScaling = "original"
-    """How the learning rate follows the shape of the matrix."""
+    """Scaling of the learning rate with the shape of the matrix."""
     adamw: AdamW = AdamW()
     """Takes the parameters that are no matrices."""
 
@@ -167,7 +167,7 @@ class Muon(OptimizerPart):
         """Return 0 for matrices, whose orthogonal step has the size of its shape; AdamW's for the others.
 
         Args:
-            role: Of a parameter.
+            role: Role of a parameter.
 
         Source:
             Yang, Simon and Bernstein 2023, arXiv:2310.17813, condition 1: a step's largest singular value follows

@@ -48,7 +48,7 @@ class Schedule(Part, abc.ABC):
 
     @property
     def needs_horizon(self) -> bool:
-        """Whether the shape depends on the length of the run."""
+        """True if the shape depends on the length of the run."""
         return True
 
     @abc.abstractmethod

@@ -18,7 +18,7 @@ __all__ = ["main"]
 
 _MEMORY_BYTES = 4 << 30
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What sympy raises on expressions that it cannot handle."""
+"""Errors that sympy raises on expressions that it cannot handle."""
 
 
 def _verdict(given: str, right: str) -> bool | None:

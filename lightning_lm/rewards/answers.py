@@ -31,7 +31,7 @@ class Reward(Part):
     """
 
     limits_itself: ClassVar[bool] = False
-    """Whether the reward bounds the time of each sample, so that ``Scoring.timeout_s`` is not applied to a batch."""
+    """True if the reward bounds the time of each sample, so that ``Scoring.timeout_s`` is not applied to a batch."""
 
     @abstractmethod
     def __call__(

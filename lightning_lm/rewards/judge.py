@@ -92,7 +92,7 @@ class Comparison(JudgeQuestion):
 
 @dataclass(frozen=True, kw_only=True)
 class Grade(JudgeQuestion):
-    """How good is the answer, as a whole number that is mapped to 0 to 1?
+    """Rate the answer with a whole number that is mapped to 0 to 1.
 
     Args:
         template: The message; ``{prompt}``, ``{completion}`` and ``{reference}`` stand for the texts, and the last is
@@ -133,16 +133,16 @@ class Grade(JudgeQuestion):
 
 @dataclass(frozen=True, kw_only=True)
 class LLMJudge(Reward):
-    """What another language model thinks of an answer.
+    """Reward from another language model's grade of a completion.
 
     ``None`` where a sample has no reference that the question needs, or the judge gives no clear verdict; NaN, which
     counts as a failure of that sample, where its server fails, and the first reason is warned of. Once the server
     cannot be reached it is not asked again in that call. A batch must fit into ``Scoring.timeout_s``.
 
     Args:
-        server: Where the judge is asked: an API with ``chat/completions``.
-        model: What the server calls the judge.
-        question: What it is asked.
+        server: Server of the judge: an API with ``chat/completions``.
+        model: Name of the judge on the server.
+        question: Question to the judge.
         column: The column that holds reference answers.
         max_tokens: Most tokens of a reply. A reply that is cut has no verdict.
         workers: Replies that are waited for at the same time.

@@ -36,12 +36,12 @@ _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cac
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """What came of a program.
+    """Result of a program.
 
     Args:
         exit_code: 0 for success, negative for the signal that ended it.
-        stdout: What it printed, at most 1 MiB.
-        stderr: What it printed as errors, at most 1 MiB.
+        stdout: Standard output, at most 1 MiB.
+        stderr: Standard error, at most 1 MiB.
         timed_out: It was ended because the wall-clock limit had passed.
     """
 
@@ -52,7 +52,7 @@ class SandboxResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the program ran to its end without an error."""
+        """True if the program ran to its end without an error."""
         return self.exit_code == 0 and not self.timed_out
 
 
@@ -76,7 +76,7 @@ class Sandbox(Part):
 
         Args:
             program: Its source.
-            stdin: What it may read from standard input.
+            stdin: Standard input of the program.
         """
         _require_support()
         return self._run(program.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass"))[0]

@@ -30,7 +30,7 @@ class RewardFailure:
     Args:
         reward: The reward's name.
         sample: Index of the sample in the batch.
-        reason: What went wrong.
+        reason: Description of the failure.
         completion: The beginning of what the model wrote.
     """
 
@@ -47,7 +47,7 @@ class RewardFailure:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """What every reward said of every sample.
+    """Rewards of every sample by every function.
 
     Args:
         names: One name per reward.
@@ -64,10 +64,10 @@ class RewardTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(Part):
-    """How rewards are called.
+    """Way of calling rewards.
 
     Args:
-        timeout_s: How long one reward may take for a whole batch, unless it limits each sample itself, as
+        timeout_s: Time limit of one reward for a whole batch, unless it limits each sample itself, as
             `MathAnswer` and `CodeTests` do. Seconds.
         stop_on_failure: Raise `RewardError` at the first failure instead of reporting it.
     """
@@ -91,7 +91,7 @@ def score(
         rewards: Functions of lists or of single samples, sync or async.
         weights: One factor per reward.
         prompts: The prompt of each sample.
-        completions: What the model wrote after it.
+        completions: Text that the model wrote after it.
         columns: Further columns of the samples, passed on by name.
         scoring: Time limit, and what to do when a reward fails.
 

@@ -78,7 +78,7 @@ class AnnealingFit:
 
         Args:
             rates: Learning rate of each step, in the unit of the fitted runs.
-            level: Of the interval.
+            level: Confidence level of the interval.
         """
         end = np.array([len(rates)])
         run = AnnealingRun(rates=np.asarray(rates, dtype=float), steps=end, loss=np.ones(1))

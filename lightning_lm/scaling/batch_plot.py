@@ -20,9 +20,9 @@ def critical_batch_picture(batch_sizes: ArrayLike, steps: ArrayLike, fit: Critic
     """Draw steps and examples over the batch size, each over its minimum: both are twice that at the critical size.
 
     Args:
-        batch_sizes: Of each run.
+        batch_sizes: Batch size of each run.
         steps: To the loss that all reached.
-        fit: What `fit_critical_batch` returned for them.
+        fit: Result of `fit_critical_batch` for them.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.

@@ -37,7 +37,7 @@ class Meter(Part, abc.ABC):
         """Return what a run took.
 
         Args:
-            record: Of the finished run.
+            record: Record of the finished run.
         """
 
 
@@ -72,7 +72,7 @@ class ClockMeter(Meter):
     """Seconds of training.
 
     Args:
-        flops_per_s: What the device reaches in its slowest run: small models on large devices are far from the peak.
+        flops_per_s: FLOP/s of the slowest run on this device: small models on large devices are far from the peak.
     """
 
     flops_per_s: float
@@ -96,7 +96,7 @@ class Budget:
 
     Args:
         limit: In the meter's unit.
-        meter: What is measured.
+        meter: Measure of cost.
         spent_by: Runs that were made from this budget before, when a sweep is resumed.
 
     Attributes:
@@ -122,7 +122,7 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """What is neither spent nor set aside."""
+        """Budget that is neither spent nor reserved."""
         return self.limit - self.spent - sum(self._reserved.values())
 
     def reserve(self, trial: "Trial") -> None:
@@ -150,7 +150,7 @@ class Budget:
 
         Args:
             trial: A run that was reserved.
-            record: What it became.
+            record: Record of the finished trial.
         """
         del self._reserved[trial.id]
         used = self.meter.used(record)

@@ -1,4 +1,4 @@
-"""What pictures are drawn on: a figure without a back end, plain axes, labels beside lines."""
+"""Drawing surface of the figures: a figure without a back end, plain axes, labels beside lines."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ def plain(axes: "Axes", title: str) -> None:
 
     Args:
         axes: To change.
-        title: What a reader should see in them.
+        title: Message of the figure.
     """
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e7eb", linewidth=0.6)
@@ -50,11 +50,11 @@ def label(
 
     Args:
         axes: To write on.
-        text: What to write.
+        text: Text of the label.
         at: The point, in data.
         colour: That of what it names.
         shift: Away from the point, in points.
-        align: Which end of the text lies there.
+        align: End of the text that lies there.
     """
     axes.annotate(
         text, at, xytext=shift, textcoords="offset points", color=colour, fontsize=9, ha=align, va="center",

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the verb and return the exit status; what a user can mend is said in one line on stderr.
 
     Args:
-        arguments: What the parser of `add_arguments` returned.
+        arguments: Parsed arguments of `add_arguments`.
     """
     try:
         {"fit": _fit, "plan": _plan, "transfer": _transfer, "import": _import}[arguments.scaling_verb](arguments)

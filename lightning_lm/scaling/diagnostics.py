@@ -1,4 +1,4 @@
-"""What a reader of a fit should know before trusting it."""
+"""Diagnostics of a fit, to read before trusting it."""
 
 from typing import Literal, NamedTuple
 

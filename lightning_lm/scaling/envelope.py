@@ -26,7 +26,7 @@ def fit_envelope(curves: list[Curve], *, num_bootstraps: int = 200, seed: int = 
     Args:
         curves: At least three runs of different sizes.
         num_bootstraps: Draws from that normal distribution.
-        seed: Of the draws.
+        seed: Seed of the resampling.
 
     Raises:
         DataError: If fewer than three sizes are ever the best.

@@ -22,12 +22,12 @@ class Estimate(NamedTuple):
     high: float
 
     def __contains__(self, number: object) -> bool:
-        """Whether a number lies in the interval."""
+        """Return whether a number lies in the interval."""
         return isinstance(number, int | float) and self.low <= number <= self.high
 
 
 class Optimum(NamedTuple):
-    """How to spend a budget."""
+    """Compute-optimal allocation of a budget."""
 
     flops: float
     parameters: Estimate
@@ -47,9 +47,9 @@ class ScalingFit:
         points: The runs that were fitted.
         dropped: The runs that the outlier policy left out; ``None`` for none.
         residuals: Logarithm of the fitted over the measured loss of each point.
-        findings: What a reader should know before trusting it.
+        findings: Diagnostics to read before trusting the fit.
         method: Its name.
-        widening: Of the spread of predicted losses, where few runs make resampling look too sure; see `for_few_runs`.
+        widening: Factor on the spread of predicted losses: resampling few runs understates it; see `for_few_runs`.
     """
 
     law: Law
@@ -82,7 +82,7 @@ class ScalingFit:
         Args:
             parameters: Size of the model.
             tokens: To train on.
-            level: Of the interval.
+            level: Confidence level of the interval.
             more: Further columns of the law, such as ``unique_tokens``.
         """
         return _estimate(self._losses(parameters, tokens, **more), level)
@@ -93,7 +93,7 @@ class ScalingFit:
         Args:
             parameters: Size of the model.
             tokens: To train on.
-            level: Of the interval.
+            level: Confidence level of the interval.
             more: Further columns of the law, such as ``unique_tokens``.
         """
         losses = self._losses(parameters, tokens, **more)
@@ -105,8 +105,8 @@ class ScalingFit:
         """Return the size and the data with the least loss for a budget.
 
         Args:
-            flops: Of training, in the convention in which the sizes were counted.
-            level: Of the intervals.
+            flops: FLOPs of training, in the convention in which the sizes were counted.
+            level: Confidence level of the intervals.
             more: Further columns of the law, such as ``unique_tokens``.
 
         Raises:
@@ -123,7 +123,7 @@ class ScalingFit:
 
     @property
     def exponents(self) -> tuple[Estimate, Estimate]:
-        """How the optimal size and the optimal tokens grow with the budget: ``a`` and ``b`` of ``N ~ C^a, D ~ C^b``."""
+        """Exponents of optimal size and tokens in the budget: ``a`` and ``b`` of ``N ~ C^a, D ~ C^b``."""
         budgets = self.points.flops.max() * np.array([1.0, np.e])
         sizes = [self.law.optimal_size(self._both, budget, **self._unlimited) for budget in budgets]
         a = np.log(sizes[1] / sizes[0])
@@ -150,7 +150,7 @@ def for_few_runs(number: int, parameters: int) -> float:
     """Return by how much residuals and resampled fits of few runs scatter too little.
 
     Args:
-        number: Of runs.
+        number: Number of runs.
         parameters: That were fitted to them.
 
     Source:

@@ -1,4 +1,4 @@
-"""What one model counts as in each convention of the literature. The choice alone moves exponents from 0.37 to 0.70."""
+"""Parameter counts in the conventions of the literature. The choice alone moves exponents from 0.37 to 0.70."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which form of law extrapolates: each is asked for the largest budgets from the smaller ones."""
+"""Extrapolation test of the forms of scaling laws: each predicts the largest budgets from the smaller ones."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -14,7 +14,7 @@ __all__ = ["FormTest", "compare_forms"]
 
 
 class FormTest(NamedTuple):
-    """What a form made of runs it had not seen."""
+    """Predictions of a form for runs it had not seen."""
 
     method: str
     held: tuple[HeldOut, ...]
@@ -26,7 +26,7 @@ class FormTest(NamedTuple):
 
     @property
     def inside(self) -> int:
-        """How many of the runs lay in their intervals."""
+        """Number of the runs inside their intervals."""
         return sum(one.loss in one.predicted for one in self.held)
 
 
@@ -39,8 +39,8 @@ def compare_forms(
 
     Args:
         points: All runs.
-        forms: What is judged, by name.
-        num_budgets: How many budgets are held out, the largest first.
+        forms: Forms to compare, by name.
+        num_budgets: Number of budgets to hold out, the largest first.
     """
     tests = []
     for name, fit in forms.items():

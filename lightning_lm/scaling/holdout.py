@@ -1,4 +1,4 @@
-"""How well a fit extrapolates: refitted without the largest budgets, and asked for these."""
+"""Extrapolation test of a fit: it is refitted without the largest budgets and predicts these."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,12 +22,12 @@ class HeldOut(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of its training."""
+        """FLOPs of its training."""
         return FLOPS_PER_PARAMETER_TOKEN * self.parameters * self.tokens
 
     @property
     def error(self) -> float:
-        """Of the prediction, as a share of the loss."""
+        """Relative error of the prediction."""
         return self.predicted.value / self.loss - 1
 
 
@@ -36,8 +36,8 @@ def hold_out(points: Points, fit: Callable[[Points], ScalingFit], *, num_budgets
 
     Args:
         points: All runs.
-        fit: What is judged, such as `fit_parametric`.
-        num_budgets: How many budgets are held out, the largest first.
+        fit: Fit to test, such as `fit_parametric`.
+        num_budgets: Number of budgets to hold out, the largest first.
 
     Raises:
         DataError: If too few budgets are left.

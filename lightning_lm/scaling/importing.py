@@ -21,7 +21,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "l", "final_loss", "val_loss", "val/loss", "nll"),
     "unique_tokens": ("unique_tokens", "u", "unique tokens"),
 }
-"""What others call the columns, in lower case."""
+"""Names of the columns in other programs, in lower case."""
 
 
 def import_runs(path: Path | str, *, convention: str = "total", encoding: str = "utf-8") -> list[RunRecord]:
@@ -31,8 +31,8 @@ def import_runs(path: Path | str, *, convention: str = "total", encoding: str = 
 
     Args:
         path: The file.
-        convention: How its parameters are counted; they can be compared with runs in that convention alone.
-        encoding: Of the file.
+        convention: Convention of its parameter counts; they can be compared with runs in that convention alone.
+        encoding: Encoding of the file.
 
     Raises:
         DataError: If the file cannot be read, or a row lacks a number; the row is named.

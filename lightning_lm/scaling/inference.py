@@ -12,7 +12,7 @@ from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray
 __all__ = ["InferenceOptimum", "optimal_with_inference"]
 
 _FLOPS_PER_SERVED_TOKEN = 2.0
-"""Of each parameter: the forward pass alone."""
+"""FLOPs per parameter: the forward pass alone."""
 
 
 class InferenceOptimum(NamedTuple):
@@ -32,10 +32,10 @@ def optimal_with_inference(
     """Return size and training tokens with the least ``6 N D + 2 N D_served`` for a loss that is asked for.
 
     Args:
-        fit: Of `fit_parametric` or `fit_general`.
+        fit: Result of `fit_parametric` or `fit_general`.
         loss: The quality to reach, nats per token.
         served_tokens: Tokens that the model will read and write in its life.
-        level: Of the intervals.
+        level: Confidence level of the intervals.
 
     Raises:
         ConfigurationError: If the law has no such form, or the loss is below its floor.

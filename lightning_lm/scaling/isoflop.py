@@ -24,7 +24,7 @@ class Parabola:
 
     Args:
         flops: The budget.
-        rows: Which points belong to it.
+        rows: Indices of its points.
         log_size: Logarithm of the size at the minimum.
         loss: At the minimum.
         curvature: ``c``.
@@ -38,7 +38,7 @@ class Parabola:
 
     @property
     def has_minimum(self) -> bool:
-        """Whether it is lowest somewhere, and there above zero; that of scattered losses may not be."""
+        """True if it has a minimum above zero; that of scattered losses may not."""
         return self.curvature > 0 and self.loss > 0
 
     def at(self, parameters: FloatArray) -> FloatArray:
@@ -57,7 +57,7 @@ class IsoFlop(Part):
     Args:
         tolerance: Runs whose FLOPs differ by less, as a share, belong to one budget.
         num_bootstraps: Repetitions with resampled residuals.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
 
     tolerance: float = 0.1
@@ -90,7 +90,7 @@ def fit_isoflop(points: Points, settings: IsoFlop = IsoFlop()) -> ScalingFit:
 
     Args:
         points: At least three budgets with at least three sizes each.
-        settings: What is one budget; bootstraps.
+        settings: Width of a budget; bootstraps.
 
     Raises:
         DataError: If fewer than three budgets have a minimum above zero.

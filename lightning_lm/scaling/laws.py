@@ -26,7 +26,7 @@ class Law(Part, abc.ABC):
     """
 
     names: ClassVar[tuple[str, ...]] = ()
-    """Of the published parameters, in the order of the inner ones."""
+    """Names of the published parameters, in the order of the inner ones."""
 
     size_centre: float = 1.0
     token_centre: float = 1.0
@@ -38,7 +38,7 @@ class Law(Part, abc.ABC):
         Args:
             theta: Inner parameters, [batch, parameters].
             parameters: Sizes, [points] or [batch, points].
-            tokens: Of the runs, likewise.
+            tokens: Tokens of the runs, likewise.
             more: Further columns, such as ``unique_tokens``.
         """
 
@@ -56,7 +56,7 @@ class Law(Part, abc.ABC):
         Args:
             theta: Inner parameters, [batch, parameters].
             parameters: Sizes, [points].
-            tokens: Of the runs, [points].
+            tokens: Tokens of the runs, [points].
             more: Further columns.
         """
 

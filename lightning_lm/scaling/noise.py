@@ -1,4 +1,4 @@
-"""How large a batch is worth it: the noise scale of the gradient, and the critical batch size from finished runs."""
+"""Critical batch size: from the noise scale of the gradient, and from finished runs."""
 
 from typing import NamedTuple
 
@@ -57,10 +57,10 @@ def fit_critical_batch(
     """Fit ``S = S_min (1 + B_crit / B)`` to the steps that runs of several batch sizes took to the same loss.
 
     Args:
-        batch_sizes: Of each run.
+        batch_sizes: Batch size of each run.
         steps: To the loss that all reached.
         num_bootstraps: Resamplings of the runs.
-        seed: Of the resamplings.
+        seed: Seed of the resampling.
 
     Raises:
         DataError: If there are fewer than four runs or three batch sizes.

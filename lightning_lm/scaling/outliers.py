@@ -1,4 +1,4 @@
-"""Which runs a fit leaves out: said openly, as it can move a coefficient by a factor of six."""
+"""Rules for the runs that a fit leaves out: reported openly, as they can move a coefficient by a factor of six."""
 
 import abc
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class DropSmallestBudgets(Outliers):
     """Leave out the runs with the fewest FLOPs, which are often still in their warm-up.
 
     Args:
-        count: How many runs.
+        count: Number of runs.
     """
 
     count: int
@@ -54,7 +54,7 @@ class DropHighestLosses(Outliers):
     """Leave out the runs with the highest loss.
 
     Args:
-        count: How many runs.
+        count: Number of runs.
 
     Source:
         Besiroglu et al. 2024, arXiv:2404.10102, leave out five runs of Hoffmann et al.

@@ -28,13 +28,13 @@ _Start = Callable[[Law, Points], FloatArray]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator(Part):
-    """How a law is fitted, and how its intervals are found. The same for the point estimate and every bootstrap.
+    """Fit of a law, and its intervals. The same for the point estimate and every bootstrap.
 
     Args:
         delta: Log-residuals beyond it count linearly (Huber).
-        outliers: Which runs are left out.
+        outliers: Rule for the runs to leave out.
         num_bootstraps: Resamplings of the runs.
-        seed: Of the resamplings.
+        seed: Seed of the resampling.
 
     Source:
         Hoffmann et al. 2022, arXiv:2203.15556, equation 3, with their ``delta``.
@@ -129,7 +129,7 @@ def problem_of(law: Law, points: Points, delta: float) -> Problem:
     Args:
         law: The form.
         points: The runs.
-        delta: Of Huber's loss.
+        delta: Threshold of Huber's loss.
     """
     columns, target = law.columns(points), np.log(points.loss)
     measured = type(law).slopes is Law.slopes

@@ -52,7 +52,7 @@ def write_pictures(folder: Path | str, drawn: Mapping[str, "Figure"]) -> list[Pa
 
     Args:
         folder: Made where it does not exist.
-        drawn: What `pictures` returned.
+        drawn: Result of `pictures`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def contours(fit: ScalingFit) -> "Figure":
     """Draw the loss that the law gives over size and data, with the runs and the frontier.
 
     Args:
-        fit: Of `fit_parametric` or `fit_general`.
+        fit: Result of `fit_parametric` or `fit_general`.
     """
     figure, axes = _canvas("The fitted law, and the runs it was fitted to", "tokens", "parameters")
     points = fit.points
@@ -175,7 +175,7 @@ def collapsed_curves(curves: Sequence[Curve], *, floor: float = 0.0) -> "Figure"
     """Draw loss curves as they are, and again with both axes divided by their end: one shape, if training was alike.
 
     Args:
-        curves: Of the runs.
+        curves: Curves of the runs.
         floor: Loss that no run can fall below; subtracted before dividing, unless a run came near it.
 
     Source:

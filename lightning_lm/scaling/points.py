@@ -27,7 +27,7 @@ class Points:
         tokens: Tokens it was trained on, repeated ones included.
         loss: Nats per token.
         unique_tokens: Tokens that are different from each other; ``None`` where every token was seen once.
-        weight: How much each point counts; ``None`` for alike. Only ratios matter.
+        weight: Weight of each point; ``None`` for equal weights. Only ratios matter.
 
     Raises:
         DataError: If the columns differ in length, or hold what is not finite and positive.
@@ -97,13 +97,13 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """How the loss of one run fell.
+    """Loss curve of one run.
 
     Args:
         parameters: Size of the model.
         tokens: Tokens seen at each measurement, rising.
         loss: Nats per token.
-        name: What a picture calls it.
+        name: Name in figures.
     """
 
     parameters: float

@@ -16,7 +16,7 @@ __all__ = ["profile_interval"]
 _POINTS = 17
 _ROUNDS = 3
 _FIRST_STEP, _LAST_STEP = 1e-6, 30.0
-"""Of a logarithm or an exponent."""
+"""Steps of a logarithm or an exponent."""
 
 
 def profile_interval(
@@ -27,8 +27,8 @@ def profile_interval(
     Only parameters that are inner ones up to a transformation have a profile: E, alpha, beta.
 
     Args:
-        fit: Of `fit_parametric` or `fit_kaplan`.
-        name: Of a parameter in ``fit.values``.
+        fit: Result of `fit_parametric` or `fit_kaplan`.
+        name: Name of a parameter in ``fit.values``.
         estimator: The one of the fit.
         level: Share of repetitions in which the interval should hold the truth.
 

@@ -16,7 +16,7 @@ from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN, Curve, Points
 __all__ = ["RunRecord", "curves_of", "points_of"]
 
 _IDENTITY = ("name", "parameters", "tokens", "context_length", "hyper_parameters", "source")
-"""What makes a run this run. The rest (loss, seconds, versions) is what came out of it."""
+"""Fields that identify a run. The rest (loss, seconds, versions) is its outcome."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class RunRecord:
     """One run, or one point of a run.
 
     Args:
-        parameters: Of the model: ``total``, ``non_embedding``, ``embedding``, ``head``, as far as they are known.
+        parameters: Known parameter counts of the model: ``total``, ``non_embedding``, ``embedding``, ``head``.
         flops_per_token: Training FLOPs by convention; see `lightning_lm.scaling.CONVENTIONS`.
         tokens: Trained on, repeated ones included.
         loss: Nats per token, of validation where there was one.
@@ -33,11 +33,11 @@ class RunRecord:
         curve: Tokens and loss along the run.
         wall_time_s: Seconds of training, evaluation left out.
         hyper_parameters: Plain data that tells this run from others: width, learning rate, batch size, seed, ...
-        versions: Of Python and packages.
-        name: What a person calls it.
-        source: Where an imported run comes from.
-        finished: Whether the run ended here; ``False`` for a point on its way.
-        loss_name: What was measured: ``val/loss``, or ``train/loss`` where nothing was held out.
+        versions: Versions of Python and packages.
+        name: Display name.
+        source: Source of an imported run.
+        finished: True if the run ended here; ``False`` for a point on its way.
+        loss_name: Name of the loss: ``val/loss``, or ``train/loss`` if nothing was held out.
     """
 
     parameters: Mapping[str, float]
@@ -103,7 +103,7 @@ def points_of(records: Iterable[RunRecord], convention: str = "products", *, unf
     """Return what a fit takes, sizes counted in one convention.
 
     Args:
-        records: Of a ledger.
+        records: Records of a ledger.
         convention: A key of `CONVENTIONS`.
         unfinished: Use points on the way of a run too. Only those of a constant learning rate can be compared.
 
@@ -135,7 +135,7 @@ def curves_of(records: Iterable[RunRecord], convention: str = "products") -> lis
     """Return the loss curves of runs that have one.
 
     Args:
-        records: Of a ledger.
+        records: Records of a ledger.
         convention: In which sizes are counted.
     """
     check_convention(convention)

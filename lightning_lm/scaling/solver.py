@@ -24,7 +24,7 @@ class Problem:
     Args:
         residuals: From [batch, parameters] to [batch, points].
         jacobian: From [batch, parameters] to [batch, points, parameters]; ``None`` for central differences.
-        delta: Where Huber's loss turns from squares to absolute values, in units of a residual.
+        delta: Threshold of Huber's loss between squares and absolute values, in units of a residual.
     """
 
     residuals: Callable[[FloatArray], FloatArray]
@@ -44,8 +44,8 @@ def huber(residuals: FloatArray, delta: float) -> FloatArray:
     """Return half the square of a residual, growing only linearly beyond ``delta``.
 
     Args:
-        residuals: Of any shape.
-        delta: Where the square ends.
+        residuals: Residuals of any shape.
+        delta: Threshold between squares and absolute values.
 
     Source:
         Huber 1964, "Robust estimation of a location parameter", section 1.
@@ -70,10 +70,10 @@ def minimise(
     any factor.
 
     Args:
-        problem: What is to be small.
-        theta: Where to start, [batch, parameters].
-        weights: Of each point, [batch, points].
-        free: Which parameters may move, [parameters]; ``None`` for all.
+        problem: Objective to minimise.
+        theta: Starting points, [batch, parameters].
+        weights: Weight of each point, [batch, points].
+        free: Mask of the parameters that may move, [parameters]; ``None`` for all.
         tolerance: A step this small against its parameter ends the search.
         max_iterations: The most steps.
     """

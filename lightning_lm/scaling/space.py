@@ -1,4 +1,4 @@
-"""What a sweep tries: grids, random draws, and sizes around the expected optimum of each compute budget."""
+"""Search spaces of sweeps: grids, random draws, and sizes around the expected optimum of each compute budget."""
 
 import abc
 import itertools
@@ -29,7 +29,7 @@ class Grid(SearchSpace):
     """Every combination.
 
     Args:
-        values: What each setting may be.
+        values: Candidate values of each setting.
 
     Example:
         >>> Grid(values={"width": [64, 128], "lr": [0.01]}).settings()
@@ -48,10 +48,10 @@ class RandomSearch(SearchSpace):
     """Independent draws, which cover more values of each setting than a grid of the same number of runs.
 
     Args:
-        num_runs: How many.
+        num_runs: Number of runs.
         ranges: Lowest and highest value; drawn evenly in the logarithm, so both must be positive.
         choices: Values drawn evenly.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Source:
         Bergstra and Bengio 2012, JMLR 13:281-305.
@@ -88,7 +88,7 @@ class IsoFlopPlan(Part):
     Args:
         flops: The budgets.
         sizes_per_budget: Runs of a budget.
-        tokens_per_parameter: Where the optimum is expected.
+        tokens_per_parameter: Expected optimum of tokens per parameter.
     """
 
     flops: tuple[float, ...]

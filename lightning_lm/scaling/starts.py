@@ -1,4 +1,4 @@
-"""Where to start: with the exponents on a grid, the rest of a law is linear and has one best answer.
+"""Starting points: with the exponents on a grid, the rest of a law is linear and has a closed-form optimum.
 
 Variable projection replaces thousands of starting points by one that is already near (Golub and Pereyra 1973).
 """
@@ -53,7 +53,7 @@ def start_of_powers(size: FloatArray, data: FloatArray, loss: FloatArray, weight
         size: Around one.
         data: Around one.
         loss: Nats per token.
-        weights: Of the points.
+        weights: Weights of the points.
     """
     alpha, beta = (grid.ravel() for grid in np.meshgrid(EXPONENTS, EXPONENTS))
     columns = np.stack([np.ones((len(alpha), len(loss))), size ** -alpha[:, None], data ** -beta[:, None]], axis=-1)

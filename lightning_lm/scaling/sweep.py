@@ -22,9 +22,9 @@ class Trial:
     """One run to make.
 
     Args:
-        settings: What tells it from the others, plain data; the record's ``hyper_parameters`` will be the same.
-        flops: What it is planned to take.
-        name: What a person calls it.
+        settings: Plain data that tells it from other trials; the record's ``hyper_parameters`` will be the same.
+        flops: Planned FLOPs.
+        name: Display name.
     """
 
     settings: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Trial:
 
 
 class Outcome(NamedTuple):
-    """What became of a trial."""
+    """Outcome of a trial."""
 
     trial: Trial
     status: Status
@@ -55,8 +55,8 @@ class Sweep:
     Args:
         trials: In the order in which they are to be made.
         train: Trains one and leaves its record, with the trial's settings as ``hyper_parameters``, in the ledger.
-        ledger: Where records are found: those of an earlier, interrupted call count as done.
-        budget: What may be spent.
+        ledger: Ledger; records of an earlier, interrupted call count as done.
+        budget: Budget of the sweep.
         jobs: Runs at the same time; more than one only where ``train`` starts a process for each.
 
     Raises:

@@ -22,9 +22,9 @@ class RateCurve:
     """The loss over the learning rate at one width.
 
     Args:
-        width: Of the models.
+        width: Width of the models.
         rates: Learning rates, rising.
-        losses: Of each; the mean over repeated runs.
+        losses: Loss of each; the mean over repeated runs.
     """
 
     width: float
@@ -33,7 +33,7 @@ class RateCurve:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the lowest loss is at the end of the learning rates: the best one may lie beyond."""
+        """True if the lowest loss is at the end of the learning rates: the best one may lie beyond."""
         return int(np.argmin(self.losses)) in (0, len(self.rates) - 1)
 
     @property
@@ -58,7 +58,7 @@ class RateCurve:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferFit:
-    """How the best learning rate moves with the width: ``lr ~ width ^ drift``.
+    """Drift of the best learning rate with the width: ``lr ~ width ^ drift``.
 
     Args:
         curves: One for each width, the narrowest first.
@@ -81,7 +81,7 @@ def fit_transfer(widths: ArrayLike, rates: ArrayLike, losses: ArrayLike) -> Tran
     """Find the best learning rate at each width, and the power of the width by which it moves.
 
     Args:
-        widths: Of each run.
+        widths: Width of each run.
         rates: Its learning rate. Unitless.
         losses: Its loss.
 
@@ -106,7 +106,7 @@ def transfer_of(
     """Fit the finished runs of a sweep over widths and learning rates.
 
     Args:
-        records: Of a ledger, of one parametrisation.
+        records: Records of a ledger, of one parametrisation.
         width_key: Name of the width among their hyper-parameters; ``None`` for the one that ends in ``d_model``.
         rate_key: Name of the learning rate; ``None`` for the one that ends in ``lr``.
 

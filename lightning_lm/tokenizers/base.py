@@ -1,4 +1,4 @@
-"""What all tokenizers of this package share: batches, streams, special tokens in text, fingerprints, files."""
+"""Base of all tokenizers of this package: batches, streams, special tokens in text, fingerprints, files."""
 
 import functools
 import hashlib

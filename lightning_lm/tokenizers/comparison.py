@@ -1,4 +1,4 @@
-"""What different tokenizers make of the same text."""
+"""Comparison of tokenizers on the same text."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ __all__ = ["Measurement", "comparison_table", "measure", "take_sample"]
 
 
 class Measurement(NamedTuple):
-    """How one tokenizer does on a text."""
+    """Measurement of one tokenizer on a text."""
 
     vocab_size: int
     bytes_per_token: float
@@ -22,7 +22,7 @@ class Measurement(NamedTuple):
     unknown_rate: float
     """Tokens that stand for text which the vocabulary does not hold, as a fraction of all."""
     exact: bool
-    """Whether decoding gives the text back."""
+    """True if decoding gives the text back."""
     megabytes_per_s: float
     """Speed of encoding."""
 

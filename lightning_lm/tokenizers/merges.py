@@ -36,7 +36,7 @@ def learn_merges(
     greatest pair of byte strings wins. In a run like ``aaa`` both pairs count, and merging goes from left to right.
 
     Args:
-        word_counts: How often each word occurs. No merge crosses a word's end.
+        word_counts: Number of occurrences of each word. No merge crosses a word's end.
         num_merges: Number of merges wanted; there are fewer if every word becomes a single token before.
         on_progress: Called now and then with the number of merges made so far.
 

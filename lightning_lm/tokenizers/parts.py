@@ -41,7 +41,7 @@ class TokenizerPart(Part):
 
         Args:
             texts: Returns the training documents; may be called twice.
-            cache_dir: Where a trained tokenizer is kept for the next run with the same part and texts.
+            cache_dir: Folder that keeps a trained tokenizer for the next run with the same part and texts.
         """
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class TrainSentencePiece(TrainedTokenizerPart):
 
     Args:
         vocab_size: Number of ids: the unknown piece, special tokens, 256 bytes, pieces.
-        model_type: How pieces are chosen.
+        model_type: Algorithm that chooses the pieces.
         special_tokens: They split the text and belong to no piece.
     """
 

@@ -1,4 +1,4 @@
-"""How text is split into words before byte-pair encoding, and where a long text may be cut without changing that."""
+"""Pre-tokenization: splitting text into words before byte-pair encoding, and safe places to cut a long text."""
 
 import dataclasses
 import functools

@@ -81,7 +81,7 @@ class SentencePieceTokenizer(ByteTableTokenizer):
             texts: Documents; long ones are cut before spaces.
             vocab_size: Number of ids: the unknown piece, special tokens, 256 bytes, pieces; fewer if the texts do not
                 hold enough.
-            model_type: How pieces are chosen.
+            model_type: Algorithm that chooses the pieces.
             special_tokens: Control symbols. They split the text and belong to no piece.
             num_workers: Threads; by default one a CPU core.
 

@@ -36,7 +36,7 @@ _MAX_NUMBER = 1_000_000
 
 
 class _Budget:
-    """What one rendering has used of its time and memory."""
+    """Time and memory that one rendering has used."""
 
     def __init__(self) -> None:
         self._steps, self._total, self._end_s = 0, 0, time.thread_time() + _MAX_CPU_S

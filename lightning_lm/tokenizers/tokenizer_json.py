@@ -16,7 +16,7 @@ _BYTE_LEVEL_GPT2 = {**_BYTE_LEVEL, "use_regex": True}
 
 
 class ParsedTokenizer(NamedTuple):
-    """What a ``tokenizer.json`` says about byte-pair encoding."""
+    """Byte-pair encoding of a ``tokenizer.json``."""
 
     merges: list[Merge]
     ids: dict[bytes, int]

@@ -42,7 +42,7 @@ def count_words(
 
     Args:
         texts: Documents, or paths of UTF-8 files. Words do not cross from one to the next.
-        pattern: How text is split into words.
+        pattern: Regular expression that splits text into words.
         special_tokens: Strings that split the text and belong to no word.
         num_workers: Processes; by default one for each CPU core this process may use. Short corpora need none.
         on_progress: Called with the number of characters counted since the last call.
