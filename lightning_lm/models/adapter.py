@@ -85,10 +85,9 @@ class TransformersModel(nn.Module):
         return None if hasattr(self.model, "get_base_model") else TransformersConfig.of(self.model)
 
     @property
-    def head(self) -> nn.Linear:
-        """The output embedding of the model."""
-        head: nn.Linear = self.model.get_output_embeddings()  # type: ignore[operator]
-        return head
+    def head(self) -> Any:
+        """The output embedding of the model, an `nn.Linear` or one with an adapter."""
+        return self.model.get_output_embeddings()  # type: ignore[operator]
 
     def forward(
         self,

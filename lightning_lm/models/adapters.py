@@ -4,12 +4,14 @@ import copy
 import dataclasses
 import difflib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
+from lightning_lm.models.config import TransformerConfig
 from lightning_lm.models.roles import parameter_roles
 from lightning_lm.parts import Part
 
@@ -115,6 +117,8 @@ def describe_adapters(model: nn.Module) -> dict[str, Any] | None:
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Return a copy of a model in which the adapters are part of the weights, and their modules are gone.
 
+    An output layer or embedding that has been trained apart from the other is untied from it.
+
     Args:
         model: Has adapters of ``peft``. It stays as it is.
 
@@ -143,17 +147,40 @@ def _without_adapters(model: nn.Module, *, merge: bool) -> nn.Module:
     except ImportError as error:
         raise MissingDependencyError("peft", "merge low-rank adapters", "hf") from error
     plain = copy.deepcopy(model)
+    shared = _shared_weights(plain)
     for name, child in list(plain.named_modules()):
         if isinstance(child, BaseTunerLayer):
+            base: Any = child.get_base_layer()
             if merge:
+                if id(base.weight) in shared:  # the delta belongs to this module, not to the other one
+                    base.weight = nn.Parameter(base.weight.detach().clone())
                 child.merge()
-            plain.set_submodule(name, child.get_base_layer())
+            plain.set_submodule(name, base)
         elif isinstance(child, ModulesToSaveWrapper):
             kept = child.modules_to_save[child.active_adapters[0]] if merge else child.original_module
             plain.set_submodule(name, kept)
     if hasattr(plain, "peft_config"):
         del plain.peft_config
+    if shared - _shared_weights(plain):
+        _declare_untied(plain)
     return plain.requires_grad_(True)
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that more than one module has."""
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {known for known, count in counts.items() if count > 1}
+
+
+def _declare_untied(model: nn.Module) -> None:
+    """Say in the model's config that output layer and embedding are two matrices."""
+    for part in model.modules():
+        config: Any = getattr(part, "config", None)
+        if isinstance(config, TransformerConfig) and config.tie_embeddings:
+            part.config = dataclasses.replace(config, tie_embeddings=False)  # type: ignore[assignment]
+        elif getattr(config, "tie_word_embeddings", False):
+            for settings in (config, config.get_text_config()):
+                settings.tie_word_embeddings = False
 
 
 def _require_modules(model: nn.Module, argument: str, names: Sequence[str]) -> None:

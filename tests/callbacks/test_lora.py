@@ -1,13 +1,27 @@
 """Adapters on any module's model: only they learn, the merged model says the same, a run resumes."""
 
+import dataclasses
+
 import pytest
 import torch
+import transformers
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lm.callbacks import Adapters, LoRA, load_merged, merge_adapters
 from lightning_lm.errors import CheckpointError, ConfigurationError
-from lightning_lm.models import Attention, Layer, TransformerConfig, load_huggingface, save_huggingface
+from lightning_lm.models import (
+    Attention,
+    Layer,
+    Transformer,
+    TransformerConfig,
+    TransformersModel,
+    export_model,
+    load_huggingface,
+    remove_adapters,
+    save_huggingface,
+)
+from lightning_lm.models.huggingface import load_pretrained
 from lightning_lm.modules import PretrainModule, adapters_off
 from lightning_lm.optim import AdamW, Constant
 
@@ -156,3 +170,37 @@ def test_other_checkpoints_are_refused(fit, tmp_path):
     fit(pretraining(), 1, lora=Callback())
     with pytest.raises(CheckpointError, match="load_model reads checkpoints without adapters"):
         load_merged(tmp_path / "checkpoints" / "step=1.ckpt")
+
+
+def tied_transformers():
+    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = transformers.GraniteConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True)
+    return TransformersModel(transformers.GraniteForCausalLM(config))
+
+
+@pytest.mark.parametrize("make", [dataclasses.replace(CONFIG, tie_embeddings=True).build, tied_transformers])
+@pytest.mark.parametrize(
+    "names",
+    [{"targets": ("head",)}, {"targets": ("embed",)}, {"targets": ("q",), "trained": ("head",)}],
+    ids=["adapted head", "adapted embedding", "whole head"],
+)
+def test_a_tied_layer_that_is_trained_apart_is_merged_apart(tmp_path, make, names):
+    torch.manual_seed(0)
+    model = make().eval()
+    if not isinstance(model, Transformer):
+        theirs = {"head": "lm_head", "embed": "embed_tokens", "q": "q_proj"}
+        names = {argument: tuple(map(theirs.get, chosen)) for argument, chosen in names.items()}
+    with torch.no_grad():
+        before = model(probe())
+        Adapters(rank=2, **names).attach(model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) / 4)
+        trained = model(probe())
+        assert not torch.allclose(trained, before, atol=1e-2)
+        export_model(model, tmp_path / "out")
+        exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        for again in (merge_adapters(model), exported, load_pretrained(tmp_path / "out")):
+            logits = again.eval()(probe())
+            torch.testing.assert_close(getattr(logits, "logits", logits), trained, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(remove_adapters(model)(probe()), before)
