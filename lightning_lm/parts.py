@@ -15,8 +15,15 @@ __all__ = ["Part"]
 _KEY = "part"
 
 
+class _Open:
+    """A base that is no dataclass: for jsonargparse a class of nothing but dataclasses stands for itself alone.
+
+    With it ``LightningCLI`` takes subclasses of a part wherever the part is the type, without a setting of the parser.
+    """
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(_Open):
     """Base of every part. Subclasses are frozen, keyword-only dataclasses."""
 
     registry: ClassVar[dict[str, type["Part"]]] = {}

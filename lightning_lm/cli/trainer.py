@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -27,7 +27,6 @@ from lightning_lm.cli.signatures import Argument, arguments_of
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.errors import CheckpointError, LightningLMError, UsageError
 from lightning_lm.modules import PretrainModule
-from lightning_lm.parts import Part
 from lightning_lm.strategies import AtomicCheckpointIO
 from lightning_lm.tokenizers import TrainBPE
 
@@ -60,7 +59,6 @@ def prepare() -> None:
     _hush()
     for name in _PARTS:  # short class names resolve once their modules are imported
         importlib.import_module(f"lightning_lm.{name}")
-    set_parsing_settings(subclasses_enabled=[Part])
 
 
 class CommandLine(LightningCLI):

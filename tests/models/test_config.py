@@ -4,29 +4,22 @@ import json
 import textwrap
 
 import pytest
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import (
-    FFN,
     GLU,
     MLP,
     Attention,
     DepthScaled,
-    Init,
     Layer,
     LayerNorm,
     LearnedPositions,
-    Mixer,
     ModelConfig,
-    Norm,
-    Positions,
     Rope,
-    RopeScaling,
     TransformerConfig,
     YaRNScaling,
 )
-from lightning_lm.parts import Part
 
 RICH = TransformerConfig(
     d_model=32,
@@ -59,7 +52,6 @@ def test_fewer_than_twenty_fields():
 
 @pytest.fixture
 def parser():
-    set_parsing_settings(subclasses_enabled=[Part, ModelConfig, Mixer, FFN, Norm, Positions, RopeScaling, Init])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--model", type=ModelConfig)
     return parser

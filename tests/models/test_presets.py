@@ -8,11 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import ModelConfig, TransformerConfig, presets
-from lightning_lm.parts import Part
 
 PUBLISHED = {
     ("gpt2", "124M"): 124_439_808,
@@ -83,7 +82,6 @@ def test_presets_are_plain_parts_and_take_the_vocabulary_of_a_tokenizer(family):
 
 
 def test_presets_can_be_named_in_yaml():
-    set_parsing_settings(subclasses_enabled=[Part, ModelConfig, TransformerConfig])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--model", type=ModelConfig)
     arguments = parser.parse_args(["--model", "lightning_lm.models.presets.gpt2", "--model.size", "355M"])
