@@ -10,20 +10,22 @@ import io
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
+from lightning_lm.strategies.folder_reader import PlainLoadPlanner, PlainReader
 
 __all__ = ["is_sharded", "put", "read_into", "read_sharded", "remove", "replaced", "whole_tensor", "write_sharded"]
 
@@ -33,6 +35,7 @@ _TENSORS = ("state_dict", "optimizer_states")
 
 Path_ = tuple[str, ...]
 Leaf = Callable[[Path_, Any], Any]
+T = TypeVar("T")
 
 
 def is_sharded(path: Path | str) -> bool:
@@ -203,10 +206,37 @@ def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:
 
 
 def _load(tensors: dict[str, Tensor], path: Path | str, *, alone: bool) -> None:
+    reader = _agreed(lambda: PlainReader(path), alone=alone)
     try:
-        load(tensors, storage_reader=FileSystemReader(path), no_dist=alone)
-    except (CheckpointException, RuntimeError, OSError, EOFError) as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it was asked for
+            load(tensors, storage_reader=reader, planner=PlainLoadPlanner(), no_dist=alone)
+    except CheckpointException as error:  # what one rank or several failed with
+        rank, (cause, _) = min(error.failures.items())
+        if isinstance(cause, CheckpointError):
+            raise CheckpointError(str(cause)) from error
+        where = "" if alone else f" by rank {rank}"
+        raise CheckpointError(
+            f"{path} cannot be read{where}: {str(cause).partition(chr(10))[0] or type(cause).__name__}. Use another "
+            "checkpoint of the run."
+        ) from error
+
+
+def _agreed(work: Callable[[], T], *, alone: bool) -> T:
+    """Do something on each rank; if it fails on one, no rank goes on to wait for it."""
+    result, problem = None, None
+    try:
+        result = work()
+    except CheckpointError as error:
+        problem = str(error)
+    problems = [problem]
+    if not alone:
+        problems = [None] * distributed.get_world_size()
+        distributed.all_gather_object(problems, problem)
+    found = next((problem for problem in problems if problem is not None), None)
+    if found is not None:
+        raise CheckpointError(found)
+    return cast(T, result)
 
 
 # --- whole tensors ---
