@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lightning_lm.cli.class_paths import class_path
 from lightning_lm.parts import Part
 
 __all__ = ["defaults_of_changes"]
@@ -38,11 +39,11 @@ def _described(cls: type) -> dict[str, Any]:
         for field in dataclasses.fields(cls):
             if field.default is not dataclasses.MISSING:
                 arguments[field.name] = _plain(field.default)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+    return {"class_path": class_path(cls), "init_args": arguments}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Part):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": fields}
+        return {"class_path": class_path(type(value)), "init_args": fields}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from lightning_lm.cli.class_paths import current_class_path
 from lightning_lm.cli.recipes import find_recipe, recipe_names
 from lightning_lm.errors import UsageError
 
@@ -167,7 +168,11 @@ def _setting(node: yaml.Node | None, path: Path, line: int) -> Setting:
     if isinstance(node, yaml.MappingNode):
         loader = yaml.SafeLoader("")
         loader.flatten_mapping(node)  # YAML's merge keys: `<<: *defaults`
-        return Setting({str(k.value): _setting(v, path, k.start_mark.line + 1) for k, v in node.value}, place)
+        settings = {str(k.value): _setting(v, path, k.start_mark.line + 1) for k, v in node.value}
+        named = settings.get("class_path")
+        if named is not None and isinstance(named.value, str):
+            settings["class_path"] = Setting(current_class_path(named.value), named.place)
+        return Setting(settings, place)
     if isinstance(node, yaml.SequenceNode):
         return Setting([_setting(item, path, item.start_mark.line + 1) for item in node.value], place)
     value = None if node is None else yaml.SafeLoader("").construct_object(node)

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_lm import __version__
 from lightning_lm.callbacks.readable import number
 from lightning_lm.cli.check import Checker, command_line_settings
+from lightning_lm.cli.class_paths import class_path
 from lightning_lm.cli.defaults import defaults_of_changes
 from lightning_lm.cli.explain import explain, is_a_users_mistake
 from lightning_lm.cli.overlays import expand_configs
@@ -100,7 +101,7 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make `PretrainModule` and `TextDataModule` the defaults, so that YAML need not name them."""
-        parser.set_defaults({key: {"class_path": _path(cls)} for key, cls in _DEFAULTS.items()})
+        parser.set_defaults({key: {"class_path": class_path(cls)} for key, cls in _DEFAULTS.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the expanded command line, and report a mistake in one block that starts with the mistake."""
@@ -225,7 +226,3 @@ def _only_saves(plugin: Any) -> bool:
     """Return whether a parsed plugin only concerns checkpoints, so that the precision stays open."""
     cls = pkgutil.resolve_name(plugin["class_path"]) if hasattr(plugin, "get") else None
     return isinstance(cls, type) and issubclass(cls, CheckpointIO)
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__name__}"
