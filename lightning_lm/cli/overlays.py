@@ -22,7 +22,7 @@ from lightning_lm.cli.class_paths import current_class_path
 from lightning_lm.cli.recipes import find_recipe, recipe_names
 from lightning_lm.errors import UsageError
 
-__all__ = ["SETTINGS_SUFFIXES", "Overlay", "Place", "Setting", "expand_configs", "read_overlays"]
+__all__ = ["SETTINGS_SUFFIXES", "Overlay", "Place", "Setting", "expand_configs", "plain", "read_overlays"]
 
 _BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
@@ -71,7 +71,7 @@ class Overlay:
 
     def to_yaml(self) -> str:
         """Return the content as YAML text without comments."""
-        return yaml.safe_dump(_plain(self.root), sort_keys=False, allow_unicode=True) if self.root.value else "{}\n"
+        return yaml.safe_dump(plain(self.root), sort_keys=False, allow_unicode=True) if self.root.value else "{}\n"
 
 
 def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
@@ -121,8 +121,8 @@ def read_overlays(name: str, *, beside: Path | None = None, opened: tuple[Path, 
         raise UsageError(f"These overlays name each other as their base: {chain}.")
     root = _read(path)
     base = root.value.pop(_BASE, Setting([]))
-    sweep = _plain(root.value.pop(_SWEEP, Setting(None)))
-    names = _plain(base)
+    sweep = plain(root.value.pop(_SWEEP, Setting(None)))
+    names = plain(base)
     layers: list[Overlay] = []
     for below in [names] if isinstance(names, str) else names:
         layers += read_overlays(below, beside=path.parent, opened=(*opened, path))
@@ -179,11 +179,16 @@ def _setting(node: yaml.Node | None, path: Path, line: int) -> Setting:
     return Setting(value, place)
 
 
-def _plain(setting: Setting) -> Any:
+def plain(setting: Setting) -> Any:
+    """Return settings without their places.
+
+    Args:
+        setting: A scalar, a list or a mapping.
+    """
     if isinstance(setting.value, dict):
-        return {key: _plain(item) for key, item in setting.value.items()}
+        return {key: plain(item) for key, item in setting.value.items()}
     if isinstance(setting.value, list):
-        return [_function_path(item) or _plain(item) for item in setting.value]
+        return [_function_path(item) or plain(item) for item in setting.value]
     return setting.value
 
 

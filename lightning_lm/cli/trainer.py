@@ -20,6 +20,7 @@ from lightning_lm.cli.check import Checker, command_line_settings
 from lightning_lm.cli.class_paths import class_path
 from lightning_lm.cli.defaults import defaults_of_changes
 from lightning_lm.cli.explain import explain, is_a_users_mistake
+from lightning_lm.cli.list_items import change_items
 from lightning_lm.cli.overlays import expand_configs
 from lightning_lm.cli.precision import fast_precision
 from lightning_lm.cli.resume import newest_checkpoint, run_folder
@@ -71,7 +72,7 @@ class CommandLine(LightningCLI):
     """
 
     def __init__(self, verb: str, words: Sequence[str]) -> None:
-        expanded, overlays = expand_configs(words)
+        expanded, overlays = change_items(*expand_configs(words))
         self._layers = [*(overlay.root for overlay in overlays), command_line_settings(expanded)]
         expanded = self._checked(verb, expanded)
         super().__init__(
