@@ -71,6 +71,7 @@ class ShardedOptimizer(Optimizer, Joinable):
         Joinable.__init__(self)
         self.inner = _built(optimizer, optimizer_class, settings)
         self.ownership = Ownership(min_split_elements, process_group)
+        _require_shardable(self.inner, self.ownership.num_ranks)
         self._adopt()
         self._take_in(self.param_groups)
 
@@ -127,44 +128,28 @@ class ShardedOptimizer(Optimizer, Joinable):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **settings: Any) -> Any:
-        """Evaluate the closure, update what this rank has, and exchange parameters. Every rank must call this.
+        """Update what this rank has, and exchange parameters. Every rank must call this.
 
         Args:
-            closure: Computes gradients and returns the loss; evaluated once.
+            closure: Computes gradients and returns the loss; evaluated in the step of the wrapped optimizer,
+                on several ranks at most once.
             **settings: For the ``step`` of the wrapped optimizer.
 
         Returns:
             Whatever the wrapped optimizer returns.
 
         Raises:
-            ConfigurationError: If the wrapped optimizer evaluates the closure more than once.
+            ConfigurationError: If the wrapped optimizer evaluates the closure more than once, on several ranks.
         """
         Join.notify_join_context(self)
-        if closure is not None:
-            with torch.enable_grad():
-                settings["closure"] = _Once(closure())
-        with self._only_local():
+        with _OnlyLocal(self.inner, self.ownership) as view:
+            if closure is not None:
+                settings["closure"] = _Closure(view, closure)
             result = self.inner.step(**settings)
         if self.ownership.num_ranks > 1:
             pieces = ((param.detach(), pieces) for param, pieces in self.ownership.placements.items())
             share_pieces(pieces, self.ownership.group)
         return result
-
-    @contextlib.contextmanager
-    def _only_local(self) -> Iterator[None]:
-        """Hide from the wrapped optimizer what this rank does not update."""
-        ownership, lent = self.ownership, []
-        for param, rows in ownership.rows.items():
-            rows.data = ownership.local_rows(param, param.detach())  # the parameter may have moved to other memory
-            if param.grad is not None:
-                rows.grad = ownership.local_rows(param, param.grad)
-                lent.append(rows)
-        try:
-            with self._groups_of(ownership.locals):
-                yield
-        finally:
-            for rows in lent:
-                rows.grad = None
 
     @contextlib.contextmanager
     def _groups_of(self, choose: Callable[[Sequence[Tensor]], list[Tensor]]) -> Iterator[None]:
@@ -281,20 +266,60 @@ class _Shadow(JoinHook):
         self._optimizer.step()
 
 
-class _Once:
-    """A closure whose loss is known: ranks exchange gradients in it, and all must evaluate it equally often."""
+class _OnlyLocal:
+    """A context in which the wrapped optimizer sees only what this rank updates."""
 
-    def __init__(self, loss: Any) -> None:
-        self._loss, self._was_called = loss, False
+    def __init__(self, inner: Optimizer, ownership: Ownership) -> None:
+        self.inner, self.ownership = inner, ownership
+        self._whole: list[list[Tensor]] = []
+        self._lent: list[Tensor] = []
+
+    def __enter__(self) -> "_OnlyLocal":
+        for param, rows in self.ownership.rows.items():
+            rows.data = self.ownership.local_rows(param, param.detach())  # the parameter may have moved to other memory
+            if param.grad is not None:
+                rows.grad = self.ownership.local_rows(param, param.grad)
+                self._lent.append(rows)
+        self._whole = [group["params"] for group in self.inner.param_groups]
+        for group in self.inner.param_groups:
+            group["params"] = self.ownership.locals(group["params"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for group, params in zip(self.inner.param_groups, self._whole, strict=True):
+            group["params"] = params
+        for rows in self._lent:
+            rows.grad = None
+        self._lent.clear()
+
+
+class _Closure:
+    """A closure that is evaluated where the wrapped optimizer asks for it, and sees all parameters."""
+
+    def __init__(self, view: _OnlyLocal, evaluate: Callable[[], Any]) -> None:
+        self._view, self._evaluate, self._was_called = view, evaluate, False
 
     def __call__(self) -> Any:
-        if self._was_called:
+        if self._was_called and self._view.ownership.num_ranks > 1:
             raise ConfigurationError(
-                "The wrapped optimizer evaluates its closure more than once in a step, which a ShardedOptimizer cannot "
-                'follow. Use another optimizer, or the strategy "ddp".'
+                "The wrapped optimizer evaluates its closure more than once in a step, and between the evaluations "
+                'each rank has updated only its own parameters. Use another optimizer, or the strategy "ddp".'
             )
         self._was_called = True
-        return self._loss
+        self._view.__exit__()
+        try:
+            with torch.enable_grad():
+                return self._evaluate()
+        finally:
+            self._view.__enter__()
+
+
+def _require_shardable(optimizer: Optimizer, num_ranks: int) -> None:
+    if num_ranks > 1 and isinstance(optimizer, LBFGS | SparseAdam):
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} cannot be sharded over {num_ranks} ranks: it needs all parameters, or sparse "
+            'gradients. Use another optimizer, or the strategy "ddp".'
+        )
 
 
 def _built(
@@ -310,11 +335,6 @@ def _built(
     elif optimizer_class is not None or settings:
         raise ConfigurationError(
             f"ShardedOptimizer got a {type(optimizer).__name__} and also settings for one; give it the optimizer alone."
-        )
-    if isinstance(optimizer, LBFGS | SparseAdam):
-        raise ConfigurationError(
-            f"{type(optimizer).__name__} cannot be sharded: it needs all parameters, or sparse gradients. Use another "
-            'optimizer, or the strategy "ddp".'
         )
     return optimizer
 

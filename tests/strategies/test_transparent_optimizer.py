@@ -98,11 +98,77 @@ class Twice(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_a_closure_that_is_evaluated_twice_is_refused():
+def twice():
     model = layers()
     set_gradients(model, 0)
+    optimizer = ShardedOptimizer(Twice(model.parameters(), lr=0.1))
     with pytest.raises(ConfigurationError, match="more than once"):
-        ShardedOptimizer(Twice(model.parameters(), lr=0.1)).step(lambda: 1.0)
+        optimizer.step(lambda: 1.0)
+    with pytest.raises(ConfigurationError, match="LBFGS cannot be sharded over 2 ranks"):
+        ShardedOptimizer(torch.optim.LBFGS(model.parameters()))
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def test_a_closure_that_is_evaluated_twice_is_refused_on_several_ranks(ranks):
+    assert ranks(2).run(twice) == [[4], [4]]
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, ShardedOptimizer])
+def test_one_process_may_evaluate_a_closure_as_often_as_it_likes(wrap):
+    """Minimising a quadratic form: the line search of L-BFGS finds the solution of the linear system."""
+    torch.manual_seed(0)
+    root = torch.randn(6, 6, dtype=torch.float64)
+    matrix, target = root @ root.T + torch.eye(6), torch.randn(6, dtype=torch.float64)
+    param = nn.Parameter(torch.zeros(6, dtype=torch.float64))
+
+    def optimizer():
+        return wrap(torch.optim.LBFGS([param], max_iter=10, line_search_fn="strong_wolfe"))
+
+    def closure():
+        first.zero_grad(), second.zero_grad()
+        loss = 0.5 * param @ matrix @ param - target @ param
+        loss.backward()
+        return loss
+
+    first = second = optimizer()
+    first.step(closure)
+    second = optimizer()
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        second.step(closure)
+    torch.testing.assert_close(param.detach(), torch.linalg.solve(matrix, target), rtol=0, atol=1e-5)  # its own limit
+
+
+class Recorded(torch.optim.SGD):
+    def step(self, closure=None):
+        events.append("step")
+        return super().step(closure)
+
+
+events: list[object] = []
+
+
+def order():
+    model = layers()
+    optimizer = ShardedOptimizer(Recorded(model.parameters(), lr=0.1), min_split_elements=SPLIT)
+    events.clear()
+
+    def closure():
+        events.append(sum(len(group["params"]) for group in optimizer.inner.param_groups))
+        set_gradients(model, 0)
+
+    optimizer.step(closure)
+    return events, [param.detach() for param in model.parameters()]
+
+
+def test_a_closure_is_evaluated_in_the_step_and_sees_all_parameters(ranks):
+    """As torch's optimizers do; what is counted or timed around a step then includes the passes."""
+    model = layers()
+    set_gradients(model, 0)
+    wanted = [param.detach() - 0.1 * param.grad for param in model.parameters()]
+    for events, weights in ranks(2).run(order):
+        assert events == ["step", 4]
+        assert_equal(weights, wanted)
 
 
 # --- groups of ranks ---
