@@ -2,23 +2,36 @@
 
 import inspect
 import sys
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from functools import cache as remembered
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
+from lightning_lm.models.packed_rows import ONE_PER_ROW, keeps_documents_apart, several_documents
 from lightning_lm.models.saved_transformers import TransformersConfig
+from lightning_lm.models.transformer import Transformer
 
-__all__ = ["TransformersCache", "TransformersModel", "as_language_model", "whole_logits"]
+__all__ = [
+    "TransformersCache",
+    "TransformersModel",
+    "accepted_inputs",
+    "as_language_model",
+    "mixed_documents",
+    "whole_logits",
+]
 
 _SCALES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 _MULTIPLIES = {"cohere": "logit_scale", "falcon_h1": "lm_head_multiplier", "hyperclovax": "logits_scaling"}
 _DIVIDES = {"granite": "logits_scaling"}
 """Families by the beginning of their ``model_type``, and what they scale logits with."""
+_TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models of users that were given packed rows."""
 
 
 class TransformersCache:
@@ -62,8 +75,10 @@ class TransformersCache:
 class TransformersModel(nn.Module):
     """A ``transformers`` causal language model that meets `lightning_lm.protocols.LanguageModel`.
 
-    Packed rows are handled by ``transformers`` itself, which keeps documents apart where positions restart. Where a
-    model scales its logits (Granite, Cohere) its features are scaled instead: the same for a head without a bias.
+    Packed rows are handled by ``transformers`` itself, which keeps the documents of most models apart if positions
+    restart. Not of all (GPT-OSS, Qwen3-Next, Mamba, OPT), so a trial precedes the first batch with documents, and rows
+    of several documents are refused if it fails. If a model scales its logits (Granite, Cohere) its hidden states are
+    scaled instead: the same for a head without a bias.
 
     Args:
         model: For example ``AutoModelForCausalLM.from_pretrained(...)``, bare or with adapters in a ``PeftModel``.
@@ -78,6 +93,7 @@ class TransformersModel(nn.Module):
         self.model = model
         self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._scale = _logit_scale(model.config) or 1.0
+        self._keeps_apart: bool | None = None
 
     @property
     def description(self) -> TransformersConfig | None:
@@ -116,8 +132,8 @@ class TransformersModel(nn.Module):
         """Return the features that ``head`` turns into logits.
 
         Raises:
-            ConfigurationError: If documents are given together with a cache, or with positions that do not restart
-                at each of them.
+            ConfigurationError: If documents are given together with a cache, with positions that do not restart at
+                each of them, or in rows of several to a model that does not keep them apart.
         """
         mask: Tensor | None = None
         if cache is not None:
@@ -127,9 +143,20 @@ class TransformersModel(nn.Module):
             position_ids = positions if position_ids is None else position_ids
         elif document_ids is not None:
             position_ids = _restarting_positions(document_ids, position_ids)
+            self._require_apart(input_ids, document_ids)
         elif position_ids is not None:
             # Without a mask transformers would read a jump in the positions as the border of a document.
             mask = torch.ones_like(input_ids, dtype=torch.bool)
+        hidden = self._decode(input_ids, position_ids, mask, cache)
+        return hidden if self._scale == 1.0 else hidden * self._scale
+
+    def _decode(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        mask: Tensor | None = None,
+        cache: TransformersCache | None = None,
+    ) -> Tensor:
         base: Any = _without_wrapper(self.model).base_model
         caching = {} if cache is None else {_cache_keyword(type(base).forward): cache.past}
         output = base(
@@ -140,7 +167,28 @@ class TransformersModel(nn.Module):
             **caching,
         )
         hidden: Tensor = output.last_hidden_state
-        return hidden if self._scale == 1.0 else hidden * self._scale
+        return hidden
+
+    def _require_apart(self, input_ids: Tensor, document_ids: Tensor) -> None:
+        """Refuse rows of several documents if one can be seen from another; tried once."""
+        if torch.compiler.is_compiling():
+            return
+        if self._keeps_apart is None:
+            self._keeps_apart = keeps_documents_apart(
+                self,
+                lambda inputs: self._decode(inputs["input_ids"], inputs["position_ids"]),
+                num_ids=self.head.weight.shape[0],
+                device=input_ids.device,
+            )
+        if not self._keeps_apart and several_documents(input_ids, document_ids):
+            model: Any = _without_wrapper(self.model)
+            flash = "flash" in str(getattr(model.config, "_attn_implementation", None))
+            raise ConfigurationError(
+                f"The rows hold packed documents, and {type(model).__name__} of transformers lets each see the one "
+                "before it: in a trial, a document after another had other hidden states than alone. "
+                + ('Load the model with attn_implementation="sdpa". Or: ' if flash else "")
+                + ONE_PER_ROW
+            )
 
     def make_cache(
         self, batch_size: int, max_length: int, starts: Int[Tensor, " batch"] | None = None
@@ -177,25 +225,100 @@ def as_language_model(model: nn.Module) -> nn.Module:
     return TransformersModel(model) if _is_of_transformers(model) and not _unsupported(model) else model
 
 
-def whole_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the logits of a model that has no `hidden` and `head`, [batch, seq, vocab].
+def whole_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch seq vocab"]:
+    """Return the logits of a model that has no `hidden` and `head`.
 
     Args:
-        model: Returns logits, or an object that has them as ``logits``.
-        inputs: Its arguments.
+        model: Returns logits, an object that has them as ``logits``, or a tuple that begins with them.
+        inputs: ``input_ids``, and what else its forward may take: ``position_ids``, ``document_ids``.
 
     Raises:
-        ConfigurationError: If packed documents are given to a bare model of ``transformers``, which would ignore the
-            borders between them and let each token see the documents before its own.
+        ConfigurationError: If rows of several documents are given to a bare model of ``transformers``, which would
+            ignore the borders between them; or if the logits are not those of every token.
     """
-    if inputs.get("document_ids") is not None and _is_of_transformers(model):
+    ids, documents = inputs["input_ids"], inputs.get("document_ids")
+    if documents is not None and _is_of_transformers(model):
+        if several_documents(ids, documents):
+            raise ConfigurationError(
+                f"The rows hold packed documents, and {type(model).__name__} cannot be told to keep them apart: it "
+                f"{_unsupported(model)} {ONE_PER_ROW}"
+            )
+        inputs = {name: value for name, value in inputs.items() if name != "document_ids"}
+    given = accepted_inputs(model, inputs)
+    output = model(**given) if _takes_keyword(model, "input_ids") else model(given.pop("input_ids"), **given)
+    logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
+    if _is_of_transformers(model):
+        logits = logits[:, -ids.shape[1] :]  # learned prompts of peft stand before the row
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != ids.shape:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigurationError(
-            f"The rows hold packed documents, and {type(model).__name__} cannot be told to keep them apart: it "
-            f"{_unsupported(model)} Give each document a row of its own: pack=False in the datamodule's rows."
+            f"{type(model).__name__}.forward returned {found} for input_ids of shape {tuple(ids.shape)}; return the "
+            "logits of every token, [batch, seq, vocab]."
         )
-    output = model(**inputs)
-    logits: Tensor = getattr(output, "logits", output)
     return logits
+
+
+def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``input_ids`` and those of the other inputs that the forward of a model takes.
+
+    Warns at the first packed rows that a user's own model is given, if it does not keep their documents apart.
+
+    Args:
+        model: Any; one with `hidden` and `head` is asked for what `hidden` takes.
+        inputs: ``input_ids``, ``position_ids``, ``document_ids``.
+    """
+    if isinstance(model, Transformer | TransformersModel):
+        return dict(inputs)
+    ids, documents = inputs["input_ids"], inputs.get("document_ids")
+    if documents is not None and model not in _TRIED and several_documents(ids, documents):
+        how = mixed_documents(model, inputs)
+        if how is not None:
+            warnings.warn(
+                f"The rows hold packed documents, and {type(model).__name__} {how}. {ONE_PER_ROW}", stacklevel=2
+            )
+    return {name: value for name, value in inputs.items() if name == "input_ids" or _takes_keyword(model, name)}
+
+
+def mixed_documents(model: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
+    """Return how a user's own model mixes the documents of packed rows; ``None`` if it keeps them apart.
+
+    Args:
+        model: Not of ``transformers``: those are tried by `TransformersModel`.
+        inputs: Rows of several documents.
+    """
+    _TRIED.add(model)
+    lost = [name for name in ("document_ids", "position_ids") if not _takes_keyword(model, name)]
+    if "document_ids" in lost:
+        return f"does not take {' and '.join(lost)}, so tokens see the earlier documents of their row"
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        language_model: Any = model
+        if _has_hidden(model):
+            return cast(Tensor, language_model.hidden(**accepted_inputs(model, inputs)))
+        return whole_logits(model, inputs)
+
+    ids = inputs["input_ids"]
+    apart = keeps_documents_apart(model, run, num_ids=int(ids.max()) + 1, device=ids.device)
+    return None if apart else "takes document_ids, but a document after another gets other logits than alone"
+
+
+def _has_hidden(model: nn.Module) -> bool:
+    return hasattr(model, "hidden") and hasattr(model, "head")
+
+
+def _takes_keyword(model: nn.Module, name: str) -> bool:
+    """Whether a model's `hidden`, or its forward if it has none, takes an argument by this name."""
+    inner: Any = getattr(model, "_orig_mod", model)  # the wrapper of torch.compile takes anything
+    function = inner.hidden if _has_hidden(inner) else inner.forward
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.name == name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL):
+        return True
+    # Where ids have another name they are the first argument, whatever else may be given by name.
+    by_place = any(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
+    )
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return any_name and not (name == "input_ids" and by_place)
 
 
 def _is_of_transformers(model: nn.Module) -> bool:

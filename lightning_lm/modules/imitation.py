@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_lm.functional.cross_entropy import MeasuredLoss, token_cross_entropy
 from lightning_lm.functional.logprobs import entropy
 from lightning_lm.kernels import measured_cross_entropy, output_layer
-from lightning_lm.models.adapter import whole_logits
+from lightning_lm.models.adapter import accepted_inputs, whole_logits
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
@@ -52,7 +52,7 @@ class ImitationLoss(Part):
         if not (hasattr(model, "hidden") and hasattr(model, "head")):
             return _of_logits(whole_logits(model, inputs)[learned], targets[learned], **terms)
         language_model = cast(LanguageModel, model)
-        features = language_model.hidden(**inputs)[learned]
+        features = language_model.hidden(**accepted_inputs(model, inputs))[learned]
         return measured_cross_entropy(features, targets=targets[learned], **output_layer(language_model), **terms)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import TokenLoss, token_cross_entropy
 from lightning_lm.kernels import linear_cross_entropy, output_layer
-from lightning_lm.models.adapter import whole_logits
+from lightning_lm.models.adapter import accepted_inputs, whole_logits
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
 
@@ -46,7 +46,7 @@ class CrossEntropy(TokenLossPart):
             logits = whole_logits(model, inputs)
             return token_cross_entropy(logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
         language_model = cast(LanguageModel, model)
-        features = language_model.hidden(**inputs)
+        features = language_model.hidden(**accepted_inputs(model, inputs))
         terms: dict[str, Any] = {"z_loss": self.z_loss, "label_smoothing": self.label_smoothing}
         return linear_cross_entropy(features, targets=targets, **output_layer(language_model), **terms)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_logprob, output_layer
-from lightning_lm.models.adapter import whole_logits
+from lightning_lm.models.adapter import accepted_inputs, whole_logits
 from lightning_lm.models.shared_prompts import answer_features
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.protocols import LanguageModel
@@ -38,7 +38,7 @@ def token_scores(
     if hasattr(model, "hidden") and hasattr(model, "head"):
         language_model = cast(LanguageModel, model)
         features = answer_features(model, batch, learned)
-        features = language_model.hidden(**inputs)[learned] if features is None else features
+        features = language_model.hidden(**accepted_inputs(model, inputs))[learned] if features is None else features
         scores = linear_logprob(features, ids=targets[learned], **output_layer(language_model), **options)
     else:
         scores = _scores_of_logits(whole_logits(model, inputs)[learned], targets[learned], **options)

@@ -159,8 +159,11 @@ def test_packed_rows_are_refused_by_what_cannot_keep_documents_apart(ids):
     unknown = make("llama")
     unknown.config.logits_scaling = 8.0
     prompted = peft.get_peft_model(make("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    documents = torch.arange(17).expand(3, -1) // 9
     for model in (unknown, prompted):
         assert as_language_model(model) is model
-        with pytest.raises(ConfigurationError, match="cannot be told to keep them apart"):
-            whole_logits(model, {"input_ids": ids, "document_ids": torch.zeros_like(ids)})
-        assert whole_logits(model, {"input_ids": ids}).shape[-1] == 61
+        with pytest.raises(ConfigurationError, match=r"cannot be told to keep them apart.*--data.packing OnePerRow"):
+            whole_logits(model, {"input_ids": ids, "document_ids": documents})
+        whole = model(input_ids=ids).logits[:, -17:]
+        torch.testing.assert_close(whole_logits(model, {"input_ids": ids}), whole)
+        torch.testing.assert_close(whole_logits(model, {"input_ids": ids, "document_ids": documents * 0}), whole)
