@@ -11,9 +11,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
+from lightning_lm.storage import remove_leftovers, sync_folder, system_error, temporary_for
 from lightning_lm.strategies.sharded_checkpoint import is_sharded, put, read_sharded, remove
 
-__all__ = ["AtomicCheckpointIO"]
+__all__ = ["AtomicCheckpointIO", "check_checkpoint"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -83,45 +84,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             remove(Path(path))
 
 
+def check_checkpoint(path: Path | str) -> None:
+    """Look whether a checkpoint is whole and undamaged, without reading its tensors into memory.
+
+    Args:
+        path: File or folder.
+
+    Raises:
+        CheckpointError: If it is truncated, damaged or no checkpoint.
+        FileNotFoundError: If there is no such file.
+    """
+    if is_sharded(path):
+        read_sharded(path, whole=False)
+        return
+    with reading(path):
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Any]:
     """Give a temporary file in the folder of the target, and put it in its place if all went well."""
-    for left_behind in target.parent.glob(f".{target.name}.*.tmp"):  # by a run that was killed while it saved
-        left_behind.unlink(missing_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    remove_leftovers(target)
+    temporary = temporary_for(target)
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         put(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except (OSError, RuntimeError) as error:  # torch's writer wraps what the file system says
+        cause = system_error(error)
         raise CheckpointError(
-            f"{target} was not written: {_reason(error)}. "
+            f"{target} was not written: {str(error).partition(chr(10))[0] if cause is None else cause.strerror}. "
             f"{'The previous file of that name is untouched. ' if target.exists() else ''}"
             "Free some space on this disk or save elsewhere (ModelCheckpoint's dirpath)."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _reason(error: BaseException) -> str:
-    """Return what the file system said, however deep torch has wrapped it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return str(error).partition("\n")[0]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["newest_checkpoint", "run_folder"]
+from lightning_lm.errors import CheckpointError
+from lightning_lm.strategies.checkpoint import check_checkpoint
+
+__all__ = ["newest_checkpoint", "run_folder", "sound_checkpoint"]
 
 _PATTERN = "last*.ckpt"
 
@@ -32,6 +35,30 @@ def newest_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
     """
     found = {path: path.stat().st_mtime_ns for folder in _folders(trainer) for path in folder.glob(_PATTERN)}
     return max(found, key=lambda path: found[path]) if found else None
+
+
+def sound_checkpoint(newest: Path) -> tuple[Path, list[str]]:
+    """Return a checkpoint, or the newest one beside it that is sound if it is damaged, and reports of the damaged ones.
+
+    Args:
+        newest: The checkpoint to resume from.
+
+    Raises:
+        CheckpointError: If no checkpoint in its folder is sound.
+    """
+    others = {path: path.stat().st_mtime_ns for path in newest.parent.glob("*.ckpt") if path != newest}
+    reports: list[str] = []
+    for path in [newest, *sorted(others, key=lambda path: others[path], reverse=True)]:
+        try:
+            check_checkpoint(path)
+        except CheckpointError as error:
+            reports.append(str(error))
+        else:
+            return path, reports
+    raise CheckpointError(
+        f"{reports[0]} No other checkpoint in {newest.parent} is sound; name one of another run with --ckpt_path PATH, "
+        "or train from the beginning without --ckpt_path."
+    )
 
 
 def _folders(trainer: Mapping[str, Any]) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import pkgutil
 import sys
 import warnings
@@ -23,7 +24,7 @@ from lightning_lm.cli.explain import explain, is_a_users_mistake
 from lightning_lm.cli.list_items import change_items
 from lightning_lm.cli.overlays import expand_configs
 from lightning_lm.cli.precision import fast_precision
-from lightning_lm.cli.resume import newest_checkpoint, run_folder
+from lightning_lm.cli.resume import newest_checkpoint, run_folder, sound_checkpoint
 from lightning_lm.cli.save_config import SaveConfig
 from lightning_lm.cli.signatures import Argument, arguments_of
 from lightning_lm.datamodules import TextDataModule
@@ -190,6 +191,9 @@ class CommandLine(LightningCLI):
             config["ckpt_path"] = None
             print(f"No checkpoint under {folder}: training starts from the beginning.", file=sys.stderr)
             return
+        path, reports = sound_checkpoint(path)
+        if reports and "LOCAL_RANK" not in os.environ:  # only the process that was started by hand reports
+            print(*reports, f"Resuming from {path} instead.", sep="\n", file=sys.stderr)
         config["ckpt_path"] = str(path)
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and folder in path.parents and logger["init_args"].get("version") is None:

@@ -22,6 +22,7 @@ from lightning_lm.models import (
     set_generation_settings,
 )
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import check_archive
 
 __all__ = [
     "ADAPTERS",
@@ -48,12 +49,17 @@ VERSION = 1
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Turn whatever goes wrong while a checkpoint is read into an error that says what to do.
+    """Compare a checkpoint's records with their checksums; turn what goes wrong then into an error with a remedy.
+
+    Args:
+        path: The checkpoint; only files have checksums here.
 
     Raises:
-        CheckpointError: If the file is truncated, is no checkpoint, or holds more than tensors and plain data.
+        CheckpointError: If the file is truncated, damaged, is no checkpoint, or holds more than tensors and plain data.
     """
     try:
+        if Path(path).is_file():
+            check_archive(path)
         yield
     except pickle.UnpicklingError as error:
         raise CheckpointError(

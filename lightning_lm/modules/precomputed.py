@@ -3,18 +3,20 @@
 import dataclasses
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_lm.errors import ConfigurationError
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.modules.checkpoint import reading
 from lightning_lm.modules.pairs import counted_pairs
 from lightning_lm.modules.reference import Reference, ReferenceScores, answer_logprobs
+from lightning_lm.storage import replacing
 
 __all__ = ["NumberedPairs", "PrecomputedReference"]
 
@@ -82,7 +84,7 @@ class _ScoreTable(ReferenceScores):
         model = cast(nn.Module, module.model)
         file = self._cache / f"reference-{_key(_weights_digests(model, module), data.pairs_key)}.pt"
         is_first = module.trainer.is_global_zero
-        known = torch.load(file, weights_only=True) if is_first and file.is_file() else None
+        known = _read(file, self.table.shape) if is_first else None
         known = module.trainer.strategy.broadcast(known)
         self.table.copy_(self._computed(module, model, data) if known is None else known)
         if known is None and is_first:
@@ -119,10 +121,20 @@ def _key(digests: Sequence[str], pairs_key: str) -> str:
     return hashlib.sha256(repr((digests, pairs_key)).encode()).hexdigest()[:32]
 
 
+def _read(file: Path, shape: torch.Size) -> Tensor | None:
+    """Return the table of a file; ``None`` if there is none, or it is damaged and must be computed again."""
+    if not file.is_file():
+        return None
+    try:
+        with reading(file):
+            table = torch.load(file, weights_only=True)
+    except CheckpointError as error:
+        rank_zero_warn(f"{error} The log-probabilities of the reference are computed again.")
+        return None
+    return table if isinstance(table, Tensor) and table.shape == shape else None
+
+
 def _write(file: Path, table: Tensor) -> None:
     """Write a file that is whole or not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(handle, "wb") as stream:
+    with replacing(file) as stream:
         torch.save(table, stream)
-    os.replace(name, file)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_lm.errors import TokenizerError
+from lightning_lm.storage import check_archive
 from lightning_lm.tokenizers import gpt2_files
 from lightning_lm.tokenizers.base import CHAT_TEMPLATE, MARKER, BaseTokenizer, read_marker
 from lightning_lm.tokenizers.bpe import BPETokenizer
@@ -41,6 +42,7 @@ def load_tokenizer(path: Path | str) -> BaseTokenizer:
 
     Raises:
         TokenizerError: If there is no tokenizer, or it is damaged.
+        CheckpointError: If it is a ``.ckpt`` whose content has changed since it was written.
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".model":
@@ -96,6 +98,7 @@ def _files_in_checkpoint(path: Path) -> dict[str, str]:
     """Return what a training run kept of its tokenizer; the weights beside it are not read."""
     import torch
 
+    check_archive(path)
     try:
         files = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["lightning_lm"]["tokenizer"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:

@@ -1,6 +1,8 @@
 """The Trainer's verbs end to end: mistakes, folders of runs, resuming, also after a kill."""
 
 import logging
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +219,31 @@ def test_last_goes_on_in_the_same_folder_and_keeps_the_earlier_configuration(tin
     assert yaml.safe_load((folder / "config.1.yaml").read_text())["trainer"]["max_steps"] == 4
     whole = weights("runs/tiny/version_0/checkpoints/last.ckpt")
     assert torch.equal(weights(folder / "checkpoints/last.ckpt"), whole)
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_last_falls_back_to_the_last_sound_checkpoint_of_the_run_and_says_so(tiny, capsys):
+    assert fit("--model.schedule", "Constant", "--trainer.max_steps=3") == 0
+    folder = tiny / "runs/tiny/version_0/checkpoints"
+    shutil.copy(folder / "last.ckpt", folder / "step=3.ckpt")
+    assert fit("--model.schedule", "Constant", "--trainer.max_steps=4", "--ckpt_path=last") == 0
+    damage(folder / "last.ckpt")
+    capsys.readouterr()
+    assert fit("--model.schedule", "Constant", "--trainer.max_steps=5", "--ckpt_path=last") == 0
+    printed = capsys.readouterr().err
+    assert re.search(r"last\.ckpt is damaged: archive/data/\d+, bytes .*\nResuming from .*step=3\.ckpt instead\.", printed)
+    assert state(folder / "last.ckpt")["global_step"] == 5
+    damage(folder / "last.ckpt")
+    damage(folder / "step=3.ckpt")
+    assert fit("--ckpt_path=last") == 1
+    printed = capsys.readouterr().err
+    assert "last.ckpt is damaged" in printed
+    assert "No other checkpoint in" in printed
 
 
 def test_validate_measures_the_last_checkpoint(tiny, capsys):

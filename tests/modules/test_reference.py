@@ -121,6 +121,21 @@ def test_precomputed_trains_like_a_copy(fit, tmp_path):
     assert {"val/loss", "train/loss"} <= live.last_metrics.keys()
 
 
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_a_damaged_cache_is_computed_again_and_said(fit, tmp_path, how):
+    first = fit(policy_of(PrecomputedReference(cache_dir=str(tmp_path))), max_steps=1).reference.table
+    (file,) = tmp_path.iterdir()
+    whole = bytearray(file.read_bytes())
+    place = whole.index(first.numpy().tobytes()[:16])
+    whole[place + 3] ^= 0x10
+    file.write_bytes(whole if how == "flipped" else whole[: place + 8])
+    with pytest.warns(UserWarning, match="computed again"):
+        second = fit(policy_of(PrecomputedReference(cache_dir=str(tmp_path))), max_steps=1).reference.table
+    assert torch.equal(first, second)
+    assert torch.equal(torch.load(file), first)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
 def test_precomputed_equals_live_pair_by_pair(fit, tmp_path):
     data = pairs()
     module = fit(policy_of(PrecomputedReference(cache_dir=str(tmp_path))), data, max_steps=1)

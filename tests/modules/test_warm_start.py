@@ -67,7 +67,7 @@ def test_the_tokenizer_lies_in_the_checkpoint(checkpoint, tmp_path):
     with pytest.raises(TokenizerError, match="carries no tokenizer"):
         load_tokenizer(checkpoint(tokenizer=None))
     (tmp_path / "other.ckpt").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TokenizerError, match="damaged"):
+    with pytest.raises(CheckpointError, match="damaged"):
         load_tokenizer(tmp_path / "other.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(TokenizerError, match="no checkpoint of this package"):

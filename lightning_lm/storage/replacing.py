@@ -1,0 +1,84 @@
+"""Files that are replaced as a whole: a kill, a full disk or an error at any moment leaves the previous one."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lightning_lm.storage.temporaries import remove_leftovers, temporary_for
+
+__all__ = ["naming", "replacing", "sync_folder", "system_error"]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of another one when all is written and on the disk.
+
+    Args:
+        path: The file to replace or create; its folder is made.
+
+    Raises:
+        OSError: If it cannot be written; has the path as ``filename``.
+    """
+    temporary = temporary_for(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of the file system a path: a write that fails has none, and torch wraps it in an error of its own.
+
+    Args:
+        path: The file or folder that is being written.
+
+    Raises:
+        OSError: What the system refused, for this path.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = system_error(error)
+        if cause is None or (cause is error and cause.filename is not None):
+            raise
+        raise OSError(cause.errno, cause.strerror, os.fspath(path)) from error
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """Return the refusal of the file system behind an error, however deep it is wrapped.
+
+    Args:
+        error: As it was raised.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can.
+
+    Args:
+        folder: The folder.
+    """
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
