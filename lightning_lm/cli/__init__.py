@@ -31,7 +31,7 @@ _VERBS = {
     "predict": _Verb("run a checkpoint over a data set", _TRAINER),
     "profile": _Verb("time the parts of a training step", _PROFILE),
     "kernels": _Verb("measure launch settings on this GPU; say what runs here", "lightning_lm.cli.kernels"),
-    "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.generation.command"),
+    "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.cli.generate"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model as a Hugging Face folder", "lightning_lm.cli.export"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
@@ -100,6 +100,11 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in _VERBS:
         return _unknown_verb(name)
+    if _VERBS[name].module in (_TRAINER, _PROFILE) and not {"-h", "--help"}.isdisjoint(rest):
+        from lightning_lm.cli.pages import trainer_page
+
+        print(trainer_page(name), end="")
+        return 0
     module = importlib.import_module(_VERBS[name].module)
     if module.__name__ in (_TRAINER, _PROFILE):
         module.run(name, rest)

@@ -80,6 +80,37 @@ class Checker:
         self._check_keys(root, self._top_level, "the configuration", "")
         return self._changes
 
+    def find(self, path: str) -> tuple[Argument, type | None]:
+        """Return the argument that a dotted path means, and the class that stands there, if that is known.
+
+        Args:
+            path: For example ``model.optimizer``.
+
+        Raises:
+            UsageError: If there is no such key.
+        """
+        arguments, owner, above = self._top_level, "the configuration", ""
+        keys = path.split(".")
+        for position, key in enumerate(keys):
+            if key not in arguments:
+                raise UsageError(_unknown_key(key, Place(), owner, arguments, above))
+            argument, above = arguments[key], ".".join(keys[: position + 1])
+            cls = self._classes.get(above) or _default_class(argument) or _only_class(argument)
+            arguments, owner = (cls and arguments_of(cls)) or {}, cls.__name__ if cls else above
+        return argument, cls
+
+    def named(self, name: str, path: str) -> type | None:
+        """Return the class of a name for the argument at a dotted path, or None if that takes no classes.
+
+        Args:
+            name: Short name or import path.
+            path: For example ``model.optimizer``.
+
+        Raises:
+            UsageError: If there is no such class or key.
+        """
+        return _named_class(Setting(name), self.find(path)[0].annotation, path)
+
     def _check_keys(self, setting: Setting, arguments: dict[str, Argument], owner: str, path: str) -> None:
         for written, child in setting.value.items():
             key = written.removesuffix("+")
@@ -235,6 +266,11 @@ def _default_class(argument: Argument) -> type | None:
     expected = accepted_classes(argument.annotation)
     cls = type(argument.default)
     return cls if any(base in cls.__mro__ for base in expected) else None
+
+
+def _only_class(argument: Argument) -> type | None:
+    known = subclasses_by_name(accepted_classes(argument.annotation))
+    return next(iter(known.values())) if len(known) == 1 else None
 
 
 def _unknown_key(key: str, place: Place, owner: str, arguments: dict[str, Argument], path: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_lm.callbacks import KernelSwap, LoRA, Profile
-from lightning_lm.cli.trainer import CommandLine, prepare
+from lightning_lm.cli.trainer import CommandLine, prepare, print_class_help
 
 __all__ = ["run"]
 
@@ -25,7 +25,8 @@ def run(verb: str, words: Sequence[str]) -> None:  # noqa: ARG001
         UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.
     """
     prepare()
-    _ProfileCommandLine("fit", words)
+    if not print_class_help("fit", words):
+        _ProfileCommandLine("fit", words)
 
 
 class _ProfileCommandLine(CommandLine):

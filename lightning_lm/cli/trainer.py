@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_lm import __version__
 from lightning_lm.callbacks.readable import number
 from lightning_lm.cli.check import Checker, command_line_settings
+from lightning_lm.cli.class_help import class_help, names_help
 from lightning_lm.cli.class_paths import class_path
 from lightning_lm.cli.defaults import defaults_of_changes
 from lightning_lm.cli.explain import explain, is_a_users_mistake
@@ -33,7 +34,7 @@ from lightning_lm.modules import PretrainModule
 from lightning_lm.strategies import AtomicCheckpointIO
 from lightning_lm.tokenizers import TrainBPE
 
-__all__ = ["CommandLine", "prepare", "run"]
+__all__ = ["CommandLine", "prepare", "print_class_help", "run"]
 
 _PARTS = ("callbacks", "data", "datamodules", "models", "modules", "optim", "strategies", "tokenizers")
 _SEED = 1
@@ -54,7 +55,35 @@ def run(verb: str, words: Sequence[str]) -> None:
         UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.
     """
     prepare()
-    CommandLine(verb, words)
+    if not print_class_help(verb, words):
+        CommandLine(verb, words)
+
+
+def print_class_help(verb: str, words: Sequence[str]) -> bool:
+    """Print the help that ``--KEY.help`` or ``--KEY.help CLASS`` asks for; return whether one does.
+
+    Args:
+        verb: The name of a method of the Trainer.
+        words: The command line behind the verb.
+    """
+    index = next((index for index, word in enumerate(words) if word.partition("=")[0].endswith(".help")), None)
+    if index is None:
+        return False
+    option, equals, name = words[index].partition("=")
+    following = [word for word in words[index + 1 : index + 2] if not word.startswith("--")]
+    name = name if equals else next(iter(following), "")
+    expanded, overlays = change_items(*expand_configs([*words[:index], *words[index + 1 + len(following) :]]))
+    checker = _checker(verb)
+    for layer in (*(overlay.root for overlay in overlays), command_line_settings(expanded)):
+        checker.check(layer)
+    key = option.removeprefix("--").removesuffix(".help")
+    argument, cls = checker.find(key)
+    cls = checker.named(name, key) if name else cls
+    parts = [class_help(cls, key, ours=cls is not Trainer)] if cls is not None else []
+    if not name and cls is not Trainer:
+        parts.append(names_help(argument, key))
+    print("\n\n".join(parts))
+    return True
 
 
 def prepare() -> None:
@@ -90,7 +119,7 @@ class CommandLine(LightningCLI):
 
     def _checked(self, verb: str, words: list[str]) -> list[str]:
         """Check every layer; return the words with each new part's defaults in front of the layer that names it."""
-        checker = Checker(_top_level(verb), {"trainer": Trainer, **_DEFAULTS}, _IMPLIED)
+        checker = _checker(verb)
         configs = [index for index, word in enumerate(words) if word.startswith("--config=")]
         behind_configs = configs[-1] + 1 if configs else 0
         result = list(words)
@@ -208,6 +237,10 @@ def _hush() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_CHATTER)
+
+
+def _checker(verb: str) -> Checker:
+    return Checker(_top_level(verb), {"trainer": Trainer, **_DEFAULTS}, _IMPLIED)
 
 
 def _top_level(verb: str) -> dict[str, Argument]:

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models.config import ModelConfig
-from lightning_lm.models.summary import attention_shapes, flops_per_token, parameter_table
 from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lightning_lm.models.config import ModelConfig
 
 __all__ = ["CONVENTIONS", "ModelCost", "check_convention", "measure_cost"]
 
@@ -52,13 +53,19 @@ class ModelCost:
         return self.flops_per_token[check_convention(convention)] / FLOPS_PER_PARAMETER_TOKEN
 
 
-def measure_cost(model: nn.Module | ModelConfig, context_length: int) -> ModelCost:
+def measure_cost(model: "nn.Module | ModelConfig", context_length: int) -> ModelCost:
     """Return what a model counts as.
 
     Args:
         model: A model, ours or another library's, or a config whose ``vocab_size`` is set.
         context_length: Tokens of a row, which decides the share of attention.
     """
+    import torch  # only here: fits and plans of runs that were made need none
+    from torch import nn
+
+    from lightning_lm.models.config import ModelConfig
+    from lightning_lm.models.summary import attention_shapes, flops_per_token, parameter_table
+
     if isinstance(model, ModelConfig):
         with torch.device("meta"):
             model = model.build()

@@ -328,13 +328,6 @@ def test_a_module_and_data_of_the_users_own_need_no_other_command(tiny, monkeypa
     assert main(["fit", *words, "--trainer.logger", "false"]) == 0
 
 
-def test_the_help_of_a_verb_shows_its_options():
-    command = [sys.executable, "-m", "lightning_lm", "fit", "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for option in ("--config", "--trainer.max_steps", "--model", "--data", "--ckpt_path"):
-        assert option in text
-
-
 def test_checkpoints_written_in_the_background_change_nothing(tiny):
     assert fit("--trainer.logger.init_args.name=plain") == 0
     plugin = "--trainer.plugins+=BackgroundCheckpointIO"

@@ -1,0 +1,77 @@
+"""``--help`` of the Trainer's verbs: one page each, written without importing torch or Lightning."""
+
+__all__ = ["DATA_MODULES", "MODULES", "trainer_page"]
+
+MODULES = ("PretrainModule", "SFTModule", "RewardModule", "DPOModule", "KTOModule", "GRPOModule", "PPOModule")
+"""Names that ``--model`` takes; the first is the default."""
+DATA_MODULES = ("TextDataModule", "ChatDataModule", "PreferenceDataModule", "UnpairedDataModule", "PromptDataModule")
+"""Names that ``--data`` takes; the first is the default."""
+
+_ABOUT = {
+    "fit": "Train a model.",
+    "validate": "Measure a checkpoint on the validation text.",
+    "test": "Measure a checkpoint on the test text.",
+    "predict": "Run a checkpoint over a data set.",
+    "profile": "Train for a few batches as fit would, and print where their time goes.\nNothing is logged or saved.",
+}
+_CHECKPOINT = {
+    "fit": "checkpoint to resume from; last: this recipe's newest",
+    "profile": "checkpoint to start from",
+}
+_OWN = {
+    "profile": """\
+  --trainer.callbacks+=Profile --trainer.callbacks.steps 20
+                          number of batches that are timed (10)
+""",
+    "predict": """\
+  --return_predictions false
+                          do not keep the predictions in memory
+""",
+}
+
+
+def trainer_page(verb: str) -> str:
+    """Return the help of ``fit``, ``validate``, ``test``, ``predict`` or ``profile``.
+
+    Args:
+        verb: Name of the verb.
+    """
+    command = f"lightning-lm {verb}"
+    return f"""\
+usage: {command} --config NAME [--KEY VALUE ...]
+
+{_ABOUT[verb]}
+
+  --config NAME           recipe or YAML file; may be repeated, later ones win
+  --ckpt_path PATH        {_CHECKPOINT.get(verb, "checkpoint to measure; last: this recipe's newest")}
+  --weights_only false    also load checkpoints that may run code of theirs
+  --seed_everything N     seed of all that is random (1)
+  --print_config          print the whole configuration, and stop
+{_OWN.get(verb, "")}
+  --trainer.KEY VALUE     Trainer's arguments: max_steps, devices, ...
+  --model NAME            {MODULES[0]} (default),
+{_listed(MODULES[1:])}
+                          or the import path of a LightningModule
+  --model.KEY VALUE       its arguments
+  --data NAME             {DATA_MODULES[0]} (default),
+{_listed(DATA_MODULES[1:])}
+                          or the import path of a LightningDataModule
+  --data.KEY VALUE        its arguments
+
+A class as a value, one more item of a list, an argument of an item:
+  --model.optimizer Muon --model.optimizer.lr 0.01
+  --trainer.callbacks+=EMA --trainer.callbacks.decay 0.99
+  --trainer.callbacks.SampleText.every_n_steps 500
+
+More help:
+  {command} --trainer.help
+  {command} --model.help GRPOModule
+  {command} --model.optimizer.help
+  {command} --trainer.callbacks.help SampleText
+  lightning-lm recipes
+"""
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    rows = [", ".join(names[start : start + 2]) for start in range(0, len(names), 2)]
+    return ",\n".join(f"{'':26}{row}" for row in rows)
