@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class ContextParallelStrategy(_AveragesUnfrozen):
     losses and checkpoints are those of one process. Validation and callbacks see whole rows on every rank.
 
     Args:
-        context_parallel_size: Ranks that share a row; divides the number of ranks.
+        context_parallel_size: Ranks that share a row; divides the number of ranks. "auto" for all ranks.
         **settings: For `DDPStrategy`.
 
     Raises:
@@ -47,7 +47,7 @@ class ContextParallelStrategy(_AveragesUnfrozen):
         >>> trainer = Trainer(strategy=strategy, devices=4, accelerator="cpu", logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, context_parallel_size: int, **settings: Any) -> None:
+    def __init__(self, context_parallel_size: int | Literal["auto"] = "auto", **settings: Any) -> None:
         super().__init__(**settings)
         self.context_parallel_size = context_parallel_size
         self.device_mesh: DeviceMesh | None = None
@@ -56,7 +56,7 @@ class ContextParallelStrategy(_AveragesUnfrozen):
     def setup_environment(self) -> None:
         """Arrange the ranks: those that share a row are neighbours."""
         super().setup_environment()
-        size = self.context_parallel_size
+        size = self._row_ranks
         if size < 1 or self.world_size % size:
             raise ConfigurationError(
                 f"context_parallel_size={size} does not divide the {self.world_size} ranks; use a divisor of "
@@ -89,7 +89,7 @@ class ContextParallelStrategy(_AveragesUnfrozen):
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
         """Ranks that share rows read the same ones."""
-        size = self.context_parallel_size
+        size = self._row_ranks
         return {"num_replicas": self.world_size // size, "rank": self.global_rank // size}
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
@@ -101,6 +101,10 @@ class ContextParallelStrategy(_AveragesUnfrozen):
         votes = torch.tensor(int(decision), device=self.root_device)
         distributed.all_reduce(votes)
         return bool(votes == self.world_size) if all else bool(votes)
+
+    @property
+    def _row_ranks(self) -> int:
+        return self.world_size if self.context_parallel_size == "auto" else self.context_parallel_size
 
     def _group(self, axis: str) -> distributed.ProcessGroup:
         assert self.device_mesh is not None

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.strategies.ddp_settings import without_defaults
 
 __all__ = ["DataParallelStrategy", "GradientAverager"]
 
@@ -101,6 +102,7 @@ class DataParallelStrategy(DDPStrategy):
     """
 
     def __init__(self, exchange: Exchange = "bucketed", *, bucket_bytes: int = 25 * 2**20, **settings: Any) -> None:
+        settings = without_defaults(settings)
         unfit = sorted(settings.keys() - _SETTINGS)
         if unfit:
             raise ConfigurationError(f'DataParallelStrategy has no {", ".join(unfit)}; leave it out, or use "ddp".')

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules.ranks import require_all_ranks
+from lightning_lm.strategies.ddp_settings import without_defaults
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.gradient_reducer import GradientReducer
 from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
@@ -40,6 +41,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
         reduce_every_micro_batch: With ``stage=2`` and accumulation: average each micro-batch's gradients instead of
             the sums of a window: less memory, more communication.
         find_unused_parameters: A parameter may take no part in a loss, and keeps no gradient where no rank used it.
+        gradient_as_bucket_view: With ``stage=1``: gradients lie in torch's communication buffers, which saves a copy.
         **settings: For `DDPStrategy`: ``timeout`` (a ``timedelta``; "0:05:00" in YAML) after which a rank that waits
             for others fails and says what these are at, ``process_group_backend``, ``start_method``, with ``stage=1``
             all.
@@ -63,11 +65,14 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
         min_split_elements: int = MIN_SPLIT_ELEMENTS,
         reduce_every_micro_batch: bool = False,
         find_unused_parameters: bool = False,
+        gradient_as_bucket_view: bool = True,
         **settings: Any,
     ) -> None:
+        settings = without_defaults(settings)
         _check_settings(stage, settings)
         if stage == 1:
-            settings = {"gradient_as_bucket_view": True, "find_unused_parameters": find_unused_parameters, **settings}
+            settings["find_unused_parameters"] = find_unused_parameters
+            settings["gradient_as_bucket_view"] = gradient_as_bucket_view
         self.stage = stage  # the setter of the precision plugin asks for it
         super().__init__(**settings)
         self.min_split_elements = min_split_elements

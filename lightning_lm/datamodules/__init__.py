@@ -1,5 +1,6 @@
 """LightningDataModules: thin shells over ``lightning_lm.data``."""
 
+from lightning_lm._lightning import register_strategies
 from lightning_lm.datamodules.chat import ChatDataModule
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.datamodules.positioned import PositionedDataModule
@@ -19,3 +20,5 @@ __all__ = [
     "TextDataModule",
     "UnpairedDataModule",
 ]
+
+register_strategies()

@@ -1,5 +1,6 @@
 """LightningModules: thin shells that wire a model, a loss, an optimizer and a schedule to a stock Trainer."""
 
+from lightning_lm._lightning import register_strategies
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
 from lightning_lm.modules.compared import ComparedModule
@@ -94,3 +95,5 @@ __all__ = [
     "read_checkpoint",
     "token_scores",
 ]
+
+register_strategies()
