@@ -1,10 +1,10 @@
 """Pipeline parallel: consecutive layers on consecutive ranks."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
@@ -17,6 +17,13 @@ from lightning_lm.modules.ranks import require_all_ranks
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 
 __all__ = ["PipelineStrategy"]
+
+
+class _Clip(NamedTuple):
+    trainer: Trainer
+    value: float
+    by_value: bool
+    """Clamp each element; otherwise scale all gradients by their common norm."""
 
 
 class PipelineStrategy(_ReportingStrategy, DDPStrategy):
@@ -39,7 +46,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         Huang et al. 2018, arXiv:1811.06965; Narayanan et al. 2021, arXiv:2104.04473.
 
     Example:
-        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch import LightningModule, Trainer
         >>> trainer = Trainer(strategy=PipelineStrategy(), devices=2, accelerator="cpu", logger=False)
     """
 
@@ -47,6 +54,32 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         super().__init__(**settings)
         self.pipeline_parallel_size = pipeline_parallel_size
         self._groups: dict[str, distributed.ProcessGroup] = {}
+        self.clip: _Clip | None = None
+        """The Trainer's gradient clipping, which `PipelineModule` applies over all stages."""
+
+    def connect(self, model: LightningModule) -> None:
+        """Take gradient clipping over from the Trainer, which refuses it for a module that optimizes by itself."""
+        super().connect(model)
+        if not isinstance(model, PipelineModule):
+            return
+        trainer = model.trainer
+        if trainer.accumulate_grad_batches != 1:
+            count = trainer.accumulate_grad_batches
+            raise ConfigurationError(
+                f"accumulate_grad_batches={count}: a pipeline cuts each batch into micro-batches by itself. Set "
+                f"accumulate_grad_batches=1, a batch_size {count} times as large, and in the module "
+                f"pipeline=OneForwardOneBackward(micro_batches=...)."
+            )
+        if trainer.gradient_clip_val:
+            self.clip = _Clip(trainer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm == "value")
+            trainer.gradient_clip_val = None
+
+    def teardown(self) -> None:
+        """Give gradient clipping back to the Trainer."""
+        if self.clip is not None:
+            self.clip.trainer.gradient_clip_val = self.clip.value
+        self.clip = None
+        super().teardown()
 
     def setup_environment(self) -> None:
         """Form the pipelines, and the groups of ranks that hold the same stage."""
@@ -87,8 +120,8 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         module = self.lightning_module
         if not isinstance(module, PipelineModule):
             raise ConfigurationError(
-                f"PipelineStrategy needs a PipelineModule, and got {type(module).__name__}. Train this module with "
-                "another strategy."
+                f"PipelineStrategy needs a PipelineModule, and got {type(module).__name__}. Pretrain with "
+                "PipelineModule (--model PipelineModule), or train this module with another strategy."
             )
         if trainer.state.fn == TrainerFn.FITTING:
             super().setup(trainer)

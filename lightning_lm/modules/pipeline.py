@@ -80,10 +80,10 @@ class PipelineModule(PretrainModule):
     """`PretrainModule` for `PipelineStrategy`: each rank holds and trains some of the layers.
 
     A batch of the data is one optimizer step, cut into micro-batches that pass through the stages one behind the other;
-    they take the place of ``accumulate_grad_batches``, and ``gradient_clip_val`` is given here, since Lightning does
-    neither where a module optimizes by itself. Gradients are those of the sum over target tokens divided by their
-    number, over all pipelines; checkpoints hold the whole model under its ordinary names, so that `PretrainModule` and
-    any number of stages can load them. Each rank makes the whole model on its CPU before it keeps its own layers.
+    they take the place of ``accumulate_grad_batches``. Gradients are those of the sum over target tokens divided by
+    their number, over all pipelines; checkpoints hold the whole model under its ordinary names, so that
+    `PretrainModule` and any number of stages can load them. Each rank makes the whole model on its CPU before it keeps
+    its own layers.
 
     Args:
         model: Model to train: a config, built once the tokenizer is known, or a module. Embeddings must not be tied.
@@ -91,7 +91,7 @@ class PipelineModule(PretrainModule):
         schedule: Factor on the learning rates.
         loss: Loss that is summed over the target tokens.
         pipeline: The order of work, and the number of micro-batches.
-        gradient_clip_val: Largest 2-norm of all gradients together; ``None`` for any. Unitless.
+        gradient_clip_val: Largest 2-norm of all gradients together; by default the Trainer's setting. Unitless.
         skip: Rule for skipping a step; costs one synchronisation with the device at every step.
         activation_checkpointing: Activations that the backward pass recomputes to save memory.
 
@@ -167,13 +167,18 @@ class PipelineModule(PretrainModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients exact, measure and clip them, and drop them if the step is to be skipped."""
         super().on_before_optimizer_step(optimizer)
-        if self.gradient_clip_val is None:
+        clip = self._strategy.clip
+        limit = self.gradient_clip_val if clip is None or self.gradient_clip_val is not None else clip.value
+        if limit is None:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if self.gradient_clip_val is None and clip.by_value:
+            torch.nn.utils.clip_grad_value_(parameters, limit)
             return
         norm = self._grad_norm
         if norm is None:
             norm = gradient_norm(optimizer, self.trainer.strategy)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
     def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``nll_sum``, ``num_tokens`` and ``target_ids`` of a batch, the same on all stages."""

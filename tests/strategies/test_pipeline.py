@@ -12,7 +12,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import Attention, Layer, LearnedPositions, TransformerConfig
 from lightning_lm.modules import CrossEntropy, GPipe, OneForwardOneBackward, PipelineModule, PretrainModule
 from lightning_lm.modules.ranks import data_rank, data_ranks
-from lightning_lm.optim import AdamW, Cosine, Muon
+from lightning_lm.optim import SGD, AdamW, Cosine, Muon
 from lightning_lm.strategies import PipelineStrategy
 
 STEPS, VOCAB = 10, 31
@@ -66,15 +66,17 @@ class PipelineLosses(PipelineModule):
         return loss
 
 
-def train(pipeline, model, options, precision="64-true", *, steps=STEPS, resume=None, save=None, size="auto", seed=0):
+def train(
+    pipeline, model, options, precision="64-true", *, steps=STEPS, resume=None, save=None, size="auto", seed=0, **clip
+):
     """Train on one process if there is no pipeline."""
     torch.manual_seed(seed)
     options = {"schedule": Cosine(warmup=0.2, horizon_tokens=500), **options}
     settings = {"precision": precision, "max_epochs": 9, "max_steps": steps, "log_every_n_steps": 5}
-    settings["num_sanity_val_steps"] = 0
+    settings = {**settings, "num_sanity_val_steps": 0, **clip}
     if pipeline is None:
-        clip = options.pop("gradient_clip_val", None)
-        module, strategy, settings["gradient_clip_val"] = Losses(model, **options), "auto", clip
+        settings.setdefault("gradient_clip_val", options.pop("gradient_clip_val", None))
+        module, strategy = Losses(model, **options), "auto"
     else:
         module, strategy = PipelineLosses(model, pipeline=pipeline, **options), PipelineStrategy(size)
     trainer = make_trainer(strategy, **settings)
@@ -82,6 +84,7 @@ def train(pipeline, model, options, precision="64-true", *, steps=STEPS, resume=
     rows = list(batches(data_rank(trainer), data_ranks(trainer)))
     data = DataLoader(rows[start:] + rows[:start], batch_size=None)  # a Trainer that goes on counts on from there
     trainer.fit(module, data, DataLoader(rows, batch_size=None), ckpt_path=resume)
+    assert trainer.gradient_clip_val == settings.get("gradient_clip_val")
     if save is not None:
         trainer.save_checkpoint(save)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -120,6 +123,30 @@ def require_equal(stages, single, *, tolerance=1e-9):
 def test_stages_together_are_one_process(ranks, size, pipeline, model, options):
     single = ranks(1).run(train, None, model, options)[0]
     require_equal(ranks(size).run(train, pipeline, model, options), single)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("algorithm", ["norm", "value", None])
+def test_the_trainers_clipping_is_that_of_one_process(ranks, size, algorithm):
+    limit = 0.003 if algorithm == "value" else 0.05  # which most gradients exceed
+    options, clip = {"optimizer": SGD(lr=1.0)}, {"gradient_clip_val": limit, "gradient_clip_algorithm": algorithm}
+    single = ranks(1).run(train, None, config(), options, **clip)[0]
+    unclipped = ranks(1).run(train, None, config(), options)[0]
+    assert max(abs(a - b) for a, b in zip(single[1], unclipped[1], strict=True)) > 0.01
+    stages = ranks(size).run(train, GPipe(micro_batches=2), config(), options, size=2, **clip)
+    for first, second in zip(stages[::2], stages[1::2], strict=True):
+        for name, value in {**first[0], **second[0]}.items():
+            torch.testing.assert_close(value, single[0][name], rtol=1e-9, atol=1e-9)
+
+
+def accumulate():
+    with pytest.raises(ConfigurationError, match=r"accumulate_grad_batches=4.*micro_batches") as caught:
+        train(GPipe(micro_batches=2), config(), {}, accumulate_grad_batches=4)
+    return str(caught.value)
+
+
+def test_accumulation_is_refused_with_the_setting_that_takes_its_place(ranks):
+    assert "4 times as large" in ranks(2).run(accumulate)[0]
 
 
 def test_in_single_precision_too(ranks):
