@@ -13,7 +13,7 @@ _SHORT_NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
     "fsdp2": ("TensorParallelStrategy", {"tensor_parallel_size": 1}, "all sharded"),
 }
 _OURS = "lightning_lm.strategies"
-_CLASSES = {
+_CLASSES: dict[str, tuple[str, ...]] = {
     _OURS: ("ContextParallelStrategy", "DataParallelStrategy", "PipelineStrategy", "ShardedOptimizerStrategy"),
     "lightning.pytorch.strategies": ("DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"),
 }

@@ -36,7 +36,17 @@ _CHECKPOINT_CLASSES: tuple[type, ...] = (
 )
 _PLAIN = (str, int, float, bool, type(None), torch.dtype, torch.Size)
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE")
-_NESTS = ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT")
+_NESTS: tuple[str, ...] = (
+    "EMPTY_TUPLE",
+    "TUPLE",
+    "TUPLE1",
+    "TUPLE2",
+    "TUPLE3",
+    "EMPTY_LIST",
+    "APPEND",
+    "APPENDS",
+    "EMPTY_DICT",
+)
 _NESTS += ("SETITEM", "SETITEMS", "MARK", "SHORT_BINUNICODE", "BINUNICODE")
 _OBJECTS = ("STACK_GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "MEMOIZE", "BINGET", "LONG_BINGET", "PROTO", "FRAME", "STOP")
 _OPERATIONS = frozenset((*_NUMBERS, *_NESTS, *_OBJECTS))
