@@ -13,7 +13,7 @@ from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.readable import visible
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules import PolicyModule, Rollout
-from lightning_lm.modules.experience import Experience
+from lightning_lm.modules.rl.experience_loader import Experience
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["Completions"]

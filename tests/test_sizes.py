@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(file for name in ("lightning_lm", "callbacks", "strategies") for file in (ROOT / name).rglob("*.py"))
-OBJECTIVES = ("dpo", "experience", "experience_maker", "grpo", "policy", "ppo", "pretrain", "reward", "sft")
-MAX_OBJECTIVE = 199
+OBJECTIVES = ("dpo", "grpo", "kto", "ppo", "pretrain", "reward", "rl/experience_loader", "rl/policy", "sft")
+MAX_OBJECTIVE = 350
 MAX_MODULE, MAX_CLASS, MAX_FUNCTION, MAX_KERNEL, MAX_PARAMETERS, MAX_OVERLAY = 400, 250, 50, 120, 8, 30
 
 

@@ -4,19 +4,13 @@ from lightning_lm._lightning import register_strategies
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
 from lightning_lm.modules.compared import ComparedModule
-from lightning_lm.modules.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.dpo import DPOModule
-from lightning_lm.modules.experience import ExperienceLoader, PromptSource
-from lightning_lm.modules.experience_maker import ExperienceMaker, Learner
 from lightning_lm.modules.grpo import GRPOModule
 from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.kto import KTOModule
 from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
-from lightning_lm.modules.objective import Objective, ObjectiveTerms
 from lightning_lm.modules.pipeline import GPipe, OneForwardOneBackward, PipelineModule, PipelineSchedule
-from lightning_lm.modules.plan import RolloutPlan, Validation
-from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.ppo import PPOModule
 from lightning_lm.modules.precomputed import NumberedPairs, PrecomputedReference
 from lightning_lm.modules.pretrain import PretrainModule
@@ -32,7 +26,12 @@ from lightning_lm.modules.reference import (
 )
 from lightning_lm.modules.reward import BradleyTerry, RewardModule
 from lightning_lm.modules.reward_model import LearnedReward, ModelReward, RewardModel, load_reward_model
-from lightning_lm.modules.rollout import Rollout, RolloutEngine
+from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
+from lightning_lm.modules.rl.experience_loader import ExperienceLoader, PromptSource
+from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms
+from lightning_lm.modules.rl.policy import PolicyModule
+from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine
+from lightning_lm.modules.rl.rollout_plan import RolloutPlan, Validation
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.warm_start import CheckpointModel
@@ -52,7 +51,6 @@ __all__ = [
     "CrossEntropy",
     "DPOModule",
     "ExperienceLoader",
-    "ExperienceMaker",
     "FrozenCopy",
     "GPipe",
     "GRPOModule",
@@ -62,7 +60,6 @@ __all__ = [
     "KTOModule",
     "LMModule",
     "LearnedReward",
-    "Learner",
     "MeasuredModule",
     "ModelReward",
     "NumberedPairs",

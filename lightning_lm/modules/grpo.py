@@ -8,12 +8,12 @@ from torch import nn
 
 from lightning_lm.functional.advantages import Advantage, GroupAdvantage
 from lightning_lm.models import ModelConfig
-from lightning_lm.modules.experience import Experience
-from lightning_lm.modules.objective import Objective
-from lightning_lm.modules.plan import RolloutPlan
-from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.ranks import Ranks, data_rank
-from lightning_lm.modules.rollout import Rollout
+from lightning_lm.modules.rl.experience_loader import Experience
+from lightning_lm.modules.rl.objective import Objective
+from lightning_lm.modules.rl.policy import PolicyModule
+from lightning_lm.modules.rl.rollout import Rollout
+from lightning_lm.modules.rl.rollout_plan import RolloutPlan
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, SkipRule
 from lightning_lm.rewards import Reward
 from lightning_lm.types import IGNORE_INDEX
@@ -73,7 +73,7 @@ class GRPOModule(PolicyModule):
         )
         self.advantage = advantage
 
-    def judge(self, rollout: Rollout, rows: Experience) -> Experience:
+    def compute_advantages(self, rollout: Rollout, rows: Experience) -> Experience:
         """Return the advantage of each answer, float32 [rows], 0 where no reward applies, and what is learned."""
         rewards = torch.from_numpy(rollout.groups)
         # A baseline or a deviation of the whole batch is that of all ranks.

@@ -13,13 +13,13 @@ from lightning_lm.functional.policy import clipped_value_loss, kl_estimate
 from lightning_lm.models import ModelConfig
 from lightning_lm.models.roles import parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY
-from lightning_lm.modules.critic import Critic, KLReward, ValueModel
-from lightning_lm.modules.experience import Experience
-from lightning_lm.modules.objective import Objective, learned_tokens
-from lightning_lm.modules.plan import RolloutPlan
-from lightning_lm.modules.policy import PolicyModule
 from lightning_lm.modules.ranks import Ranks
-from lightning_lm.modules.rollout import Rollout
+from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
+from lightning_lm.modules.rl.experience_loader import Experience
+from lightning_lm.modules.rl.objective import Objective, learned_tokens
+from lightning_lm.modules.rl.policy import PolicyModule
+from lightning_lm.modules.rl.rollout import Rollout
+from lightning_lm.modules.rl.rollout_plan import RolloutPlan
 from lightning_lm.optim import AdamW, CombinedOptimizer, Constant, OptimizerPart, Schedule
 from lightning_lm.optim.parts import RoledParameter
 from lightning_lm.rewards import Reward
@@ -109,13 +109,13 @@ class PPOModule(PolicyModule):
 
     # --- rollouts ---
 
-    def judge(self, rollout: Rollout, rows: Experience) -> Experience:
+    def compute_advantages(self, rollout: Rollout, rows: Experience) -> Experience:
         """Return advantages and returns of each token, and what the critic expected, float32 [rows, seq - 1]."""
         mask, ranks = learned_tokens(rows), Ranks(self.trainer)
         rewards = self._rewards(rollout, rows, mask, ranks)
         earned, answers = ranks.sum(torch.stack([rewards.sum(), mask.any(1).sum()])).unbind()
         self._values_of().mean_reward.copy_(earned / answers.clamp(min=1))
-        values = self.maker.in_chunks(self._values_of(), rows)
+        values = self.in_chunks(self._values_of(), rows)
         advantages, returns = gae(rewards, values, mask, gamma=self.critic_part.gamma, lam=self.critic_part.lam)
         tokens = mask.sum()
         self.record("explained_variance", explained_variance(values, returns, mask) * tokens, tokens)

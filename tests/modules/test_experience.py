@@ -5,7 +5,7 @@ import torch
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules import ExperienceLoader, RolloutPlan
-from lightning_lm.modules.resume_rollouts import skip_unfinished_rollout
+from lightning_lm.modules.rl.experience_loader import skip_unfinished_rollout
 from lightning_lm.types import IGNORE_INDEX
 
 

@@ -10,7 +10,7 @@ from lightning_lm.data.prompts import take_prompts
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Completion, Sampling
 from lightning_lm.modules import RolloutPlan, Validation, token_scores
-from lightning_lm.modules.rollout import Rollout, RolloutEngine
+from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine
 from lightning_lm.rewards import RewardError, Scoring
 from lightning_lm.types import IGNORE_INDEX
 

@@ -1,25 +1,39 @@
-"""Experience for the optimizer: each rollout cut into the micro-batches of its optimizer steps."""
+"""Experience for the optimizer: each rollout is divided into the micro-batches of its optimizer steps.
+
+The objective compares the policy with itself before the updates of a rollout (``old_logprobs``). The first optimizer
+step needs no such numbers, since nothing was updated yet: its own forward pass gives them. So
+
+1. `policy_logprobs` computes them for all rows but those of the first step, which are NaN;
+2. the loader leaves them out of the first step's micro-batches, for which the objective takes the current ones;
+3. `keep_logprobs` then writes these into the rollout, if later epochs train on the same rows again.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_lm.data.prompts import PromptBatch
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.modules.objective import learned_tokens
-from lightning_lm.modules.plan import RolloutPlan
-from lightning_lm.modules.rollout import Rollout, SparePrompts
+from lightning_lm.modules.rl.objective import learned_tokens
+from lightning_lm.modules.rl.rollout import Rollout, SparePrompts
+from lightning_lm.modules.rl.rollout_plan import RolloutPlan
 
 __all__ = [
     "Experience",
     "ExperienceLoader",
     "PromptSource",
+    "describe_rollout",
     "keep_logprobs",
     "learning_orders",
+    "policy_logprobs",
     "recorded_logprobs",
+    "resume_behind_rollout",
+    "row_chunks",
+    "skip_unfinished_rollout",
     "staleness_of",
 ]
 
@@ -118,6 +132,26 @@ def _cut(rows: Experience, plan: RolloutPlan, micro_batches: int) -> Iterator[Ex
             yield _trim(taken)
 
 
+def policy_logprobs(
+    rows: Experience, plan: RolloutPlan, logprobs: Callable[[Tensor], Tensor], *, all_rows: bool
+) -> Experience:
+    """Return ``old_logprobs``, nats [rows, seq - 1], and ``num_fresh``: how many rows the first step will compute.
+
+    Args:
+        rows: The rollout.
+        plan: Division of the rollout into optimizer steps.
+        logprobs: Computes the log-probabilities of some rows, given their indices.
+        all_rows: Compute those of the first step too.
+    """
+    mask, order = learned_tokens(rows), learning_orders(rows, plan)[0]
+    num_fresh = 0 if all_rows else len(order) // plan.minibatches
+    scored = order[num_fresh:].sort().values
+    old = torch.full(mask.shape, torch.nan, device=mask.device)
+    if len(scored):
+        old[scored] = logprobs(scored)
+    return {"old_logprobs": old, "num_fresh": num_fresh}
+
+
 def recorded_logprobs(rollout: Rollout, rows: Experience) -> Experience:
     """Return the sampler's log-probabilities, nats [rows, seq - 1].
 
@@ -145,6 +179,20 @@ def keep_logprobs(rows: Experience, row_ids: Tensor, logprobs: Tensor) -> None:
         logprobs: Log-probabilities of their tokens, nats [some, seq - 1]; later columns hold no target tokens.
     """
     rows["old_logprobs"][row_ids, : logprobs.shape[1]] = logprobs.detach().float()
+
+
+def row_chunks(rows: Experience, size: int, chosen: Tensor | None = None) -> Iterator[Experience]:
+    """Yield the model's inputs of some rows, in pieces.
+
+    Args:
+        rows: The rollout.
+        size: Most rows of a piece.
+        chosen: Indices of the rows; by default all.
+    """
+    chosen = torch.arange(len(rows["labels"]), device=rows["labels"].device) if chosen is None else chosen
+    names = [name for name in ("input_ids", "labels", "prompt_numbers", "prompt_lengths") if name in rows]
+    for part in chosen.split(size):
+        yield {name: rows[name][part] for name in names}
 
 
 def _has_rows(value: Any) -> bool:
@@ -183,3 +231,67 @@ def staleness_of(batch: Mapping[str, Any], plan: RolloutPlan, step: int) -> int:
             "length makes Lightning fetch ahead; give it one, or raise max_staleness."
         )
     return staleness
+
+
+# --- checkpoints that are written within a rollout: a run resumes after it, with a rollout of its own ---
+
+
+def describe_rollout(steps: int, trainer: Trainer) -> dict[str, int]:
+    """Return what tells later whether a rollout was finished when a checkpoint was written.
+
+    Args:
+        steps: Optimizer steps that a rollout lasts.
+        trainer: The one that trains.
+    """
+    return {
+        "steps": steps,
+        "micro_batches": trainer.accumulate_grad_batches,
+        "batches_per_epoch": int(trainer.num_training_batches),
+    }
+
+
+def resume_behind_rollout(fit_loop: dict[str, Any], was: Mapping[str, int], steps: int, trainer: Trainer) -> None:
+    """Let a run go on with a rollout of its own, in place.
+
+    Args:
+        fit_loop: ``checkpoint["loops"]["fit_loop"]``.
+        was: Result of `describe_rollout` when the checkpoint was written.
+        steps: Optimizer steps that a rollout lasts now.
+        trainer: The one that goes on.
+    """
+    skip_unfinished_rollout(
+        fit_loop,
+        was={
+            "batches_per_rollout": was["steps"] * was["micro_batches"],
+            "batches_per_epoch": was["batches_per_epoch"],
+        },
+        now=(steps if was["steps"] > 1 else 1) * trainer.accumulate_grad_batches,
+    )
+
+
+def skip_unfinished_rollout(fit_loop: dict[str, Any], *, was: Mapping[str, int], now: int) -> None:
+    """Let a checkpoint that was written within a rollout go on behind it, in place, and say so.
+
+    The rest of such a rollout cannot be had again: it was sampled from a policy that is no more.
+
+    Args:
+        fit_loop: ``checkpoint["loops"]["fit_loop"]``.
+        was: ``batches_per_rollout`` and ``batches_per_epoch`` of the run that wrote the checkpoint.
+        now: ``batches_per_rollout`` of this run.
+    """
+    progress = fit_loop["epoch_loop.batch_progress"]
+    current, per_rollout = progress["current"], was["batches_per_rollout"]
+    rollouts = -(-current["ready"] // per_rollout)
+    left = rollouts * per_rollout - current["processed"]
+    if left:
+        rank_zero_warn(
+            f"The checkpoint was written within a rollout; its last {left} of {per_rollout} micro-batches are dropped. "
+            "Training goes on with the next prompts."
+        )
+        progress["is_last_batch"] = rollouts * per_rollout >= was["batches_per_epoch"]
+    elif now == per_rollout:
+        return
+    ends_in_hook, shift = current["processed"] - current["completed"], rollouts * now - current["ready"]
+    for counts in (current, progress["total"]):
+        ready = counts["ready"] + shift
+        counts.update(ready=ready, started=ready, processed=ready, completed=ready - ends_in_hook)
