@@ -60,7 +60,7 @@ class GradientReducer:
             waits for the device.
 
     Raises:
-        ConfigurationError: If two optimizers share a parameter.
+        ConfigurationError: If two optimizers share a parameter and not its place.
 
     Source:
         Rajbhandari et al. 2019, arXiv:1910.02054, section 5.2 (ZeRO, stage 2).
@@ -242,8 +242,11 @@ class GradientReducer:
 
 
 def _require_apart(owners: dict[nn.Parameter, Ownership], ownership: Ownership) -> None:
-    if any(param in owners for param in ownership.placements):
-        raise ConfigurationError(
-            "Two optimizers share a parameter, so its gradient would have two owners. Give each parameter to one "
-            "optimizer, or use ShardedOptimizerStrategy(stage=1)."
-        )
+    for param, placement in ownership.placements.items():
+        other = owners.get(cast(nn.Parameter, param))
+        if other is not None and other.placements[param] != placement:
+            raise ConfigurationError(
+                f"Two optimizers share a parameter of shape {tuple(param.shape)}, and ranks that update it for one do "
+                'not for the other, so its gradient would have two owners. Give its group "shard": "whole" in both, '
+                "or use ShardedOptimizerStrategy(stage=1)."
+            )

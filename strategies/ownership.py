@@ -17,18 +17,26 @@ class Ownership:
     Args:
         min_split_elements: Size from which a parameter is split by rows, where its optimizer allows it.
         group: Ranks that share the parameters; by default all.
+        beside: Of another optimizer, which may have some of the same parameters: those keep their places, and what is
+            new goes to the ranks that have least of both.
 
     Attributes:
         placements: Pieces of each parameter.
         rows: This rank's rows of each parameter that is split, as parameters of their own in the same memory.
     """
 
-    def __init__(self, min_split_elements: int, group: distributed.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        min_split_elements: int,
+        group: distributed.ProcessGroup | None = None,
+        beside: "Ownership | None" = None,
+    ) -> None:
         self._min_split_elements, self.group = min_split_elements, group
         initialized = distributed.is_available() and distributed.is_initialized()
         self.rank = distributed.get_rank(group) if initialized else 0
         self.num_ranks = distributed.get_world_size(group) if initialized else 1
-        self._load = [0] * self.num_ranks
+        self._load: list[int] = [0] * self.num_ranks if beside is None else beside._load
+        self._known: dict[Tensor, tuple[Placement, nn.Parameter | None]] = {} if beside is None else beside._known
         self.placements: dict[Tensor, Placement] = {}
         self.rows: dict[Tensor, nn.Parameter] = {}
 
@@ -39,17 +47,24 @@ class Ownership:
             params: In the same order on every rank.
             splits: True if rows of each may be updated apart from each other.
         """
-        placed = [Placed(tuple(param.shape), may) for param, may in zip(params, splits, strict=True)]
-        pieces = place(placed, self.num_ranks, load=self._load, min_split_elements=self._min_split_elements)
-        self.placements.update(zip(params, pieces, strict=True))
+        new = [
+            (param, Placed(tuple(param.shape), may))
+            for param, may in zip(params, splits, strict=True)
+            if param not in self._known or (len(self._known[param][0]) > 1 and not may)
+        ]
+        pieces = place(
+            [placed for _, placed in new], self.num_ranks, load=self._load, min_split_elements=self._min_split_elements
+        )
+        for (param, _), placement in zip(new, pieces, strict=True):
+            self._known[param] = placement, self._rows_of(param, placement)
         for param in params:
-            if len(self.placements[param]) > 1:
-                self._take_rows(param)
+            self.placements[param], rows = self._known[param]
+            if rows is not None:
+                self.rows[param] = rows
 
-    def _take_rows(self, param: Tensor) -> None:
-        for piece in self.placements[param]:
-            if piece.rank == self.rank:
-                self.rows[param] = nn.Parameter(rows_of(param.detach(), piece))
+    def _rows_of(self, param: Tensor, placement: Placement) -> nn.Parameter | None:
+        mine = [piece for piece in placement if piece.rank == self.rank]
+        return nn.Parameter(rows_of(param.detach(), mine[0])) if len(placement) > 1 and mine else None
 
     def local(self, param: Tensor) -> Tensor | None:
         """Return what of a parameter this rank updates: all, some rows as a parameter of their own, or ``None``."""

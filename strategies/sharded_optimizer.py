@@ -44,6 +44,8 @@ class ShardedOptimizer(Optimizer, Joinable):
         optimizer_class: Makes the optimizer, where parameters are given.
         min_split_elements: Size from which a parameter is split by rows.
         process_group: Ranks over which the state is sharded; by default all.
+        beside: Another optimizer of the same model, which may have some of the same parameters: each of those is then
+            updated by one rank only.
         **settings: For ``optimizer_class``.
 
     Raises:
@@ -66,11 +68,14 @@ class ShardedOptimizer(Optimizer, Joinable):
         *,
         min_split_elements: int = MIN_SPLIT_ELEMENTS,
         process_group: distributed.ProcessGroup | None = None,
+        beside: "ShardedOptimizer | None" = None,
         **settings: Any,
     ) -> None:
         Joinable.__init__(self)
         self.inner = _built(optimizer, optimizer_class, settings)
-        self.ownership = Ownership(min_split_elements, process_group)
+        self.__class__ = _named_as(self.inner, type(self))
+        others = None if beside is None else beside.ownership
+        self.ownership: Ownership = Ownership(min_split_elements, process_group, others)
         _require_shardable(self.inner, self.ownership.num_ranks)
         self._adopt()
         self._take_in(self.param_groups)
@@ -337,6 +342,11 @@ def _built(
             f"ShardedOptimizer got a {type(optimizer).__name__} and also settings for one; give it the optimizer alone."
         )
     return optimizer
+
+
+def _named_as(optimizer: Optimizer, base: type) -> type:
+    """Return a class with the name of the wrapped one: callbacks derive names of what they log from it."""
+    return type(base)(type(optimizer).__name__, (base,), {"__module__": base.__module__, "__doc__": base.__doc__})
 
 
 def _kinds(optimizer: Optimizer) -> dict[int, type[Optimizer]]:

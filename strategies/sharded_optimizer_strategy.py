@@ -118,12 +118,12 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Wrap the optimizers of the module. Schedulers go on working with what they were given."""
         super().setup_optimizers(trainer)
-        sharded = [
-            optimizer
-            if isinstance(optimizer, ShardedOptimizer)
-            else ShardedOptimizer(optimizer, min_split_elements=self.min_split_elements)
-            for optimizer in self.optimizers
-        ]
+        sharded: list[ShardedOptimizer] = []
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, ShardedOptimizer):
+                beside = sharded[0] if sharded else None
+                optimizer = ShardedOptimizer(optimizer, min_split_elements=self.min_split_elements, beside=beside)
+            sharded.append(optimizer)
         self.optimizers = list(sharded)
         self._close_reducer()
         if self.stage == 2 and self.world_size > 1:
