@@ -10,7 +10,15 @@ from torch import Tensor
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.rows import unsupported_dtype
 from lightning_lm.kernels.vocab_parallel import Share, is_split, split_gradient, split_head, split_statistics
-from lightning_lm.kernels.vocabulary import Coefficients, Logits, Normaliser, RowStatistics, gradient, statistics
+from lightning_lm.kernels.vocabulary import (
+    WORK_BYTES,
+    Coefficients,
+    Logits,
+    Normaliser,
+    RowStatistics,
+    gradient,
+    statistics,
+)
 from lightning_lm.protocols import LanguageModel
 
 __all__ = [
@@ -24,8 +32,10 @@ __all__ = [
     "output_layer",
 ]
 
-_BUDGETS = {"cpu": 56 * 2**20, "default": 512 * 2**20}
+_BUDGETS = {"cpu": 40 * 2**20, "default": 512 * 2**20}
 """Bytes of logits held at once: on a CPU as many as its caches are good for."""
+_MIN_ROWS = 256
+"""Fewest rows of a piece unless a budget is given: each piece reads all of the weight and of its gradient."""
 INPUTS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
 OPTIONS = (
     "float? softcap, float temperature, bool measured, ScalarType dtype, int budget, bool[] needs, int num_ids,"
@@ -65,17 +75,16 @@ class Head(NamedTuple):
         """Yield the logits of as many rows at once as fit into the budget, with all that is made of them.
 
         Args:
-            operation: On whose behalf. Kernels work in the logits themselves; torch needs six matrices in float32.
+            operation: On whose behalf. Kernels work in the logits themselves; torch makes matrices of some rows more.
         """
         in_place = use_triton(operation, self.hidden.device, unsupported_dtype(self.hidden))
-        bytes_per_logit = self.dtype.itemsize + (0 if in_place else 6 * max(self.dtype.itemsize, 4))
-        size = max(self.budget // (bytes_per_logit * self.stretch), 1)
+        row_bytes, work = self.dtype.itemsize * self.stretch, 0 if in_place else 24 * self.stretch
+        size = max(self.budget // (row_bytes + work), (self.budget - WORK_BYTES) // row_bytes, 1)
         size = size // 128 * 128 if size >= 128 else size  # whole tiles of the products
-        adjusted = self.bias, self.softcap, self.temperature
         for start in range(0, len(self.hidden), size):
             rows = slice(start, start + size)
             # Nothing here may keep these logits while the next are made.
-            yield rows, Logits(self.hidden[rows] @ self.weight.T, self.targets[rows], *adjusted)
+            yield rows, Logits(self.hidden[rows] @ self.weight.T, self.targets[rows], self.bias, *self[4:6])
 
     def statistics(self, logits: Logits, operation: str, *, averaged: bool = False) -> RowStatistics:
         """Return what losses of some rows need, over the ids of all ranks.
@@ -204,8 +213,9 @@ def open_head(
         (hidden, weight, bias), share = split_head(hidden, weight, bias)
     tensors = hidden.reshape(-1, hidden.size(-1)), weight, bias
     needs = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in tensors]
-    budget = _BUDGETS.get(hidden.device.type, _BUDGETS["default"]) if budget_bytes is None else budget_bytes
     dtype = autocast_dtype(hidden)
+    usual, enough = _BUDGETS.get(hidden.device.type, _BUDGETS["default"]), _MIN_ROWS * dtype.itemsize * share.stretch
+    budget = max(usual, enough + WORK_BYTES) if budget_bytes is None else budget_bytes
     return Head(*tensors, targets.flatten(), softcap, temperature, measured, dtype, budget, needs, *share)
 
 

@@ -50,7 +50,7 @@ def linear_cross_entropy(
         z_loss: Weight of the squared log-normaliser. Unitless.
         label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
         budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
-            GPU and 56 MiB on a CPU.
+            GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
 
     Source:
         Wijmans et al. 2024, arXiv:2411.09009, and Hsu et al. 2024, arXiv:2410.10989 (losses without all logits);

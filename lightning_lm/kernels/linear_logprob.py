@@ -41,7 +41,7 @@ def linear_logprob(
         softcap: If given, logits become ``softcap * tanh(logits / softcap)`` first.
         entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
         budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
-            GPU and 56 MiB on a CPU.
+            GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
     """
     options: dict[str, Any] = {"softcap": softcap, "temperature": temperature, "budget_bytes": budget_bytes}
     scores = _operation(*open_head(hidden, weight, bias, ids, measured=True, **options))
@@ -67,7 +67,7 @@ def linear_nll(
         bias: Added to the logits.
         softcap: If given, logits become ``softcap * tanh(logits / softcap)``.
         budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
-            GPU and 56 MiB on a CPU.
+            GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
     """
     with torch.no_grad():
         head = open_head(hidden, weight, bias, targets, softcap=softcap, budget_bytes=budget_bytes)
@@ -77,8 +77,7 @@ def linear_nll(
 
 def _linear_logprob_forward(*arguments: Any) -> tuple[Tensor, ...]:
     head = Head(*arguments).cast()
-    dtype = torch.promote_types(head.dtype, torch.float32)
-    found = torch.zeros(4, len(head.hidden), dtype=dtype, device=head.hidden.device)
+    found = head.hidden.new_zeros(4, len(head.hidden), dtype=torch.promote_types(head.dtype, torch.float32))
     for rows, logits in head.pieces("linear_logprob"):
         part = head.statistics(logits, "linear_logprob")
         found[:, rows] = torch.stack((-part.nll, part.entropy, *part.normaliser))

@@ -128,8 +128,7 @@ def _without_autocast(function: Callable[..., tuple[Tensor, ...]]) -> Callable[.
 
     def run(*arguments: Any) -> tuple[Tensor, ...]:
         device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
-        inside = torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if inside else contextlib.nullcontext():
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
             return function(*arguments)
 
     return run

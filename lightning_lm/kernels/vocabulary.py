@@ -22,7 +22,18 @@ from lightning_lm.kernels.tables import settings
 if TYPE_CHECKING:
     import triton.language as tl
 
-__all__ = ["Coefficients", "Logits", "Normaliser", "RowStatistics", "gradient", "statistics"]
+__all__ = [
+    "WORK_BYTES",
+    "Coefficients",
+    "Logits",
+    "Normaliser",
+    "RowStatistics",
+    "gradient",
+    "statistics",
+]
+
+WORK_BYTES = 16 * 2**20
+"""Bytes of the temporary matrices that torch makes of logits at once, so that they stay in caches."""
 
 
 class Logits(NamedTuple):
@@ -87,8 +98,10 @@ def statistics(logits: Logits, operation: str, *, averaged: bool = False, measur
         averaged: Compute mean logits; zeros otherwise.
         measured: Compute entropies and correct predictions; zeros otherwise.
     """
-    triton = use_triton(operation, logits.values.device, unsupported_dtype(logits.values))
-    return (_triton_statistics if triton else _reference_statistics)(logits, averaged, measured)
+    if use_triton(operation, logits.values.device, unsupported_dtype(logits.values)):
+        return _triton_statistics(logits, averaged, measured)
+    found = torch.cat([_reference_statistics(part, averaged, measured) for part in _parts(logits)], dim=1)
+    return RowStatistics(Normaliser(*found[:2]), *found[2:])
 
 
 def gradient(
@@ -103,8 +116,22 @@ def gradient(
         operation: On whose behalf, for the report.
         out: Output, of the shape and type of the scores; may be those themselves.
     """
-    triton = use_triton(operation, logits.values.device, unsupported_dtype(logits.values))
-    return (_triton_gradient if triton else _reference_gradient)(logits, normaliser, coefficients, out)
+    if use_triton(operation, logits.values.device, unsupported_dtype(logits.values)):
+        return _triton_gradient(logits, normaliser, coefficients, out)
+    done = 0
+    for part in _parts(logits):
+        rows = slice(done, done := done + len(part.targets))
+        of_rows = Coefficients(*(None if column is None else column[rows] for column in coefficients))  # type: ignore[arg-type]
+        into = part.values if out is logits.values else out[rows]
+        _reference_gradient(part, Normaliser(normaliser.peak[rows], normaliser.log_total[rows]), of_rows, into)
+    return out
+
+
+def _parts(logits: Logits) -> list[Logits]:
+    """Return as many rows at once as `WORK_BYTES` are enough for: torch makes six matrices in float32 of them."""
+    size = max(WORK_BYTES // (24 * max(logits.values.shape[1], 1)), 1)
+    rows = zip(logits.values.split(size), logits.targets.split(size), strict=True)
+    return [logits._replace(values=values, targets=targets) for values, targets in rows]
 
 
 def _triton_statistics(logits: Logits, averaged: bool, measured: bool) -> RowStatistics:
@@ -259,7 +286,7 @@ def _adjusted(logits: Logits, *, fresh: bool) -> Tensor:
     return wide if logits.temperature == 1 else wide / logits.temperature
 
 
-def _reference_statistics(logits: Logits, averaged: bool, measured: bool) -> RowStatistics:
+def _reference_statistics(logits: Logits, averaged: bool, measured: bool) -> Tensor:
     valid = logits.targets != logits.ignore_index
     columns = torch.where(valid, logits.targets, 0)[:, None]
     x = _adjusted(logits, fresh=False)
@@ -270,11 +297,8 @@ def _reference_statistics(logits: Logits, averaged: bool, measured: bool) -> Row
     terms = x.exp() if measured else x.exp_()
     total, entropy = terms.sum(dim=-1), torch.zeros_like(peak)
     if measured:  # a probability of zero weighs nothing, however forbidden
-        depth = terms.mul_(x.clamp_(min=torch.finfo(x.dtype).min)).sum(dim=-1)
-        entropy = total.log() - depth / total
-    found = (peak, total.log(), target, mean, entropy, correct)
-    peak, log_total, *rest = (torch.where(valid, column, 0) for column in found)
-    return RowStatistics(Normaliser(peak, log_total), *rest)
+        entropy = total.log() - terms.mul_(x.clamp_(min=torch.finfo(x.dtype).min)).sum(dim=-1) / total
+    return torch.stack((peak, total.log(), target, mean, entropy, correct)).where(valid, 0)
 
 
 def _reference_gradient(logits: Logits, normaliser: Normaliser, coefficients: Coefficients, out: Tensor) -> Tensor:

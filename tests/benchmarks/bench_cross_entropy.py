@@ -1,13 +1,16 @@
 """Forward and backward of the output layer: our chunks, torch's chunks, and matmul with `F.cross_entropy`.
 
-They take turns in one process and one thread; what counts is CPU time, its minimum and the median of paired ratios.
+For each vocabulary they take turns in one process and one thread; what counts is CPU time, its minimum and the median
+of paired ratios. Memory is the growth of the resident set of a process of its own, beyond the inputs.
 
     python tests/benchmarks/bench_cross_entropy.py --output tests/benchmarks/results/cross_entropy.json
 """
 
 import argparse
 import os
+import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,7 +24,9 @@ from torch import Tensor
 
 from lightning_lm.kernels import linear_cross_entropy
 
-ROWS, D_MODEL, VOCAB = 4096, 384, 8192
+D_MODEL = 384
+ROWS = {8192: 4096, 32768: 2048, 131072: 512, 262144: 512}
+"""Of each vocabulary."""
 
 
 def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -40,31 +45,80 @@ def all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 CANDIDATES = {"ours": ours, "torch_chunked": torch_chunked, "matmul_and_cross_entropy": all_logits}
 
 
+def problem(vocab: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS[vocab], D_MODEL, generator=generator)
+    weight = (0.02 * torch.randn(vocab, D_MODEL, generator=generator)).requires_grad_()
+    return hidden.requires_grad_(), weight, torch.randint(vocab, (ROWS[vocab],), generator=generator)
+
+
+def step(name: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    CANDIDATES[name](hidden, weight, targets).backward()
+    hidden.grad = weight.grad = None
+
+
+def seconds(vocab: int, rounds: int) -> dict[str, list[float]]:
+    inputs = problem(vocab)
+    times: dict[str, list[float]] = {name: [] for name in CANDIDATES}
+    for index in range(rounds):
+        for name in CANDIDATES if index % 2 else reversed(CANDIDATES):
+            start = time.process_time()
+            step(name, *inputs)
+            times[name].append(time.process_time() - start)
+    return times
+
+
+def grown_mib(name: str, vocab: int) -> float:
+    """Return what this process grows by in one step; asked of a new one."""
+    inputs = problem(vocab)
+    CANDIDATES[name](inputs[0][:8, :8], inputs[1][:8, :8], inputs[2][:8] % 8).backward()  # what is loaded once
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+    before = peak_kib()
+    step(name, *inputs)
+    return (peak_kib() - before) / 1024
+
+
+def peak_kib() -> int:
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
+
+
+def peak_mib(name: str, vocab: int) -> float:
+    command = [sys.executable, __file__, "--memory-of", name, "--vocab", str(vocab)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(vocab: int, rounds: int) -> dict:
+    times = seconds(vocab, rounds)
+    memory = {name: peak_mib(name, vocab) for name in CANDIDATES}
+    plain = "matmul_and_cross_entropy"
+    return {"rows": ROWS[vocab], "d_model": D_MODEL} | {
+        name: {
+            "best_cpu_s": round(min(mine), 4),
+            "median_ratio_to_matmul_and_cross_entropy": round(
+                statistics.median(a / b for a, b in zip(mine, times[plain], strict=True)), 3
+            ),
+            "peak_mib": round(memory[name]),
+            "memory_ratio_to_matmul_and_cross_entropy": round(memory[name] / memory[plain], 3),
+        }
+        for name, mine in times.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--vocab", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--memory-of", choices=CANDIDATES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(ROWS, D_MODEL, generator=generator)
-    weight = 0.02 * torch.randn(VOCAB, D_MODEL, generator=generator)
-    targets = torch.randint(VOCAB, (ROWS,), generator=generator)
-    times: dict[str, list[float]] = {name: [] for name in CANDIDATES}
-    for _ in range(arguments.rounds):
-        for name, loss in CANDIDATES.items():
-            inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-            start = time.process_time()
-            loss(*inputs, targets).backward()
-            times[name].append(time.process_time() - start)
-    results = {"rows": ROWS, "d_model": D_MODEL, "vocab": VOCAB}
-    for name, seconds in times.items():
-        ratios = [mine / theirs for mine, theirs in zip(seconds, times["matmul_and_cross_entropy"], strict=True)]
-        results[name] = {
-            "best_cpu_s": round(min(seconds), 4),
-            "median_ratio_to_matmul_and_cross_entropy": round(statistics.median(ratios), 3),
-        }
-        print(name, results[name])
+    if arguments.memory_of:
+        print(grown_mib(arguments.memory_of, *arguments.vocab))
+        return
+    results = {}
+    for vocab in arguments.vocab:
+        results[f"vocabulary {vocab}"] = measure(vocab, arguments.rounds)
+        print(vocab, results[f"vocabulary {vocab}"], flush=True)
     if arguments.output:
         write_record(arguments.output, command=" ".join(["python", *sys.argv]), results=results)
 

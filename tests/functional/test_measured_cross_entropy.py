@@ -21,7 +21,8 @@ def problem():
 
 @pytest.fixture(params=[1, 7, 10**6], ids=["one row", "ragged chunks", "one chunk"])
 def chunk_rows(request, monkeypatch):
-    monkeypatch.setattr(head, "_BUDGETS", {"default": request.param * 23 * 7 * 4})
+    for name, value in {"_BUDGETS": {"default": request.param * 23 * 4}, "_MIN_ROWS": 0, "WORK_BYTES": 0}.items():
+        monkeypatch.setattr(head, name, value)
 
 
 def capped(hidden, weight, bias, softcap):

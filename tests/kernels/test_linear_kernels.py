@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_lm import kernels
+from lightning_lm.kernels import head as heads
+from lightning_lm.kernels import vocabulary
 from lightning_lm.kernels.head import Head
 from lightning_lm.kernels.linear_cross_entropy import _linear_cross_entropy_forward
 from lightning_lm.kernels.linear_logprob import _linear_logprob_backward, _linear_logprob_forward
@@ -46,6 +48,30 @@ def test_linear_cross_entropy(backend, agree, terms, dtype):
         *inputs,
         bound={torch.float32: 4e-6, torch.float16: 1.5e-3, torch.bfloat16: 8e-3}[dtype],
     )
+
+
+@pytest.fixture
+def two_rows_at_a_time(monkeypatch):
+    """Let torch make its temporary matrices of two rows of 50 logits, however many a piece has."""
+    for module in (heads, vocabulary):
+        monkeypatch.setattr(module, "WORK_BYTES", 2 * 24 * 50)
+
+
+@pytest.mark.usefixtures("two_rows_at_a_time")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parts_of_a_piece(backend, agree, dtype):
+    targets, hidden, weight, bias = problem(11, dtype=dtype)
+    options = {"softcap": 2.0, "z_loss": 1e-2, "label_smoothing": 0.2}
+    agree(
+        lambda h, w, b: kernels.linear_cross_entropy(h, w, targets, bias=b, **options).loss_sum,
+        lambda h, w, b: loss_oracle(h, w, b, targets, **options),
+        *(hidden, weight, bias),
+        bound={torch.float32: 4e-6, torch.float16: 1.5e-3, torch.bfloat16: 8e-3}[dtype],
+    )
+    found = kernels.linear_logprob(hidden, weight, targets, bias=bias)
+    log_p = logits_of(hidden.float(), weight.float(), bias.float()).log_softmax(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1).where(targets != -100, 0.0)
+    torch.testing.assert_close(found.entropies, entropies.detach(), rtol=4 * torch.finfo(dtype).eps, atol=1e-2)
 
 
 @pytest.mark.parametrize(("rows", "size", "vocab"), [(1, 1, 1), (2, 33, 33), (2, 5, 1000), (2, 3, 4100)])
@@ -207,3 +233,15 @@ def test_logits_never_take_more_than_their_budget(backend, budget, dtype, monkey
         found = _linear_logprob_forward(*head)
         _linear_logprob_backward(*found[:2], *head[:4], *found[1:], *head[4:])
     assert budget / 4 < meter.peak <= budget
+
+
+def test_large_vocabularies_multiply_at_least_256_rows_at_once():
+    """Each piece reads all of the weight and of its gradient; what is made of its logits still fits into caches."""
+    rows, vocab = 512, 60_000
+    targets, *inputs = problem(rows, 2, vocab, bias=False)
+    hidden, weight, _ = (tensor.detach() for tensor in inputs)
+    head = heads.open_head(hidden, weight.requires_grad_(), None, targets, softcap=None)
+    assert [len(range(rows)[piece]) for piece, _ in head.pieces("linear_cross_entropy")] == [256, 256]
+    with Meter(vocab, (weight, hidden)) as meter:
+        _linear_cross_entropy_forward(*head._replace(weight=weight.detach()), 0.0, 0.0, False)
+    assert meter.peak <= 4 * 256 * vocab + 16 * 2**20

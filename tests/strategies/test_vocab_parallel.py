@@ -18,7 +18,9 @@ from lightning_lm.kernels import (
     linear_nll,
     measured_cross_entropy,
     register_flops,
+    vocabulary,
 )
+from lightning_lm.kernels import head as heads
 from lightning_lm.kernels.vocab_parallel import AXIS
 
 OPTIONS = [
@@ -79,6 +81,23 @@ def test_loss_and_gradients_are_those_of_all_logits(ranks, size, vocab_size, opt
     loss, nll, gradients = oracle(vocab_size, options)
     for found_loss, found_nll, count, found in ranks(size).run(loss_of, vocab_size, options):
         assert count == 10
+        torch.testing.assert_close(found_loss.double(), loss, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found_nll.double(), nll, rtol=1e-6, atol=1e-6)
+        for mine, expected in zip(found, gradients, strict=True):
+            torch.testing.assert_close(mine.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def in_parts(vocab_size, options):
+    """Let torch make its temporary matrices of two rows of a rank's logits; a piece has five."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (heads, vocabulary):
+            patch.setattr(module, "WORK_BYTES", 2 * 24 * -(-vocab_size // distributed.get_world_size()))
+        return loss_of(vocab_size, options)
+
+
+def test_parts_of_a_piece(ranks):
+    loss, nll, gradients = oracle(97, OPTIONS[-1])
+    for found_loss, found_nll, _, found in ranks(2).run(in_parts, 97, OPTIONS[-1]):
         torch.testing.assert_close(found_loss.double(), loss, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found_nll.double(), nll, rtol=1e-6, atol=1e-6)
         for mine, expected in zip(found, gradients, strict=True):
