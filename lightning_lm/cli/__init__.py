@@ -7,6 +7,7 @@ import argparse
 import errno
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -115,7 +116,8 @@ def _dispatch(words: list[str]) -> int:
 def _run_command(name: str, module: Any, words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"lightning-lm {name}", description=_VERBS[name].summary)
     module.add_arguments(parser)
-    arguments = parser.parse_args(words)
+    line = shlex.join(["lightning-lm", name, *words])
+    arguments = parser.parse_args(words, argparse.Namespace(command_line=line))
     if name == "generate":
         from lightning_lm.modules import load_model
 

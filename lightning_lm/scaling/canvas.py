@@ -1,5 +1,6 @@
 """Drawing surface of the figures: a figure without a back end, plain axes, labels beside lines."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_lm.errors import MissingDependencyError
@@ -8,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "label", "new_figure", "plain"]
+__all__ = ["INK", "apart", "label", "new_figure", "plain"]
 
 INK = "#1f2937"
 
@@ -60,3 +61,16 @@ def label(
         text, at, xytext=shift, textcoords="offset points", color=colour, fontsize=9, ha=align, va="center",
         annotation_clip=False, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}, zorder=6,
     )  # fmt: skip
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Return heights in the same order, the lower ones moved down until none is nearer than the gap to another.
+
+    Args:
+        heights: Heights of labels.
+        gap: Smallest distance between two of them, in the same unit.
+    """
+    moved, above = list(heights), float("inf")
+    for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
+        moved[index] = above = min(heights[index], above - gap)
+    return moved

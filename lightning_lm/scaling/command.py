@@ -4,18 +4,18 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_lm.errors import DataError, LightningLMError
+from lightning_lm.scaling.report import Report, interval, new_table, number, significant
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_lm.scaling import Estimate, Optimum, Points, RunLedger, ScalingFit
+    from lightning_lm.scaling import HeldOut, Optimum, Points, RunLedger, ScalingFit
 
 __all__ = ["add_arguments", "run"]
 
-_TABLE_WIDTH = 110
 _METHODS = ("general", "parametric", "isoflop", "kaplan", "data-constrained")
 _BOOTSTRAPS_OF_A_COMPARISON = 200
 _ENOUGH_HELD_OUT = 3
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the verb.
     """
     verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="{fit,plan,transfer,import}")
-    fit = verbs.add_parser("fit", help="fit the runs of a ledger, with intervals, a hold-out test and pictures")
+    fit = verbs.add_parser("fit", help="fit the runs of a ledger, with intervals, a hold-out test and figures")
     fit.add_argument("ledger", type=Path, metavar="LEDGER", help="what ScalingLaw or `sweep` wrote")
     fit.add_argument(
         "--method", choices=_METHODS, default=_METHODS[0],
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--up-to", type=float, metavar="FLOPS", help="leave larger runs out, to judge a method without them"
     )
     fit.add_argument("--hold-out", type=int, default=1, metavar="N", help="largest budgets that test it (default: 1)")
-    fit.add_argument("--plot", type=Path, metavar="FOLDER", help="write pictures there")
+    fit.add_argument("--plot", type=Path, metavar="FOLDER", help="write figures and report.md there")
     _add_shared(fit)
     plan = verbs.add_parser("plan", help="which size and how many tokens to train with a budget")
     plan.add_argument("--budget", type=float, required=True, metavar="FLOPS", help="of training, for example 1e19")
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     moved.add_argument("ledgers", type=Path, nargs="+", metavar="LEDGER", help="one for each parametrisation")
     moved.add_argument("--width", metavar="NAME", help="hyper-parameter (default: the one that ends in d_model)")
     moved.add_argument("--rate", metavar="NAME", help="hyper-parameter (default: the one that ends in lr)")
-    moved.add_argument("--plot", type=Path, metavar="FOLDER", help="write a picture there")
+    moved.add_argument("--plot", type=Path, metavar="FOLDER", help="write a figure and report.md there")
     taken = verbs.add_parser("import", help="add runs of a .csv, .json or .jsonl table to a ledger")
     taken.add_argument("table", type=Path, metavar="TABLE", help="with loss and two of parameters, tokens and flops")
     taken.add_argument("--ledger", type=Path, required=True, metavar="PATH", help="made where it does not exist")
@@ -101,22 +101,28 @@ def run(arguments: argparse.Namespace) -> int:
 def _fit(arguments: argparse.Namespace) -> None:
     from lightning_lm.scaling import curves_of
 
+    report = Report(f"Scaling law of {arguments.ledger}")
     ledger, points = _points(arguments.ledger, arguments.convention)
     if arguments.up_to is not None:
         points = points.where(points.flops <= arguments.up_to)
     fit = _fitted(points, arguments)
-    _print(_parameter_table(fit, points, arguments.convention))
-    _say_findings(fit)
-    if arguments.hold_out:
-        _say_held_out(points, arguments)
-        _say_forms(points, arguments)
-    if arguments.predict_flops:
-        _print(_optimum_table([fit.optimal(flops) for flops in arguments.predict_flops], points))
+    report.table(_parameter_table(fit, points, arguments.convention))
+    for finding in fit.findings:
+        report.say(f"Note ({finding.kind}): {finding.message}")
+    held = _held_out(points, arguments, report) if arguments.hold_out else []
+    if held:
+        _compare_forms(points, arguments, report)
+    predicted = [fit.optimal(flops) for flops in arguments.predict_flops]
+    if predicted:
+        report.table(_optimum_table(predicted, points))
     if arguments.plot is not None:
         from lightning_lm.scaling.plots import pictures, write_pictures
 
-        written = write_pictures(arguments.plot, pictures(points, fit, curves_of(ledger.read(), arguments.convention)))
-        print("Pictures: " + ", ".join(map(str, written)))
+        curves = curves_of(ledger.read(), arguments.convention)
+        drawn = pictures(points, fit, curves, held_out=held, predicted=predicted)
+        written = write_pictures(arguments.plot, drawn)
+        path = report.write(arguments.plot, arguments.command_line, written)
+        print(f"Report: {path}, with {', '.join(figure.name for figure in written)}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -125,7 +131,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     check_convention(arguments.convention)
     fit = _fitted(_points(arguments.ledger, arguments.convention)[1], arguments) if arguments.ledger else _published()
     best = fit.optimal(arguments.budget)
-    _print(_optimum_table([best], fit.points if arguments.ledger else None))
+    Report("").table(_optimum_table([best], fit.points if arguments.ledger else None))
     if not arguments.ledger:
         print(
             "By the constants of Hoffmann et al. 2022, equation 10, for their data and tokenizer; for yours: --ledger."
@@ -137,7 +143,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         served = optimal_with_inference(fit, best.loss.value, arguments.served_tokens)
         print(
             f"With {arguments.served_tokens:.3g} tokens to serve, the same loss is cheapest with "
-            f"{_number(served.parameters)} parameters on {_number(served.tokens)} tokens: {served.saved:.0%} saved."
+            f"{number(served.parameters)} parameters on {number(served.tokens)} tokens: {served.saved:.0%} saved."
         )
 
 
@@ -151,25 +157,29 @@ def _transfer(arguments: argparse.Namespace) -> None:
         )
         for path in arguments.ledgers
     }
+    report = Report("Learning-rate transfer")
     for name, fit in fits.items():
-        table = _table(f"{name}: best learning rate ~ width^{fit.drift.value:+.2f}", "width", "best", "loss", "rates")
+        title = f"{name}: best learning rate ~ width^{fit.drift.value:+.2f}"
+        table = new_table(title, "width", "best", "loss", "rates")
         table.caption = (
-            f"95 % interval of the power {_interval(fit.drift)}. At width {fit.curves[-1].width:g} the best rate of "
-            f"width {fit.curves[0].width:g} costs {_significant(fit.kept)}."
+            f"95 % interval of the power {interval(fit.drift)}. At width {fit.curves[-1].width:g} the best rate of "
+            f"width {fit.curves[0].width:g} costs {significant(fit.kept)}."
         )
         for curve in fit.curves:
-            best = f"{_significant(curve.best)}{' (edge)' if curve.at_edge else ''}"
-            table.add_row(f"{curve.width:g}", best, f"{curve.losses.min():.4f}", str(len(curve.rates)))
-        _print(table)
+            best = f"{significant(curve.best)}{' (edge)' if curve.at_edge else ''}"
+            table.add_row(f"{curve.width:g}", best, f"{float(curve.loss_at(curve.best)):.4f}", str(len(curve.rates)))
+        report.table(table)
         if fit.at_edge:
-            print(
+            report.say(
                 f"Note (edge): {name} may have better rates beyond those tried at {', '.join(map(str, fit.at_edge))}."
             )
     if arguments.plot is not None:
         from lightning_lm.scaling.plots import write_pictures
         from lightning_lm.scaling.transfer_plot import transfer_picture
 
-        print(f"Picture: {write_pictures(arguments.plot, {'transfer': transfer_picture(fits)})[0]}")
+        written = write_pictures(arguments.plot, {"transfer": transfer_picture(fits)})
+        path = report.write(arguments.plot, arguments.command_line, written)
+        print(f"Report: {path}, with {written[0].name}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -244,100 +254,68 @@ def _parameter_table(fit: "ScalingFit", points: "Points", convention: str) -> "T
 
     span = f"{points.flops.min():.3g} to {points.flops.max():.3g} FLOPs"
     title = f"{fit.method}, {type(fit.law).__name__}: {len(fit.points)} runs, {span}"
-    table = _table(title, "parameter", "value", "95 % interval")
+    table = new_table(title, "parameter", "value", "95 % interval")
     table.caption = f"Sizes counted as {convention!r}: {CONVENTIONS[convention]}."
     for name, estimate in fit.intervals().items():
-        table.add_row(name, _significant(estimate.value), _interval(estimate))
+        table.add_row(name, significant(estimate.value), interval(estimate))
     for name, estimate in zip(("N ~ C^a: a", "D ~ C^b: b"), fit.exponents, strict=True):
-        table.add_row(name, _significant(estimate.value), _interval(estimate))
+        table.add_row(name, significant(estimate.value), interval(estimate))
     return table
 
 
-def _say_findings(fit: "ScalingFit") -> None:
-    for finding in fit.findings:
-        print(f"Note ({finding.kind}): {finding.message}")
-
-
-def _say_held_out(points: "Points", arguments: argparse.Namespace) -> None:
+def _held_out(points: "Points", arguments: argparse.Namespace, report: Report) -> list["HeldOut"]:
     from lightning_lm.scaling import hold_out
 
     try:
         held = hold_out(points, lambda some: _fitted(some, arguments), num_budgets=arguments.hold_out)
     except DataError as error:
-        print(f"No hold-out test: {error}")
-        return
-    table = _table(
+        report.say(f"No hold-out test: {error}")
+        return []
+    table = new_table(
         "Held out: fitted without these, then asked for them",
-        "FLOPs", "parameters", "tokens", "loss", "predicted", "95 % of such runs", "error",
+        "FLOPs", "parameters", "tokens", "loss", "predicted", "95 % of runs", "error",
     )  # fmt: skip
     for one in held:
-        inside = "" if one.loss in one.predicted else "  (outside)"
+        inside = "" if one.loss in one.predicted else "\n(outside)"
         table.add_row(
             f"{one.flops:.3g}", f"{one.parameters:.3g}", f"{one.tokens:.3g}", f"{one.loss:.4f}",
-            f"{one.predicted.value:.4f}", _interval(one.predicted) + inside, f"{one.error:+.2%}",
+            f"{one.predicted.value:.4f}", interval(one.predicted) + inside, f"{one.error:+.2%}",
         )  # fmt: skip
-    _print(table)
+    report.table(table)
+    return held
 
 
-def _say_forms(points: "Points", arguments: argparse.Namespace) -> None:
+def _compare_forms(points: "Points", arguments: argparse.Namespace, report: Report) -> None:
     from lightning_lm.scaling import compare_forms
 
     number = min(arguments.bootstraps, _BOOTSTRAPS_OF_A_COMPARISON)
     tests = compare_forms(points, _methods(number), num_budgets=arguments.hold_out)
     if len(tests) < 2:
         return
-    table = _table("The same test for every method", "method", "root mean square error", "runs in their intervals")
+    table = new_table("The same test for every method", "method", "RMS error", "runs in their intervals")
     for test in tests:
         table.add_row(test.method, f"{test.error:.2%}", f"{test.inside} of {len(test.held)}")
-    _print(table)
+    report.table(table)
     told = len(tests[0].held) >= _ENOUGH_HELD_OUT and any(test.method == arguments.method for test in tests)
     if told and tests[0].method != arguments.method:
-        print(f"Note (form): {tests[0].method} extrapolates better here than {arguments.method}: --method.")
+        report.say(f"Note (form): {tests[0].method} extrapolates better here than {arguments.method}: --method.")
 
 
 def _optimum_table(optima: Sequence["Optimum"], points: "Points | None") -> "Table":
-    table = _table("How to spend a budget", "FLOPs", "parameters", "tokens", "tokens per parameter", "loss")
+    columns = ("FLOPs", "parameters", "tokens", "tokens per parameter", "loss")
+    table = new_table("How to spend a budget, with 95 % intervals" if points else "How to spend a budget", *columns)
     for best in optima:
         estimates = (best.parameters, best.tokens, best.tokens_per_parameter, best.loss)
-        cells = (f"{_number(estimate)}\n{_interval(estimate)}".rstrip() for estimate in estimates)
-        table.add_row(f"{best.flops:.3g}", *cells)
+        table.add_row(f"{best.flops:.3g}", *map(number, estimates))
+        if points is not None:
+            table.add_row("from", *(significant(estimate.low) for estimate in estimates))
+            table.add_row("to", *(significant(estimate.high) for estimate in estimates), end_section=True)
     if points is None:
         return table
-    table.caption = "95 % intervals of the law; single runs scatter around it as the residuals do."
+    table.caption = "Intervals of the law; single runs scatter around it as the residuals do."
     if (far := max(best.flops for best in optima) / points.flops.max()) > 100:
         table.caption += f"\nBeware: {far:.0e} times the largest budget that was measured."
     return table
-
-
-def _table(title: str, *columns: str) -> "Table":
-    from rich.table import Table
-
-    width = min(len(title) + 2, _TABLE_WIDTH)  # a title is broken at the width of its table
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", min_width=width)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 and column in ("parameter", "method") else "right")
-    return table
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    (console if console.is_terminal else Console(width=_TABLE_WIDTH)).print(table)
-
-
-def _interval(estimate: "Estimate") -> str:
-    if estimate.low != estimate.low:  # not a number: there were no bootstraps
-        return ""
-    return f"{_significant(estimate.low)} to {_significant(estimate.high)}"
-
-
-def _number(estimate: "Estimate") -> str:
-    return _significant(estimate.value)
-
-
-def _significant(number: float) -> str:
-    return f"{number:.4f}" if 0.01 <= abs(number) < 10 else f"{number:.3g}"
 
 
 def _duration(seconds: float) -> str:

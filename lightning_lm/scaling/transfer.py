@@ -42,18 +42,28 @@ class RateCurve:
         at = int(np.argmin(self.losses))
         if self.at_edge:
             return float(self.rates[at])
-        around = slice(at - 1, at + 2)
-        x = np.log(self.rates[around]) - np.log(self.rates[at])
-        curvature, slope, _ = np.polyfit(x, self.losses[around], 2)
+        curvature, slope, _ = self._parabola()
         return float(self.rates[at] * np.exp(-slope / (2 * curvature))) if curvature > 0 else float(self.rates[at])
 
-    def loss_at(self, rate: float) -> float:
-        """Return the loss at a learning rate, on straight lines in ``log lr`` between those that were trained.
+    def loss_at(self, rates: ArrayLike) -> FloatArray:
+        """Return losses at learning rates: on that parabola, beyond its three rates on straight lines in ``log lr``.
 
         Args:
-            rate: Within their range; else the loss at its end.
+            rates: Within the range that was trained; else the loss at its end is returned.
         """
-        return float(np.interp(np.log(rate), np.log(self.rates), self.losses))
+        rate = np.asarray(rates, dtype=np.float64)
+        line = np.interp(np.log(rate), np.log(self.rates), self.losses)
+        if self.at_edge:
+            return np.asarray(line)
+        at = int(np.argmin(self.losses))
+        inside = (rate >= self.rates[at - 1]) & (rate <= self.rates[at + 1])
+        return np.where(inside, np.polyval(self._parabola(), np.log(rate / self.rates[at])), line)
+
+    def _parabola(self) -> FloatArray:
+        """Return the coefficients in ``log(rate / rate of the lowest loss)``, the highest power first."""
+        at = int(np.argmin(self.losses))
+        around = slice(at - 1, at + 2)
+        return np.polyfit(np.log(self.rates[around] / self.rates[at]), self.losses[around], 2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

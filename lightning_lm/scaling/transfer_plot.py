@@ -1,11 +1,11 @@
 """The picture of learning-rate transfer: loss over learning rate at each width, and where the minima go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_lm.scaling.canvas import label, new_figure, plain
+from lightning_lm.scaling.canvas import apart, label, new_figure, plain
 from lightning_lm.scaling.transfer import TransferFit
 
 if TYPE_CHECKING:
@@ -41,19 +41,24 @@ def _draw_losses(axes: "Axes", name: str, fit: TransferFit) -> None:
     from matplotlib import colormaps
 
     losses = np.concatenate([curve.losses for curve in fit.curves])
-    heights = _apart([float(curve.losses[0]) for curve in fit.curves], 0.05 * float(np.ptp(losses)))
+    heights = apart([float(curve.losses[0]) for curve in fit.curves], 0.05 * float(np.ptp(losses)))
     for index, curve in enumerate(fit.curves):
         colour = colormaps["viridis"](0.05 + 0.75 * index / max(1, len(fit.curves) - 1))
-        axes.plot(curve.rates, curve.losses, "-o", color=colour, markersize=3, linewidth=1.5)
+        axes.plot(curve.rates, curve.losses, "o", color=colour, markersize=3)
+        line = np.union1d(np.geomspace(curve.rates[0], curve.rates[-1], 200), curve.rates)
+        axes.plot(line, curve.loss_at(line), color=colour, linewidth=1.5)
         axes.plot(curve.best, curve.loss_at(curve.best), "*", color=colour, markersize=12, zorder=4)
         width = f"width {curve.width:g}" if index == 0 else f"{curve.width:g}"
         label(axes, width, (curve.rates[0], heights[index]), colour, shift=(-5, 0), align="right")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats per token")
-    axes.margins(x=0.28)
+    left, right = (np.log10(function([curve.rates for curve in fit.curves])) for function in (np.min, np.max))
+    axes.set_xlim(10 ** (left - 0.4 * (right - left)), 10 ** (right + 0.06 * (right - left)))
     plain(axes, name)
 
 
 def _draw_optima(axes: "Axes", fits: Mapping[str, TransferFit]) -> None:
+    tried = np.unique(np.concatenate([curve.rates for fit in fits.values() for curve in fit.curves]))
+    ends = []
     for index, (name, fit) in enumerate(fits.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         widths = np.array([curve.width for curve in fit.curves])
@@ -63,22 +68,14 @@ def _draw_optima(axes: "Axes", fits: Mapping[str, TransferFit]) -> None:
         for curve in fit.curves:
             face = "white" if curve.at_edge else colour
             axes.plot(curve.width, curve.best, "*", color=colour, markerfacecolor=face, markersize=12, zorder=4)
-        text = f"{name}:\nwidth$^{{{fit.drift.value:+.2f}}}$"
-        label(axes, text, (widths[-1], line[-1]), colour, shift=(9, 0), align="left")
+        ends.append((f"{name}:\nwidth$^{{{fit.drift.value:+.2f}}}$", widths[-1], line[-1], colour))
+    heights = np.exp(apart([np.log(end[2]) for end in ends], 0.12 * np.log(1.44 * tried[-1] / tried[0])))
+    for (text, width, _, colour), height in zip(ends, heights, strict=True):
+        label(axes, text, (width, float(height)), colour, shift=(12, 0), align="left")
     axes.set(xscale="log", yscale="log", xlabel="width", ylabel="best learning rate")
-    axes.set_xlim(right=widths[-1] * (widths[-1] / widths[0]) ** 0.6)
     axes.set_xticks(widths, [f"{width:g}" for width in widths])
-    tried = np.unique(np.concatenate([curve.rates for fit in fits.values() for curve in fit.curves]))
-    axes.set_yticks(tried, [f"{rate:g}" for rate in tried])
+    axes.set_yticks(tried, [f"{rate:.2g}" for rate in tried])
     axes.set_ylim(tried[0] / 1.2, tried[-1] * 1.2)
     axes.minorticks_off()
     hollow = any(fit.at_edge for fit in fits.values())
     plain(axes, "Best rates (hollow: edge)" if hollow else "Where the minima go")
-
-
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Return heights in the same order, the lower ones moved down until none is nearer than the gap to another."""
-    moved, above = list(heights), np.inf
-    for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
-        moved[index] = above = min(heights[index], above - gap)
-    return moved

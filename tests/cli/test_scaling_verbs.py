@@ -36,15 +36,34 @@ def test_fit_prints_the_law_the_test_and_the_prediction_and_draws(ledger, tmp_pa
     assert "1e+24" in printed
     assert "Beware: 1e+03 times" in printed
     names = {"frontier.png", "residuals.png", "isoflop.png", "contours.png"}
-    assert {path.name for path in (tmp_path / "report").iterdir()} == names
+    assert {path.name for path in (tmp_path / "report").iterdir()} == names | {"report.md"}
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert f"`lightning-lm scaling fit {ledger} --predict-flops 1e21 1e24" in report
+    for part in (
+        "alpha              0.3400",
+        "Held out: fitted without these",
+        "1e+24",
+        "Beware",
+        "![isoflop](isoflop.png)",
+    ):
+        assert part in report
     assert all((tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_tables_fit_into_80_columns(ledger, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["scaling", "fit", str(ledger), "--predict-flops", "1e21", "1e24", "--bootstraps", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = [line for line in lines if line.startswith("  1e+24")]
+    assert len(row.split()) == 5  # no cell is broken
 
 
 def test_methods_are_compared_without_the_budget_that_will_judge_them(ledger, capsys):
     assert main(["scaling", "fit", str(ledger), "--method", "kaplan", "--up-to", "3e20", "--bootstraps", "5"]) == 0
     printed = capsys.readouterr().out
     assert "20 runs, 1e+18 to 1.78e+20 FLOPs" in printed
-    ranked = re.findall(r"(parametric|general|isoflop|kaplan|data-constrained) +│ +[\d.]+%", printed)
+    ranked = re.findall(r"(parametric|general|isoflop|kaplan|data-constrained) +[\d.]+%", printed)
     assert sorted(ranked[:2]) == ["general", "parametric"]  # both hold the law of these runs
     assert sorted(ranked[2:]) == ["isoflop", "kaplan"]  # and no run says which of its tokens were new
     assert f"{ranked[0]} extrapolates better here than kaplan" in printed

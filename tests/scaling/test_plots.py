@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_lm.errors import MissingDependencyError
-from lightning_lm.scaling import Curve, Estimator, fit_isoflop, fit_parametric
+from lightning_lm.scaling import Curve, Estimator, fit_isoflop, fit_parametric, hold_out
 from lightning_lm.scaling.plots import collapsed_curves, isoflop_curves, pictures, write_pictures
 
 BUDGETS = np.geomspace(1e19, 1e21, 4)
@@ -30,10 +30,10 @@ def test_every_picture_is_written(hoffmann, tmp_path):
 def test_each_budget_stands_beside_its_curve_and_the_minima_are_where_they_should_be(hoffmann):
     figure = isoflop_curves(hoffmann.isoflop(BUDGETS, width=2.0))
     assert [text for text in texts(figure) if "FLOPs" in text] == [
-        "1.0e19 FLOPs",
-        "4.6e19 FLOPs",
-        "2.2e20 FLOPs",
-        "1.0e21 FLOPs",
+        "1e+19 FLOPs",  # as in the tables
+        "4.64e+19 FLOPs",
+        "2.15e+20 FLOPs",
+        "1e+21 FLOPs",
     ]
     stars = next(line for line in figure.axes[0].lines if line.get_marker() == "*")
     assert stars.get_xdata() == pytest.approx(hoffmann.optimal_size(BUDGETS), rel=0.02)
@@ -45,6 +45,31 @@ def test_exponents_stand_beside_the_frontier(hoffmann):
     labels = " ".join(texts(drawn["frontier"]))
     assert "parameters ~ $C^{0.45}$" in labels
     assert "tokens ~ $C^{0.55}$" in labels
+
+
+def test_runs_predictions_and_held_out_runs_are_drawn(hoffmann):
+    points = hoffmann.isoflop(BUDGETS, noise=0.002)
+
+    def fitted(some):
+        return fit_parametric(some, Estimator(num_bootstraps=20))
+
+    fit, held = fitted(points), hold_out(points, fitted)
+    optimum = fit.optimal(1e23)
+    drawn = pictures(points, fit, held_out=held, predicted=[optimum])
+    axes = drawn["frontier"].axes[0]
+    stars = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "*"]
+    assert stars == [[1e23, optimum.parameters.value], [1e23, optimum.tokens.value]]
+    runs = [line.get_xydata() for line in axes.lines if line.get_marker() == "o"]
+    assert np.array_equal(runs[0], np.column_stack([points.flops, points.parameters]))
+    assert axes.get_xlim()[1] == pytest.approx(2e23)  # no empty third beside the lines
+    rings = {name: [line for line in drawn[name].axes[0].lines if line.get_markersize() == 9] for name in drawn}
+    assert {name: len(found) for name, found in rings.items()} == {
+        "frontier": 0, "residuals": 7, "isoflop": 7, "contours": 7,
+    }  # fmt: skip
+    errors = [float(ring.get_ydata()[0]) for ring in rings["residuals"]]
+    assert errors == pytest.approx([100 * (run.loss / run.predicted.value - 1) for run in held])
+    bar = drawn["residuals"].axes[1]
+    assert (bar.get_ylabel(), bar.get_yscale()) == ("parameters", "log")
 
 
 def test_noisy_curves_are_smoothed_before_they_are_divided():

@@ -99,6 +99,7 @@ def test_the_verb_prints_tables_and_draws(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "standard: best learning rate ~ width^-1.00" in printed
     assert "mup: best learning rate ~ width^" in printed
+    assert f"{2 + 4 / 16**0.3:.4f}" in printed
     assert (tmp_path / "report" / "transfer.png").read_bytes().startswith(b"\x89PNG")
     assert main(["scaling", "transfer", str(tmp_path / "none.jsonl")]) == 1
     assert "There is no ledger at" in capsys.readouterr().err
@@ -112,6 +113,10 @@ def test_the_picture_has_a_panel_for_each_parametrisation_and_stars_at_the_minim
     assert [tuple(star) for star in stars[:4]] == [
         (width, pytest.approx(0.012 * 32 / width, rel=1e-6)) for width in WIDTHS
     ]
+    for fit, axes in zip(fits.values(), figure.axes, strict=False):  # minima of the parabolas
+        stars = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "*"]
+        assert stars == pytest.approx([2 + 4 / width**0.3 for width in WIDTHS], abs=1e-9)
+        assert stars == [curve.loss_at(curve.best) for curve in fit.curves]
     labels = " ".join(text.get_text() for text in figure.axes[2].texts)
     assert "standard:\nwidth$^{-1.00}$" in labels
 
