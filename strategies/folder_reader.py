@@ -20,9 +20,10 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from lightning_lm.errors import CheckpointError
 
-__all__ = ["PlainLoadPlanner", "PlainReader", "read_metadata"]
+__all__ = ["METADATA", "PlainLoadPlanner", "PlainReader", "read_metadata"]
 
-_METADATA = ".metadata"
+METADATA = ".metadata"
+"""Name of the description in a folder."""
 _CHECKPOINT_CLASSES: tuple[type, ...] = (
     Metadata,
     MetadataIndex,
@@ -100,12 +101,12 @@ def read_metadata(folder: Path | str) -> Metadata:
     Raises:
         CheckpointError: If it is missing or damaged, or names anything but the classes of such descriptions.
     """
-    path = Path(folder) / _METADATA
+    path = Path(folder) / METADATA
     try:
         metadata = _real(_unpickled(path.read_bytes()), {})
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} has no {_METADATA}, which says where its tensors lie: it was copied in part, or the run ended "
+            f"{folder} has no {METADATA}, which says where its tensors lie: it was copied in part, or the run ended "
             "while it was saved. Copy the whole folder, or use an earlier checkpoint of the run."
         ) from error
     except pickle.UnpicklingError as error:

@@ -9,6 +9,7 @@ import enum
 import io
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,9 +26,20 @@ from torch.distributed.tensor import DTensor
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
-from lightning_lm.strategies.folder_reader import PlainLoadPlanner, PlainReader
+from lightning_lm.strategies.folder_digests import FILE, as_file, check_folder, digests_of, take_as_sound
+from lightning_lm.strategies.folder_reader import METADATA, PlainLoadPlanner, PlainReader
 
-__all__ = ["is_sharded", "put", "read_into", "read_sharded", "remove", "replaced", "whole_tensor", "write_sharded"]
+__all__ = [
+    "check_together",
+    "is_sharded",
+    "put",
+    "read_into",
+    "read_sharded",
+    "remove",
+    "replaced",
+    "whole_tensor",
+    "write_sharded",
+]
 
 _META = "meta.pt"
 _TENSORS = ("state_dict", "optimizer_states")
@@ -44,7 +56,7 @@ def is_sharded(path: Path | str) -> bool:
     Args:
         path: Any.
     """
-    return (Path(path) / _META).is_file()
+    return any((Path(path) / name).is_file() for name in (_META, METADATA))
 
 
 def replaced(content: Any, leaf: Leaf, path: Path_ = ()) -> Any:
@@ -90,10 +102,28 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
         temporary.mkdir(parents=True)
     distributed.barrier()
     save(tensors, storage_writer=FileSystemWriter(temporary))
+    digests = _gathered_digests(temporary)
     if distributed.get_rank() == 0:
         _write_to_disk(content, temporary / _META)
+        digests |= digests_of([temporary / _META])
+        _write_to_disk(as_file(digests), temporary / FILE)
         put(temporary, path)
     distributed.barrier()
+
+
+def _gathered_digests(folder: Path) -> dict[str, Any]:
+    """Return on rank 0 the digests of all files, each computed by the rank that wrote it."""
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    owners = {file: _writer_of(file.name, ranks) for file in folder.iterdir()}
+    gathered: list[Any] | None = [None] * ranks if rank == 0 else None
+    distributed.gather_object(digests_of(file for file, owner in owners.items() if owner == rank), gathered)
+    return {name: digest for digests in gathered or () for name, digest in digests.items()}
+
+
+def _writer_of(name: str, ranks: int) -> int:
+    """Return the rank that wrote a file: torch names shards by it, ``__1_0.distcp``; rank 0 wrote all else."""
+    found = re.match(r"__(\d+)_", name)
+    return int(found[1]) % ranks if found else 0
 
 
 def _plain(value: Any) -> Any:
@@ -179,8 +209,14 @@ def read_sharded(path: Path | str, *, whole: bool = True) -> dict[str, Any]:
         whole: Read all tensors; otherwise those of weights and optimizers stay empty, on the meta device.
 
     Raises:
-        CheckpointError: If it is truncated or holds more than tensors and plain data.
+        CheckpointError: If it is truncated or damaged, or holds more than tensors and plain data.
     """
+    if not (Path(path) / _META).is_file():
+        raise CheckpointError(
+            f"{path} has no {_META}: it was copied in part, or the run ended while it was saved. Copy the whole "
+            "folder, or use an earlier checkpoint of the run."
+        )
+    check_folder(path)
     with reading(path):
         content = torch.load(Path(path) / _META, map_location="cpu", weights_only=True)
     tensors: dict[str, Tensor] = {}
@@ -193,6 +229,20 @@ def read_sharded(path: Path | str, *, whole: bool = True) -> dict[str, Any]:
     checkpoint: dict[str, Any] = replaced(content, fill)
     _load(tensors, path, alone=True)
     return checkpoint
+
+
+def check_together(path: Path | str) -> None:
+    """Compare a folder with its digests, each rank some of the files. Every rank must take part.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        CheckpointError: On every rank, if a file is missing, truncated or damaged.
+    """
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    _agreed(lambda: check_folder(path, part=rank, parts=ranks), alone=False)
+    take_as_sound(path)
 
 
 def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:

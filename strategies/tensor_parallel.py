@@ -21,7 +21,14 @@ from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.homogeneous import step_by_mesh
 from lightning_lm.strategies.mesh import _MeshStrategy
 from lightning_lm.strategies.restore import load_model, load_optimizer
-from lightning_lm.strategies.sharded_checkpoint import is_sharded, read_sharded, replaced, whole_tensor, write_sharded
+from lightning_lm.strategies.sharded_checkpoint import (
+    check_together,
+    is_sharded,
+    read_sharded,
+    replaced,
+    whole_tensor,
+    write_sharded,
+)
 from lightning_lm.strategies.sharded_gradients import gradients_of, local_parts, total_norm
 from lightning_lm.strategies.sharded_model import Layout, check_model, shard_model
 
@@ -256,6 +263,7 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         self._checkpoint_path = path if is_sharded(path) else None
         if self._checkpoint_path is not None:
+            check_together(path)
             return read_sharded(path, whole=False)
         return self.checkpoint_io.load_checkpoint(path, weights_only=True)
 

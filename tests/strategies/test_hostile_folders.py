@@ -98,7 +98,9 @@ def saved(ranks, tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "last.ckpt")
+    path = shutil.copytree(saved, tmp_path / "last.ckpt")
+    (path / "digests.json").unlink()  # whoever tampers with a folder can write its digests too
+    return path
 
 
 def put(folder, metadata):
