@@ -9,7 +9,15 @@ from lightning_lm.callbacks.ema import EMA
 from lightning_lm.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lm.callbacks.kernel_swap import KernelSwap
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
-from lightning_lm.callbacks.lora import Adapters, LoRA, has_adapters, load_merged, merge_adapters
+from lightning_lm.callbacks.lora import (
+    Adapters,
+    LoRA,
+    PretrainedAdapters,
+    has_adapters,
+    load_merged,
+    merge_adapters,
+    save_adapters,
+)
 from lightning_lm.callbacks.loss_spike import LossSpike
 from lightning_lm.callbacks.memory_report import MemoryReport
 from lightning_lm.callbacks.perplexity import Perplexity
@@ -35,6 +43,7 @@ __all__ = [
     "LossSpike",
     "MemoryReport",
     "Perplexity",
+    "PretrainedAdapters",
     "Profile",
     "RunReport",
     "SampleText",
@@ -43,4 +52,5 @@ __all__ = [
     "has_adapters",
     "load_merged",
     "merge_adapters",
+    "save_adapters",
 ]

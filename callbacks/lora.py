@@ -10,12 +10,27 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
-from lightning_lm.models import Adapters, merge_adapters
+from lightning_lm.models import (
+    AdapterPart,
+    Adapters,
+    PretrainedAdapters,
+    describe_adapters,
+    merge_adapters,
+    save_adapters,
+)
 from lightning_lm.modules import load_model
 from lightning_lm.modules.checkpoint import ADAPTERS, reading, saved_adapters
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["Adapters", "LoRA", "has_adapters", "load_merged", "merge_adapters"]
+__all__ = [
+    "Adapters",
+    "LoRA",
+    "PretrainedAdapters",
+    "has_adapters",
+    "load_merged",
+    "merge_adapters",
+    "save_adapters",
+]
 
 
 class LoRA(Callback):
@@ -38,7 +53,7 @@ class LoRA(Callback):
         >>> trainer = Trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, adapters: Adapters = Adapters(), *, attribute: str = "model") -> None:
+    def __init__(self, adapters: AdapterPart = Adapters(), *, attribute: str = "model") -> None:
         self.adapters, self._attribute = adapters, attribute
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,8 +83,8 @@ class LoRA(Callback):
         rank_zero_info(f"Adapters: {trained:,} of {whole:,} parameters are trained ({trained / whole:.2%}).")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint which adapters it holds."""
-        checkpoint[ADAPTERS] = self.adapters.to_dict()
+        """Describe the adapters in the checkpoint."""
+        checkpoint[ADAPTERS] = describe_adapters(getattr(pl_module, self._attribute))
 
 
 def has_adapters(path: Path | str) -> bool:

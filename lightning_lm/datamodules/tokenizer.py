@@ -74,9 +74,10 @@ def _checkpoint(trainer: Trainer | None) -> Path | None:
                 f"There is no checkpoint at {named} (looked from {Path.cwd()}). Run the recipe that trains it first; a "
                 f"model of the Hub must be downloaded: hf download {named} --local-dir FOLDER."
             )
-        return Path(named)
+        bare = is_adapter_folder(named) and not _has_tokenizer(Path(named))
+        return adapter_base(named, getattr(module.model_config, "base", None)) if bare else Path(named)
     # A model that transformers has loaded remembers its folder.
-    known = getattr(getattr(_model_of(module), "config", None), "_name_or_path", None)
+    knbare = getattr(getattr(_model_of(module), "config", None), "_name_or_path", None)
     return Path(known) if known and Path(known).is_dir() and _has_tokenizer(Path(known)) else None
 
 

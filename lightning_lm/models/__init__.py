@@ -1,7 +1,9 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
 from lightning_lm.models.adapter import TransformersModel, as_language_model
+from lightning_lm.models.adapter_files import PretrainedAdapters, save_adapters
 from lightning_lm.models.adapters import (
+    AdapterPart,
     Adapters,
     attach_adapters,
     describe_adapters,
@@ -47,6 +49,7 @@ __all__ = [
     "FFN",
     "GLU",
     "MLP",
+    "AdapterPart",
     "Adapters",
     "Attention",
     "DepthScaled",
@@ -68,6 +71,7 @@ __all__ = [
     "Norm",
     "Normal",
     "Positions",
+    "PretrainedAdapters",
     "PretrainedCheckpoint",
     "RMSNorm",
     "Role",
@@ -104,6 +108,7 @@ __all__ = [
     "qwen3",
     "remove_adapters",
     "render",
+    "save_adapters",
     "save_huggingface",
     "set_generation_settings",
     "tinystories",

@@ -1,5 +1,6 @@
 """Low-rank adapters of ``peft``: put on a model, described in checkpoints, merged into the weights."""
 
+import abc
 import copy
 import dataclasses
 import difflib
@@ -15,11 +16,24 @@ from lightning_lm.models.config import TransformerConfig
 from lightning_lm.models.roles import parameter_roles
 from lightning_lm.parts import Part
 
-__all__ = ["Adapters", "attach_adapters", "describe_adapters", "merge_adapters", "remove_adapters"]
+__all__ = ["AdapterPart", "Adapters", "attach_adapters", "describe_adapters", "merge_adapters", "remove_adapters"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapters(Part):
+class AdapterPart(Part, abc.ABC):
+    """Base of the adapters that YAML can name: new ones, or those of a folder."""
+
+    @abc.abstractmethod
+    def attach(self, model: nn.Module) -> None:
+        """Put the adapters on a model, in place, and freeze everything else.
+
+        Args:
+            model: Has none yet.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters(AdapterPart):
     """Low-rank adapters: each matched matrix becomes ``W + (alpha / rank) B A``, with ``B`` zero at first.
 
     Args:
@@ -76,10 +90,11 @@ def attach_adapters(model: nn.Module, description: Mapping[str, Any]) -> None:
         MissingDependencyError: If ``peft`` is not installed.
     """
     if "part" in description:
-        Adapters.from_dict(description).attach(model)
+        AdapterPart.from_dict(description).attach(model)
         return
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.utils.other import ModulesToSaveWrapper
     except ImportError as error:
         raise MissingDependencyError("peft", "train low-rank adapters", "hf") from error
     if description.get("peft_type", "LORA") != "LORA":
@@ -96,6 +111,9 @@ def attach_adapters(model: nn.Module, description: Mapping[str, Any]) -> None:
             f"No adapter was put on targets={settings.target_modules}: {error} Linear layers here: "
             f"{', '.join(_linear_layers(model)[:8])}."
         ) from error
+    for name, child in list(model.named_modules()):  # peft takes "norm" for the end of "mixer_norm" too
+        if isinstance(child, ModulesToSaveWrapper) and not _named(name, settings.modules_to_save):
+            model.set_submodule(name, child.original_module)
     _check_output_layer(model, settings.lora_dropout)
     model.train(model.training)  # the new modules begin in the mode of the model
 
@@ -187,7 +205,7 @@ def _require_modules(model: nn.Module, argument: str, names: Sequence[str]) -> N
     """Refuse names that are the name, or the end of the name, of no module: ``peft`` would pass over them."""
     known = [name for name, _ in model.named_modules() if name]
     for wanted in names:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in known):
+        if not any(_named(name, [wanted]) for name in known):
             ends = dict.fromkeys([*known, *(name.rpartition(".")[-1] for name in known)])
             near = difflib.get_close_matches(wanted, list(ends), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -195,6 +213,11 @@ def _require_modules(model: nn.Module, argument: str, names: Sequence[str]) -> N
                 f"{argument}={tuple(names)}: no module is called {wanted!r}.{hint} Linear layers here: "
                 f"{', '.join(_linear_layers(model)[:8])}."
             )
+
+
+def _named(name: str, wanted: Sequence[str]) -> bool:
+    """Whether one of these is a module's name or the end of it."""
+    return any(name == end or name.endswith(f".{end}") for end in wanted)
 
 
 def _check_output_layer(model: nn.Module, dropout: float) -> None:

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.adapter_files import PretrainedAdapters, adapter_base, is_adapter_folder
+from lightning_lm.models.adapters import merge_adapters
 from lightning_lm.models.config import ModelConfig, TransformerConfig
 from lightning_lm.models.families import FAMILIES, Family
 from lightning_lm.models.generation_settings import (
@@ -140,12 +142,14 @@ class PretrainedCheckpoint(ModelConfig):
     Args:
         vocab_size: Ids that are needed; ``None`` for those of the tokenizer.
         context_length: Tokens of a training row; 0 for the longest that the checkpoint names.
-        checkpoint: The folder.
+        checkpoint: The folder; one with adapters of ``peft`` gives the model with them merged.
         dtype: That of the parameters.
+        base: Folder of the model that the adapters belong to; ``None`` for the one that they name.
     """
 
     checkpoint: str
     context_length: int = 0
+    base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def build(self, vocab_size: int | None = None) -> nn.Module:
@@ -158,7 +162,8 @@ class PretrainedCheckpoint(ModelConfig):
             ConfigurationError: If the tokenizer has ids that the checkpoint lacks.
             CheckpointError: If the checkpoint cannot be read.
         """
-        model = load_pretrained(self.checkpoint, getattr(torch, self.dtype), self.context_length or None)
+        dtype, length = getattr(torch, self.dtype), self.context_length or None
+        model = load_pretrained(self.checkpoint, dtype, length, base=self.base)
         known, needed = len(model.head.weight), self.vocab_size or vocab_size
         if needed is not None and needed > known:
             raise ConfigurationError(
@@ -168,19 +173,28 @@ class PretrainedCheckpoint(ModelConfig):
 
 
 def load_pretrained(
-    folder: str | Path, dtype: torch.dtype = torch.float32, context_length: int | None = None
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    context_length: int | None = None,
+    *,
+    base: str | Path | None = None,
 ) -> Transformer | TransformersModel:
     """Return the model of a folder: a `Transformer` if our parts can express it, else by ``transformers`` itself.
 
     Args:
-        folder: In the format of Hugging Face.
+        folder: In the format of Hugging Face, or of ``peft``: adapters are merged into the model that they belong to.
         dtype: That of the parameters.
         context_length: Tokens of a training row, for a `Transformer`.
+        base: Folder of the model that adapters belong to; ``None`` for the one that they name.
 
     Raises:
         CheckpointError: If files are missing or broken, or ``transformers`` cannot read them.
         ConfigurationError: If neither knows the architecture.
     """
+    if is_adapter_folder(folder):
+        model = load_pretrained(adapter_base(folder, base), dtype, context_length)
+        PretrainedAdapters(folder=str(folder), dropout=0.0).attach(model)
+        return cast(Transformer | TransformersModel, merge_adapters(model))
     try:
         config_from_huggingface(folder)
     except ConfigurationError as error:

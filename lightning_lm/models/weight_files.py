@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_lm.errors import CheckpointError
 
-__all__ = ["StoredTensor", "read_json", "read_tensors", "write_json", "write_tensors"]
+__all__ = ["StoredTensor", "read_file", "read_json", "read_tensors", "write_file", "write_json", "write_tensors"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -40,14 +40,35 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         CheckpointError: If there are no safetensors files, a shard is missing, or a file is truncated.
     """
     for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - the handle is not iterable
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is not a whole safetensors file ({error}); fetch or save it again."
-            ) from error
+        yield from read_file(path)
+
+
+def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and value of each tensor of a safetensors file, holding one at a time.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: If it is truncated, or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - the handle is not iterable
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); fetch or save it again.") from error
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as one safetensors file, whole or not at all.
+
+    Args:
+        path: Replaced if it is there.
+        tensors: By name.
+    """
+    shard = [StoredTensor(name, value.nbytes, partial(value.detach().to, "cpu")) for name, value in tensors.items()]
+    _replace(path, partial(_save, shard=shard))
 
 
 def write_tensors(folder: Path, tensors: Sequence[StoredTensor], *, max_shard_bytes: int) -> None:

@@ -16,16 +16,19 @@ __all__ = ["CheckpointModel"]
 class CheckpointModel(ModelConfig):
     """A model that starts from a ``.ckpt`` of this package or from a folder in the format of Hugging Face.
 
-    A data module without a tokenizer takes the one that lies there too.
+    Adapters, those of ``peft`` too, become part of the weights; to train on with them apart, give the callback `LoRA`
+    the folder (`PretrainedAdapters`) and the model its base. A data module without a tokenizer takes the one that lies there too.
 
     Args:
         vocab_size: Ids that are needed; ``None`` for those of the tokenizer.
         context_length: Tokens of a training row; 0 for what the checkpoint names. A ``.ckpt`` keeps its own.
         checkpoint: The file or folder.
+        base: Folder of the model that a folder of adapters belongs to; ``None`` for the one that they name.
     """
 
     checkpoint: str
     context_length: int = 0
+    base: str | None = None
 
     def build(self, vocab_size: int | None = None) -> nn.Module:
         """Return the model with the checkpoint's weights.
@@ -39,7 +42,8 @@ class CheckpointModel(ModelConfig):
         """
         path, needed = Path(self.checkpoint), self.vocab_size or vocab_size
         if path.is_dir():
-            folder = PretrainedCheckpoint(checkpoint=self.checkpoint, context_length=self.context_length)
+            length = self.context_length
+            folder = PretrainedCheckpoint(checkpoint=self.checkpoint, context_length=length, base=self.base)
             return folder.build(needed)
         if not path.is_file():
             raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}). Train that one first.")
