@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_lm.errors import CheckpointError
+from lightning_lm.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,13 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to a parser."""
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="PATH", help="a .ckpt file of a training run")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="a .ckpt file of a training run, or a folder with adapters of peft",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the files are written")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="folder or file (default: the one in the checkpoint)"
@@ -26,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights that are written (default: their own)")
     parser.add_argument(
         "--family", metavar="NAME", help="model_type to write, such as llama (default: the first that can express it)"
+    )
+    parser.add_argument(
+        "--adapters",
+        choices=("merge", "only", "drop"),
+        default="merge",
+        help="of a model with adapters: write it with them merged (default), write them alone in the format of peft, "
+        "or write the model without them",
+    )
+    parser.add_argument(
+        "--base", metavar="FOLDER", help="model that the adapters belong to (default: the one that they name)"
     )
 
 
@@ -41,28 +57,55 @@ def run(namespace: argparse.Namespace) -> None:
     """
     import torch
 
-    from lightning_lm.models import export_model
+    from lightning_lm.models import export_model, remove_adapters, save_adapters
     from lightning_lm.tokenizers import load_tokenizer
 
-    model, tokenizer = _load(namespace.checkpoint)
+    path, output = namespace.checkpoint, namespace.output
+    model, tokenizer = _load(path, namespace)
     if namespace.tokenizer is not None:
         tokenizer = load_tokenizer(namespace.tokenizer)
     dtype = None if namespace.dtype is None else getattr(torch, namespace.dtype)
-    export_model(model, namespace.output, tokenizer, dtype=dtype, family=namespace.family)
-    print(_report(model, tokenizer, namespace.output))
+    if namespace.adapters != "merge" and not hasattr(model, "peft_config"):
+        raise ConfigurationError(f"{path} has no adapters; leave out --adapters {namespace.adapters}.")
+    if namespace.adapters == "only":
+        save_adapters(model, output, base=namespace.base, family=namespace.family, dtype=dtype)
+        if tokenizer is not None:
+            tokenizer.save(output)
+        print(_report_adapters(output))
+        return
+    model = remove_adapters(model) if namespace.adapters == "drop" else model
+    export_model(model, output, tokenizer, dtype=dtype, family=namespace.family)
+    print(_report(model, tokenizer, output))
 
 
-def _load(path: Path) -> tuple["nn.Module", "Tokenizer | None"]:
-    if path.is_dir():
+def _load(path: Path, namespace: argparse.Namespace) -> tuple["nn.Module", "Tokenizer | None"]:
+    from lightning_lm.models.adapter_files import is_adapter_folder
+
+    if is_adapter_folder(path):
+        if namespace.adapters != "merge":
+            raise ConfigurationError(f"{path} holds adapters alone already; it can be merged: leave out --adapters.")
+    elif path.is_dir():
         found = sorted(path.rglob("*.ckpt"))
         hint = f" Did you mean {found[-1]}?" if found else " The folder of a Hugging Face model needs no export."
         raise CheckpointError(f"{path} is a folder, and --checkpoint takes a .ckpt file.{hint}")
-    if not path.is_file():
+    elif not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
-    from lightning_lm.callbacks import has_adapters, load_merged
     from lightning_lm.modules import load_model
 
-    return load_merged(path) if has_adapters(path) else load_model(path)
+    return load_model(path, merged=namespace.adapters == "merge", base=namespace.base)
+
+
+def _report_adapters(folder: Path) -> str:
+    import json
+
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    lines = [f"{folder} holds adapters: peft.PeftModel.from_pretrained(model, {str(folder)!r})"]
+    if base is None:
+        lines.append(
+            "They name no model that they belong to. Write it with --adapters drop --output BASE if there is none yet, "
+            "and repeat this with --base BASE."
+        )
+    return "\n".join(lines)
 
 
 def _report(model: "nn.Module", tokenizer: "Tokenizer | None", folder: Path) -> str:

@@ -17,13 +17,20 @@ __all__ = ["add_arguments", "run"]
 
 _MAX_NEW_TOKENS = 256
 
-LoadModel = Callable[[Path], tuple[Any, "Tokenizer | None"]]
+LoadModel = Callable[..., tuple[Any, "Tokenizer | None"]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to a parser."""
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="PATH", help="a .ckpt file, or a Hugging Face folder"
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="a .ckpt file, a Hugging Face folder, or one with adapters of peft",
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="model of the adapters (default: the one that they name)"
     )
     parser.add_argument(
         "--prompt",
@@ -63,7 +70,7 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
 
     Args:
         namespace: Parsed arguments of `add_arguments`.
-        load_model: Returns model and tokenizer of a ``.ckpt`` file. Given from outside, as it lies in a layer above.
+        load_model: Returns model and tokenizer of a file or folder. Given from outside, as it lies in a layer above.
     """
     try:
         sampling = _sampling(namespace)
@@ -116,8 +123,10 @@ def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generat
     path = namespace.checkpoint
     if not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path}.")
+    if path.is_dir():
+        _check_folder(path)
     try:
-        model, tokenizer = _load_folder(path) if path.is_dir() else load_model(path)
+        model, tokenizer = load_model(path, **({} if namespace.base is None else {"base": namespace.base}))
     except OSError as error:  # of a truncated file it says no more than "invalid argument"
         raise CheckpointError(f"{path} cannot be read: {error}. It may be truncated; use an earlier one.") from error
     if namespace.tokenizer is not None:
@@ -132,25 +141,16 @@ def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generat
     return Generator(model.to(device or "cpu"), tokenizer)
 
 
-def _load_folder(folder: Path) -> tuple[Any, "Tokenizer | None"]:
-    from lightning_lm.errors import TokenizerError
-    from lightning_lm.models.huggingface import load_pretrained
-    from lightning_lm.tokenizers import load_tokenizer
-
+def _check_folder(folder: Path) -> None:
     if (folder / "meta.pt").is_file():
         raise CheckpointError(
             f"{folder} holds the parts that the ranks of a sharded run have written. Make one file of them with "
             f"lightning-lm consolidate {folder}, and give that file."
         )
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         found = sorted(folder.rglob("*.ckpt"))
         hint = f" Did you mean {found[-1]}?" if found else ""
         raise CheckpointError(f"{folder} is no Hugging Face folder: it has no config.json.{hint}")
-    model = load_pretrained(folder)
-    try:
-        return model, load_tokenizer(folder)
-    except TokenizerError:
-        return model, None
 
 
 def _check_vocabulary(model: Any, tokenizer: "Tokenizer") -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError, TokenizerError
+from lightning_lm.models.adapter_files import adapter_base, is_adapter_folder
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart, TrainedTokenizerPart, load_tokenizer
 
@@ -77,7 +78,7 @@ def _checkpoint(trainer: Trainer | None) -> Path | None:
         bare = is_adapter_folder(named) and not _has_tokenizer(Path(named))
         return adapter_base(named, getattr(module.model_config, "base", None)) if bare else Path(named)
     # A model that transformers has loaded remembers its folder.
-    knbare = getattr(getattr(_model_of(module), "config", None), "_name_or_path", None)
+    known = getattr(getattr(_model_of(module), "config", None), "_name_or_path", None)
     return Path(known) if known and Path(known).is_dir() and _has_tokenizer(Path(known)) else None
 
 

@@ -31,12 +31,36 @@ _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<factor>[AB])(\.weight)?")
-_READ = frozenset(
-    "peft_type task_type r lora_alpha lora_dropout use_rslora target_modules exclude_modules modules_to_save bias "
-    "fan_in_fan_out init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern inference_mode "
-    "base_model_name_or_path revision auto_mapping peft_version loftq_config eva_config corda_config lora_ga_config "
-    "qalora_group_size megatron_core runtime_config".split()
-)
+_READ = {
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "bias",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "peft_version",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "megatron_core",
+    "runtime_config",
+}
 """Settings that are read, or that change nothing once the adapters are made; any other one must be off."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initial values of adapters that leave the weights below them as they are."""
@@ -110,8 +134,8 @@ def save_adapters(
         ConfigurationError: If the model has no adapters, other ones than LoRA, or no family can express it.
     """
     bare = _bare(model)
-    settings = next((found for part in (model, bare, getattr(model, "model", None)) if (found := _described(part))), {})
-    if not settings:
+    settings = describe_adapters(model) or describe_adapters(getattr(model, "model", model))
+    if settings is None:
         raise ConfigurationError(f"This {type(bare).__name__} has no adapters. Write the model with export_model.")
     _require_plain(settings, "The model")
     entries = _renames(bare, family)
@@ -122,7 +146,7 @@ def save_adapters(
         for values in ([f.rank for f in adapted.values()], [f.alpha(stable) for f in adapted.values()])
     )
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_file(Path(folder) / _WEIGHTS, {name: value.to(dtype) for name, value in _tensors(adapted, whole, bare)})
+    write_file(Path(folder) / _WEIGHTS, {name: value.to(dtype) for name, value in _tensors(adapted, whole)})
     modules = {name.rpartition(".")[0] for name in whole}
     config = {
         "peft_type": "LORA",
@@ -231,7 +255,8 @@ def _parts_of(folder: Path, settings: Mapping[str, Any], names: Mapping[str, Ren
         )
     tensors = {name.removeprefix(_ROOT): tensor for name, tensor in read_file(folder / _WEIGHTS)}
     factors: dict[str, dict[str, Tensor]] = {}
-    adapted, whole, trained = {}, {}, {}
+    whole: dict[str, Tensor] = {}
+    adapted, trained = {}, {}
     for name, tensor in tensors.items():
         match = _FACTOR.fullmatch(name)
         if match is not None:
@@ -273,7 +298,8 @@ def _joined(model: nn.Module, entries: Sequence[Rename]) -> tuple[dict[str, _Fac
     every = dict(model.named_parameters(remove_duplicate=False))
     base = {_plain_name(name): value.detach() for name, value in every.items()}
     trained = {_saved_name(name): value.detach() for name, value in every.items() if ".modules_to_save." in name}
-    adapted, whole = {}, {}
+    adapted: dict[str, _Factors] = {}
+    whole: dict[str, Tensor] = {}
     for entry in entries:
         mine = [layers.get(name.rpartition(".")[0]) if name.endswith("weight") else None for name in entry.ours]
         saved = any(name in trained for name in entry.ours)
@@ -313,9 +339,7 @@ def _layer_factors(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.lora_embedding_A[name].detach(), layer.lora_embedding_B[name].detach()
 
 
-def _tensors(
-    adapted: Mapping[str, _Factors], whole: Mapping[str, Tensor], model: nn.Module
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(adapted: Mapping[str, _Factors], whole: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield what is written, under the names of ``peft``."""
     for name, factors in adapted.items():
         ends = ("lora_embedding_A", "lora_embedding_B") if factors.embeds else ("lora_A.weight", "lora_B.weight")
@@ -334,7 +358,9 @@ def _shortest(adapted: list[str], known: list[str]) -> list[str]:
 def _renames(model: nn.Module, family: str | None) -> list[Rename]:
     """Return the names of a model's parameters in files of ``transformers``, whatever adapters it has."""
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    names = dict.fromkeys(_plain_name(name) for name in every if ".lora_" not in name and ".modules_to_save" not in name)
+    names = dict.fromkeys(
+        _plain_name(name) for name in every if ".lora_" not in name and ".modules_to_save" not in name
+    )
     if not isinstance(model, Transformer):
         return [Rename(name, (name,)) for name in names]
     kind = config_to_huggingface(model.config, family=family)["model_type"]
@@ -354,10 +380,6 @@ def _bare(model: Any) -> nn.Module:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]
 
 
-def _described(model: Any) -> dict[str, Any] | None:
-    return None if model is None else describe_adapters(model)
-
-
 def _require_plain(settings: Mapping[str, Any], source: str) -> None:
     """Refuse adapters that are more than ``B A`` on some matrices, by the name of what they are.
 
@@ -373,6 +395,6 @@ def _require_plain(settings: Mapping[str, Any], source: str) -> None:
         more.append(f"init_lora_weights={settings['init_lora_weights']!r} (it changes the weights below)")
     if more:
         raise ConfigurationError(
-            f"{source} has adapters with {', '.join(more)}; only LoRA without it is supported. Merge them with peft and "
-            "start from the result: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)."
+            f"{source} has adapters with {', '.join(more)}; only LoRA without it is supported. Merge them with peft, "
+            "and start from the result: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)."
         )

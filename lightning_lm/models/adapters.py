@@ -112,7 +112,7 @@ def attach_adapters(model: nn.Module, description: Mapping[str, Any]) -> None:
             f"{', '.join(_linear_layers(model)[:8])}."
         ) from error
     for name, child in list(model.named_modules()):  # peft takes "norm" for the end of "mixer_norm" too
-        if isinstance(child, ModulesToSaveWrapper) and not _named(name, settings.modules_to_save):
+        if isinstance(child, ModulesToSaveWrapper) and not _named(name, settings.modules_to_save or ()):
             model.set_submodule(name, child.original_module)
     _check_output_layer(model, settings.lora_dropout)
     model.train(model.training)  # the new modules begin in the mode of the model

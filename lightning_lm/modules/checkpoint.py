@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_lm.data import ChatTemplate
 from lightning_lm.data.chat_program import chat_program
-from lightning_lm.errors import CheckpointError
+from lightning_lm.errors import CheckpointError, TokenizerError
 from lightning_lm.models import (
     ModelConfig,
     add_end_ids,
@@ -21,8 +22,11 @@ from lightning_lm.models import (
     merge_adapters,
     set_generation_settings,
 )
+from lightning_lm.models.adapter_files import adapter_base, is_adapter_folder
+from lightning_lm.models.huggingface import load_pretrained
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import check_archive
+from lightning_lm.tokenizers import load_tokenizer, tokenizer_from_files
 
 __all__ = [
     "ADAPTERS",
@@ -62,6 +66,8 @@ def reading(path: Path | str) -> Iterator[None]:
             check_archive(path)
         yield
     except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path} cannot be read: it is truncated or no checkpoint.") from error
         raise CheckpointError(
             f"{path} holds objects other than tensors and plain data, or is no checkpoint. It was not loaded, because "
             "unpickling foreign objects can run any code. If you trust its author, load it with torch.load(..., "
@@ -94,17 +100,22 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_model(path: Path | str, *, merged: bool = True) -> tuple[nn.Module, Tokenizer | None]:
+def load_model(
+    path: Path | str, *, merged: bool = True, base: Path | str | None = None
+) -> tuple[nn.Module, Tokenizer | None]:
     """Return the model of a checkpoint, with its weights and ready for use, and its tokenizer if it carries one.
 
     Args:
-        path: A ``.ckpt`` that a module of this package wrote.
-        merged: Merge adapters into the weights.
+        path: A ``.ckpt`` that a module of this package wrote, or a folder in the format of Hugging Face or ``peft``.
+        merged: Merge adapters into the weights; those of a folder always are.
+        base: Folder of the model that a folder of adapters belongs to; ``None`` for the one that they name.
 
     Raises:
         CheckpointError: If the file is truncated, foreign, or holds the weights of another model.
         FileNotFoundError: If there is no such file.
     """
+    if Path(path).is_dir():
+        return load_pretrained(path, base=base).eval(), _tokenizer_of_folder(Path(path), base)
     checkpoint = read_checkpoint(path)
     entry = checkpoint.get(ENTRY)
     if entry is None or entry["model"] is None:
@@ -195,12 +206,16 @@ def saved_adapters(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     return None if described is None else dict(described)
 
 
-def _tokenizer(files: dict[str, str] | None) -> Tokenizer | None:
-    if files is None:
-        return None
-    from lightning_lm.tokenizers import tokenizer_from_files
+def _tokenizer_of_folder(folder: Path, base: Path | str | None) -> Tokenizer | None:
+    """Return the tokenizer that lies in a folder, or beside the model of its adapters."""
+    for path in (folder, *([adapter_base(folder, base)] if is_adapter_folder(folder) else [])):
+        with contextlib.suppress(TokenizerError):
+            return load_tokenizer(path)
+    return None
 
-    return tokenizer_from_files(files)
+
+def _tokenizer(files: dict[str, str] | None) -> Tokenizer | None:
+    return None if files is None else tokenizer_from_files(files)
 
 
 def check_weights(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], *, source: str) -> None:

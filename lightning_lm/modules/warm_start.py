@@ -17,7 +17,8 @@ class CheckpointModel(ModelConfig):
     """A model that starts from a ``.ckpt`` of this package or from a folder in the format of Hugging Face.
 
     Adapters, those of ``peft`` too, become part of the weights; to train on with them apart, give the callback `LoRA`
-    the folder (`PretrainedAdapters`) and the model its base. A data module without a tokenizer takes the one that lies there too.
+    the folder (`PretrainedAdapters`) and the model its base. A data module without a tokenizer takes the one that lies
+    there too.
 
     Args:
         vocab_size: Ids that are needed; ``None`` for those of the tokenizer.

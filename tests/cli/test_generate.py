@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, processors
 
+from lightning_lm.cli import main
 from lightning_lm.cli.generate import add_arguments, run
 from lightning_lm.errors import CheckpointError
 from lightning_lm.generation import Generator, Sampling
@@ -119,8 +120,10 @@ class TestHuggingFaceFolder:
 
     def test_is_continued_behind_the_mark_that_its_tokenizer_puts_first(self, capsys, tmp_path):
         folder = self.folder(tmp_path)
-        status, out, err = call(capsys, "--checkpoint", folder, "--prompt", "abc", "--seed", 0, "--max-new-tokens", 9)
-        assert (status, err) == (0, "")
+        words = ("generate", "--checkpoint", folder, "--prompt", "abc", "--seed", 0, "--max-new-tokens", 9)
+        assert main([str(word) for word in words]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
         generator = Generator(tiny_model(vocab_size=8), load_tokenizer(folder))
         (completion,) = generator.generate([[7, 0, 1, 2]], sampling=Sampling(temperature=0.8, seed=0), max_new_tokens=9)
         assert out == "abc" + completion.text + "\n"
@@ -128,9 +131,8 @@ class TestHuggingFaceFolder:
     def test_without_a_tokenizer_asks_for_one(self, capsys, tmp_path):
         folder = self.folder(tmp_path)
         (folder / "tokenizer.json").unlink()
-        status, _, err = call(capsys, "--checkpoint", folder)
-        assert status == 1
-        assert "--tokenizer PATH" in err
+        assert main(["generate", "--checkpoint", str(folder)]) == 1
+        assert "--tokenizer PATH" in capsys.readouterr().err
 
 
 class TestErrors:

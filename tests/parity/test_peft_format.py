@@ -117,7 +117,9 @@ GPT2 = {
     "regex": {"target_modules": r".*h\.0\.(mlp|attn)\.c_.*", "fan_in_fan_out": True, "use_rslora": True},
     "fused whole": {"target_modules": ["c_fc"], "modules_to_save": ["attn.c_attn"], "fan_in_fan_out": True},
 }
-CASES = [("llama", kind) for kind in THEIRS] + [("granite", kind) for kind in THEIRS] + [("gpt2", kind) for kind in GPT2]
+CASES = (
+    [("llama", kind) for kind in THEIRS] + [("granite", kind) for kind in THEIRS] + [("gpt2", kind) for kind in GPT2]
+)
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)

@@ -5,12 +5,14 @@ The oracle is transformers: its generation config, its chat templates, and the p
 
 import os
 
+import peft
 import pytest
 import tokenizers
 import torch
 import transformers
 from lightning.pytorch import Trainer
 
+from lightning_lm.callbacks import Adapters, LoRA, PretrainedAdapters
 from lightning_lm.cli import main
 from lightning_lm.data import ChatML, PairRows, SupervisedRows
 from lightning_lm.datamodules import ChatDataModule, PreferenceDataModule, PromptDataModule, TextDataModule
@@ -70,6 +72,8 @@ def reward(*, completions, **columns):
 
 
 ROLLOUT = {"rewards": [reward], "plan": RolloutPlan(samples_per_prompt=2, max_new_tokens=3)}
+IDS = torch.randint(34, (3, 8), generator=torch.Generator().manual_seed(1))
+KEPT = {"sft": {}, "dpo": {}, "grpo": ROLLOUT}
 WAYS = {
     "sft": lambda model: (
         SFTModule(model),
@@ -87,10 +91,10 @@ WAYS = {
 }
 
 
-def fitted(module, data, tmp_path):
+def fitted(module, data, tmp_path, *callbacks):
     quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "barebones": False}
     quiet |= {"enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
-    trainer = Trainer(**quiet, max_steps=1, max_epochs=-1, limit_val_batches=0)
+    trainer = Trainer(**quiet, callbacks=list(callbacks), max_steps=1, max_epochs=-1, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint(tmp_path / "trained.ckpt")
     return module
@@ -136,6 +140,42 @@ def test_the_ends_of_one_stage_are_kept_by_the_next(published, tmp_path):
     data = TextDataModule(["abc cba"] * 9, 0, context_length=16, batch_size=2)
     fitted(PretrainModule(CheckpointModel(checkpoint=str(tmp_path / "first.ckpt"))), data, tmp_path)
     check(exported(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_adapters_of_one_stage_go_on_into_the_next(published, tmp_path, family):
+    """Merged: each stage begins with exactly the model that the one before has left."""
+    source, left = published(family), None
+    for stage in ("sft", "dpo", "grpo"):
+        module, data = WAYS[stage](CheckpointModel(checkpoint=str(source)))
+        if left is not None:
+            start = module.model_config.build().eval()
+            with torch.no_grad():
+                torch.testing.assert_close(start(IDS), left(IDS), rtol=1e-5, atol=1e-5)
+        targets = ("q", "head") if family == "llama" else ("q_proj", "lm_head")
+        fitted(module, data, tmp_path, LoRA(Adapters(rank=2, targets=targets)))
+        left = module.model.eval()
+        assert any(value.any() for name, value in left.named_parameters() if "head.lora_B" in name)
+        source = (tmp_path / "trained.ckpt").rename(tmp_path / f"{stage}.ckpt")
+        with torch.no_grad():
+            again = type(module).load_from_checkpoint(source, weights_only=True, **KEPT[stage]).model.eval()
+            torch.testing.assert_close(again(IDS), left(IDS))
+    source.rename(tmp_path / "trained.ckpt")
+    check(exported(tmp_path))
+    adapters = str(tmp_path / "adapters")
+    words = ["--checkpoint", str(tmp_path / "trained.ckpt"), "--adapters"]
+    assert main(["export", *words, "drop", "--output", str(tmp_path / "base")]) == 0
+    assert main(["export", *words, "only", "--output", adapters, "--base", str(tmp_path / "base")]) == 0
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(adapters).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, left(IDS), rtol=1e-4, atol=1e-5)
+    module, data = WAYS["dpo"](CheckpointModel(checkpoint=str(tmp_path / "base")))
+    fitted(module, data, tmp_path, LoRA(PretrainedAdapters(folder=adapters)))
+    assert main(["export", "--checkpoint", adapters, "--output", str(tmp_path / "merged")]) == 0
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(IDS).logits, theirs(IDS).logits, rtol=1e-4, atol=1e-5)
+    check(tmp_path / "merged")
 
 
 def test_generation_stops_where_that_of_transformers_stops(published, tmp_path):
