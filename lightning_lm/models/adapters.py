@@ -216,7 +216,7 @@ def _require_modules(model: nn.Module, argument: str, names: Sequence[str]) -> N
 
 
 def _named(name: str, wanted: Sequence[str]) -> bool:
-    """Whether one of these is a module's name or the end of it."""
+    """Return True if one of these is a module's name or the end of it."""
     return any(name == end or name.endswith(f".{end}") for end in wanted)
 
 
