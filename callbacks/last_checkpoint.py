@@ -6,10 +6,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_lm._lightning import save_last
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.modules.base import LMModule
 from lightning_lm.modules.divergence import require_finite_weights
 from lightning_lm.modules.ranks import require_all_ranks
+from lightning_lm.modules.signal_stop import SignalStop
 
 __all__ = ["LastCheckpoint"]
 
@@ -18,8 +20,9 @@ class LastCheckpoint(LeanHooks, ModelCheckpoint):
     """Keep ``last.ckpt`` of every n-th step and of the last one.
 
     Lightning's callback with ``save_last=True`` saves every n steps but not at the end, unless n divides the number of
-    steps. ``fit --ckpt_path last`` goes on from this file. Weights that are not finite end the run instead of taking
-    its place.
+    steps. ``fit --ckpt_path last`` goes on from this file. SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save it as well: the
+    step ends, and then the process, with status 128 + the signal's number (see `SignalStop`). Weights that are not
+    finite end the run instead of taking its place.
 
     Args:
         every_n_train_steps: Optimizer steps between saves.
@@ -33,13 +36,16 @@ class LastCheckpoint(LeanHooks, ModelCheckpoint):
 
     def __init__(self, every_n_train_steps: int = 100, dirpath: Path | str | None = None) -> None:
         super().__init__(dirpath=dirpath, save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps)
-        self._every_n_steps = every_n_train_steps
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder, and see to it that signals save too."""
+        super().setup(trainer, pl_module, stage)
+        SignalStop.attach(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, unless that was done when it ended."""
-        super().on_train_end(trainer, pl_module)  # saves only where nothing was saved yet
-        if not trainer.fast_dev_run and trainer.global_step % self._every_n_steps and self.last_model_path:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(self.last_model_path, weights_only=False)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_last(trainer, self)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that are not finite, whatever the module; ours have looked already.

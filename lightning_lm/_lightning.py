@@ -1,10 +1,26 @@
 """The only file that touches a private name of Lightning; a test says which when one is renamed."""
 
+import contextlib
 import functools
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["register_strategies", "set_mesh_sizes"]
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+__all__ = [
+    "is_launched_child",
+    "log_step",
+    "no_signal_handlers",
+    "register_strategies",
+    "requeues",
+    "return_to_step_end",
+    "save_last",
+    "set_mesh_sizes",
+]
 
 _SHORT_NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
     "zero1": ("ShardedOptimizerStrategy", {"stage": 1}, "DDP, sharded optimizer state"),
@@ -53,3 +69,77 @@ def set_mesh_sizes(strategy: Any, *, data_parallel: int, tensor_parallel: int) -
     """
     strategy._data_parallel_size = data_parallel
     strategy._tensor_parallel_size = tensor_parallel
+
+
+def requeues(trainer: Trainer) -> bool:
+    """Return whether Lightning handles SIGTERM and SIGUSR1 itself, to save and requeue a job of SLURM."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+
+
+@contextlib.contextmanager
+def no_signal_handlers(trainer: Trainer) -> Iterator[None]:
+    """Keep a Trainer from handling signals, and its ranks from asking each other about them before every batch.
+
+    Its handler of SIGTERM broadcasts: ranks that are at another collective operation meanwhile hang.
+
+    Args:
+        trainer: A Trainer that has not begun its loops.
+    """
+    replaced: list[tuple[Any, str]] = [
+        (trainer._signal_connector, "register_signal_handlers"),
+        (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
+    ]
+    for owner, name in replaced:
+        setattr(owner, name, lambda: None)
+    try:
+        yield
+    finally:
+        for owner, name in replaced:
+            vars(owner).pop(name, None)
+
+
+def log_step(trainer: Trainer) -> None:
+    """Pass the metrics of a batch on to the loggers, as Lightning does after the last hook of the batch."""
+    trainer._logger_connector.on_batch_end()
+    trainer._logger_connector.update_train_step_metrics()
+
+
+def is_launched_child(trainer: Trainer) -> bool:
+    """Return whether Lightning's launcher in another process started this one; it ends all if one ends badly."""
+    launched = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank > 0
+    return launched and isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
+
+
+def save_last(trainer: Trainer, saver: ModelCheckpoint) -> None:
+    """Let a callback write its last checkpoint now, unless it has written one of this step. Collective.
+
+    Args:
+        trainer: The Trainer of the run.
+        saver: A callback with ``save_last``.
+    """
+    if saver._last_global_step_saved != trainer.global_step:
+        saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
+
+
+def return_to_step_end(trainer: Trainer) -> None:
+    """Count batches as at the end of the newest step, so that a checkpoint of an interrupted loop resumes there.
+
+    A validation that was interrupted is run again by the run that resumes.
+
+    Args:
+        trainer: A Trainer whose loops an exception has left.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if trainer.validating:
+        validation = loop.val_loop.batch_progress
+        validation.current.reset()
+        validation.total.ready = validation.total.started = validation.total.completed + 1
+        validation.total.processed = validation.total.completed
+        return
+    current, total = loop.batch_progress.current, loop.batch_progress.total
+    for counts in (current, total):
+        counts.ready = counts.started = counts.processed
+    if 0 < current.processed == current.completed:
+        current.completed, total.completed = current.completed - 1, total.completed - 1
+        loop._batches_that_stepped -= 1

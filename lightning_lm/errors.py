@@ -12,7 +12,10 @@
     |-- DivergenceError (RuntimeError)      a loss, gradient or weight that is not finite, which ends a run
     |-- RemoteError (RuntimeError)          a server that cannot be reached, refuses, or answers what cannot be used
     `-- MissingDependencyError (ImportError)  an optional package is needed; the message holds the pip command
+    RunStopped (SystemExit)                 no error: a signal ended the run, and the exit status is 128 + its number
 """
+
+import signal
 
 __all__ = [
     "CheckpointError",
@@ -23,6 +26,7 @@ __all__ = [
     "LightningLMError",
     "MissingDependencyError",
     "RemoteError",
+    "RunStopped",
     "TokenizerError",
     "UsageError",
 ]
@@ -85,3 +89,20 @@ class MissingDependencyError(LightningLMError, ImportError):
     def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
         target = f'"lightning-lm[{extra}]"' if extra else package
         super().__init__(f"The package {package!r} is needed to {purpose}. Install it with: pip install {target}")
+
+
+class RunStopped(SystemExit):
+    """The end of a run that a signal asked for; uncaught, it ends the process with status 128 + ``signum``.
+
+    Args:
+        signum: Number of the signal.
+        agreed: Whether all ranks stop at the same point of the run, so that they can save together.
+        status: Exit status; 128 + ``signum`` by default.
+    """
+
+    def __init__(self, signum: int, *, agreed: bool = False, status: int | None = None) -> None:
+        super().__init__(128 + signum if status is None else status)
+        self.signum, self.agreed = signum, agreed
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"

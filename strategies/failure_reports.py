@@ -11,6 +11,9 @@ from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from lightning_lm.errors import RunStopped
+from lightning_lm.modules.signal_stop import SignalStop
+
 __all__ = ["FailureReports", "_ReportingStrategy"]
 
 _log = logging.getLogger(__name__)
@@ -118,12 +121,16 @@ class _ReportingStrategy(Strategy):
         """Form the process group, and put up the board."""
         super().setup_environment()
         assert isinstance(self, ParallelStrategy)
+        if self.lightning_module is not None:
+            SignalStop.attach(self.lightning_module.trainer)
         if self._reports is None and self.world_size > 1:
             self._reports = FailureReports(self)
 
     def on_exception(self, exception: BaseException) -> None:
         """Say on which rank it was: all ranks write to one terminal. If it waited for another, say what that does."""
         super().on_exception(exception)
+        if isinstance(exception, RunStopped):
+            return
         assert isinstance(self, ParallelStrategy)
         module = self.lightning_module
         steps = 0 if module is None else module.trainer.global_step

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lightning_lm import __version__
-from lightning_lm.errors import LightningLMError, UsageError
+from lightning_lm.errors import LightningLMError, RunStopped, UsageError
 
 __all__ = ["main"]
 
@@ -50,13 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after the program's name; those of the process when left out.
 
     Returns:
-        0 when all went well, 1 after an error, 2 after a mistake on the command line or in the YAML, 130 after Ctrl-C.
+        0 when all went well, 1 after an error, 2 after a mistake on the command line or in the YAML, 130 after Ctrl-C,
+        128 + its number after another signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # modules beside the YAML are found; last, so that they shadow no package
     try:
         return _dispatch(words)
+    except RunStopped as stop:
+        return int(stop.code or 0)
     except UsageError as error:
         print(error, file=sys.stderr)
         return _USAGE_ERROR

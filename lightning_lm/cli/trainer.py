@@ -29,8 +29,10 @@ from lightning_lm.cli.resume import newest_checkpoint, run_folder, sound_checkpo
 from lightning_lm.cli.save_config import SaveConfig
 from lightning_lm.cli.signatures import Argument, arguments_of
 from lightning_lm.datamodules import TextDataModule
-from lightning_lm.errors import CheckpointError, LightningLMError, UsageError
+from lightning_lm.errors import CheckpointError, LightningLMError, RunStopped, UsageError
 from lightning_lm.modules import PretrainModule
+from lightning_lm.modules.signal_stop import SignalStop
+from lightning_lm.modules.signals import stop_signals
 from lightning_lm.strategies import AtomicCheckpointIO
 from lightning_lm.tokenizers import TrainBPE
 
@@ -185,14 +187,23 @@ class CommandLine(LightningCLI):
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def fit(self, **arguments: Any) -> None:
-        """Train; after Ctrl-C, which Lightning answers with a plain exit, say how to go on."""
+        """Train; signals end the set-up at once and training at the end of a step, see `SignalStop`."""
+        SignalStop.attach(self.trainer)
+        with stop_signals.handled(kill=getattr(self.trainer.strategy.launcher, "kill", None)):
+            self._fit(arguments)
+
+    def _fit(self, arguments: dict[str, Any]) -> None:
+        """Train; after a KeyboardInterrupt, to which Lightning responds with a plain exit, say how to resume."""
         try:
             self.trainer.fit(**arguments)
+        except RunStopped:
+            raise
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            step = self.trainer.global_step
-            raise KeyboardInterrupt(f"That was step {step:,}; --ckpt_path last goes on from the last save.") from None
+            newest = newest_checkpoint(self.config[self.subcommand]["trainer"])
+            how = "no checkpoint was saved" if newest is None else f"--ckpt_path last resumes from {newest}"
+            raise KeyboardInterrupt(f"That was step {self.trainer.global_step:,}; {how}.") from None
 
     def validate(self, **arguments: Any) -> None:
         """Measure, and print whole names with as many digits as matter."""

@@ -81,6 +81,7 @@ class PromptDataModule(LightningDataModule):
         self.batch_size = batch_size
         self._train: PromptStream | None = None
         self._validation: PromptStream | None = None
+        self._taken_at = -1
         self.prompts_consumed = 0
         """Prompts that were handed out since training began, over all ranks."""
 
@@ -131,8 +132,10 @@ class PromptDataModule(LightningDataModule):
         """Return the position, and what says which prompts it counts."""
         if self._train is None:
             return {}
+        # A run that is stopped while it samples has not trained on the newest prompts: they are sampled again.
+        untrained = self.trainer is not None and self.trainer.interrupted and self.trainer.global_step == self._taken_at
         return {
-            "samples": self.prompts_consumed,
+            "samples": self.prompts_consumed - (self.batch_size if untrained else 0),
             "fingerprint": self._train.fingerprint,
             "rows": self._train.description,
         }
@@ -146,12 +149,13 @@ class PromptDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn == "fit":
             assert self._train is not None, "setup() comes first"
             check_same_rows(state_dict, self._train, accept=self._loading.accept_changed_data)
-            self.prompts_consumed = int(state_dict["samples"])
+            self.prompts_consumed, self._taken_at = int(state_dict["samples"]), -1
 
     def take(self) -> int:
         """Hand out the prompts of a rollout; return the place of the first."""
         overfits = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
         first = 0 if overfits else self.prompts_consumed
+        self._taken_at = -1 if self.trainer is None else self.trainer.global_step
         self.prompts_consumed += self.batch_size
         return first
 

@@ -34,6 +34,7 @@ from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan, Validation
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.modules.sft import SFTModule
+from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.warm_start import CheckpointModel
 from lightning_lm.modules.window import GradientWindow
 
@@ -82,6 +83,7 @@ __all__ = [
     "RolloutPlan",
     "RunningMetrics",
     "SFTModule",
+    "SignalStop",
     "SlowSync",
     "TokenLossPart",
     "Validation",

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_lm.errors import CheckpointError
+from lightning_lm.errors import CheckpointError, RunStopped
 
 __all__ = ["Ranks", "data_rank", "data_ranks", "require_all_ranks", "whole_model"]
 
@@ -42,7 +42,8 @@ def require_all_ranks(trainer: Trainer) -> None:
         CheckpointError: If this process handles an exception that ended a run of several ranks.
     """
     error = sys.exc_info()[1]
-    if trainer.world_size > 1 and trainer.interrupted and error is not None:
+    together = isinstance(error, RunStopped) and error.agreed
+    if trainer.world_size > 1 and trainer.interrupted and error is not None and not together:
         raise CheckpointError(
             f"Rank {trainer.global_rank} of {trainer.world_size} fails with {type(error).__name__} after "
             f"{trainer.global_step} steps and saves nothing: the other ranks may not have failed, and a checkpoint "

@@ -302,7 +302,10 @@ def test_an_interrupted_run_says_how_to_go_on(tiny, monkeypatch, capsys):
         assert fit("--trainer.callbacks+=stopper.Stop") == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning shuts its ears to further interrupts
-    assert "That was step 3; --ckpt_path last goes on" in capsys.readouterr().err
+    assert (
+        "That was step 3; --ckpt_path last resumes from runs/tiny/version_0/checkpoints/last.ckpt"
+        in capsys.readouterr().err
+    )
     assert fit("--ckpt_path=last") == 0
     assert state("runs/tiny/version_0/checkpoints/last.ckpt")["global_step"] == 4
 

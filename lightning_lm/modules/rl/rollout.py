@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Completion, OwnBackend, PolicyAtWork, Sampling
 from lightning_lm.modules.ranks import Ranks, whole_model
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan
+from lightning_lm.modules.signals import go_on_together, interruptible
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.rewards import RewardError, RewardFailure, RewardTable, check_reward, score
 from lightning_lm.types import IGNORE_INDEX
@@ -189,9 +191,11 @@ class RolloutEngine:
         for reward in self.rewards:
             check_reward(reward, prompts["columns"])
         backend = OwnBackend() if held_out and plan.backend.has_own_weights else plan.backend
-        agree = (lambda unfinished: bool(Ranks(trainer).largest(unfinished))) if trainer.world_size > 1 else None
+        agree = (lambda unfinished: go_on_together(Ranks(trainer), unfinished)) if trainer.world_size > 1 else None
         generator = backend.build(PolicyAtWork(self.model, self.tokenizer, plan.rows_at_once, agree))
-        with whole_model(trainer), trainer.precision_plugin.forward_context():
+        # Where ranks agree on every token they stop together; no other sampling has collective operations.
+        section = nullcontext() if agree and not backend.has_own_weights else interruptible(trainer)
+        with section, whole_model(trainer), trainer.precision_plugin.forward_context():
             completions = generator.generate(
                 [ids.tolist() for ids in prompts["prompt_ids"]],
                 sampling=sampling,
@@ -200,7 +204,8 @@ class RolloutEngine:
                 num_samples=samples,
                 logprobs=not sampling.greedy,
             )
-        table = self._judge(prompts, completions, samples)
+        with interruptible(trainer):
+            table = self._judge(prompts, completions, samples)
         return Rollout(prompts, samples, completions, table.values, table.totals, table.names, table.failures)
 
     def _judge(self, prompts: PromptBatch, completions: Sequence[Completion], samples: int) -> RewardTable:
