@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -132,12 +133,13 @@ def return_to_step_end(trainer: Trainer) -> None:
     """
     loop = trainer.fit_loop.epoch_loop
     if trainer.validating:
-        validation = loop.val_loop.batch_progress
+        validation: Any = loop.val_loop.batch_progress
         validation.current.reset()
         validation.total.ready = validation.total.started = validation.total.completed + 1
         validation.total.processed = validation.total.completed
         return
-    current, total = loop.batch_progress.current, loop.batch_progress.total
+    batches: Any = loop.batch_progress
+    current, total = batches.current, batches.total
     for counts in (current, total):
         counts.ready = counts.started = counts.processed
     if 0 < current.processed == current.completed:

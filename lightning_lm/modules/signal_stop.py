@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -67,7 +68,7 @@ class SignalStop(Callback):
         stop_signals.install(
             kill=getattr(trainer.strategy.launcher, "kill", None),
             announce=_announce if trainer.is_global_zero and stage == "fit" else None,
-            leave_alone=frozenset(SIGNALS) - {SIGNALS[1]} if slurm else frozenset(),
+            leave_alone=frozenset(SIGNALS) - {signal.SIGINT} if slurm else frozenset(),
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,7 +93,7 @@ class SignalStop(Callback):
         if self._agreement is not None:
             count = sum(trainer.num_val_batches)
             limits = torch.tensor([count, -count], dtype=torch.float64)
-            self._validates_alike = self._agreement.largest(limits).sum() == 0
+            self._validates_alike = float(self._agreement.largest(limits).sum()) == 0
 
     def on_validation_batch_end(
         self,
@@ -231,7 +232,8 @@ class _Agreement:
 def _resumes_exactly(trainer: Trainer) -> bool:
     """Return whether no rollout is under way, the rest of which a run that resumes would drop."""
     batches = getattr(trainer.train_dataloader, "batches_per_rollout", 1)
-    return bool(trainer.fit_loop.epoch_loop.batch_progress.current.processed % batches == 0)
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return bool(progress.current.processed % batches == 0)
 
 
 def _announce(name: str) -> None:
