@@ -24,8 +24,10 @@ class TokenBatch(TypedDict):
 
     input_ids: Tensor
     """int64 [batch, seq]."""
-    labels: Tensor
-    """int64 [batch, seq], ``IGNORE_INDEX`` where nothing is learned."""
+    labels: NotRequired[Tensor]
+    """int64 [batch, seq], ``IGNORE_INDEX`` where nothing is learned. Left out, every token is a target, except the
+    first of a document and those that ``attention_mask``, ``completion_mask`` or ``assistant_masks`` (of transformers
+    and trl) exclude."""
     position_ids: NotRequired[Tensor]
     """int64 [batch, seq], from 0 again at each document."""
     document_ids: NotRequired[Tensor]

@@ -1,18 +1,19 @@
 """Perplexity of a model on text, measured without a Trainer."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_lm.data.batches import completed
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.kernels import linear_nll, output_layer
 from lightning_lm.protocols import LanguageModel
-from lightning_lm.types import IGNORE_INDEX, TokenBatch
+from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["TextScore", "evaluate_perplexity"]
 
@@ -56,7 +57,7 @@ class TextScore:
 
 
 def evaluate_perplexity(
-    model: LanguageModel, batches: Iterable[TokenBatch], *, token_bytes: np.ndarray | None = None
+    model: LanguageModel, batches: Iterable[Mapping[str, Tensor]], *, token_bytes: np.ndarray | None = None
 ) -> TextScore:
     """Measure a model on rows of tokens, each target exactly once.
 
@@ -65,7 +66,7 @@ def evaluate_perplexity(
 
     Args:
         model: A language model; the batches go to the device of its head.
-        batches: Rows with unshifted labels, for instance a validation loader of `TextDataModule`.
+        batches: `types.TokenBatch`, for instance a validation loader of `TextDataModule`.
         token_bytes: UTF-8 bytes that each id stands for, int [vocab]: ``tokenizer.token_byte_lengths()``.
 
     Raises:
@@ -79,7 +80,7 @@ def evaluate_perplexity(
     nll_sum, num_tokens, num_bytes = 0.0, 0, 0
     lengths = None if token_bytes is None else torch.from_numpy(np.asarray(token_bytes, dtype=np.int64))
     with _evaluating(model), torch.inference_mode():
-        for batch in batches:
+        for batch in map(completed, batches):
             labels = batch["labels"][:, 1:]
             nll, count = _score(model, batch)
             nll_sum, num_tokens = nll_sum + nll, num_tokens + count
@@ -90,7 +91,7 @@ def evaluate_perplexity(
     return TextScore(nll_sum, num_tokens, None if lengths is None else num_bytes)
 
 
-def _score(model: LanguageModel, batch: TokenBatch) -> tuple[float, int]:
+def _score(model: LanguageModel, batch: Mapping[str, Tensor]) -> tuple[float, int]:
     """Return the negative log-likelihood of a batch's targets, in nats, and their number."""
     device = model.head.weight.device
     places = {name: batch[name][:, :-1].to(device) for name in ("position_ids", "document_ids") if name in batch}

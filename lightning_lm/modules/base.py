@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_lm.data.batches import batch_error
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, describe_adapters, generation_settings, parameter_roles
@@ -123,12 +124,12 @@ class LMModule(_ModelOwner, abc.ABC):
         trainer = self.trainer
         micro_batch = batch_idx % trainer.accumulate_grad_batches
         seed_generator(self.device, self._seed or 0, data_rank(trainer), trainer.global_step, micro_batch)
-        return self._window.add(
-            self.training_loss(batch),
-            positions=batch["labels"].numel(),
-            trainer=trainer,
-            num_targets=self.target_tokens(batch),
-        )
+        try:
+            loss, num_targets = self.training_loss(batch), self.target_tokens(batch)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise batch_error(error, batch, self) from None
+        positions = batch["labels" if "labels" in batch else "input_ids"].numel()
+        return self._window.add(loss, positions=positions, trainer=trainer, num_targets=num_targets)
 
     def target_tokens(self, batch: Any) -> Tensor | None:
         """Return the number of target tokens of a micro-batch where the loss counts something else; else ``None``."""

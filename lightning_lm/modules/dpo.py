@@ -15,6 +15,7 @@ from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.modules.reference import CopyReference, Reference
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
+from lightning_lm.types import PairBatch
 
 __all__ = ["DPOModule"]
 
@@ -41,6 +42,9 @@ class DPOModule(ComparedModule):
     Source:
         Rafailov et al. 2023, arXiv:2305.18290.
     """
+
+    batch_type = PairBatch
+    batch_source = "PreferenceDataModule"
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_lm.data.prompts import PromptBatch
 from lightning_lm.functional.advantages import Advantage, GroupAdvantage
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.ranks import Ranks, data_rank
@@ -49,6 +50,9 @@ class GRPOModule(PolicyModule):
         >>> from lightning_lm.rewards import ExactAnswer
         >>> module = GRPOModule(TransformerConfig(vocab_size=50, d_model=16, num_layers=1), rewards=[ExactAnswer()])
     """
+
+    batch_type = PromptBatch
+    batch_source = "PromptDataModule"
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.modules.reference import CopyReference, Reference, answer_logprobs
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
+from lightning_lm.types import UnpairedBatch
 
 __all__ = ["KTOModule"]
 
@@ -47,6 +48,9 @@ class KTOModule(ComparedModule):
     Source:
         Ethayarajh et al. 2024, arXiv:2402.01306.
     """
+
+    batch_type = UnpairedBatch
+    batch_source = "UnpairedDataModule"
 
     def __init__(
         self,

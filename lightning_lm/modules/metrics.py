@@ -1,12 +1,15 @@
 """Metrics as sums and counts: exact whatever the batches, micro-batches and ranks, and resumed with the run."""
 
 import abc
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+
+from lightning_lm.data.batches import batch_error
+from lightning_lm.types import TokenBatch
 
 __all__ = ["Kind", "MeasuredModule", "RunningMetrics"]
 
@@ -120,6 +123,11 @@ class _ShownScalar(Tensor):
 class MeasuredModule(LightningModule, abc.ABC):
     """A module that logs exact metrics: ``train/...`` at the log interval, ``val/...`` and ``test/...`` at the end."""
 
+    batch_type: ClassVar[Any] = TokenBatch
+    """Keys of a batch."""
+    batch_source: ClassVar[str] = "ChatDataModule"
+    """Data module that makes such batches."""
+
     def __init__(self) -> None:
         super().__init__()
         self.last_metrics: dict[str, float] = {}
@@ -170,12 +178,18 @@ class MeasuredModule(LightningModule, abc.ABC):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the sums of a batch, and log nothing."""
-        return self.evaluate_batch(batch)
+        return self._checked_sums(batch)
 
     def _evaluate(self, batch: Any) -> dict[str, Tensor]:
-        sums = self.evaluate_batch(batch)
+        sums = self._checked_sums(batch)
         self.record("loss", sums["nll_sum"], sums["num_tokens"])
         return sums
+
+    def _checked_sums(self, batch: Any) -> dict[str, Tensor]:
+        try:
+            return self.evaluate_batch(batch)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise batch_error(error, batch, self) from None
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/loss`` (nats per target token over all batches and ranks) and whatever else was recorded."""

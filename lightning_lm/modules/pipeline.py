@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from lightning_lm.data.batches import completed
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, Transformer
@@ -150,6 +151,7 @@ class PipelineModule(PretrainModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Take one optimizer step, and return the mean loss over the batch's target tokens, detached."""
         seed_generator(self.device, self._seed or 0, self.global_rank, self.trainer.global_step, 0)
+        batch = completed(batch)
         nothing = torch.zeros((), dtype=torch.float64, device=self.device)
         one = TokenLoss(torch.ones((), device=self.device), nothing, nothing.long())
         positions = batch["labels"].numel() // self.pipeline.micro_batches
@@ -182,6 +184,7 @@ class PipelineModule(PretrainModule):
 
     def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``nll_sum``, ``num_tokens`` and ``target_ids`` of a batch, the same on all stages."""
+        batch = completed(batch)
         with torch.no_grad():
             sums = self._through_all_stages(batch, backward=False)
         return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens, "target_ids": next_token_targets(batch)}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_lm.data.prompts import PromptBatch
 from lightning_lm.functional.advantages import explained_variance, gae, whiten
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.policy import clipped_value_loss, kl_estimate
@@ -49,6 +50,9 @@ class PPOModule(PolicyModule):
     Source:
         Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155, section 3.5.
     """
+
+    batch_type = PromptBatch
+    batch_source = "PromptDataModule"
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_lm.data.batches import completed
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.base import Compile, LMModule
@@ -18,7 +19,8 @@ __all__ = ["PretrainModule"]
 class PretrainModule(LMModule):
     """Trains a model to predict each next token.
 
-    Batches are `types.TokenBatch`; all positions but the last are fed to the model.
+    Batches are `types.TokenBatch`; all positions but the last are fed to the model. Without labels every token is a
+    target.
 
     Args:
         model: Model to train: a config, built once the tokenizer is known, or a module.
@@ -33,6 +35,8 @@ class PretrainModule(LMModule):
         >>> from lightning_lm.models import TransformerConfig
         >>> module = PretrainModule(TransformerConfig(vocab_size=50, d_model=16, num_layers=1))
     """
+
+    batch_source = "TextDataModule"
 
     def __init__(
         self,
@@ -57,10 +61,11 @@ class PretrainModule(LMModule):
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:
         """Return the sums of a micro-batch."""
-        return self.loss(self.model, batch)
+        return self.loss(self.model, completed(batch))
 
     def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``nll_sum``, ``num_tokens`` and ``target_ids`` of a batch."""
+        batch = completed(batch)
         with torch.no_grad():
             sums = self.loss(self.model, batch)
         return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens, "target_ids": next_token_targets(batch)}

@@ -15,6 +15,7 @@ from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.modules.reward_model import RewardModel
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.parts import Part
+from lightning_lm.types import PairBatch
 
 __all__ = ["BradleyTerry", "RewardModule"]
 
@@ -62,6 +63,9 @@ class RewardModule(LMModule):
         compile: Modules that `torch.compile` is applied to, in place.
         activation_checkpointing: Activations that the backward pass recomputes to save memory.
     """
+
+    batch_type = PairBatch
+    batch_source = "PreferenceDataModule"
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_lm.data.batches import completed
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.base import Compile, LMModule
@@ -61,11 +62,13 @@ class SFTModule(LMModule):
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:
         """Return the sums of a micro-batch."""
+        batch = completed(batch)
         self.record_total("num_tokens", _num_tokens(batch["labels"]))
         return self._recorded(self.loss(self.model, batch))
 
     def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``nll_sum``, ``num_tokens`` and ``target_ids`` of a batch."""
+        batch = completed(batch)
         with torch.no_grad():
             sums = self._recorded(self.loss(self.model, batch))
         return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens, "target_ids": next_token_targets(batch)}
