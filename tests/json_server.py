@@ -1,8 +1,9 @@
 """A server of JSON that does what a test told it to: the steps of a scenario in turn, the last one again and again.
 
 ``PUT /name`` stores steps, ``GET /name`` returns the requests that came, ``POST /name/...`` runs the next step. A step
-has ``status``, ``headers`` and one of: ``json``, ``raw`` (text as it stands), ``by_prompt`` (a step for each value of
-the request's ``prompt``), ``prefer`` (judge the answer with this word to be better), ``hang``, ``trickle`` or ``drop``.
+has ``status``, ``headers``, ``strict`` (the only fields that the server knows) and one of: ``json``, ``raw`` (text as
+it stands), ``by_prompt`` (a step for each value of the request's ``prompt``), ``prefer`` (judge the answer with this
+word to be better), ``hang``, ``trickle`` or ``drop``.
 """
 
 import json
@@ -32,7 +33,11 @@ class Handler(BaseHTTPRequestHandler):
             REQUESTS[name].append({"path": self.path, "body": body, "headers": dict(self.headers)})
         step = STEPS[name][min(place, len(STEPS[name]) - 1)]
         step = step["by_prompt"][json.dumps(body["prompt"])] if "by_prompt" in step else step
-        if "hang" in step:
+        extra = [field for field in body if field not in step.get("strict", body)]
+        if extra:
+            refused = [{"type": "extra_forbidden", "loc": ["body", field]} for field in extra]
+            self.reply({"status": 422, "json": {"detail": refused}})
+        elif "hang" in step:
             self.rfile.read(1)  # until the client is gone
         elif "trickle" in step:
             self.trickle()

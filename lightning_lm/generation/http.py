@@ -24,6 +24,14 @@ from lightning_lm.protocols import Tokenizer
 
 __all__ = ["HTTPGenerator"]
 
+_NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Fields beyond OpenAI's that choose tokens, and the values with which they change nothing."""
+_FURTHER = (*_NEUTRAL, "stop_token_ids", "return_token_ids", "return_tokens_as_token_ids")
+"""All fields that are sent beyond OpenAI's."""
+_MOST_TOKENS_OF_A_TOKEN = 4
+"""A text may have other ids than those that were sampled: at worst one for each byte of a character."""
+_ROUNDING = 1e-4
+"""How far above 0 a log-probability may be. Nats."""
 _ID_MARK = "token_id:"
 """Spelling of tokens in vLLM's ``logprobs.tokens`` when it is asked for ids instead of texts."""
 
@@ -51,6 +59,8 @@ class HTTPGenerator:
             are those at temperature 1 unless it runs with ``--logprobs-mode processed_logprobs``, llama.cpp's always
             are; SGLang's are at the sampling temperature. At temperature 1 it makes no difference.
         options: Further fields of each request, for options that only this server has.
+        openai_fields_only: Send no fields beyond OpenAI's. By default they are sent until a server refuses one of them
+            by its name.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -65,6 +75,7 @@ class HTTPGenerator:
         max_requests: int = 64,
         logprobs_at_temperature: bool = False,
         options: Mapping[str, Any] | None = None,
+        openai_fields_only: bool = False,
     ) -> None:
         if max_requests < 1:
             raise ConfigurationError(f"max_requests={max_requests} lets no request through; give at least 1.")
@@ -74,6 +85,7 @@ class HTTPGenerator:
         self._max_requests = max_requests
         self._logprobs_at_temperature = logprobs_at_temperature
         self._options = dict(options or {})
+        self._refused = "openai_fields_only=True leaves out" if openai_fields_only else None
 
     def generate(
         self,
@@ -108,7 +120,9 @@ class HTTPGenerator:
             raise ConfigurationError(f"{stop_strings=} must be a list of texts that are not empty.")
         if logprobs:
             self._check_distribution(sampling)
-        reader = _Reader(self.tokenizer, frozenset(map(int, stop_ids)), tuple(stop_strings), exact=logprobs)
+        reader = _Reader(
+            self.tokenizer, frozenset(map(int, stop_ids)), tuple(stop_strings), max_new_tokens, exact=logprobs
+        )
         body = self._body(sampling, reader) | {"max_tokens": max_new_tokens, "n": num_samples}
         seeds = _seeds(sampling, len(prompts))
         requests = [
@@ -117,7 +131,7 @@ class HTTPGenerator:
         ]
         pool = ThreadPoolExecutor(self._max_requests)
         try:
-            answers = pool.map(lambda request: self._server.post("completions", request), requests)
+            answers = pool.map(self._post, requests)
             return [
                 reader.completion(choice, request["prompt"])
                 for request, answer in zip(requests, answers, strict=True)
@@ -125,6 +139,34 @@ class HTTPGenerator:
             ]
         finally:  # after a failure nothing more is asked
             pool.shutdown(cancel_futures=True)
+
+    def _post(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request, again without the fields beyond OpenAI's if the server refuses one of them by name."""
+        if self._refused is None:
+            try:
+                return self._server.post("completions", request)
+            except RemoteError as error:
+                named = [field for field in _FURTHER if field in str(error)]
+                if error.status not in (400, 422) or not named:
+                    raise
+                self._refused = f"the server ({error.status}: {', '.join(named)}) does not take"
+        return self._server.post("completions", self._plain(request, self._refused))
+
+    def _plain(self, request: Mapping[str, Any], refused: str) -> dict[str, Any]:
+        """Return a request with OpenAI's fields only.
+
+        Raises:
+            ConfigurationError: If the others are needed.
+        """
+        eos = None if self.tokenizer is None else self.tokenizer.eos_id
+        off = {**_NEUTRAL, "stop_token_ids": request["stop_token_ids"] if {*request["stop_token_ids"]} <= {eos} else []}
+        needed = [f"{name}={request[name]}" for name, value in off.items() if request[name] != value]
+        if needed:
+            raise ConfigurationError(
+                f"{', '.join(needed)} cannot be sent: {refused} fields beyond OpenAI's. Leave these settings at their "
+                "defaults, or use a server that knows them (vLLM, SGLang, llama.cpp)."
+            )
+        return {name: value for name, value in request.items() if name not in _FURTHER or name in self._options}
 
     def _body(self, sampling: Sampling, reader: "_Reader") -> dict[str, Any]:
         return {
@@ -168,12 +210,14 @@ class _Reader:
         tokenizer: That of the model.
         stop_ids: Ids that end an answer, besides the end of sequence.
         stop_strings: Texts that end an answer.
+        max_new_tokens: Most tokens of an answer.
         exact: True if the completions are trained on: ids must be the sampled ones, with their log-probabilities.
     """
 
     tokenizer: Tokenizer | None
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
+    max_new_tokens: int
     exact: bool
 
     @property
@@ -195,10 +239,18 @@ class _Reader:
         ids = _token_ids(choice)
         if ids is None:
             return self._tokenized_again(choice, prompt)
+        self._require_bounded(len(ids), self.max_new_tokens)
         if not self.end_ids.isdisjoint(ids[:-1]):
             raise RemoteError("The server went on after an id that ends an answer; it must heed stop_token_ids.")
         completion = self._from_ids(choice, tuple(prompt), ids)
         return replace(completion, logprobs=_logprobs(choice, len(ids))) if self.exact else completion
+
+    def _require_bounded(self, count: int, most: int) -> None:
+        if count > most:
+            raise RemoteError(
+                f"The server sent {count:,} tokens, and was asked for max_tokens={self.max_new_tokens}. It must heed "
+                "that field."
+            )
 
     def _from_ids(self, choice: Mapping[str, Any], prompt: tuple[int, ...], ids: tuple[int, ...]) -> Completion:
         last = ids[-1] if ids else None
@@ -246,6 +298,7 @@ class _Reader:
         plain = choice["finish_reason"] == "stop" and not self.stop_strings and not self.stop_ids
         ends = plain and self.eos_id is not None and choice.get("stop_reason") in (None, self.eos_id)
         ids = (*self.tokenizer.encode(text), *([self.eos_id] if ends and self.eos_id is not None else []))
+        self._require_bounded(len(ids), _MOST_TOKENS_OF_A_TOKEN * self.max_new_tokens + 1)
         return Completion(tuple(prompt), ids, text, "eos" if ends else choice["finish_reason"])
 
 
@@ -295,12 +348,18 @@ def _logprobs(choice: Mapping[str, Any], count: int) -> tuple[float, ...]:
             f"The server must send a log-probability for each of {count} ids; it sent {got}. Training needs them: let "
             "it heed the field logprobs (vLLM: --max-logprobs at least 1), or use a server that does."
         )
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise RemoteError(
-            "The server sent a log-probability that is not a finite number. Look for NaN in its weights, and for "
-            "truncation in its own defaults (vLLM: --generation-config vllm)."
-        )
-    return tuple(map(float, values))
+    for value in values:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise RemoteError(
+                f"The server sent a log-probability that is not a finite number: {value!r}. Look for NaN in its "
+                "weights, and for truncation in its own defaults (vLLM: --generation-config vllm)."
+            )
+        if value > _ROUNDING:
+            raise RemoteError(
+                f"The server sent the log-probability {value}, and none is above 0. It may send logits or "
+                "probabilities; it must send natural logarithms of probabilities."
+            )
+    return tuple(min(float(value), 0.0) for value in values)
 
 
 def _checked_prompt(prompt: Sequence[int] | str, index: int) -> list[int]:

@@ -233,3 +233,50 @@ def test_both_generators_fit_the_protocol(backend):
     assert isinstance(backend(answer())[0], GenerationBackend)
     assert isinstance(Generator(lambda ids: ids), GenerationBackend)
     assert backend(answer())[0].generate([]) == []
+
+
+OPENAI = ["model", "prompt", "max_tokens", "n", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop"]
+OPENAI += ["seed", "logprobs"]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_server_that_takes_only_the_fields_of_openai(backend, told):
+    plain = {"index": 0, "text": "ab", "finish_reason": "stop"}
+    generator, scenario = backend({"strict": OPENAI, **answer(plain)}, openai_fields_only=told)
+    for _ in range(2):
+        (completion,) = generator.generate([[1]], sampling=WARM)
+        assert (completion.text, completion.finish_reason) == ("ab", "eos")
+    assert [set(request["body"]) <= set(OPENAI) for request in scenario.requests] == ([] if told else [False]) + [
+        True
+    ] * 2
+    for settings, words in (
+        ({"sampling": Sampling(top_k=4, min_p=0.1)}, "top_k=4, min_p=0.1 cannot be sent"),
+        ({"stop_ids": [9]}, r"stop_token_ids=\[9, 256\] cannot be sent"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            generator.generate([[1]], **settings)
+    with pytest.raises(RemoteError, match="sent no token ids"):
+        generator.generate([[1]], logprobs=True)
+
+
+def test_a_refusal_of_something_else_is_passed_on(backend):
+    generator, scenario = backend({"status": 400, "json": {"error": "the prompt is too long"}})
+    with pytest.raises(RemoteError, match="the prompt is too long"):
+        generator.generate([[1]])
+    assert len(scenario.requests) == 1
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_more_tokens_than_were_asked_for_are_refused(backend, exact):
+    sent = choice("a" * 100_000, finish="length")
+    generator, _ = backend(answer(sent if exact else {**sent, "token_ids": None, "logprobs": None}))
+    with pytest.raises(RemoteError, match=r"100,00[01] tokens, and was asked for max_tokens=8"):
+        generator.generate([[1]], max_new_tokens=8, logprobs=exact)
+
+
+@pytest.mark.parametrize(("value", "words"), [(5.0, "none is above 0"), (True, "not a finite number: True")])
+def test_numbers_that_are_no_log_probabilities_are_refused(backend, value, words):
+    logprobs = {"tokens": ["token_id:97", "token_id:256"], "token_logprobs": [-0.5, value]}
+    generator, _ = backend(answer(choice("a", logprobs=logprobs)))
+    with pytest.raises(RemoteError, match=words):
+        generator.generate([[1]], logprobs=True)
