@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,10 @@ from lightning_lm.errors import DataError
 from lightning_lm.scaling.record import RunRecord
 
 __all__ = ["BadLine", "RunLedger"]
+
+_ID = re.compile(rb'"id": ?"([0-9a-f]{16})"')
+_FEW = 8
+"""Runs to add for which the file is searched one by one; for more, all ids in it are collected first."""
 
 
 class BadLine(NamedTuple):
@@ -78,19 +83,22 @@ class RunLedger:
         Raises:
             DataError: If one of them is there already, or the lines cannot be written.
         """
+        named = [(run.id, run, _line(run)) for run in runs]
         with self._locked() as descriptor:
-            known = {record.id: number for number, record in self._records()}
-            lines = []
-            for run in runs:
-                if run.id in known:
-                    where = f"line {known[run.id]} of {self.path}" if known[run.id] else "the runs to add, twice"
+            content = self._content()
+            known = set(_ID.findall(content)) if len(named) > _FEW else None
+            added = set[str]()
+            for identity, run, _ in named:
+                there = known is None or identity.encode() in known
+                number = _line_with(identity, content) if there else None
+                if number or identity in added:
+                    where = f"line {number} of {self.path}" if number else "the runs to add, twice"
                     raise DataError(
-                        f"The run {run.name or run.id} is in {where}: the same settings, size and tokens. "
+                        f"The run {run.name or identity} is in {where}: the same settings, size and tokens. "
                         "Change a setting (the seed, for a repetition) or the name."
                     )
-                known[run.id] = 0
-                lines.append(_line(run))
-            _append(descriptor, "".join(lines).encode(), self.path)
+                added.add(identity)
+            _append(descriptor, "".join(line for _, _, line in named).encode(), self.path)
 
     def _records(self) -> list[tuple[int, RunRecord]]:
         return [(number, found) for number, found in _parsed(self._content()) if isinstance(found, RunRecord)]
@@ -120,7 +128,19 @@ class RunLedger:
 
 def _line(run: RunRecord) -> str:
     content = json.dumps(run.to_dict(), sort_keys=True)
-    return json.dumps({"hash": _hash(content), "run": run.to_dict()}, sort_keys=True) + "\n"
+    return f'{{"hash": "{_hash(content)}", "run": {content}}}\n'
+
+
+def _line_with(identity: str, content: bytes) -> int | None:
+    """Return the number of the undamaged line with the run of this id; only lines that contain the id are parsed."""
+    sought, start = f'"{identity}"'.encode(), 0
+    while (found := content.find(sought, start)) >= 0:
+        begin, end = content.rfind(b"\n", 0, found) + 1, content.find(b"\n", found)
+        start = end if end >= 0 else len(content)
+        record = _record(content[begin:start])
+        if isinstance(record, RunRecord) and record.id == identity:
+            return content.count(b"\n", 0, begin) + 1
+    return None
 
 
 def _hash(content: str) -> str:
