@@ -12,7 +12,7 @@ from lightning_lm.scaling.report import Report, interval, new_table, number, sig
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_lm.scaling import HeldOut, Optimum, Points, RunLedger, ScalingFit
+    from lightning_lm.scaling import HeldOut, Optimum, Points, RunRecord, ScalingFit
 
 __all__ = ["add_arguments", "run"]
 
@@ -102,7 +102,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     from lightning_lm.scaling import curves_of
 
     report = Report(f"Scaling law of {arguments.ledger}")
-    ledger, points = _points(arguments.ledger, arguments.convention)
+    records, points = _points(arguments.ledger, arguments.convention)
     if arguments.up_to is not None:
         points = points.where(points.flops <= arguments.up_to)
     fit = _fitted(points, arguments)
@@ -118,7 +118,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         from lightning_lm.scaling.plots import pictures, write_pictures
 
-        curves = curves_of(ledger.read(), arguments.convention)
+        curves = curves_of(records, arguments.convention)
         drawn = pictures(points, fit, curves, held_out=held, predicted=predicted)
         written = write_pictures(arguments.plot, drawn)
         path = report.write(arguments.plot, arguments.command_line, written)
@@ -153,7 +153,7 @@ def _transfer(arguments: argparse.Namespace) -> None:
     stems = [path.stem for path in arguments.ledgers]
     fits = {
         path.stem if stems.count(path.stem) == 1 else str(path): transfer_of(
-            _ledger(path).read(), width_key=arguments.width, rate_key=arguments.rate
+            _records(path), width_key=arguments.width, rate_key=arguments.rate
         )
         for path in arguments.ledgers
     }
@@ -191,22 +191,22 @@ def _import(arguments: argparse.Namespace) -> None:
     print(f"What to type next:\n  lightning-lm scaling fit {arguments.ledger} --convention {arguments.convention}")
 
 
-def _points(path: Path, convention: str) -> tuple["RunLedger", "Points"]:
+def _points(path: Path, convention: str) -> tuple[list["RunRecord"], "Points"]:
     from lightning_lm.scaling import points_of
 
-    ledger = _ledger(path)
-    return ledger, points_of(ledger.read(), convention)
+    records = _records(path)
+    return records, points_of(records, convention)
 
 
-def _ledger(path: Path) -> "RunLedger":
+def _records(path: Path) -> list["RunRecord"]:
     from lightning_lm.scaling import RunLedger
 
     if not path.is_file():
         raise DataError(f"There is no ledger at {path}. `lightning-lm sweep --ledger {path} ...` makes one.")
-    ledger = RunLedger(path)
-    for bad in ledger.bad_lines():
+    records, bad_lines = RunLedger(path).scan()
+    for bad in bad_lines:
         sys.stderr.write(f"{path}, line {bad.number} is passed over: {bad.reason}.\n")
-    return ledger
+    return records
 
 
 def _fitted(points: "Points", arguments: argparse.Namespace) -> "ScalingFit":

@@ -17,6 +17,7 @@ from lightning_lm.scaling.record import RunRecord
 __all__ = ["BadLine", "RunLedger"]
 
 _ID = re.compile(rb'"id": ?"([0-9a-f]{16})"')
+_WRITTEN = re.compile(rb'\{"hash": "[0-9a-f]{16}", "run": (?P<run>\{.*\})\}')
 _FEW = 8
 """Runs to add for which the file is searched one by one; for more, all ids in it are collected first."""
 
@@ -56,11 +57,21 @@ class RunLedger:
 
     def read(self) -> list[RunRecord]:
         """Return every run that can be read, the oldest first."""
-        return [record for _, record in self._records()]
+        return self.scan()[0]
+
+    def scan(self) -> tuple[list[RunRecord], list[BadLine]]:
+        """Return the runs, the oldest first, and the lines that cannot be read, in one pass."""
+        runs, bad = [], []
+        for number, found in _parsed(self._content()):
+            if isinstance(found, RunRecord):
+                runs.append(found)
+            else:
+                bad.append(BadLine(number, found))
+        return runs, bad
 
     def bad_lines(self) -> list[BadLine]:
         """Return the lines that cannot be read, with what is wrong with them."""
-        return [BadLine(number, found) for number, found in _parsed(self._content()) if isinstance(found, str)]
+        return self.scan()[1]
 
     def add(self, run: RunRecord) -> str:
         """Append a run, and return its id once it is on the disk.
@@ -99,9 +110,6 @@ class RunLedger:
                     )
                 added.add(identity)
             _append(descriptor, "".join(line for _, _, line in named).encode(), self.path)
-
-    def _records(self) -> list[tuple[int, RunRecord]]:
-        return [(number, found) for number, found in _parsed(self._content()) if isinstance(found, RunRecord)]
 
     def _content(self) -> bytes:
         try:
@@ -154,12 +162,18 @@ def _parsed(content: bytes) -> Iterator[tuple[int, RunRecord | str]]:
 
 
 def _record(line: bytes) -> RunRecord | str:
-    """Return the run of a line, or what is wrong with it."""
+    """Return the run of a line, or what is wrong with it.
+
+    The hash is that of the text as it was written; only a line that another program has laid out anew is laid out as
+    before to compare it.
+    """
     try:
         data: Any = json.loads(line)
         if not isinstance(data, dict) or not isinstance(data.get("run"), dict):
             return "it is no run of a ledger"
-        if _hash(json.dumps(data["run"], sort_keys=True)) != data.get("hash"):
+        written = _WRITTEN.fullmatch(line.strip())
+        intact = written is not None and _hash(written["run"].decode()) == data.get("hash")
+        if not intact and _hash(json.dumps(data["run"], sort_keys=True)) != data.get("hash"):
             return "its content has changed since it was written"
         return RunRecord.from_dict(data["run"])
     except ValueError as error:  # also of JSON, of UTF-8, and of a run that cannot be

@@ -14,13 +14,17 @@ from lightning_lm.scaling.fit import ScalingFit, for_few_runs
 from lightning_lm.scaling.laws import ChinchillaLaw, DataConstrainedLaw, GeneralLaw, KaplanLaw, Law
 from lightning_lm.scaling.outliers import KeepAll, Outliers
 from lightning_lm.scaling.points import FloatArray, Points
-from lightning_lm.scaling.solver import Problem, minimise
+from lightning_lm.scaling.solver import Problem, minimise, newton_step
 from lightning_lm.scaling.starts import EXPONENTS, non_negative, start_of_powers
 
 __all__ = ["Estimator", "fit_data_constrained", "fit_general", "fit_kaplan", "fit_parametric", "problem_of"]
 
 _BATCH = 256
 """Bootstraps that are solved at once: few enough to stay in a core's cache."""
+_MANY = 1000
+"""Runs from which one step of Newton's method is near enough to each bootstrap."""
+_RUNS_OF_A_START = 500
+"""Runs that choose a starting point; all of them are fitted from there."""
 _HALF_LIVES = np.geomspace(1.0, 100.0, 7)
 _Start = Callable[[Law, Points], FloatArray]
 """From a law and points to [starts, parameters]."""
@@ -147,7 +151,7 @@ def _fit(law: Law, points: Points, estimator: Estimator, start: _Start, *, metho
     _check(used, len(law.names))
     law = dataclasses.replace(law, size_centre=_middle(used.parameters), token_centre=_middle(used.tokens))
     problem = problem_of(law, used, estimator.delta)
-    starts = start(law, used)
+    starts = start(law, used.where(np.arange(0, len(used), max(1, len(used) // _RUNS_OF_A_START))))
     weights = used.weights
     thetas, costs = minimise(problem, starts, np.broadcast_to(weights, (len(starts), len(used))))
     theta = thetas[np.argmin(costs)]
@@ -170,6 +174,10 @@ def _bootstrap(problem: Problem, theta: FloatArray, weights: FloatArray, estimat
     samples = [np.empty((0, len(theta)))]
     for begin in range(0, estimator.num_bootstraps, _BATCH):
         size = min(_BATCH, estimator.num_bootstraps - begin)
+        if number >= _MANY:
+            counts = [np.bincount(random.integers(number, size=number), minlength=number) for _ in range(size)]
+            samples.append(newton_step(problem, theta, np.stack(counts) * weights))
+            continue
         drawn = random.multinomial(number, np.full(number, 1 / number), size) * weights
         samples.append(minimise(problem, np.tile(theta, (size, 1)), drawn, tolerance=1e-6)[0])
     return np.concatenate(samples)

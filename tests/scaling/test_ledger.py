@@ -11,6 +11,7 @@ import pytest
 
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.scaling import RunLedger, RunRecord, curves_of, import_runs, points_of
+from lightning_lm.scaling import ledger as ledger_module
 
 
 def run(number, **more):
@@ -55,6 +56,54 @@ def test_duplicates_are_refused_and_nothing_of_their_batch_is_written(tmp_path):
     assert len(ledger) == 1
 
 
+@pytest.mark.parametrize("number", [1, 20])
+def test_only_lines_with_the_id_are_parsed_when_runs_are_added(tmp_path, monkeypatch, number):
+    path = tmp_path / "ledger.jsonl"
+    ledger = RunLedger(path)
+    mentions = run(500, hyper_parameters={"resumed_from": run(7).id})  # has another run's id in its settings
+    ledger.add_all([mentions, *map(run, range(200))])
+    parsed, parse = [], ledger_module._record
+    monkeypatch.setattr(ledger_module, "_record", lambda line: parsed.append(line) or parse(line))
+    ledger.add_all([run(1000 + index) for index in range(number)])
+    assert parsed == []
+    with pytest.raises(DataError, match="line 9 of"):
+        ledger.add_all([run(7), *(run(2000 + index) for index in range(number - 1))])
+    assert len(parsed) == 2
+    monkeypatch.undo()
+    assert len(ledger) == 201 + number
+
+
+def test_a_run_whose_line_is_damaged_can_be_added_again(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    RunLedger(path).add_all([run(0), run(1)])
+    path.write_text(path.read_text().replace('"tokens": 1000', '"tokens": 1008'))
+    RunLedger(path).add(run(0))
+    assert [bad.number for bad in RunLedger(path).bad_lines()] == [1]
+    assert [record.tokens for record in RunLedger(path).read()] == [1001, 1000]
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    RunLedger(path).add_all([run(0), run(1), run(2)])
+    content, random = path.read_bytes(), np.random.default_rng(0)
+    for place in random.choice(len(content) - 1, 64, replace=False).tolist():
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(flipped)
+        records, bad = RunLedger(path).scan()
+        assert bad
+        assert {record.id for record in records} < {run(number).id for number in range(3)}
+
+
+def test_a_line_that_was_laid_out_anew_is_the_same_run(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    RunLedger(path).add(run(0))
+    path.write_text(json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
+    assert [record.id for record in RunLedger(path).read()] == [run(0).id]
+    with pytest.raises(DataError, match="line 1 of"):
+        RunLedger(path).add(run(0))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_run_without_a_loss_is_no_run(bad):
     with pytest.raises(DataError, match="loss="):
@@ -63,6 +112,7 @@ def test_a_run_without_a_loss_is_no_run(bad):
 
 WRITER = """
 import sys
+from lightning_lm.scaling import ledger as ledger_module
 from lightning_lm.scaling import RunLedger, RunRecord
 ledger = RunLedger(sys.argv[1])
 for number in range(int(sys.argv[2]), int(sys.argv[3])):

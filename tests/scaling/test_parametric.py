@@ -14,6 +14,7 @@ from lightning_lm.scaling import (
     fit_general,
     fit_kaplan,
     fit_parametric,
+    parametric,
     profile_interval,
 )
 from lightning_lm.scaling.parametric import problem_of
@@ -303,3 +304,23 @@ def test_narrow_sweeps_are_remarked_upon(hoffmann):
     line = np.geomspace(1e6, 1e9, 12)
     fit = fit_parametric(Points.of(line, 20 * line, hoffmann.loss(line, 20 * line)), POINT_ONLY)
     assert "shape" in [finding.kind for finding in fit.findings]
+
+
+@pytest.mark.parametrize(("fit", "delta"), [(fit_parametric, 1e-3), (fit_parametric, 1e-2), (fit_general, 1e-2)])
+def test_many_runs_are_resampled_by_one_step_that_lies_where_the_whole_search_ends(hoffmann, monkeypatch, fit, delta):
+    points = hoffmann.scattered(1200, noise=0.01)
+    quick = fit(points, Estimator(num_bootstraps=60, delta=delta))
+    monkeypatch.setattr(parametric, "_MANY", 10_000)
+    monkeypatch.setattr(parametric, "_RUNS_OF_A_START", 10_000)
+    whole = fit(points, Estimator(num_bootstraps=60, delta=delta))
+    assert quick.theta == pytest.approx(whole.theta, rel=SAME)
+    spreads = quick.samples.std(0) / whole.samples.std(0)
+    assert spreads == pytest.approx(np.ones(len(spreads)), rel=0.35)  # of 60 repetitions: three deviations
+
+
+def test_a_thousand_repetitions_of_thousands_of_runs_take_one_gradient(hoffmann):
+    points = hoffmann.scattered(5000, noise=0.003)
+    fit = fit_parametric(points, Estimator(num_bootstraps=1000))
+    for name, interval in fit.intervals().items():
+        assert hoffmann.values[name] in interval, name
+        assert interval.high / interval.low < 1.1
