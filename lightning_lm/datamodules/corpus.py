@@ -1,5 +1,6 @@
 """The text of a run, its tokenizer and its token stores, made once and found again in a cache."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ from lightning_lm.data import Mixture, Source, TokenStore, as_source, hold_out, 
 from lightning_lm.data.lock import locked
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.datamodules.tokenizer import choose_tokenizer
-from lightning_lm.errors import DataError
+from lightning_lm.errors import CheckpointError, DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart, TrainBPE, TrainedTokenizerPart, load_tokenizer
 from lightning_lm.tokenizers.base import CHAT_TOKENS, END_OF_TEXT
@@ -102,11 +103,10 @@ class Corpus:
         folder = cache / hashlib.sha256(how.encode()).hexdigest()[:32]
         with locked(cache):
             if folder.is_dir():
-                return load_tokenizer(folder)
+                with contextlib.suppress(TokenizerError, CheckpointError):  # damaged: trained again
+                    return load_tokenizer(folder)
             tokenizer = part.build(self._train.documents, cache)
-            unfinished = folder.with_suffix(".partial")
-            tokenizer.save(unfinished)
-            unfinished.rename(folder)
+            tokenizer.save(folder)
             return tokenizer
 
     def _store(self, source: Source, cache: Path, show_progress: bool) -> TokenStore:

@@ -24,6 +24,7 @@ from lightning_lm.models.huggingface_config import config_to_huggingface
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.models.weight_files import read_file, read_json, write_file, write_json
 from lightning_lm.models.weight_names import Rename, renames_for
+from lightning_lm.storage import filling
 
 __all__ = ["PretrainedAdapters", "adapter_base", "is_adapter_folder", "save_adapters"]
 
@@ -145,8 +146,6 @@ def save_adapters(
         Counter(values).most_common(1)[0][0] if values else 1
         for values in ([f.rank for f in adapted.values()], [f.alpha(stable) for f in adapted.values()])
     )
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_file(Path(folder) / _WEIGHTS, {name: value.to(dtype) for name, value in _tensors(adapted, whole)})
     modules = {name.rpartition(".")[0] for name in whole}
     config = {
         "peft_type": "LORA",
@@ -164,7 +163,9 @@ def save_adapters(
         "bias": "none",
         "inference_mode": True,
     }
-    write_json(Path(folder) / _CONFIG, config)
+    with filling(Path(folder), known_by=(_CONFIG,)) as fresh:
+        write_file(fresh / _WEIGHTS, {name: value.to(dtype) for name, value in _tensors(adapted, whole)})
+        write_json(fresh / _CONFIG, config)
 
 
 def is_adapter_folder(folder: str | Path) -> bool:

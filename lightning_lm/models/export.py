@@ -10,9 +10,10 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.adapter import TransformersModel
 from lightning_lm.models.adapters import merge_adapters
-from lightning_lm.models.huggingface import save_huggingface, write_companions
+from lightning_lm.models.huggingface import known_by, save_huggingface, write_companions
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import filling
 
 __all__ = ["export_model"]
 
@@ -52,7 +53,8 @@ def export_model(
             f"A {type(inner).__name__} cannot be written as a Hugging Face folder. Train a model that a config of "
             "lightning_lm.models builds, or one of transformers."
         )
-    _save_transformers(inner if dtype is None else copy.deepcopy(inner).to(dtype), Path(folder), tokenizer)
+    with filling(Path(folder), known_by=known_by(tokenizer)) as fresh:
+        _save_transformers(inner if dtype is None else copy.deepcopy(inner).to(dtype), fresh, tokenizer)
 
 
 def _save_transformers(model: Any, folder: Path, tokenizer: Tokenizer | None) -> None:

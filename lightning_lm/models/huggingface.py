@@ -26,11 +26,26 @@ from lightning_lm.models.generation_settings import (
 )
 from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.transformer import Transformer
-from lightning_lm.models.weight_files import StoredTensor, read_json, read_tensors, write_json, write_tensors
+from lightning_lm.models.weight_files import (
+    StoredTensor,
+    read_json,
+    read_tensors,
+    weight_files,
+    write_json,
+    write_tensors,
+)
 from lightning_lm.models.weight_names import Rename, renames_for
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import INDEX, TOKENIZER_FILES, check_digests, filling
 
-__all__ = ["PretrainedCheckpoint", "load_huggingface", "load_pretrained", "save_huggingface", "write_companions"]
+__all__ = [
+    "PretrainedCheckpoint",
+    "known_by",
+    "load_huggingface",
+    "load_pretrained",
+    "save_huggingface",
+    "write_companions",
+]
 
 
 def load_huggingface(
@@ -79,7 +94,8 @@ def save_huggingface(
 
     Args:
         model: A `Transformer`.
-        folder: Created if needed; each file in it is replaced whole.
+        folder: Created if needed. A kill at any moment leaves an earlier export, this one, or a folder that no reader
+            opens, never files of both.
         tokenizer: Its files are written beside the weights, and its end of text ends generation, beside the ids that
             end it in the model's own `generation_settings`.
         dtype: That of the weights in the files; ``None`` for the model's own.
@@ -99,14 +115,23 @@ def save_huggingface(
         raise ConfigurationError(
             f"The tokenizer has {tokenizer.vocab_size} ids and the model {num_ids}; save it with its own tokenizer."
         )
-    folder = Path(folder)
     settings = config_to_huggingface(model.config, family=family)
     dtype = dtype or model.embed.weight.dtype
     tensors = list(_stored(model, FAMILIES[settings["model_type"]], dtype))
-    write_tensors(folder, tensors, max_shard_bytes=max_shard_bytes)
-    generation = write_companions(model, folder, tokenizer, max_length=model.config.context_length)
-    tokens = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(folder / "config.json", {**settings, **tokens, "dtype": str(dtype).removeprefix("torch.")})
+    with filling(Path(folder), known_by=known_by(tokenizer)) as fresh:
+        write_tensors(fresh, tensors, max_shard_bytes=max_shard_bytes)
+        generation = write_companions(model, fresh, tokenizer, max_length=model.config.context_length)
+        tokens = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        write_json(fresh / "config.json", {**settings, **tokens, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def known_by(tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """Return the files by which readers know a folder with a model, for `lightning_lm.storage.filling`.
+
+    Args:
+        tokenizer: The tokenizer that is written too; without one, that of an earlier export stays.
+    """
+    return ("config.json",) if tokenizer is None else (*TOKENIZER_FILES, "config.json")
 
 
 def write_companions(
@@ -207,6 +232,9 @@ def _by_transformers(folder: Path, dtype: torch.dtype, reason: ConfigurationErro
         import transformers
     except ImportError:
         raise reason from None
+    check_digests(folder)
+    if (folder / INDEX).is_file():
+        weight_files(folder)
     factory: Any = transformers.AutoModelForCausalLM
     try:
         model = factory.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)

@@ -1,7 +1,8 @@
-"""Folders of safetensors files: tensors in and out one at a time, written so that a kill leaves no half file."""
+"""Folders of safetensors files: tensors in and out one at a time."""
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_lm.errors import CheckpointError
+from lightning_lm.storage import INDEX, SINGLE, check_digests, replacing
 
-__all__ = ["StoredTensor", "read_file", "read_json", "read_tensors", "write_file", "write_json", "write_tensors"]
+__all__ = [
+    "StoredTensor",
+    "read_file",
+    "read_json",
+    "read_tensors",
+    "weight_files",
+    "write_file",
+    "write_json",
+    "write_tensors",
+]
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -39,7 +48,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         CheckpointError: If there are no safetensors files, a shard is missing, or a file is truncated.
     """
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         yield from read_file(path)
 
 
@@ -50,8 +59,9 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
         path: The file.
 
     Raises:
-        CheckpointError: If it is truncated, or of another kind.
+        CheckpointError: If it is truncated, of another kind, or has changed since it was written.
     """
+    check_digests(path.parent, [path.name])
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - the handle is not iterable
@@ -61,49 +71,44 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as one safetensors file, whole or not at all.
+    """Write tensors as one safetensors file.
 
     Args:
-        path: Replaced if it is there.
+        path: File in a folder that `lightning_lm.storage.filling` gives.
         tensors: By name.
     """
     shard = [StoredTensor(name, value.nbytes, partial(value.detach().to, "cpu")) for name, value in tensors.items()]
-    _replace(path, partial(_save, shard=shard))
+    _save(path, shard)
 
 
 def write_tensors(folder: Path, tensors: Sequence[StoredTensor], *, max_shard_bytes: int) -> None:
     """Write tensors as one file, or as shards with an index where one file would be too large.
 
-    Files of an earlier save that the new ones do not replace are removed at the end.
-
     Args:
-        folder: Created if needed.
+        folder: Folder without weights, such as `lightning_lm.storage.filling` gives; created if needed.
         tensors: Tensors to write. A shard's tensors are made together and dropped before the next shard.
         max_shard_bytes: Largest file, in bytes, unless a single tensor is larger.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = _plan(tensors, max_shard_bytes)
-    names = [_SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+    names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        _replace(folder / name, partial(_save, shard=shard))
+        _save(folder / name, shard)
     if len(shards) > 1:
         weight_map = {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard}
         total = sum(item.num_bytes for item in tensors)
-        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        names.append(_INDEX)
-    for stale in [*folder.glob("model*.safetensors"), folder / _INDEX]:
-        if stale.name not in names:
-            stale.unlink(missing_ok=True)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 
     Raises:
-        CheckpointError: If the file is missing or holds no JSON object.
+        CheckpointError: If the file is missing, has changed since it was written, or holds no JSON object.
     """
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}; give a folder that holds a Hugging Face checkpoint.")
+    check_digests(path.parent, [path.name])
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -116,18 +121,33 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write an object as JSON, whole or not at all."""
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if (folder / _INDEX).is_file():
-        paths = sorted({folder / name for name in read_json(folder / _INDEX).get("weight_map", {}).values()})
-        missing = [path.name for path in paths if not path.is_file()]
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder, each compared with its digest if it has one.
+
+    Args:
+        folder: Folder with ``model.safetensors``, or with shards and their index.
+
+    Raises:
+        CheckpointError: If there are none, one is missing or has changed, or the index names one outside the folder.
+    """
+    paths = _named_files(folder)
+    check_digests(folder, [path.name for path in paths])
+    return paths
+
+
+def _named_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        names = _indexed_names(folder / INDEX)
+        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(f"{folder} lacks {len(missing)} of {len(paths)} shards: {missing[:4]}; fetch them.")
-        return paths
+            raise CheckpointError(f"{folder} lacks {len(missing)} of {len(names)} shards: {missing[:4]}; fetch them.")
+        return [folder / name for name in names]
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
@@ -135,7 +155,18 @@ def _weight_files(folder: Path) -> list[Path]:
             'read. If you trust it, convert it once: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
         )
-    raise CheckpointError(f"{folder} has neither {_SINGLE} nor {_INDEX}; give a folder with a Hugging Face checkpoint.")
+    raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}; give a folder with a Hugging Face checkpoint.")
+
+
+def _indexed_names(path: Path) -> list[str]:
+    """Return the names of the shards of an index, which must be files beside it."""
+    weight_map = read_json(path).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    wrong = [name for name in names if not isinstance(name, str) or name in ("", "..") or set(name) & {"/", "\\", "\0"}]
+    if wrong or not names:
+        what = f"names {wrong[0]!r}, which is no file beside it" if wrong else "has no weight_map with names of files"
+        raise CheckpointError(f"{path} {what}; only files in {path.parent} are read. Fetch or save the model again.")
+    return sorted(names)
 
 
 def _plan(tensors: Sequence[StoredTensor], max_shard_bytes: int) -> list[list[StoredTensor]]:
@@ -155,16 +186,13 @@ def _shard_name(index: int, count: int) -> str:
 
 
 def _save(path: Path, shard: Sequence[StoredTensor]) -> None:
-    save_file({item.name: item.make().contiguous() for item in shard}, path, metadata={"format": "pt"})
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.touch()
+    mode = path.stat().st_mode  # that of any new file here; safetensors would make it the owner's alone
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file here; safetensors would make it the owner's alone
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        save_file({item.name: item.make().contiguous() for item in shard}, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        refused = re.search(r"os error (\d+)", str(error))  # the number of the system's error, which is in no field
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
+    path.chmod(mode)

@@ -3,9 +3,6 @@
 import functools
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.errors import ConfigurationError, LightningLMError, TokenizerError
+from lightning_lm.storage import TOKENIZER_FILES, filling
 from lightning_lm.tokenizers.chat_template import Message, render_chat_template
 from lightning_lm.tokenizers.streams import avoiding_special, rejoin, special_expression
 
@@ -212,8 +210,8 @@ class BaseTokenizer(ABC):
     def save(self, path: Path | str) -> None:
         """Write everything needed to load it again into a folder.
 
-        A new folder appears complete or not at all. In an existing one other files stay, and `MARKER`, without which
-        the folder does not load, is taken away first and written last.
+        A new folder appears complete or not at all. In an existing one other files stay, and those without which the
+        folder does not load are removed first and put last.
         """
         write_files(Path(path), self.to_files())
 
@@ -333,36 +331,8 @@ def read_marker(files: Mapping[str, str]) -> dict[str, Any]:
     return dict(settings)
 
 
-def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write files into a folder so that an interrupted write cannot be taken for a complete one."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+def write_files(folder: Path, files: Mapping[str, str | bytes], *, known_by: Sequence[str] = TOKENIZER_FILES) -> None:
+    """Write files into a folder, with their digests, so that no reader finds old and new ones together."""
+    with filling(folder, known_by=known_by) as fresh:
         for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            (fresh / name).write_bytes(data)
-        _put_in_place(fresh, folder, list(files))
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _put_in_place(fresh: Path, folder: Path, names: list[str]) -> None:
-    fresh.chmod(0o777 & ~_umask())
-    try:
-        fresh.rename(folder)
-    except OSError:
-        _replace_one_by_one(fresh, folder, names)
-
-
-def _replace_one_by_one(fresh: Path, folder: Path, names: list[str]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / MARKER).unlink(missing_ok=True)
-    for name in sorted(names, key=lambda name: name == MARKER):
-        os.replace(fresh / name, folder / name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            (fresh / name).write_bytes(content.encode() if isinstance(content, str) else content)

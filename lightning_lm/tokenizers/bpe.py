@@ -130,7 +130,8 @@ class BPETokenizer(ByteTableTokenizer):
 
     def save_gpt2_files(self, folder: Path | str) -> None:
         """Write ``vocab.json`` and ``merges.txt``, which GPT-2's tools and Hugging Face read."""
-        write_files(Path(folder), gpt2_files.render(self.vocabulary, self.special_tokens))
+        files = gpt2_files.render(self.vocabulary, self.special_tokens)
+        write_files(Path(folder), files, known_by=tuple(files))
 
     @classmethod
     def from_tokenizer_json(cls, path: Path | str, *, eos_token: str | None = None) -> Self:

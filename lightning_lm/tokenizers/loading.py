@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_lm.errors import TokenizerError
-from lightning_lm.storage import check_archive
+from lightning_lm.storage import check_archive, check_digests
 from lightning_lm.tokenizers import gpt2_files
 from lightning_lm.tokenizers.base import CHAT_TEMPLATE, MARKER, BaseTokenizer, read_marker
 from lightning_lm.tokenizers.bpe import BPETokenizer
@@ -42,9 +42,11 @@ def load_tokenizer(path: Path | str) -> BaseTokenizer:
 
     Raises:
         TokenizerError: If there is no tokenizer, or it is damaged.
-        CheckpointError: If it is a ``.ckpt`` whose content has changed since it was written.
+        CheckpointError: If the ``.ckpt``, or a file of the folder, has changed since it was written.
     """
     path = Path(path)
+    if path.is_file():
+        check_digests(path.parent, [path.name])
     if path.is_file() and path.suffix == ".model":
         content = path.read_bytes()
         if is_rank_file(content):
@@ -109,7 +111,15 @@ def _files_in_checkpoint(path: Path) -> dict[str, str]:
 
 
 def _read(folder: Path) -> dict[str, str]:
-    files = {name: (folder / name).read_text(encoding="utf-8") for name in _TEXT_FILES if (folder / name).is_file()}
+    check_digests(folder, [*_TEXT_FILES, MODEL_FILE])
+    files = {name: _text(folder / name) for name in _TEXT_FILES if (folder / name).is_file()}
     if (folder / MODEL_FILE).is_file():
         files[MODEL_BASE64] = base64.b64encode((folder / MODEL_FILE).read_bytes()).decode()
     return files
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path.name} is damaged: it is no UTF-8 at byte {error.start:,}.") from error

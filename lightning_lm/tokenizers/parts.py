@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from lightning_lm.errors import TokenizerError
+from lightning_lm.errors import CheckpointError, TokenizerError
 from lightning_lm.parts import Part
 from lightning_lm.tokenizers.base import END_OF_TEXT, MARKER, BaseTokenizer
 from lightning_lm.tokenizers.bpe import BPETokenizer
@@ -58,7 +58,7 @@ class TrainedTokenizerPart(TokenizerPart):
         if (folder / MARKER).is_file():
             try:
                 return load_tokenizer(folder)
-            except TokenizerError:
+            except (TokenizerError, CheckpointError):
                 # Damaged by someone else; training again repairs it.
                 pass
         tokenizer = self.train(texts())

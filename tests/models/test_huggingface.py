@@ -172,7 +172,8 @@ def test_a_folder_holds_what_others_look_for(tmp_path):
         save_huggingface(LLAMA.build(), folder, tokenizer)
     model = replace(LLAMA, vocab_size=264).build()
     save_huggingface(model, folder)
-    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "generation_config.json"}
+    names = {"model.safetensors", "config.json", "generation_config.json", "SHA256SUMS"}
+    assert {path.name for path in folder.iterdir()} == names
     assert json.loads((folder / "generation_config.json").read_text()) == {}
     save_huggingface(model, folder, tokenizer, dtype=torch.bfloat16)
     settings = json.loads((folder / "config.json").read_text())
@@ -208,12 +209,14 @@ def test_weights_saved_from_the_bare_body_and_tables_of_old_releases_are_underst
     old |= {"h.0.attn.bias": torch.ones(1, 1, 64, 64), "h.0.attn.masked_bias": torch.tensor(-1e4)}
     old["lm_head.weight"] = old["wte.weight"].clone()
     save_file(old, tmp_path / "model.safetensors")
+    (tmp_path / "SHA256SUMS").unlink()
     again = load_huggingface(tmp_path)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_weights_that_do_not_fit_are_named(saved):
     _, folder = saved
+    (folder / "SHA256SUMS").unlink()
     weights = load_file(folder / "model.safetensors")
     less = dict(weights)
     del less["model.layers.0.self_attn.q_proj.weight"]

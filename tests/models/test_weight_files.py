@@ -52,27 +52,22 @@ def test_a_tensor_larger_than_the_limit_has_a_file_of_its_own(tmp_path):
     assert {name: value.numel() for name, value in read_tensors(tmp_path)} == {"small": 2, "large": 100, "last": 2}
 
 
-def test_a_second_save_replaces_the_first(tmp_path):
-    write_tensors(tmp_path, stored(tensors()), max_shard_bytes=64)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    values = {"other": torch.zeros(3)}
-    write_tensors(tmp_path, stored(values), max_shard_bytes=64)
-    assert files(tmp_path) == ["model.safetensors", "tokenizer.json"]
-    write_tensors(tmp_path, stored(tensors()), max_shard_bytes=64)
-    assert "model.safetensors" not in files(tmp_path)
-    assert dict(read_tensors(tmp_path)).keys() == tensors().keys()
+@pytest.mark.parametrize(
+    "name", ["/etc/model.safetensors", "../other/model.safetensors", "sub/x.safetensors", "..", 3, None]
+)
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path, name):
+    (tmp_path / "model").mkdir()
+    write_tensors(tmp_path / "other", stored(tensors()), max_shard_bytes=10**9)
+    write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": {"layer.0": name}})
+    with pytest.raises(CheckpointError, match=r"index\.json names .*no file beside it.*only files in .*model are read"):
+        list(read_tensors(tmp_path / "model"))
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    write_tensors(tmp_path, stored(tensors(1)), max_shard_bytes=10**9)
-
-    def fail():
-        raise OSError("no space left on device")
-
-    with pytest.raises(OSError, match="no space"):
-        write_tensors(tmp_path, [StoredTensor("x", 4, fail)], max_shard_bytes=10**9)
-    assert files(tmp_path) == ["model.safetensors"]
-    assert dict(read_tensors(tmp_path)).keys() == {"layer.0"}
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}])
+def test_an_index_without_names_is_refused(tmp_path, index):
+    write_json(tmp_path / "model.safetensors.index.json", index)
+    with pytest.raises(CheckpointError, match="has no weight_map"):
+        list(read_tensors(tmp_path))
 
 
 def test_pickles_are_refused_with_the_way_out(tmp_path):
@@ -90,6 +85,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "model-00002-of-00005.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"1 of 5 shards.*00002"):
         list(read_tensors(tmp_path))
+    (tmp_path / "model.safetensors.index.json").unlink()
     write_tensors(tmp_path, stored(tensors()), max_shard_bytes=10**9)
     whole = (tmp_path / "model.safetensors").read_bytes()
     for length in (0, 4, 100, len(whole) - 1):

@@ -44,7 +44,10 @@ def test_saving_over_another_kind(tmp_path: Path) -> None:
 
 def test_saved_files_are_what_to_files_says(tmp_path: Path) -> None:
     BPE.save(tmp_path / "t")
-    assert {file.name: file.read_text(encoding="utf-8") for file in (tmp_path / "t").iterdir()} == BPE.to_files()
+    found = {file.name: file.read_text(encoding="utf-8") for file in (tmp_path / "t").iterdir()}
+    assert {name: found[name] for name in found if name != "SHA256SUMS"} == BPE.to_files()
+    BPE.save_gpt2_files(tmp_path / "t")
+    assert load_tokenizer(tmp_path / "t").fingerprint == BPE.fingerprint  # beside the others
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
