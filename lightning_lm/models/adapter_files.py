@@ -146,7 +146,6 @@ def save_adapters(
         Counter(values).most_common(1)[0][0] if values else 1
         for values in ([f.rank for f in adapted.values()], [f.alpha(stable) for f in adapted.values()])
     )
-    modules = {name.rpartition(".")[0] for name in whole}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -158,7 +157,7 @@ def save_adapters(
         "target_modules": _shortest(list(adapted), [entry.theirs.rpartition(".")[0] for entry in entries]),
         "rank_pattern": {name: factors.rank for name, factors in adapted.items() if factors.rank != rank},
         "alpha_pattern": {name: f.alpha(stable) for name, f in adapted.items() if f.alpha(stable) != alpha},
-        "modules_to_save": sorted(modules) or None,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
         "fan_in_fan_out": any(entry.transposed for entry in entries) or bool(settings.get("fan_in_fan_out")),
         "bias": "none",
         "inference_mode": True,
