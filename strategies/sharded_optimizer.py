@@ -22,9 +22,50 @@ _NAMES = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adama
 _ELEMENTWISE = frozenset(getattr(torch.optim, name) for name in _NAMES)
 """Optimizers that treat each element by itself. What derives from them may not."""
 _ORIGIN = "_saved_as"
+_NAMED: dict[tuple[type, type], type] = {}
 
 
-class ShardedOptimizer(Optimizer, Joinable):
+class _Wrapper(Optimizer):
+    """An optimizer whose state, defaults and hooks are those of another, also if others are assigned."""
+
+    inner: Optimizer
+
+    @property
+    def state(self) -> Any:
+        """State of what this rank updates."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.inner.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Settings of a group that does not give them."""
+        return self.inner.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.inner.defaults = defaults
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register with the wrapped optimizer."""
+        return self.inner.register_load_state_dict_post_hook(hook, prepend)
+
+
+class ShardedOptimizer(_Wrapper, Joinable):
     """Takes the steps of one optimizer on all ranks together: each updates its own parameters and sends them around.
 
     The wrapped optimizer knows every parameter. Those that belong to other ranks are hidden from it only while it takes
@@ -73,12 +114,22 @@ class ShardedOptimizer(Optimizer, Joinable):
     ) -> None:
         Joinable.__init__(self)
         self.inner = _built(optimizer, optimizer_class, settings)
-        self.__class__ = _named_as(self.inner, type(self))
+        self.__class__ = _named_as(type(self.inner), type(self))
         others = None if beside is None else beside.ownership
         self.ownership: Ownership = Ownership(min_split_elements, process_group, others)
         _require_shardable(self.inner, self.ownership.num_ranks)
-        self._adopt()
+        self.__setstate__({})  # gives step and state dictionaries the hooks of torch; all else is the wrapped one's
         self._take_in(self.param_groups)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of the wrapped optimizer; callbacks that resume assign others."""
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
+        self._take_in(groups)
 
     def local_gradients(self) -> list[Tensor]:
         """Return the gradients of all that this rank updates."""
@@ -104,17 +155,11 @@ class ShardedOptimizer(Optimizer, Joinable):
         if local is not None:
             self.state[local] = self.ownership.local_state(param, state)
 
-    def _adopt(self) -> None:
-        """Show the state and the groups of the wrapped optimizer as one's own: the same objects."""
-        inner = self.inner
-        self.__setstate__({"defaults": inner.defaults, "state": inner.state, "param_groups": inner.param_groups})
-
     # --- what an optimizer does ---
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take in more parameters; those that are there stay where they are."""
         self.inner.add_param_group(param_group)
-        self._adopt()
         self._take_in(self.param_groups[-1:])
 
     def zero_grad(self, *args: Any, **settings: Any) -> None:
@@ -207,7 +252,6 @@ class ShardedOptimizer(Optimizer, Joinable):
                 if self.ownership.local(param) is not None:
                     kept[number] = self.ownership.local_state(param, states[number])
             self.inner.load_state_dict({**state_dict, "state": kept})
-        self._adopt()
         require_complete(self.inner)
 
     def _origins(self, state_dict: Mapping[str, Any]) -> dict[Tensor, Any]:
@@ -223,24 +267,6 @@ class ShardedOptimizer(Optimizer, Joinable):
         params = list(self.ownership.placements)
         pairs = zip(params, self.ownership.with_rows(params), strict=True)
         return {param: self.inner.state[part][_ORIGIN] for param, part in pairs if part in self.inner.state}
-
-    # --- hooks of state dictionaries run where these are made ---
-
-    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.inner.register_state_dict_pre_hook(hook, prepend)
-
-    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.inner.register_state_dict_post_hook(hook, prepend)
-
-    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.inner.register_load_state_dict_pre_hook(hook, prepend)
-
-    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.inner.register_load_state_dict_post_hook(hook, prepend)
 
     # --- ranks that run out of batches early ---
 
@@ -344,9 +370,13 @@ def _built(
     return optimizer
 
 
-def _named_as(optimizer: Optimizer, base: type) -> type:
-    """Return a class with the name of the wrapped one: callbacks derive names of what they log from it."""
-    return type(base)(type(optimizer).__name__, (base,), {"__module__": base.__module__, "__doc__": base.__doc__})
+def _named_as(kind: type, base: type) -> type:
+    """Return a class with the name of the wrapped one, always the same: callbacks name and number what they log so."""
+    if (kind, base) not in _NAMED:
+        _NAMED[kind, base] = type(base)(
+            kind.__name__, (base,), {"__module__": base.__module__, "__doc__": base.__doc__}
+        )
+    return _NAMED[kind, base]
 
 
 def _kinds(optimizer: Optimizer) -> dict[int, type[Optimizer]]:

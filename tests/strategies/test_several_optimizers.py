@@ -1,5 +1,7 @@
 """Several optimizers of one module may have parameters in common, and are logged under their own names."""
 
+from collections import defaultdict
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 from workers import WorkerError
 
 from lightning_lm.optim import MuonOptimizer
-from lightning_lm.strategies import ShardedOptimizerStrategy
+from lightning_lm.strategies import ShardedOptimizer, ShardedOptimizerStrategy
 
 BATCHES = torch.linspace(-1, 1, 4 * 2 * 3 * 8).sin().view(4, 2, 3, 8)
 """For four steps and two ranks."""
@@ -87,3 +89,42 @@ def test_a_common_parameter_that_one_optimizer_needs_whole(ranks, tmp_path):
         ranks(2).run(sharded, 2, tmp_path, MuonOptimizer)
     weights = [found[0] for found in ranks(2).run(sharded, 2, tmp_path, MuonOptimizer, {"shard": "whole"})]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class TwoOfAKind(InTurns):
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.groups(layers), lr=0.05) for layers in (self.layers[:2], self.layers[1:])]
+
+
+def named(folder):
+    monitor = LearningRateMonitor()
+    trainer = make_trainer(ShardedOptimizerStrategy(stage=2), callbacks=[monitor], logger=CSVLogger(folder))
+    trainer.fit(TwoOfAKind(), DataLoader(list(BATCHES[:, 0]), batch_size=None))
+    return sorted(monitor.lrs)
+
+
+def test_two_of_a_kind_are_numbered(ranks, tmp_path):
+    assert ranks(1).run(named, tmp_path) == [["lr-Adam", "lr-Adam-1"]]
+
+
+def assigned():
+    torch.manual_seed(0)
+    layers = [nn.Linear(20, 30), nn.Linear(30, 4)]
+    params = [param for layer in layers for param in layer.parameters()]
+    optimizer = ShardedOptimizer(torch.optim.SGD(layers[0].parameters(), lr=1, momentum=0.9), min_split_elements=SPLIT)
+    settings = optimizer.param_groups[0]
+    optimizer.param_groups = [{**settings, "lr": 0.25}, {**settings, "lr": 0.5, "params": [*layers[1].parameters()]}]
+    optimizer.state = defaultdict(dict)
+    before = [param.detach().clone() for param in params]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    moved = [(old - param.detach()).mean().item() for param, old in zip(params, before, strict=True)]
+    return moved, sum(value.numel() for state in optimizer.state.values() for value in state.values())
+
+
+def test_groups_and_states_may_be_assigned(ranks):
+    """As `BaseFinetuning` does when it resumes, with layers that were not trained at first."""
+    found = ranks(2).run(assigned)
+    assert [moved for moved, _ in found] == [pytest.approx([0.25, 0.25, 0.5, 0.5], rel=1e-5)] * 2
+    assert sum(held for _, held in found) == 20 * 30 + 30 + 30 * 4 + 4
