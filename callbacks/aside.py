@@ -1,9 +1,10 @@
 """Using a model between two training steps without leaving a trace: modes, random numbers and measured times stay.
 
 What a callback of observation runs beside the training, such as a user's ``forward`` on other inputs, may fail without
-ending the run: `FAILURES` lists the errors that user code raises then.
+ending the run: it is an `Attempt`.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -14,9 +15,9 @@ from torch import nn
 
 from lightning_lm.errors import LightningLMError
 
-__all__ = ["FAILURES", "clocks_stopped", "reason_of", "set_aside"]
+__all__ = ["Attempt", "clocks_stopped", "reason_of", "set_aside"]
 
-FAILURES = (
+_FAILURES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -32,10 +33,46 @@ FAILURES = (
     LightningLMError,
 )
 """Errors of code that was not written for the way in which an observer runs it."""
+_NOT_OF_USERS = frozenset({*sys.stdlib_module_names, "lightning", "lightning_lm"})
+"""Packages whose other errors say something else: the end of an iteration or of a search, a fault of this package."""
 
 
-def reason_of(error: BaseException) -> str:
-    """Return the kind and the first line of an error, for a warning."""
+class Attempt:
+    """Context in which user code may fail: it ends there, and the error is kept.
+
+    Errors are those that such code raises, and those of classes that users and their packages define, which nobody can
+    list. Interrupts, exits and the rest of Python's own errors go on.
+
+    Attributes:
+        error: What was raised, or ``None``.
+
+    Example:
+        >>> with Attempt() as attempt:
+        ...     {}["missing"]
+        >>> reason_of(attempt.error)
+        "KeyError: 'missing'"
+    """
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
+        if not (isinstance(error, _FAILURES) or _is_of_users(error)):
+            return False
+        self.error = error
+        return True
+
+
+def _is_of_users(error: BaseException | None) -> bool:
+    return isinstance(error, Exception) and type(error).__module__.partition(".")[0] not in _NOT_OF_USERS
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return the kind and the first line of an error, for a warning; without one, another rank had it."""
+    if error is None:
+        return "on another rank"
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_lm.callbacks.aside import FAILURES, reason_of
+from lightning_lm.callbacks.aside import Attempt, reason_of
 from lightning_lm.callbacks.emission import emit
 from lightning_lm.callbacks.readable import short
 from lightning_lm.callbacks.run_report import RunReport
@@ -56,12 +56,12 @@ class CompressionReport(RunReport):
     def _results(self, trainer: Trainer) -> RenderableType | None:
         """Compress and log."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        try:
+        values: dict[str, float] = {}
+        with Attempt() as attempt:  # a user's own datamodule
             texts = list(_beginning(_validation_texts(trainer), self._max_bytes))
             values = _compressed(texts, getattr(datamodule, "tokenizer", None), datamodule) if any(texts) else {}
-        except FAILURES as error:  # a user's own datamodule
-            rank_zero_warn(f"CompressionReport compares nothing in this run ({reason_of(error)})")
-            values = {}
+        if attempt.error is not None:
+            rank_zero_warn(f"CompressionReport compares nothing in this run ({reason_of(attempt.error)})")
         if not values:
             return super()._results(trainer)
         emit(trainer, {f"report/{name.split()[0]}_bits_per_byte": value for name, value in values.items()})

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import FAILURES, reason_of
+from lightning_lm.callbacks.aside import Attempt, reason_of
 from lightning_lm.callbacks.batches import shifted_targets
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import field_of, logits_in, logits_of
@@ -157,20 +157,23 @@ class Perplexity(LeanHooks, Callback):
         """Add a batch; in a fit, a batch or a module that cannot be measured is reported once and ends nothing."""
         if not self._measures:
             return
-        try:
+        with Attempt() as attempt:
             sums = self._measure(trainer, pl_module, *step)
-        except FAILURES as error:
+        if attempt.error is not None:
             if trainer.state.fn != "fit":
-                raise
+                raise attempt.error
             self._measures = False
-            rank_zero_warn(f"Perplexity measures nothing in this run ({reason_of(error)})")
+            rank_zero_warn(f"Perplexity measures nothing in this run ({reason_of(attempt.error)})")
             return
         before = self._sums.get(dataloader_idx)
         self._sums[dataloader_idx] = sums if before is None else before.plus(sums)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str, num_loaders: int) -> None:
         totals = [self._over_ranks(trainer, pl_module, index) for index in range(num_loaders)]
-        self._measures = trainer.strategy.reduce_boolean_decision(self._measures, all=True)
+        measured = self._measures
+        self._measures = trainer.strategy.reduce_boolean_decision(measured, all=True)
+        if measured and not self._measures:
+            rank_zero_warn(f"Perplexity measures nothing in this run ({reason_of(None)})")
         if trainer.sanity_checking or not self._measures:
             return
         whole = _Totals(*map(sum, zip(*totals, strict=True)))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import FAILURES
+from lightning_lm.callbacks.aside import Attempt
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.types import IGNORE_INDEX
 
@@ -38,10 +38,9 @@ def sample_prompts(trainer: Trainer, tokenizer: Tokenizer | None, count: int = 2
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     for prompts in (_questions(datamodule, tokenizer), _beginnings(datamodule)):
-        try:
+        found: dict[str, Prompt] = {}
+        with Attempt():  # a user's own datamodule
             found = {prompt.text: prompt for prompt in islice(prompts, count)}
-        except FAILURES:  # a user's own datamodule
-            continue
         if found:
             return list(found.values())
     return [Prompt("The ")]

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.text import Text
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import FAILURES, clocks_stopped, reason_of, set_aside
+from lightning_lm.callbacks.aside import Attempt, clocks_stopped, reason_of, set_aside
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.logits import logits_of
 from lightning_lm.callbacks.prompts import Prompt, sample_prompts
@@ -105,14 +105,14 @@ class SampleText(LeanHooks, Callback):
             return
         if not self._prompts:
             self._prompts = sample_prompts(trainer, self._find_tokenizer(trainer))
-        try:
-            with clocks_stopped(trainer):
-                texts = self._complete(trainer, pl_module)
-        except FAILURES as error:
-            self._fails = True
-            rank_zero_warn(f"SampleText shows nothing in this run: generating failed ({reason_of(error)})")
-            return
-        if trainer.is_global_zero:
+        texts: list[str] = []
+        with Attempt() as attempt, clocks_stopped(trainer):
+            texts = self._complete(trainer, pl_module)
+        # Together: samples of a model that is shared out need all ranks.
+        self._fails = trainer.strategy.reduce_boolean_decision(attempt.error is not None, all=False)
+        if self._fails:
+            rank_zero_warn(f"SampleText shows nothing in this run: generating failed ({reason_of(attempt.error)})")
+        elif trainer.is_global_zero:
             shown = [prompt.text for prompt in self._prompts]
             _print(trainer.global_step, shown, texts)
             _write(trainer, shown, texts)

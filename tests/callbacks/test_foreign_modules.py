@@ -28,6 +28,7 @@ from lightning_lm.callbacks import (
     ScalingLaw,
     Throughput,
 )
+from lightning_lm.callbacks.aside import Attempt
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.scaling import RunLedger
@@ -184,6 +185,10 @@ def test_flops_of_what_takes_no_ids_are_not_counted(name, fit, console):
     assert "FLOPs not counted" in console.file.getvalue()
 
 
+class OfAUser(Exception):  # noqa: N818
+    """Directly under Exception, as many are."""
+
+
 class Raises(MODULES["LSTM"].make):
     error = RuntimeError("not for you")
 
@@ -203,6 +208,7 @@ class Raises(MODULES["LSTM"].make):
         ZeroDivisionError(),
         MisconfigurationException("x"),
         OSError(),
+        OfAUser("x"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -221,6 +227,15 @@ def test_a_forward_that_an_observer_cannot_use(error, trainer_with, console, tok
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), StopIteration(), EOFError()], ids=lambda error: type(error).__name__
+)
+def test_what_is_no_failure_of_a_forward_goes_on(error):
+    with pytest.raises(type(error)), Attempt():
+        raise error
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_data_module_whose_texts_fail(trainer_with, console, tokenizer):
     """The report at the end and the prompts ask a user's data module; what it raises ends nothing."""
     foreign = MODULES["LSTM"]
@@ -230,7 +245,7 @@ def test_a_data_module_whose_texts_fail(trainer_with, console, tokenizer):
             return loader_of(foreign, 3)
 
         def validation_texts(self):
-            raise RuntimeError("no texts today")
+            raise OfAUser("no texts today")
 
     data = Data()
     data.tokenizer = tokenizer

@@ -1,13 +1,14 @@
 """What callbacks say and do under every strategy is what they say and do on one process."""
 
 import functools
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from split_runs import STRATEGIES, Rows, model_config, run, trainer_for, weights_of
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from lightning_lm.callbacks import EMA, GradientNoiseScale, KernelSwap, Perplexity, SampleText, ScalingLaw
@@ -285,3 +286,64 @@ def refused_noise_scale(strategy):
 def test_the_noise_of_gradients_that_no_rank_holds(ranks, strategy):
     for said in ranks(2).run(refused_noise_scale, strategy):
         assert "no rank has it. Use the strategy ddp or zero1" in said
+
+
+# --- what fails on one rank only ---
+
+
+class Trips(nn.Module):
+    """Fails on one rank, in evaluation only: what observers run."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        if not self.training and distributed.get_rank() == 1:
+            raise Odd
+        return self.model(*args, **kwargs)
+
+
+class Odd(Exception):  # noqa: N818
+    pass
+
+
+class Observed(LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = Trips(nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 16)))
+
+    def forward(self, input_ids):
+        return self.net(input_ids)
+
+    def training_step(self, batch, index):
+        ids = batch["input_ids"]
+        return F.cross_entropy(self(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+    def validation_step(self, batch, index):
+        return None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def observed(callbacks):
+    trainer = trainer_for(STRATEGIES["zero2"](), callbacks=callbacks, max_epochs=2, num_sanity_val_steps=0)
+    rows = DataLoader([{"input_ids": row, "labels": row} for row in torch.arange(48).view(6, 8) % 12], batch_size=2)
+    module = Observed()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.fit(module, rows, rows)
+    return weights_of(module), [str(one.message) for one in said]
+
+
+def test_an_observer_that_fails_on_one_rank_stops_on_all(ranks):
+    """Neither ends the run nor leaves the others waiting; the first rank says it once."""
+    sampler = SampleText(["1"], tokenizer=TOKENIZER, max_new_tokens=2, every_n_steps=1)
+    (weights, said), (others, _) = ranks(2).run(observed, [sampler, Perplexity()])
+    unobserved, _ = ranks(2).run(observed, [])[0]
+    assert_same(weights, unobserved, 0)
+    assert_same(others, unobserved, 0)
+    for name in ("SampleText", "Perplexity"):
+        assert [name in line and "on another rank" in line for line in said].count(True) == 1, said
