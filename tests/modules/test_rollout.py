@@ -66,7 +66,7 @@ def test_nothing_is_learned_without_a_reward_or_from_an_answer_that_was_cut():
 def test_groups_are_dull_by_equality():
     nan = np.nan
     rollout = written([0.7, 0.7, 0.7, 0.1, 1, 0, 1, nan, 0.7, nan, nan, nan], 2)
-    assert rollout.dull == [0, 3, 4, 5]
+    assert rollout.zero_variance_groups == [0, 3, 4, 5]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -76,7 +76,7 @@ def test_the_generator_and_the_training_graph_agree(policy, digits, trainer, tem
         model.head.weight.mul_(20)  # an untrained policy is nearly uniform, whatever the temperature
     plan = RolloutPlan(samples_per_prompt=8, max_new_tokens=5, sampling=Sampling(temperature=temperature))
     engine = RolloutEngine(model, digits, [length_of], plan, trainer)
-    rollout = engine.collect(prompts_of((123, 4567, 89), digits), (1, 2))
+    rollout = engine.rollout(prompts_of((123, 4567, 89), digits), (1, 2))
     rows = rollout.rows(mask_truncated=False, device=torch.device("cpu"))
     ours = token_scores(model.eval(), rows, temperature=temperature).logprobs.detach()
     assert (ours != 0).sum() == sum(len(answer.token_ids) for answer in rollout.completions)
@@ -87,7 +87,7 @@ def test_a_moment_decides_the_noise(policy, digits, trainer):
     plan = RolloutPlan(samples_per_prompt=4, max_new_tokens=5)
     engine = RolloutEngine(policy(), digits, [length_of], plan, trainer)
     prompts = prompts_of((123, 456), digits)
-    first, again, other = (engine.collect(prompts, (0, step)) for step in (7, 7, 8))
+    first, again, other = (engine.rollout(prompts, (0, step)) for step in (7, 7, 8))
     assert first.completions == again.completions
     assert first.completions != other.completions
 
@@ -97,7 +97,7 @@ class Scripted(RolloutEngine):
 
     script = ()
 
-    def answer(self, prompts, samples, sampling):
+    def complete(self, prompts, samples, sampling):
         totals = self.script[len(self.asked)]
         self.asked.append(prompts["prompts"])
         assert len(totals) == samples * len(prompts["prompts"])
@@ -117,7 +117,7 @@ def scripted(policy, digits, trainer):
 
 def test_dull_groups_are_replaced_within_the_budget(scripted, digits):
     engine = scripted([0, 0, 1, 0, 1, 1], [1, 1, 0, 1], [2, 0], resample_rounds=2)
-    rollout = engine.collect(prompts_of((11, 22, 33), digits), (0,))
+    rollout = engine.rollout(prompts_of((11, 22, 33), digits), (0,))
     assert engine.asked == [["11=", "22=", "33="], ["11=", "33="], ["33="]]
     # The second round made the first group's place good with what prompt 33 gave, the third the last group's.
     assert rollout.groups.tolist() == [[0, 1], [1, 0], [2, 0]]
@@ -128,7 +128,7 @@ def test_dull_groups_are_replaced_within_the_budget(scripted, digits):
 def test_new_prompts_come_from_the_spare_ones(scripted, digits):
     engine = scripted([0, 0, 1, 0], [0, 1], resample_rounds=3)
     spare = prompts_of((77, 88), digits)
-    rollout = engine.collect(prompts_of((11, 22), digits), (0,), lambda number, count: take_prompts(spare, [number]))
+    rollout = engine.rollout(prompts_of((11, 22), digits), (0,), lambda number, count: take_prompts(spare, [number]))
     assert rollout.prompts["prompts"] == ["88=", "22="]
     assert rollout.prompts["columns"] == {"answer": ["88", "22"]}
     assert len(engine.asked) == 2
@@ -136,7 +136,7 @@ def test_new_prompts_come_from_the_spare_ones(scripted, digits):
 
 def test_a_budget_that_runs_out_leaves_dull_groups(scripted, digits):
     engine = scripted([0, 0], [1, 1], resample_rounds=1)
-    assert engine.collect(prompts_of((11,), digits), (0,)).groups.tolist() == [[0, 0]]
+    assert engine.rollout(prompts_of((11,), digits), (0,)).groups.tolist() == [[0, 0]]
 
 
 def test_a_reward_that_fails_on_some_completions_is_reported_and_masked(policy, digits, trainer):
@@ -148,7 +148,7 @@ def test_a_reward_that_fails_on_some_completions_is_reported_and_masked(policy, 
     plan = RolloutPlan(samples_per_prompt=1, max_new_tokens=3)
     engine = RolloutEngine(policy(), digits, [fails_on_others], plan, trainer)
     with pytest.warns(UserWarning, match=r"failed on sample 1: ValueError: not 12"):
-        rollout = engine.collect(prompts_of((12, 34), digits), (0,))
+        rollout = engine.rollout(prompts_of((12, 34), digits), (0,))
     labels = rollout.rows(mask_truncated=False, device=torch.device("cpu"))["labels"]
     assert (labels >= 0).any(1).tolist() == [True, False]
 
@@ -158,7 +158,7 @@ def test_a_rollout_without_any_reward_ends_the_run(policy, digits, trainer, rewa
     plan = RolloutPlan(samples_per_prompt=2, max_new_tokens=3)
     engine = RolloutEngine(policy(), digits, [reward], plan, trainer)
     with pytest.raises((RewardError, ConfigurationError), match=r"columns \['answer'\]"):
-        engine.collect(prompts_of((12,), digits), (0,))
+        engine.rollout(prompts_of((12,), digits), (0,))
 
 
 def test_a_reward_that_fails_on_every_completion_ends_the_run(policy, digits, trainer):
@@ -171,10 +171,10 @@ def test_a_reward_that_fails_on_every_completion_ends_the_run(policy, digits, tr
         pytest.warns(UserWarning, match="1 more"),
         pytest.raises(RewardError, match=r"All 2 completions.*'broken' failed on sample 0: ValueError: the judge"),
     ):
-        RolloutEngine(policy(), digits, [broken], plan, trainer).collect(prompts, (0,))
+        RolloutEngine(policy(), digits, [broken], plan, trainer).rollout(prompts, (0,))
     plan = dataclasses.replace(plan, scoring=Scoring(stop_on_failure=True))
     with pytest.raises(RewardError, match="the judge is ill"):
-        RolloutEngine(policy(), digits, [broken], plan, trainer).collect(prompts, (0,))
+        RolloutEngine(policy(), digits, [broken], plan, trainer).rollout(prompts, (0,))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_p=0.9), Sampling(temperature=0.0), Sampling(top_k=5)])

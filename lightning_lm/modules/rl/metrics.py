@@ -26,7 +26,7 @@ def record_rollout(module: MeasuredModule, rollout: Rollout, seconds: float) -> 
     groups = rollout.groups
     judged = ~np.isnan(groups).any(1)
     module.record("reward_std", groups[judged].std(1, ddof=min(1, rollout.samples - 1)).sum(), judged.sum())
-    module.record("frac_reward_zero_std", len(rollout.dull), len(groups))
+    module.record("frac_reward_zero_std", len(rollout.zero_variance_groups), len(groups))
     lengths = _record_lengths(module, rollout)
     prompt_tokens = sum(len(answer.prompt_ids) for answer in rollout.completions)
     module.record_total("num_tokens", float(lengths.sum() + prompt_tokens))

@@ -180,7 +180,7 @@ class PolicyModule(LMModule, abc.ABC):
         plan, trainer = self.plan, self.trainer
         start_s, version = time.monotonic(), trainer.global_step
         age = 0 if self._server is None else self._server.update(self.model, self.trained_tokenizer(), trainer)
-        rollout = self._engine().collect(prompts, (self._seed or 0, version, micro_batch or 0), spare)
+        rollout = self._engine().rollout(prompts, (self._seed or 0, version, micro_batch or 0), spare)
         rollout = dataclasses.replace(rollout, sampler_age=age)
         rows: Experience = rollout.rows(mask_truncated=plan.mask_truncated, device=self.device)
         rows |= {"policy_version": version}
@@ -281,7 +281,7 @@ class PolicyModule(LMModule, abc.ABC):
         """Complete held-out prompts and record the rewards; no likelihood is measured."""
         plan = self.plan.validation
         sampling = dataclasses.replace(plan.sampling, seed=key_of("validation", data_rank(self.trainer)))
-        rollout = self._engine().answer(batch, plan.samples, sampling, held_out=True)
+        rollout = self._engine().complete(batch, plan.samples, sampling, held_out=True)
         rollout.require_rewards()
         record_validation(self, rollout, plan)
         nothing = torch.zeros((), device=self.device)

@@ -63,8 +63,8 @@ class Rollout:
         return self.totals.reshape(-1, self.samples)
 
     @property
-    def dull(self) -> list[int]:
-        """The groups whose answers all earned the same, or nothing."""
+    def zero_variance_groups(self) -> list[int]:
+        """Indices of the groups without a learning signal: all rewards are equal, or none applies."""
         groups = self.groups
         known = ~np.isnan(groups)
         low, high = np.where(known, groups, np.inf).min(1), np.where(known, groups, -np.inf).max(1)
@@ -155,37 +155,41 @@ class RolloutEngine:
     plan: RolloutPlan
     trainer: Trainer
 
-    def collect(self, prompts: PromptBatch, moment: Sequence[int], spare: SparePrompts | None = None) -> Rollout:
-        """Answer prompts for training, and replace groups that teach nothing as often as the plan says.
+    def rollout(
+        self, prompts: PromptBatch, seed_components: Sequence[int], spare: SparePrompts | None = None
+    ) -> Rollout:
+        """Complete prompts for training, and replace zero-variance groups as often as the plan says.
 
         Args:
             prompts: Prompts of this rank.
-            moment: Numbers that decide the noise.
-            spare: Source of new prompts; without it the same ones are answered again.
+            seed_components: Numbers that the seed is derived from: seed of the run, step, micro-batch.
+            spare: Source of new prompts; without it the same ones are completed again.
         """
         plan, samples, ranks = self.plan, self.plan.samples_per_prompt, Ranks(self.trainer)
-        key = key_of("rollout", *moment, ranks.rank)
-        rollout = self.answer(prompts, samples, dataclasses.replace(plan.sampling, seed=key))
+        key = key_of("rollout", *seed_components, ranks.rank)
+        rollout = self.complete(prompts, samples, dataclasses.replace(plan.sampling, seed=key))
         rollout.require_rewards()
         for number in range(1, plan.resample_rounds + 1):
-            dull = rollout.dull
-            wanted = ranks.largest(len(dull))  # ranks of a sharded model must generate equally much
+            without_signal = rollout.zero_variance_groups
+            wanted = ranks.largest(len(without_signal))  # ranks of a sharded model must generate equally much
             if not wanted:
                 break
-            places = (dull + [group for group in range(len(rollout) // samples) if group not in dull])[:wanted]
+            places = (
+                without_signal + [group for group in range(len(rollout) // samples) if group not in without_signal]
+            )[:wanted]
             again = take_prompts(prompts, places) if spare is None else spare(number, wanted)
             sampling = dataclasses.replace(plan.sampling, seed=key_of(key, number))
-            rollout = _replace(rollout, dull, self.answer(again, samples, sampling))
+            rollout = _replace(rollout, without_signal, self.complete(again, samples, sampling))
         return rollout
 
-    def answer(self, prompts: PromptBatch, samples: int, sampling: Sampling, *, held_out: bool = False) -> Rollout:
-        """Answer prompts and have the answers judged.
+    def complete(self, prompts: PromptBatch, samples: int, sampling: Sampling, *, held_out: bool = False) -> Rollout:
+        """Complete prompts and score the completions.
 
         Args:
             prompts: Prompts of this rank.
-            samples: Answers to each.
+            samples: Completions of each.
             sampling: Sampling settings.
-            held_out: The answers measure the policy, so no server's weights will do.
+            held_out: Measure the policy itself, never the weights of a server.
         """
         plan, trainer = self.plan, self.trainer
         for reward in self.rewards:
@@ -205,10 +209,10 @@ class RolloutEngine:
                 logprobs=not sampling.greedy,
             )
         with interruptible(trainer):
-            table = self._judge(prompts, completions, samples)
+            table = self._score(prompts, completions, samples)
         return Rollout(prompts, samples, completions, table.values, table.totals, table.names, table.failures)
 
-    def _judge(self, prompts: PromptBatch, completions: Sequence[Completion], samples: int) -> RewardTable:
+    def _score(self, prompts: PromptBatch, completions: Sequence[Completion], samples: int) -> RewardTable:
         columns = {name: _repeated(column, samples) for name, column in prompts["columns"].items()}
         table = score(
             self.rewards,
@@ -267,11 +271,11 @@ class ServerWeights:
         return age
 
 
-def _replace(rollout: Rollout, dull: Sequence[int], fresh: Rollout) -> Rollout:
-    """Put groups of a fresh rollout that teach something in the place of dull ones."""
+def _replace(rollout: Rollout, without_signal: Sequence[int], fresh: Rollout) -> Rollout:
+    """Replace zero-variance groups by groups of a fresh rollout that have a learning signal."""
     groups, samples = len(rollout) // rollout.samples, rollout.samples
-    useful = [group for group in range(len(fresh) // samples) if group not in fresh.dull]
-    replaced = dict(zip(dull, useful, strict=False))
+    useful = [group for group in range(len(fresh) // samples) if group not in fresh.zero_variance_groups]
+    replaced = dict(zip(without_signal, useful, strict=False))
     both = dataclasses.replace(
         rollout,
         prompts=join_prompts(rollout.prompts, fresh.prompts),
