@@ -1,4 +1,4 @@
-"""A table of what a policy answers, what each answer earned, and what it is worth: the place to see a reward misled."""
+"""Table of a policy's completions with their rewards and advantages: the place to see reward hacking."""
 
 from typing import Any, NamedTuple
 
@@ -28,16 +28,16 @@ class _Row(NamedTuple):
 
 
 class Completions(LeanHooks, Callback):
-    """Show prompts, answers, rewards and advantages of the newest rollout, in the console and in TensorBoard.
+    """Show prompts, completions, rewards and advantages of the newest rollout, in the console and in TensorBoard.
 
-    The groups with the widest spread of rewards are shown: what is learned is learned from these. Of each, the answers
+    The groups with the widest spread of rewards are shown: they carry the learning signal. Of each, the completions
     that earned most and least.
 
     Args:
         every_n_steps: Optimizer steps between two tables; left out, one comes with each logging interval of the
             Trainer.
         prompts: Groups to show.
-        answers: Answers of each.
+        completions: Completions of each.
 
     Raises:
         ConfigurationError: If a number is below 1, or the module makes no rollouts.
@@ -100,7 +100,7 @@ class Completions(LeanHooks, Callback):
 
 
 def _per_answer(experience: Experience) -> np.ndarray:
-    """Return one advantage an answer: its own, or the mean over its tokens."""
+    """Return one advantage a completion: its own, or the mean over its tokens."""
     advantages = experience["advantages"]
     if advantages.dim() == 2:
         learned = experience["labels"][:, 1:] != IGNORE_INDEX

@@ -1,11 +1,11 @@
 """Assistant spans of a rendered conversation, for chat templates that do not mark them.
 
 A chat template is a program, so its text has no structure to read. Renderings are compared instead: the text of the
-conversation up to a turn, with the prompt for the answer, ends where the turn begins; the turn ends at the special
+conversation up to a turn, with the prompt for the completion, ends where the turn begins; the turn ends at the special
 token that is the same whether or not another message follows.
 
 Templates change what they wrote before once more follows: thoughts of earlier turns are dropped, the prompt for the
-answer ends in ``<think>`` and the answer has none, an end of text stands behind the last turn only. Places are
+answer ends in ``<think>`` and the completion has none, an end of text stands behind the last turn only. Places are
 therefore found relative to a message that both renderings have: it is rendered a second time with other content, and
 the texts are the same again behind it.
 """
@@ -61,7 +61,7 @@ class AssistantTurns:
 
     Args:
         messages: The conversation.
-        write: Renders messages; its second argument says whether the prompt for an answer follows.
+        write: Renders messages; its second argument says whether the prompt for a completion follows.
         special: Finds special tokens.
 
     Attributes:

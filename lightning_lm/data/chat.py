@@ -1,8 +1,8 @@
 """Conversations as token ids, and which of them the model itself must learn to say.
 
-Text is put together turn by turn. What stands before an answer is tokenized by itself, exactly as when the model is
-asked to answer; the answer follows, up to and including the token that ends it. So no merge reaches from a prompt into
-an answer, both answers of a preference continue the same ids, and a trained model knows when to stop.
+Text is put together turn by turn. What stands before a completion is tokenized by itself, exactly as when the model is
+asked to answer; the completion follows, including the token that ends it. So no merge reaches from a prompt into
+a completion, both completions of a preference continue the same ids, and a trained model knows when to stop.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ __all__ = [
 Message = Mapping[str, Any]
 """One turn: ``role`` (``user``, ``assistant``, ``system``, ...) and ``content``."""
 Content = str | Sequence[Message]
-"""A prompt or an answer: text, or turns of a conversation."""
+"""A prompt or a completion: text, or turns of a conversation."""
 
 
 class Rendered(NamedTuple):
@@ -42,7 +42,7 @@ class Rendered(NamedTuple):
 class ChatTemplate(Part):
     """Base of the ways to write conversations.
 
-    Plain text stands for a conversation of one turn: a prompt for what the user says, an answer for the assistant's.
+    Plain text stands for a conversation of one turn: a prompt for what the user says, a completion for the assistant's.
     """
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:
@@ -59,7 +59,7 @@ class ChatTemplate(Part):
         raise NotImplementedError
 
     def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
-        """Return what the model is given to answer a prompt, up to the very place where its answer begins.
+        """Return what the model is given to answer a prompt, up to the very place where its completion begins.
 
         Args:
             prompt: Text, or turns.
@@ -68,7 +68,7 @@ class ChatTemplate(Part):
         raise NotImplementedError
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return the ids that end an answer.
+        """Return the ids that end a completion.
 
         Args:
             tokenizer: Gives the ids.
@@ -84,7 +84,7 @@ class ChatTemplate(Part):
         return self
 
     def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
-        """Return the ids of a prompt, and those of its answer up to the last that is learned.
+        """Return the ids of a prompt, and those of its completion up to the last that is learned.
 
         Args:
             prompt: Text, or turns.
@@ -134,7 +134,7 @@ class Plain(ChatTemplate):
         return (_eos_id(tokenizer),)
 
     def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
-        """Return the ids of a prompt, and those of its answer with the end of text."""
+        """Return the ids of a prompt, and those of its completion with the end of text."""
         before, after = _text(prompt), _text(completion)
         answer, eos_id = encode_after(before, after, tokenizer, allow_special=self.read_special), _eos_id(tokenizer)
         answer += [eos_id] * (answer[-1:] != [eos_id])
@@ -194,16 +194,16 @@ class ChatML(ChatTemplate):
 def encode_pair(
     prompt: Content, completion: Content, tokenizer: Tokenizer, template: ChatTemplate, max_length: int | None = None
 ) -> tuple[list[int], list[int], bool]:
-    """Return the ids of a prompt, those of an answer to it, and whether the answer was cut.
+    """Return the ids of a prompt, those of a completion to it, and whether the completion was cut.
 
-    The answer ends with the token to stop at, unless it was cut: a cut one must not teach to stop in the middle.
+    The completion ends with the token to stop at, unless it was cut: a cut one must not teach to stop in the middle.
 
     Args:
         prompt: Text, or turns.
         completion: Text, or turns of which the first is the assistant's.
         tokenizer: Gives the ids.
         template: Writes them.
-        max_length: Most ids of both together. The prompt is never cut, so nothing may be left of the answer.
+        max_length: Most ids of both together. The prompt is never cut, so nothing may be left of the completion.
 
     Raises:
         DataError: If a turn cannot be written.

@@ -1,4 +1,4 @@
-"""Preferences as rows of tokens: a prompt with two answers, the first preferred to the other."""
+"""Preferences as rows of tokens: a prompt with two completions, the first preferred to the other."""
 
 import dataclasses
 import functools
@@ -56,11 +56,11 @@ class PairRows(Part):
 
 
 class EncodedPair(NamedTuple):
-    """Token ids of a preference. Both answers continue the very same prompt ids."""
+    """Token ids of a preference. Both completions continue the very same prompt ids."""
 
     prompt_ids: Sequence[int]
     chosen_ids: Sequence[int]
-    """The preferred answer, with the end of sequence unless it was cut."""
+    """The preferred completion, with the end of sequence unless it was cut."""
     rejected_ids: Sequence[int]
     margin: float
     """Margin of the preferred completion, if the data has one; in units of reward."""
@@ -74,9 +74,9 @@ class PairCounts:
 
     Args:
         kept: Pairs to learn from.
-        cut: Pairs kept although an answer was cut.
+        cut: Pairs kept although a completion was cut.
         too_long: Pairs left out because of their length.
-        same: Pairs left out because their answers are the same, or became so when they were cut, or one has no token.
+        same: Pairs left out because their completions are equal, perhaps only once cut, or one has no token.
         bad: Records left out because they cannot be used.
         written_special: Records in which a special token stands as text, and is encoded as its characters.
     """
@@ -111,8 +111,8 @@ class PairCounts:
 def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTemplate, max_length: int) -> EncodedPair:
     """Return the ids of a preference.
 
-    Prompt and answers are tokenized apart, as generation sees them; so no merge reaches over the border, and both
-    answers follow the same ids. An answer of several turns counts as a whole.
+    Prompt and completions are tokenized apart, as generation sees them; so no merge reaches over the border, and both
+    completions follow the same ids. A completion of several turns counts as a whole.
 
     Args:
         record: Has ``chosen`` and ``rejected``, and may have ``prompt`` and ``margin``; see `lightning_lm.data.forms`.
@@ -121,7 +121,7 @@ def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTempla
         max_length: Most tokens of prompt and answer together.
 
     Raises:
-        DataError: If the record is no preference, or its answers are the same.
+        DataError: If the record is no preference, or its completions are the same.
     """
     record = by_content(record)
     if record.get("chosen") is None or record.get("rejected") is None:
@@ -135,7 +135,7 @@ def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTempla
     prompt, chosen, rejected = split_preference(record)
     prompt_ids, chosen_ids, chosen_cut = encode_pair(prompt, chosen, tokenizer, template, max_length)
     other_prompt_ids, rejected_ids, rejected_cut = encode_pair(prompt, rejected, tokenizer, template, max_length)
-    # a template may write the prompt for an answer according to the answer, such as <think> before thoughts only
+    # a template may write the prompt for a completion according to the completion, such as <think> before thoughts only
     same = [one == other for one, other in zip(prompt_ids, other_prompt_ids, strict=False)]
     shared = same.index(False) if False in same else len(same)
     chosen_ids, rejected_ids = prompt_ids[shared:] + chosen_ids, other_prompt_ids[shared:] + rejected_ids
@@ -206,7 +206,7 @@ class PreferencePairs:
         return len(self.margins)
 
     def __getitem__(self, number: int) -> tuple[Ints, Ints, Ints]:
-        """Return the ids of prompt, preferred and other answer, int64."""
+        """Return the ids of prompt, preferred and other completion, int64."""
         first = int(self._ends[number - 1, 2]) if number else 0
         ends = [first, *self._ends[number].tolist()]
         prompt, chosen, rejected = (self._tokens[ends[part] : ends[part + 1]].astype(np.int64) for part in range(3))

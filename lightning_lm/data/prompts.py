@@ -38,7 +38,7 @@ class PromptBatch(TypedDict):
     columns: dict[str, list[Any]]
     """The other fields of the records; ``None`` where a record lacks one."""
     stop_ids: tuple[int, ...]
-    """Ids that end an answer."""
+    """Ids that end a completion."""
     counted: list[bool]
     """Mask of the prompts that are measured; the others only fill a batch up, so that all ranks have equally many."""
 

@@ -45,7 +45,7 @@ class SupervisedRows(Part):
 
     Args:
         context_length: Positions the model sees. Rows are one token longer.
-        learn_on: The ``completion`` (the last answer of a conversation), what the ``assistant`` says at any time, or
+        learn_on: The ``answer`` (the last completion of a conversation), what the ``assistant`` says at any time, or
             ``all`` tokens.
         too_long: Policy for an example longer than a row: cut at its end, or left out. One that was cut gets no
             end-of-text token, so that it does not teach to stop in the middle.

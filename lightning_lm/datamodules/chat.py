@@ -30,7 +30,7 @@ AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable
 
 
 class ChatDataModule(PositionedDataModule):
-    """Questions with answers, or conversations, as packed rows of tokens in an order that only the seed decides.
+    """Questions with completions, or conversations, as packed rows of tokens in an order that only the seed decides.
 
     Records have ``prompt`` and ``completion``, each a text or a list of messages, or ``messages``. They are encoded
     once and kept in a cache. Several examples share a row; none is divided, sees another, or counts its position from

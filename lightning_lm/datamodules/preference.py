@@ -1,4 +1,4 @@
-"""`PreferenceDataModule`: pairs of answers for preference optimization and reward models."""
+"""`PreferenceDataModule`: pairs of completions for preference optimization and reward models."""
 
 import hashlib
 import json
@@ -25,11 +25,11 @@ AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable
 
 
 class PreferenceDataModule(PositionedDataModule):
-    """Pairs of answers as `types.PairBatch`, in an order that only the seed decides.
+    """Pairs of completions as `types.PairBatch`, in an order that only the seed decides.
 
     Records have ``chosen`` and ``rejected``, as text or as lists of messages, and may have ``prompt`` and ``margin``;
-    a prompt that is not given is what both answers begin with. They are encoded in memory when training is set up; what
-    had to be left out or cut is said.
+    a prompt that is not given is what both completions begin with. They are encoded in memory when training is set
+    up; pairs that are left out or cut are reported.
 
     Args:
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a

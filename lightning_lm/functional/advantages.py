@@ -1,8 +1,8 @@
-"""Advantages: how much better an answer, or a token of it, was than expected.
+"""Advantages: how much better a completion, or a token of it, was than expected.
 
-Rewards come as one row per prompt and one column per sampled answer. A group whose answers all earned the same reward
-gets zeros, decided by equality: the standard deviation of eight times 0.7 is not zero in float32 but 6e-8, and dividing
-by it would turn rounding noise into a gradient.
+Rewards come as one row per prompt and one column per sampled completion. A group of equal rewards gets
+zeros, decided by equality: the standard deviation of eight times 0.7 is not zero in float32 but 6e-8, and dividing by it
+would turn rounding noise into a gradient.
 """
 
 from abc import abstractmethod
@@ -39,7 +39,7 @@ class Advantage(Part):
 
     @abstractmethod
     def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
-        """Return the advantage of each answer; NaN where nothing is learned from it, as if it had not been given."""
+        """Return the advantage of each completion; NaN if it is left out of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class GroupAdvantage(Advantage):
 
     Args:
         baseline: Value to subtract: the mean of the prompt's completions (``group``), of the prompt's other completions
-            (``leave_one_out``), of all answers (``batch``), or nothing.
+            (``leave_one_out``), of all completions (``batch``), or nothing.
         scale: Divisor: the standard deviation of the prompt's completions (``group``) or of all completions
             (``batch``), the mean reward of the prompt's completions (``mean``; see `MaxRLAdvantage`), or none.
         eps: Added to the divisor, in units of reward.
@@ -64,7 +64,7 @@ class GroupAdvantage(Advantage):
 
     @override
     def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
-        """Return the advantage of each answer."""
+        """Return the advantage of each completion."""
         return group_advantages(rewards, baseline=self.baseline, scale=self.scale, eps=self.eps)
 
 
@@ -91,13 +91,13 @@ class MaxRLAdvantage(Advantage):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardFilter(Advantage):
-    """1 for every answer that earned enough, and nothing is learned from the others.
+    """1 for every completion whose reward reaches the threshold; the others are left out of training.
 
-    With `PolicyGradient` the loss is the likelihood of the good answers: expert iteration, which samples, filters and
+    With `PolicyGradient` the loss is their negative log-likelihood: expert iteration, which samples, filters and
     fine-tunes on what is left.
 
     Args:
-        threshold: Least reward of an answer that is learned from.
+        threshold: Least reward of a completion that is trained on.
 
     Source:
         Anthony et al. 2017, arXiv:1705.08439; Zelikman et al. 2022 (STaR), arXiv:2203.14465, section 3.1; Singh et al.
@@ -108,7 +108,7 @@ class RewardFilter(Advantage):
 
     @override
     def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
-        """Return 1 or NaN for each answer."""
+        """Return 1 or NaN for each completion."""
         return torch.ones_like(rewards).masked_fill(~(rewards >= self.threshold), torch.nan)
 
 
@@ -193,7 +193,7 @@ def gae(
 ) -> tuple[Float[Tensor, "rows seq"], Float[Tensor, "rows seq"]]:
     """Return generalised advantage estimates and the returns that a critic learns.
 
-    ``A_t = sum_l (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l})``. The value after an answer's last token is 0.
+    ``A_t = sum_l (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l})``. The value after a completion's last token is 0.
     Masked tokens (padding, a tool's output) are stepped over: the estimate passes from the token before to the token
     after them, undiscounted.
 

@@ -47,7 +47,7 @@ def masked_normalize(
 ) -> Tensor:
     """Sum the values whose mask is set and divide by a constant that does not depend on the mask.
 
-    With a constant for all sequences a long answer weighs as much a token as a short one (Dr. GRPO).
+    With a constant for all sequences a long completion weighs as much a token as a short one (Dr. GRPO).
 
     Args:
         values: Values to sum. Masked values are never read.

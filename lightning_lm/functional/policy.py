@@ -230,7 +230,7 @@ class RolloutTokenMean(Reduction):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceMean(Reduction):
-    """Every answer weighs the same, and its tokens share that weight: a token of a long answer counts less (GRPO).
+    """Mean over tokens, then over completions: a token of a long completion counts less (GRPO).
 
     Source:
         Shao et al. 2024, arXiv:2402.03300, equation 3.
@@ -247,10 +247,10 @@ class SequenceMean(Reduction):
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantLength(Reduction):
-    """Sum of an answer's tokens over a constant, mean over answers: no bias to short or long answers (Dr. GRPO).
+    """Sum of a completion's tokens over a constant, mean over completions: no length bias (Dr. GRPO).
 
     Args:
-        max_tokens: The constant, commonly the longest answer allowed. Tokens.
+        max_tokens: The constant, commonly the longest completion allowed. Tokens.
 
     Source:
         Liu et al. 2025, arXiv:2503.20783, section 3.2.
@@ -338,7 +338,7 @@ def clipped_value_loss(
 
     Args:
         values: The critic's present estimates.
-        old_values: Its estimates when the answers were sampled.
+        old_values: Its estimates when the completions were sampled.
         returns: Target values.
         clip: Largest change of a value in one rollout, in units of reward; ``None`` for no limit.
 

@@ -1,6 +1,6 @@
-"""Losses on pairs of answers, one preferred to the other: the DPO family and the Bradley-Terry reward loss. And KTO.
+"""Preference losses: the DPO family and the Bradley-Terry reward loss on pairs, KTO on single completions.
 
-With ``log-ratio = log pi(answer) - log pi_ref(answer)``, summed over the answer's tokens, every loss here is a value
+With ``log-ratio = log pi(y) - log pi_ref(y)``, summed over the tokens of a completion ``y``, every loss here is a value
 that maps the log-ratios of a pair to one number per pair. All of them are even-handed at the start: where the policy
 equals its reference the sigmoid loss is ln 2, whatever the pair.
 """
@@ -37,14 +37,14 @@ __all__ = [
 
 
 class PairLogProbs(NamedTuple):
-    """Log-probabilities of the answers of each pair, in nats, summed over the answer's tokens."""
+    """Log-probabilities of the completions of each pair, in nats, summed over the completion's tokens."""
 
     chosen: Float[Tensor, " pairs"]
     rejected: Float[Tensor, " pairs"]
     reference_chosen: Float[Tensor, " pairs"]
     reference_rejected: Float[Tensor, " pairs"]
     chosen_lengths: Float[Tensor, " pairs"]
-    """Tokens of the preferred answer, at least 1."""
+    """Tokens of the preferred completion, at least 1."""
     rejected_lengths: Float[Tensor, " pairs"]
 
     @property
@@ -74,7 +74,7 @@ class PreferenceLoss(Part):
         """Return the loss of each pair."""
 
     def rewards(self, pairs: PairLogProbs) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        """Return the implicit rewards of both answers, ``beta * log-ratio``: for the log. Unitless.
+        """Return the implicit rewards of both completions, ``beta * log-ratio``: for the log. Unitless.
 
         Args:
             pairs: Log-probabilities of the pairs.
@@ -92,7 +92,7 @@ class Sigmoid(PreferenceLoss):
     Args:
         beta: Strength of the pull to the reference. Unitless.
         label_smoothing: Probability ``s`` that a pair is labelled the wrong way round.
-        length_normalize: Use log-ratios per token instead of per answer.
+        length_normalize: Use log-ratios per token instead of per completion.
 
     Source:
         Rafailov et al. 2023, arXiv:2305.18290, equation 7; Mitchell 2023, "A note on DPO with noisy preferences".
@@ -159,7 +159,7 @@ class IPO(PreferenceLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class Hinge(PreferenceLoss):
-    """``max(0, 1 - beta * margin)``: nothing is learned of a pair once it is clearly apart.
+    """``max(0, 1 - beta * margin)``: the gradient vanishes once the margin is large enough.
 
     Args:
         beta: Strength of the pull to the reference. Unitless.
@@ -177,13 +177,13 @@ class Hinge(PreferenceLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class NCA(PreferenceLoss):
-    """Noise-contrastive alignment of pairs: raises the preferred answer's own likelihood, not only the margin.
+    """Noise-contrastive alignment of pairs: raises the preferred completion's own likelihood, not only the margin.
 
     Args:
         beta: Strength of the pull to the reference. Unitless.
 
     Source:
-        Chen et al. 2024, arXiv:2402.05369, table 1 (two answers).
+        Chen et al. 2024, arXiv:2402.05369, table 1 (two completions).
     """
 
     beta: float = 0.1
@@ -196,7 +196,7 @@ class NCA(PreferenceLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class APOZero(PreferenceLoss):
-    """Anchored preference: the preferred answer becomes likelier, the other less likely. For answers better than ours.
+    """Anchored preference: raises the chosen completion, lowers the rejected one. For data better than the policy.
 
     Args:
         beta: Strength of the pull to the reference. Unitless.
@@ -215,7 +215,7 @@ class APOZero(PreferenceLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class APODown(PreferenceLoss):
-    """Anchored preference: both answers become less likely, the rejected one more so. For answers worse than ours.
+    """Anchored preference: lowers both completions, the rejected one more. For data worse than the policy.
 
     Args:
         beta: Strength of the pull to the reference. Unitless.
@@ -257,13 +257,13 @@ class SimPO(PreferenceLoss):
 
     @override
     def rewards(self, pairs: PairLogProbs) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        """Return ``beta`` times the log-probability per token of both answers."""
+        """Return ``beta`` times the log-probability per token of both completions."""
         return self.beta * pairs.chosen / pairs.chosen_lengths, self.beta * pairs.rejected / pairs.rejected_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenNLL(PreferenceLoss):
-    """Negative log-likelihood per token of the preferred answer: keeps it likely while the margin grows.
+    """Negative log-likelihood per token of the preferred completion: keeps it likely while the margin grows.
 
     Source:
         Pang et al. 2024, arXiv:2404.19733, equation 1 (its NLL term).
@@ -324,7 +324,7 @@ def bradley_terry_loss(
     rewards; the second holds their mean near zero.
 
     Args:
-        chosen: Reward of the preferred answer.
+        chosen: Reward of the preferred completion.
         rejected: Reward of the other.
         margin: Margin of the preferred completion, in units of reward.
         center_coefficient: The factor ``c``.

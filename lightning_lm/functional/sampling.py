@@ -25,7 +25,7 @@ __all__ = [
 def penalize_repetition(
     logits: Float[Tensor, "batch vocab"], seen: Bool[Tensor, "batch vocab"], penalty: float
 ) -> Float[Tensor, "batch vocab"]:
-    """Make tokens less likely that the prompt or the answer already holds.
+    """Make tokens less likely that the prompt or the completion already holds.
 
     CTRL divides the logit of a seen token by the penalty, which would reward a token whose logit is negative. So a
     negative logit is multiplied instead, as every implementation does since.

@@ -19,7 +19,7 @@ __all__ = ["Backend", "GenerationBackend", "HTTPBackend", "OwnBackend", "PolicyA
 
 
 class PolicyAtWork(NamedTuple):
-    """Whose answers are wanted, and what limits their making."""
+    """Whose completions are wanted, and what limits their making."""
 
     model: Any
     tokenizer: Tokenizer | None
@@ -44,7 +44,7 @@ class GenerationBackend(Protocol):
         num_samples: int = ...,
         logprobs: bool = ...,
     ) -> list[Completion]:
-        """Return ``num_samples`` answers to each prompt: first those to the first prompt, then those to the second."""
+        """Return ``num_samples`` completions of each prompt: first those of the first, then those of the second."""
         ...
 
 
@@ -65,7 +65,7 @@ class Backend(Part, abc.ABC):
         """Return the backend at work.
 
         Args:
-            policy: Whose answers are wanted.
+            policy: Whose completions are wanted.
         """
 
 
@@ -96,7 +96,7 @@ class TransformersBackend(Backend):
 class HTTPBackend(Backend):
     """An inference server with OpenAI's interface, such as vLLM or SGLang: see `lightning_lm.generation.HTTPGenerator`.
 
-    With a ``push`` the server gets the policy's weights before it answers. Without, it goes on with those that it was
+    With a ``push`` the server gets the policy's weights before each rollout. Without, it keeps those that it was
     started with, and `RolloutPlan` insists on an ``importance_cap``, which corrects for some of the difference.
 
     Args:

@@ -40,7 +40,7 @@ class Ends:
     """Stop conditions of a completion.
 
     Args:
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Most tokens of a completion.
         eos_id: The tokenizer's end of sequence, if it has one.
         stop_ids: Further ids that end it.
     """
@@ -51,18 +51,18 @@ class Ends:
 
     @property
     def ids(self) -> frozenset[int]:
-        """Every id that ends an answer."""
+        """Every id that ends a completion."""
         return self.stop_ids if self.eos_id is None else self.stop_ids | {self.eos_id}
 
 
 @dataclasses.dataclass
 class Row:
-    """One answer in the making.
+    """One completion in the making.
 
     Args:
         prompt_ids: Ids of the prompt.
-        key: Index of the prompt in the call, and of the answer among those to this prompt.
-        text: Follows the text, where stop strings or streaming need it while the answer grows.
+        key: Index of the prompt in the call, and of the completion among those to this prompt.
+        text: Follows the text, where stop strings or streaming need it while the completion grows.
     """
 
     prompt_ids: Sequence[int]
@@ -80,9 +80,9 @@ class Batch:
     or where their text is followed.
 
     Args:
-        rows: The answers to write; they are filled in.
+        rows: The completions to write; they are filled in.
         forward: Holds one row per distinct prompt, in the order in which these first occur.
-        sampler: Holds one row per answer.
+        sampler: Holds one row per completion.
         ends: Stop conditions of a completion.
         logprobs: Record the log-probability of each token.
         num_ids: Only ids below this number are chosen: a model may have more, to fill up its matrices. ``None`` for
@@ -127,7 +127,7 @@ class Batch:
             row.finish_reason = "length"
 
     def _expand(self, logits: Tensor) -> Tensor:
-        """Go from one row per prompt to one row per answer; the prompt was read only once."""
+        """Go from one row per prompt to one row per completion; the prompt was read only once."""
         prompts = list(dict.fromkeys(row.key[0] for row in self._rows))
         if len(prompts) == len(self._rows):
             return logits

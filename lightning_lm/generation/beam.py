@@ -1,4 +1,4 @@
-"""Beam search: the likeliest answers that a narrow search finds, rather than a sample."""
+"""Beam search: the likeliest completions that a narrow search finds, rather than a sample."""
 
 import dataclasses
 import math
@@ -17,11 +17,11 @@ __all__ = ["Beam", "beam_search"]
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Beam:
-    """One answer that was found.
+    """One completion that was found.
 
     Args:
-        score: Log-probability of the answer in nats, divided by its length to the power of the length penalty.
-        token_ids: The answer; an id that ended it is its last.
+        score: Log-probability of the completion in nats, divided by its length to the power of the length penalty.
+        token_ids: The completion; an id that ended it is its last.
     """
 
     score: float
@@ -38,18 +38,18 @@ def beam_search(
     stop_ids: Iterable[int] = (),
     length_penalty: float = 1.0,
 ) -> list[list[Beam]]:
-    """Return the best answers to each prompt, the best first.
+    """Return the best completions to each prompt, the best first.
 
     At each step every beam is continued with every token, and the ``num_beams`` likeliest continuations stay. A prompt
-    is done when none of its beams can still beat the answers that have ended. Put the model into evaluation mode first.
+    is done when none of its beams can still beat the completions that have ended. Call ``model.eval()`` first.
 
     Args:
         model: As for `lightning_lm.generation.Generator`.
         prompts: Token ids.
         num_beams: Answers that are followed at a time, and returned at most.
-        max_new_tokens: Most tokens of an answer; one that reaches it has ended.
-        stop_ids: Ids that end an answer, such as the tokenizer's ``eos_id``.
-        length_penalty: 0 compares probabilities, which favours short answers; 1 the mean log-probability per token.
+        max_new_tokens: Most tokens of a completion; one that reaches it has ended.
+        stop_ids: Ids that end a completion, such as the tokenizer's ``eos_id``.
+        length_penalty: 0 compares probabilities, which favours short completions; 1 the mean log-probability per token.
 
     Raises:
         ConfigurationError: If a number is out of range, the text too long for learned positions, or the logits NaN.
@@ -100,12 +100,12 @@ class _Options:
 
 
 class _Search:
-    """The search for answers to one prompt."""
+    """The search for completions to one prompt."""
 
     def __init__(self, options: _Options) -> None:
         self.options = options
         self.beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-        """Log-probability and ids of each answer that goes on, the likeliest first; none when the search is done."""
+        """Log-probability and ids of each unfinished completion, the likeliest first; none when the search is done."""
         self._ended: list[Beam] = []
 
     def advance(self, totals: Tensor) -> list[int]:
@@ -130,7 +130,7 @@ class _Search:
         return parents if self.beams else []
 
     def best(self) -> list[Beam]:
-        """Return the answers that have ended, the best first."""
+        """Return the completions that have ended, the best first."""
         if not self._ended:
             raise ConfigurationError("The model gave logits that are NaN, from which no answer can be chosen.")
         return self._ended

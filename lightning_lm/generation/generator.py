@@ -1,4 +1,4 @@
-"""Text from a language model: batches of prompts, several answers each, or one answer as a stream."""
+"""Text from a language model: batches of prompts, several completions each, or one completion as a stream."""
 
 import contextlib
 import dataclasses
@@ -24,12 +24,12 @@ __all__ = ["Completion", "Generator", "evaluating", "with_seed"]
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One answer.
+    """One completion.
 
     Args:
         prompt_ids: The ids that it continues, with the mark that a text prompt was given at its front.
-        token_ids: The generated ids. The id that ended the answer, and the ids that spelt a stop string, are among
-            them: training on the answer needs them.
+        token_ids: The generated ids. The id that ended the completion, and the ids that spelt a stop string, are among
+            them: training on the completion needs them.
         text: The generated text, without an end-of-sequence token and without the stop string and what follows it.
             Empty where there is no tokenizer.
         finish_reason: ``"eos"``: the tokenizer's end of sequence came. ``"stop"``: a stop id or stop string came.
@@ -49,7 +49,7 @@ class Completion:
 class Generator:
     """Continues prompts with a language model.
 
-    Prompts of different lengths go through the model together, a prompt is read once however many answers it gets,
+    Prompts of different lengths go through the model together, a prompt is read once however many completions it gets,
     and a finished row leaves the batch. Greedy decoding gives a row what it would give it alone; so does sampling.
     The model is in evaluation mode meanwhile, and afterwards each of its modules is in the mode it had.
 
@@ -121,14 +121,14 @@ class Generator:
         num_samples: int = 1,
         logprobs: bool = False,
     ) -> list[Completion]:
-        """Return ``num_samples`` answers to each prompt: first those to the first prompt, then those to the second.
+        """Return ``num_samples`` completions of each prompt: first those of the first, then those of the second.
 
         Args:
             prompts: Texts, or token ids.
             sampling: Sampling settings.
-            max_new_tokens: Most tokens of an answer.
-            stop_ids: Ids that end an answer, besides the tokenizer's ``eos_id``.
-            stop_strings: Texts that end an answer.
+            max_new_tokens: Most tokens of a completion.
+            stop_ids: Ids that end a completion, besides the tokenizer's ``eos_id``.
+            stop_strings: Texts that end a completion.
             num_samples: Answers per prompt.
             logprobs: Return the log-probabilities of the generated tokens.
 
@@ -162,7 +162,7 @@ class Generator:
         stop_ids: Iterable[int] = (),
         stop_strings: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yield the text of one answer as it grows: the same text that `generate` returns for this prompt alone.
+        """Yield the text of one completion as it grows: the same text that `generate` returns for this prompt alone.
 
         Only whole characters come, and nothing that may turn out to be the begin of a stop string. Between the pieces
         the model stays in evaluation mode; close or exhaust the iterator to restore it.
@@ -170,7 +170,7 @@ class Generator:
         Args:
             prompt: A text, or token ids.
             sampling: Sampling settings.
-            max_new_tokens: Most tokens of the answer.
+            max_new_tokens: Most tokens of the completion.
             stop_ids: Ids that end it, besides the tokenizer's ``eos_id``.
             stop_strings: Texts that end it.
 

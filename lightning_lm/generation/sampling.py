@@ -35,8 +35,8 @@ class Sampling(Part):
         top_p: Keep the smallest set of likeliest tokens with this probability.
         min_p: Keep tokens at least this fraction as likely as the likeliest.
         repetition_penalty: Divisor for the logits of tokens that prompt or answer hold; 1 is off.
-        presence_penalty: Subtracted from the logits of tokens that the answer holds.
-        frequency_penalty: Subtracted from the logits of tokens for each time that the answer holds them.
+        presence_penalty: Subtracted from the logits of tokens that the completion holds.
+        frequency_penalty: Subtracted from the logits of tokens for each time that the completion holds them.
         seed: At least 0. ``None`` takes a new one from torch's global generator at each call, so that
             ``seed_everything`` decides. Answer ``j`` to prompt ``i`` of a call depends on (seed, i, j) and its prompt
             only, not on the rest of the batch. Ranks that should say different things need different seeds.

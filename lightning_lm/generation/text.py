@@ -1,4 +1,4 @@
-"""From the ids of an answer to its text while it grows: whole characters only, and nothing of a stop string."""
+"""From the ids of a completion to its text while it grows: whole characters only, and nothing of a stop string."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ _LONGEST_UNFINISHED = 3
 """Bytes of a UTF-8 character that may have come without its last; some decoders show each as U+FFFD."""
 
 _CONTEXT_IDS = 8
-"""Ids of the prompt that are decoded with the answer: a tokenizer may drop a space at the start of a text."""
+"""Ids of the prompt that are decoded with the completion: a tokenizer may drop a space at the start of a text."""
 
 
 class AnswerText:
-    """The text of one answer: push ids, take the text that no later id can change.
+    """The text of one completion: push ids, take the text that no later id can change.
 
     Args:
         tokenizer: Decodes the ids.
@@ -40,7 +40,7 @@ class AnswerText:
         return "".join(self._pieces)
 
     def push(self, ids: Sequence[int]) -> None:
-        """Add further ids to the answer."""
+        """Add further ids to the completion."""
         self._pieces.append(self._stops.push(self._decoder.push(ids)))
 
     def finish(self) -> None:
@@ -54,7 +54,7 @@ class AnswerText:
 
 
 class _Decoder:
-    """Decodes a short window of ids at a time, so that each new id costs the same however long the answer is."""
+    """Decodes a short window of ids at a time, so that each new id costs the same however long the completion is."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer

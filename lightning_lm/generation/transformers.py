@@ -23,12 +23,12 @@ class TransformersGenerator:
     """Continues prompts with the ``generate`` of a ``transformers`` model.
 
     It is called as `lightning_lm.generation.Generator` is. Its noise is torch's, drawn for a whole batch: the same seed
-    gives the same answers only to the same prompts in the same batches. Defaults of the model's own
+    gives the same completions only to the same prompts in the same batches. Defaults of the model's own
     ``generation_config`` take no part.
 
     Args:
         model: A causal language model of ``transformers``, bare or in a `lightning_lm.models.TransformersModel`.
-        tokenizer: Its ``eos_id`` ends an answer, ids that it does not know are never chosen, and it makes
+        tokenizer: Its ``eos_id`` ends a completion, ids that it does not know are never chosen, and it makes
             ``Completion.text``.
         batch_size: Most rows that are decoded together; ``None`` takes all at once.
         ranks_agree: Let all ranks run equally many forward passes, which sharded models need.
@@ -64,13 +64,13 @@ class TransformersGenerator:
         num_samples: int = 1,
         logprobs: bool = False,
     ) -> list[Completion]:
-        """Return ``num_samples`` answers to each prompt: first those to the first prompt, then those to the second.
+        """Return ``num_samples`` completions of each prompt: first those of the first, then those of the second.
 
         Args:
             prompts: Token ids, at least one in each.
             sampling: Sampling settings; ``generate`` has no presence or frequency penalty.
-            max_new_tokens: Most tokens of an answer.
-            stop_ids: Ids that end an answer, besides the tokenizer's ``eos_id``.
+            max_new_tokens: Most tokens of a completion.
+            stop_ids: Ids that end a completion, besides the tokenizer's ``eos_id``.
             stop_strings: Not supported; must be empty.
             num_samples: Answers per prompt.
             logprobs: Return the log-probabilities of the generated tokens.

@@ -28,7 +28,7 @@ class WeightPush(Part):
         folder: Folder of the saved weights; server and rank 0 see it under this name. It is written anew each time.
         path: Path of the request, below the address.
         body: Body of the request; ``{folder}`` in a text stands for the folder.
-        every: Least optimizer steps from one time to the next; more than a rollout lasts makes the answers older.
+        every: Least optimizer steps from one time to the next; more than a rollout lasts makes the completions older.
     """
 
     server: JSONServer

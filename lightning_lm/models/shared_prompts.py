@@ -1,4 +1,4 @@
-"""Features of answers whose prompts are read once: all answers to a prompt share its keys and values."""
+"""Features of completions whose prompts are read once: all completions to a prompt share its keys and values."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ def answer_features(model: nn.Module, batch: Mapping[str, Tensor], learned: Tens
     """Return the features from which each learned token is predicted, row after row, [learned, d_model].
 
     They and their gradients are those of reading every row whole, up to the order of sums: a prompt's features depend
-    on no answer, and each answer sees the same keys and values. `None` where that is not so, or would save little: a
+    on no completion, and each completion sees the same keys and values. `None` if that is not so, or saves little: a
     model that is not made of `SelfAttention` and plain feed-forwards, has its layers exchanged or may drop
     activations, a batch that does not say where its prompts end, and an accelerator, whose fused attention has no such
     form.

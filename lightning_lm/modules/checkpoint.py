@@ -160,7 +160,7 @@ def with_trained_template(tokenizer: Any, datamodule: object) -> Any:
 
 
 def stop_where_trained(model: nn.Module, tokenizer: Tokenizer | None, datamodule: object) -> None:
-    """Let the tokens that end an answer in the training data end the model's generation.
+    """Let the tokens that end a completion in the training data end the model's generation.
 
     Args:
         model: Carries its `models.generation_settings`.

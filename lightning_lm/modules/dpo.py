@@ -1,4 +1,4 @@
-"""Direct preference optimization and its family: learning from pairs of answers, without a reward model."""
+"""Direct Preference Optimization (DPO) and its family: training on preference pairs, without a reward model."""
 
 from collections.abc import Mapping
 
@@ -21,13 +21,13 @@ __all__ = ["DPOModule"]
 
 
 class DPOModule(ComparedModule):
-    """Makes preferred answers likelier than others, measured against a reference.
+    """Raises the probability of chosen over rejected completions, relative to a reference model.
 
     Batches are `types.PairBatch`. The gradient of an optimizer step is that of the mean over its pairs, whatever the
     ranks and micro-batches. Dropout is off: it would add noise to every comparison. Logged under ``train/`` and
     ``val/``: ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins`` (what the loss compares, times its
     beta), ``rewards/accuracies`` (a tie counts one half: at the start all pairs are tied, so it begins at 0.5),
-    ``logps/chosen``, ``logps/rejected`` (nats per answer), ``entropy`` (nats per token).
+    ``logps/chosen``, ``logps/rejected`` (nats per completion), ``entropy`` (nats per token).
 
     Args:
         model: Model to train: a config, built once the tokenizer is known, or a module. Usually fine-tuned before.
@@ -79,7 +79,7 @@ class DPOModule(ComparedModule):
         return sum_over_pairs(self.loss(pairs), counted)
 
     def target_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the number of tokens of all answers: the loss counts pairs."""
+        """Return the number of tokens of all completions: the loss counts pairs."""
         return answer_lengths(batch).sum()
 
     def _pairs(self, logprobs: Tensor, lengths: Tensor, batch: Mapping[str, Tensor]) -> PairLogProbs:

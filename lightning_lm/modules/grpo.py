@@ -1,4 +1,4 @@
-"""Group-relative policy optimization: learning from answers to the same prompt, compared with each other."""
+"""Group Relative Policy Optimization (GRPO)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,10 +23,10 @@ __all__ = ["GRPOModule"]
 
 
 class GRPOModule(PolicyModule):
-    """Makes answers that earned more than others to the same prompt likelier.
+    """Raises the probability of completions whose reward is above the mean of their group, those of the same prompt.
 
     Watch the reward and ``val/pass@1``, not the loss: it is zero at the first step of each rollout, whatever was
-    learned. Logged under ``train/``: ``reward``, ``reward_std``, ``frac_reward_zero_std`` (prompts that teach nothing),
+    learned. Logged under ``train/``: ``reward``, ``reward_std``, ``frac_reward_zero_std`` (zero-variance groups),
     ``rewards/NAME/mean``, ``completions/...`` (lengths, share cut off), ``entropy``, ``kl``, ``clip_ratio/...``,
     ``ratio/...``, ``policy_loss``, ``sampling/...`` (training against generation), ``rollout/...``; under ``val/``:
     ``reward``, ``pass@k``, ``completions/...``.
@@ -78,7 +78,7 @@ class GRPOModule(PolicyModule):
         self.advantage = advantage
 
     def compute_advantages(self, rollout: Rollout, rows: Experience) -> Experience:
-        """Return the advantage of each answer, float32 [rows], 0 where no reward applies, and what is learned."""
+        """Return the advantage of each completion, float32 [rows], 0 where no reward applies, and what is learned."""
         rewards = torch.from_numpy(rollout.groups)
         # A baseline or a deviation of the whole batch is that of all ranks.
         everyone = Ranks(self.trainer).gather(rewards.to(self.device, torch.float32))

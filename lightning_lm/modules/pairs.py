@@ -22,7 +22,7 @@ def answer_lengths(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def counted_pairs(batch: Mapping[str, Tensor]) -> Tensor:
-    """Return which pairs count, bool [pairs]: both answers have a token. Rows that only fill a batch have none.
+    """Return which pairs count, bool [pairs]: both completions have a token. Rows that only fill a batch have none.
 
     Args:
         batch: A `types.PairBatch`.
@@ -31,10 +31,10 @@ def counted_pairs(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def wins(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Return 1 where the preferred answer has more, 0 where it has less, and one half for a tie; float32 [pairs].
+    """Return 1 where the preferred completion has more, 0 where it has less, and one half for a tie; float32 [pairs].
 
     Args:
-        chosen: Reward of the preferred answer.
+        chosen: Reward of the preferred completion.
         rejected: Reward of the other.
     """
     return ((chosen - rejected).sign().float() + 1) / 2

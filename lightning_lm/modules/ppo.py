@@ -1,4 +1,4 @@
-"""Proximal policy optimization: a critic says what each token of an answer was worth."""
+"""Proximal Policy Optimization (PPO), with a critic for per-token advantages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ __all__ = ["PPOModule"]
 
 
 class PPOModule(PolicyModule):
-    """Makes tokens likelier after which more was earned than a critic had expected.
+    """Raises the probability of tokens whose return is above the critic's estimate.
 
     The critic begins as a copy of the policy. Logged besides what `GRPOModule` logs: ``value_loss``,
     ``explained_variance`` (of the returns by the critic before it learned from them: 0 is worthless, 1 perfect),
@@ -43,7 +43,7 @@ class PPOModule(PolicyModule):
         plan: Sampling of completions, and the number of epochs over them.
         objective: Training objective of the policy.
         critic: Training of the critic.
-        kl: Fee on the distance from the policy at the start; ``None`` for none.
+        kl: Per-token KL penalty in the rewards; ``None`` for none.
         optimizer: Optimizer for policy and critic; it groups the parameters by their roles.
         schedule: Factor on the learning rates.
 
@@ -128,7 +128,7 @@ class PPOModule(PolicyModule):
         return {"advantages": whiten(advantages, mask, all_reduce=ranks.sum), "returns": returns, "old_values": values}
 
     def _rewards(self, rollout: Rollout, rows: Experience, mask: Tensor, ranks: Ranks) -> Tensor:
-        """Return what each token earns: the fee, and the answer's reward at its last token."""
+        """Return the reward of each token: the KL penalty, and the completion's reward at its last token."""
         totals = torch.from_numpy(rollout.totals).nan_to_num(nan=0.0).to(mask.device, torch.float32)
         columns = torch.arange(mask.shape[1], device=mask.device)
         is_last = columns == (columns * mask).amax(1, keepdim=True)
@@ -176,11 +176,11 @@ class PPOModule(PolicyModule):
     # --- checkpoints ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the fee."""
+        """Add the KL coefficient."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[ENTRY]["kl_coefficient"] = self.kl_coefficient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters and the fee."""
+        """Restore the counters and the KL coefficient."""
         super().on_load_checkpoint(checkpoint)
         self.kl_coefficient = checkpoint[ENTRY]["kl_coefficient"]

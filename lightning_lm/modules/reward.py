@@ -1,4 +1,4 @@
-"""Training a reward model on pairs of answers."""
+"""Training a reward model on pairs of completions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ __all__ = ["BradleyTerry", "RewardModule"]
 
 @dataclass(frozen=True, kw_only=True)
 class BradleyTerry(Part):
-    """The loss of a reward model on a pair: how unlikely it finds that the preferred answer wins.
+    """Bradley-Terry loss of a pair: the negative log-probability that the chosen completion wins.
 
     Args:
         use_margin: Ask for a distance of the rewards as large as the data's ``margin``.
@@ -39,7 +39,7 @@ class BradleyTerry(Part):
         """Return the loss of each pair.
 
         Args:
-            chosen: Rewards of the preferred answers.
+            chosen: Rewards of the preferred completions.
             rejected: Rewards of the others.
             margin: Margin of the preferred completions, in units of reward.
         """
@@ -48,7 +48,7 @@ class BradleyTerry(Part):
 
 
 class RewardModule(LMModule):
-    """Trains a reward model: of two answers the preferred one gets the larger reward.
+    """Trains a reward model on preference pairs.
 
     Batches are `types.PairBatch`. The gradient of an optimizer step is that of the mean over its pairs, whatever the
     ranks and micro-batches. Logged under ``train/`` and ``val/``: ``loss``, ``accuracy`` (a tie counts one half),
@@ -98,7 +98,7 @@ class RewardModule(LMModule):
         """Return the reward of each row; see `RewardModel`.
 
         Args:
-            input_ids: Prompts with answers, padded on the right; int64 [rows, seq].
+            input_ids: Prompts with completions, padded on the right; int64 [rows, seq].
             lengths: Tokens of each row; int64 [rows].
         """
         rewards: Tensor = self.model(input_ids, lengths)
@@ -112,7 +112,7 @@ class RewardModule(LMModule):
         return sum_over_pairs(self.loss(chosen, rejected, batch["margin"]), counted)
 
     def target_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the number of tokens of all answers: the loss counts pairs."""
+        """Return the number of tokens of all completions: the loss counts pairs."""
         return answer_lengths(batch).sum()
 
     def _record(self, chosen: Tensor, rejected: Tensor, counted: Tensor) -> None:

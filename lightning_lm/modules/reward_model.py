@@ -1,4 +1,4 @@
-"""A language model that judges answers, and its use as a reward for reinforcement learning."""
+"""A language model that judges completions, and its use as a reward for reinforcement learning."""
 
 import sys
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class RewardModel(nn.Module):
         It is read at the row's last token, found by its length: ids of padding may be those of real tokens.
 
         Args:
-            input_ids: Prompts with answers, padded on the right.
+            input_ids: Prompts with completions, padded on the right.
             lengths: Tokens of each row, padding left out.
         """
         hidden = self.backbone.hidden(input_ids)
@@ -92,7 +92,7 @@ class ModelReward:
     """A reward model of the form of `protocols.RewardFunction`: texts in, rewards out.
 
     Args:
-        model: Judges the answers.
+        model: Judges the completions.
         tokenizer: The one it was trained with; the policy may have another.
         template: The one it was trained with.
         batch_size: Rows that are read at once.
@@ -107,7 +107,7 @@ class ModelReward:
 
     @torch.no_grad()
     def __call__(self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        """Return the reward of each completion, read as a finished answer to its prompt."""
+        """Return the reward of each completion, read as a finished completion to its prompt."""
         rows = [self._ids(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
         was_training = self._model.training
         self._model.eval()
@@ -159,7 +159,7 @@ class LearnedReward(Reward):
     def __call__(
         self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> Sequence[float | None]:
-        """Return the reward of each completion, read as a finished answer to its prompt."""
+        """Return the reward of each completion, read as a finished completion to its prompt."""
         return self._reward(prompts=prompts, completions=completions, **columns)
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of the tokens that a model is trained on, for losses over answers."""
+"""Log-probabilities and entropies of the tokens that a model is trained on, for losses over completions."""
 
 from collections.abc import Mapping
 from typing import Any, cast

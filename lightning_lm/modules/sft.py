@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitate the answers of demonstrations."""
+"""Supervised fine-tuning (SFT) on completions of prompts and on conversations."""
 
 from collections.abc import Mapping
 

@@ -44,13 +44,13 @@ class Critic(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class KLReward(Part):
-    """A fee on each token for its distance from the policy as it was at the start.
+    """Per-token KL penalty towards the policy at the start, subtracted from the reward.
 
     Args:
         coefficient: Reward lost per nat.
         estimator: Estimator of the KL divergence; see `functional.policy.kl_estimate`.
-        target: If given, the coefficient is changed until an answer is this far from the start. Nats.
-        horizon: Over how many answers it is changed.
+        target: If given, the coefficient is changed until a completion is this far from the start. Nats.
+        horizon: Over how many completions it is changed.
 
     Source:
         Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
@@ -66,7 +66,7 @@ class KLReward(Part):
 
         Args:
             coefficient: The present one.
-            kl: Mean distance of the answers, nats.
+            kl: Mean distance of the completions, nats.
             answers: Number of completions.
         """
         if self.target is None:
@@ -78,7 +78,7 @@ class KLReward(Part):
 class ValueModel(nn.Module):
     """The body of a language model with one number per token in place of logits.
 
-    What answers earn on average is kept apart, in ``mean_reward``. Were it learned, all features would first be bent
+    The mean reward is kept apart, in ``mean_reward``. Were it learned, all hidden states would first be bent
     towards it, and what tells a good beginning from a bad one would be lost.
 
     Args:
@@ -87,7 +87,7 @@ class ValueModel(nn.Module):
     Attributes:
         body: The copy.
         value: The new output layer; it begins at zero.
-        mean_reward: What answers earned on average in the newest rollout; added to each value.
+        mean_reward: Mean reward of the newest rollout; added to each value.
 
     Raises:
         ConfigurationError: If the model shows no features.

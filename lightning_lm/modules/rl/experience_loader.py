@@ -54,7 +54,7 @@ class PromptSource(Protocol):
 
 
 class ExperienceLoader:
-    """Answers prompts with the policy as it is when they are needed, and yields what is learned from the answers.
+    """Loader of micro-batches of experience: collects a rollout from the current policy whenever one is needed.
 
     Each batch of prompts gives one rollout, each rollout ``epochs * minibatches`` optimizer steps of
     ``accumulate_grad_batches`` micro-batches. It has a length, so that Lightning fetches nothing ahead of the step:
@@ -67,7 +67,7 @@ class ExperienceLoader:
         trainer: Trainer that knows how many micro-batches make a step.
 
     Raises:
-        ConfigurationError: If the answers cannot be cut into as many micro-batches.
+        ConfigurationError: If the completions cannot be cut into as many micro-batches.
     """
 
     def __init__(self, collect: Collect, prompts: PromptSource, plan: RolloutPlan, trainer: Trainer) -> None:
@@ -171,11 +171,11 @@ def recorded_logprobs(rollout: Rollout, rows: Experience) -> Experience:
 
 
 def keep_logprobs(rows: Experience, row_ids: Tensor, logprobs: Tensor) -> None:
-    """Note in a rollout what the first step has computed of its answers, in place.
+    """Note in a rollout what the first step has computed of its completions, in place.
 
     Args:
         rows: The rollout.
-        row_ids: Numbers of the answers, int64 [some].
+        row_ids: Numbers of the completions, int64 [some].
         logprobs: Log-probabilities of their tokens, nats [some, seq - 1]; later columns hold no target tokens.
     """
     rows["old_logprobs"][row_ids, : logprobs.shape[1]] = logprobs.detach().float()

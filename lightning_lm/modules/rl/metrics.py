@@ -15,11 +15,11 @@ __all__ = ["record_objective", "record_rewards", "record_rollout", "record_sampl
 
 
 def record_rollout(module: MeasuredModule, rollout: Rollout, seconds: float) -> None:
-    """Record what the answers of a rollout earned, how long they are, and how long they took.
+    """Record rewards, lengths and duration of a rollout.
 
     Args:
         module: Keeps the metrics.
-        rollout: The answers.
+        rollout: The completions.
         seconds: Time it took, with everything that was computed from it.
     """
     record_rewards(module, rollout)
@@ -37,11 +37,11 @@ def record_rollout(module: MeasuredModule, rollout: Rollout, seconds: float) -> 
 
 
 def record_validation(module: MeasuredModule, rollout: Rollout, validation: Validation) -> None:
-    """Record what the answers to held-out prompts earned, and how many are right.
+    """Record rewards and pass@k of completions of held-out prompts.
 
     Args:
         module: Keeps the metrics.
-        rollout: The answers.
+        rollout: The completions.
         validation: Rule for correct completions.
     """
     counted = [group for group, counts in enumerate(rollout.prompts["counted"]) if counts]
@@ -58,7 +58,7 @@ def record_rewards(module: MeasuredModule, rollout: Rollout) -> None:
 
     Args:
         module: Keeps the metrics.
-        rollout: The answers.
+        rollout: The completions.
     """
     known = rollout.totals[~np.isnan(rollout.totals)]
     module.record("reward", known.sum(), len(known))

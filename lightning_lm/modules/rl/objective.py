@@ -42,7 +42,7 @@ class Objective(Part):
         entropy_coefficient: Reward for undecided policies, per nat.
         ratio_to: Denominator of a token's ratio: its probability by the ``policy`` before the updates of
             a rollout, computed anew, or what the ``sampler`` has recorded. The first step's own forward pass gives the
-            former; the latter saves a pass over the answers of further steps, and is as good where generation computes
+            former; the latter saves a pass over the completions of further steps, and is as good if generation computes
             as training does: the module's own model, in float32.
     """
 

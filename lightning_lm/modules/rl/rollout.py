@@ -1,4 +1,4 @@
-"""Answers to prompts from the policy that is trained, and what rewards say of them."""
+"""Rollouts: completions sampled from the policy in training, with their rewards."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -30,14 +30,14 @@ SparePrompts = Callable[[int, int], PromptBatch]
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Answers of this rank, all answers to the first prompt before those to the second.
+    """Completions of this rank, all those of the first prompt before those of the second.
 
     Args:
         prompts: Prompts of the completions.
-        samples: Answers to each prompt.
-        completions: The answers.
-        values: Reward of each completion by each function, float64 [answers, rewards], NaN where it does not apply.
-        totals: Weighted sums, float64 [answers]; NaN where no reward applies.
+        samples: Completions of each prompt.
+        completions: Sampled completions.
+        values: Reward of each completion by each function, float64 [completions, rewards], NaN where it does not apply.
+        totals: Weighted sums, float64 [completions]; NaN where no reward applies.
         names: Names of the rewards.
         failures: The completions that a reward failed on.
         resampled: Groups that were replaced.
@@ -103,10 +103,10 @@ class Rollout:
             )
 
     def rows(self, *, mask_truncated: bool, device: torch.device) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``labels``, int64 [answers, seq], padded on the right, and which prompt is where.
+        """Return ``input_ids`` and ``labels``, int64 [completions, seq], padded on the right, with prompt indices.
 
         Args:
-            mask_truncated: Learn nothing from answers that came to no end.
+            mask_truncated: Do not train on truncated completions.
             device: Device of the result.
         """
         lengths = [(len(answer.prompt_ids), len(answer.token_ids)) for answer in self.completions]
@@ -125,7 +125,7 @@ class Rollout:
         return {name: torch.from_numpy(values).to(device) for name, values in found.items()}
 
     def sampler_logprobs(self, like: Tensor) -> Tensor:
-        """Return what the generator recorded, nats [answers, seq - 1]; 0 where there is no token.
+        """Return what the generator recorded, nats [completions, seq - 1]; 0 where there is no token.
 
         Args:
             like: Has the shape and the device.
@@ -139,12 +139,12 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutEngine:
-    """Answers prompts with a model and has the answers judged.
+    """Generation and scoring of completions.
 
     Args:
         model: The policy.
         tokenizer: Tokenizer of the model; without one rewards see token ids only.
-        rewards: Judge the answers.
+        rewards: Reward functions.
         plan: Plan of the rollouts.
         trainer: Trainer that knows the other ranks, the precision, and how to gather a sharded model.
     """

@@ -15,10 +15,10 @@ class Validation(Part):
     """Validation on held-out prompts: always with the weights in training, never by a server that has its own.
 
     Args:
-        samples: Answers to each prompt.
+        samples: Completions of each prompt.
         sampling: Sampling settings; greedy by default. The noise is the same each time.
-        pass_at: The ``k`` of each ``val/pass@k``: how likely one of ``k`` answers is right.
-        threshold: An answer is right if the first reward gives at least this.
+        pass_at: The ``k`` of each ``val/pass@k``: how likely one of ``k`` completions is right.
+        threshold: A completion is right if the first reward gives at least this.
     """
 
     samples: int = 1
@@ -42,15 +42,15 @@ class RolloutPlan(Part):
     """Plan of rollouts: sampling and scoring of completions, and the epochs over them.
 
     Args:
-        samples_per_prompt: Answers to each prompt: a group.
-        max_new_tokens: Most tokens of an answer.
+        samples_per_prompt: Completions of each prompt: the size of a group.
+        max_new_tokens: Most tokens of a completion.
         sampling: Sampling settings. Only a temperature: the distribution that is trained is the one that was sampled.
         backend: Generator of the completions.
         epochs: Number of epochs over a rollout.
         minibatches: Optimizer steps that an epoch is cut into.
-        mask_truncated: Learn nothing from an answer that came to no end. It still counts in its group's baseline.
+        mask_truncated: Do not train on truncated completions. They still count in its group's baseline.
         resample_rounds: Largest number of rounds in which zero-variance groups are replaced by new ones.
-        max_staleness: Most optimizer steps from an answer to learning from it, and most by which the weights of a
+        max_staleness: Most optimizer steps from a completion to learning from it, and most by which the weights of a
             server may be older than the policy; more is refused. Left out, as many as a rollout makes necessary, and
             any number for a server (``rollout/sampler_staleness`` says how many).
         importance_cap: If given, a token counts as much more or less as the policy in training gives it more or less
@@ -58,7 +58,7 @@ class RolloutPlan(Part):
             and needed where a server answers with older weights.
         reward_weights: One factor per reward; all 1 when left out.
         scoring: Way of calling rewards.
-        rows_at_once: Most answers that are generated, or scored, together. Changes no answer.
+        rows_at_once: Most completions that are generated, or scored, together. Changes no completion.
         validation: Validation on held-out prompts.
     """
 
