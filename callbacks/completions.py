@@ -37,7 +37,7 @@ class Completions(LeanHooks, Callback):
         every_n_steps: Optimizer steps between two tables; left out, one comes with each logging interval of the
             Trainer.
         prompts: Groups to show.
-        completions: Completions of each.
+        answers: Completions of each.
 
     Raises:
         ConfigurationError: If a number is below 1, or the module makes no rollouts.

@@ -17,7 +17,7 @@ class Ownership:
     Args:
         min_split_elements: Size from which a parameter is split by rows, where its optimizer allows it.
         group: Ranks that share the parameters; by default all.
-        beside: Of another optimizer, which may have some of the same parameters: those keep their places, and what is
+        beside: Part of another optimizer that may share parameters: those keep their places, and what is
             new goes to the ranks that have least of both.
 
     Attributes:

@@ -30,7 +30,7 @@ def class_help(cls: type, key: str, *, ours: bool = True) -> str:
     Args:
         cls: The class.
         key: Dotted path of the option that takes it.
-        ours: Whether to print whole descriptions; otherwise their first sentences.
+        ours: Print whole descriptions; otherwise their first sentences.
     """
     texts = _descriptions(cls)
     summary, arguments = _summary(cls), arguments_of(cls) or {}

@@ -1,8 +1,8 @@
 """Advantages: how much better a completion, or a token of it, was than expected.
 
-Rewards come as one row per prompt and one column per sampled completion. A group of equal rewards gets
-zeros, decided by equality: the standard deviation of eight times 0.7 is not zero in float32 but 6e-8, and dividing by it
-would turn rounding noise into a gradient.
+Rewards come as one row per prompt and one column per sampled completion. A group of equal rewards gets zeros, decided
+by equality: the standard deviation of eight times 0.7 is not zero in float32 but 6e-8, and dividing by it would turn
+rounding noise into a gradient.
 """
 
 from abc import abstractmethod
