@@ -18,13 +18,14 @@ from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models.attention import Attention, SelfAttention
 from lightning_lm.modules.imitation import ImitationLoss
 from lightning_lm.modules.losses import TokenLossPart, next_token_inputs, next_token_targets
+from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.unfrozen import _AveragesUnfrozen
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["ContextParallelStrategy"]
 
 
-class ContextParallelStrategy(_AveragesUnfrozen):
+class ContextParallelStrategy(_ReportingStrategy, _AveragesUnfrozen):
     """`DDPStrategy` in which neighbouring ranks share each row: a rank has some of its tokens, and all weights.
 
     Activations shrink by the number of ranks that share a row; keys and values are gathered for one layer at a time.

@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.strategies.ddp_settings import without_defaults
+from lightning_lm.strategies.failure_reports import _ReportingStrategy
 
 __all__ = ["DataParallelStrategy", "GradientAverager"]
 
@@ -87,7 +88,7 @@ class GradientAverager:
         self._travelling.append((distributed.all_reduce(buffer, async_op=True), buffer))
 
 
-class DataParallelStrategy(DDPStrategy):
+class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
     """`DDPStrategy` with `GradientAverager` in the place of torch's wrapper: the same gradients, as code to read.
 
     Parameters that take no part in a loss get a gradient of zeros. For training at scale use "ddp" or `zero1`.

@@ -18,7 +18,10 @@ __all__ = ["FailureReports", "_ReportingStrategy"]
 
 _log = logging.getLogger(__name__)
 _POLL_S, _GRACE_S = 0.25, 3.0
+_BOARD_S = _GRACE_S + 3.0
+"""Longest time for all that a failing rank reads and writes on the board."""
 _ALARM = "alarm"
+_SILENT = "it has died, is stopped, or hangs outside Python."
 
 
 class FailureReports:
@@ -55,6 +58,32 @@ class FailureReports:
         except distributed.DistError:
             pass  # rank 0 has gone, and the board with it
 
+    def report(self, error: BaseException) -> list[str]:
+        """Write down what this rank fails with, and return what the others are at if it has waited for them.
+
+        The board lies in the memory of rank 0, and its connections know no time limit: while rank 0 is stopped, or its
+        machine gone, they would wait for it for ever. So all of it happens in a thread that may be left behind.
+
+        Args:
+            error: Of this rank.
+        """
+        lines: list[str] | None = None
+
+        def talk() -> None:
+            nonlocal lines
+            try:
+                self.tell(error)
+                lines = self.others() if _is_of_network(error) else []
+            except distributed.DistError:
+                pass  # the connection was closed
+
+        thread = threading.Thread(target=talk, name="failure-report", daemon=True)
+        thread.start()
+        thread.join(_BOARD_S)
+        if lines is not None:
+            return lines
+        return [f"Rank 0 of {self.size} does not answer: it has died or is stopped, or its machine cannot be reached."]
+
     def tell(self, error: BaseException) -> None:
         """Write down what this rank fails with.
 
@@ -81,7 +110,7 @@ class FailureReports:
             time.sleep(_POLL_S / 5)
         return [
             *(line for line in found if line),
-            *(f"Rank {rank} of {self.size} does not answer: it has died, or hangs outside Python." for rank in waiting),
+            *(f"Rank {rank} of {self.size} does not answer: {_SILENT}" for rank in waiting),
         ]
 
     def _answer(self, rank: int) -> str | None:
@@ -135,14 +164,9 @@ class _ReportingStrategy(Strategy):
         module = self.lightning_module
         steps = 0 if module is None else module.trainer.global_step
         exception.add_note(f"This was rank {self.global_rank} of {self.world_size}, after {steps} steps.")
-        if self._reports is None:
-            return
-        try:
-            self._reports.tell(exception)
-            if _is_of_network(exception):
-                _log.error("\n".join([f"Rank {self.global_rank} waited in vain.", *self._reports.others()]))
-        except distributed.DistError:
-            _log.error("Rank %d waited in vain, and rank 0 has gone.", self.global_rank)
+        lines = [] if self._reports is None else self._reports.report(exception)
+        if lines:
+            _log.error("\n".join([f"Rank {self.global_rank} timed out.", *lines]))
 
     def teardown(self) -> None:
         """Take the board down."""

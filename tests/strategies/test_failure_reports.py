@@ -1,13 +1,17 @@
 """What a rank learns of the others when it has waited for them in vain."""
 
+import os
 import re
+import signal
+import time
 import types
 
 import pytest
 import torch
 from torch import distributed
 
-from lightning_lm.strategies.failure_reports import FailureReports
+from lightning_lm import strategies
+from lightning_lm.strategies.failure_reports import FailureReports, _ReportingStrategy
 
 IN_VAIN = RuntimeError("[gloo/transport] Connection closed by peer")
 
@@ -64,3 +68,33 @@ def what_rank_0_learns(kind):
 def test_the_rank_that_the_others_waited_for_is_named(ranks, kind, said):
     (found,), *_ = ranks(3).run(what_rank_0_learns, kind)  # of rank 1, which waited too, nothing is said
     assert re.search(said, found), found
+
+
+def while_rank_0_is_stopped(error):
+    reports = board()
+    rank, pids = distributed.get_rank(), [None] * distributed.get_world_size()
+    distributed.all_gather_object(pids, os.getpid())
+    learned, seconds = None, 0.0
+    if rank == 1:
+        os.kill(pids[0], signal.SIGSTOP)
+        start = time.monotonic()
+        learned = reports.report(error)
+        seconds = time.monotonic() - start
+        os.kill(pids[0], signal.SIGCONT)
+    distributed.barrier()
+    reports.close()
+    return learned, seconds
+
+
+def test_a_stopped_rank_0_is_named_although_the_board_lies_with_it(ranks):
+    _, (found, seconds) = ranks(2).run(while_rank_0_is_stopped, IN_VAIN)
+    assert found == ["Rank 0 of 2 does not answer: it has died or is stopped, or its machine cannot be reached."]
+    assert seconds < 10
+    _, (found, seconds) = ranks(2).run(while_rank_0_is_stopped, ValueError("of its own"))
+    assert found == []
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("name", [name for name in strategies.__all__ if name.endswith("Strategy")])
+def test_every_strategy_reports(name):
+    assert issubclass(getattr(strategies, name), _ReportingStrategy)
