@@ -80,6 +80,7 @@ class GradientReducer:
         """Cut what is trained now into buckets, and wait for its gradients."""
         self._owners: dict[nn.Parameter, Ownership] = {}
         for optimizer in self._optimizers:
+            _require_all_ranks(optimizer.ownership)
             _require_apart(self._owners, optimizer.ownership)
             self._owners.update(
                 (cast(nn.Parameter, param), optimizer.ownership) for param in optimizer.ownership.placements
@@ -239,6 +240,17 @@ class GradientReducer:
         for target, part in zip(sent.targets, parts, strict=True):
             before = self._reduced.get(target)
             target.grad = part.view(target.shape) if before is None else before.add_(part.view(target.shape))
+
+
+def _require_all_ranks(ownership: Ownership) -> None:
+    group = ownership.group
+    size = distributed.get_world_size()
+    ranks = list(range(size)) if group is None else distributed.get_process_group_ranks(group)
+    if ranks != list(range(size)):
+        raise ConfigurationError(
+            f"The optimizer is sharded over a process_group of {len(ranks)} of {size} ranks, and stage=2 averages "
+            "gradients over all of them. Leave process_group out, or use stage=1."
+        )
 
 
 def _require_apart(owners: dict[nn.Parameter, Ownership], ownership: Ownership) -> None:

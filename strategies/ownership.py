@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.strategies.placement import Placed, Placement, place, rows_of
 from lightning_lm.strategies.sharded_state import map_tensors
 
@@ -19,6 +20,9 @@ class Ownership:
         group: Ranks that share the parameters; by default all.
         beside: Part of another optimizer that may share parameters: those keep their places, and what is
             new goes to the ranks that have least of both.
+
+    Raises:
+        ConfigurationError: If this rank is not in the group.
 
     Attributes:
         placements: Pieces of each parameter.
@@ -35,6 +39,11 @@ class Ownership:
         initialized = distributed.is_available() and distributed.is_initialized()
         self.rank = distributed.get_rank(group) if initialized else 0
         self.num_ranks = distributed.get_world_size(group) if initialized else 1
+        if self.num_ranks < 1:
+            raise ConfigurationError(
+                "process_group does not contain this rank. Give each rank the group that it belongs to: "
+                "torch.distributed.new_subgroups_by_enumeration makes all of them."
+            )
         self._load: list[int] = [0] * self.num_ranks if beside is None else beside._load
         self._known: dict[Tensor, tuple[Placement, nn.Parameter | None]] = {} if beside is None else beside._known
         self.placements: dict[Tensor, Placement] = {}

@@ -152,7 +152,7 @@ class LMModule(_ModelOwner, abc.ABC):
             scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
             self._watch.add(trainer.global_step + 1, totals.nll_sum, None if scaled else self._grad_norm)
         if logs:
-            self._watch.require_finite()
+            self._watch.require_finite(trainer)
             self._log_interval(optimizer)
 
     def configure_gradient_clipping(
@@ -183,7 +183,7 @@ class LMModule(_ModelOwner, abc.ABC):
 
     def on_train_end(self) -> None:
         """Stop if a step after the last log interval was not finite."""
-        self._watch.require_finite()
+        self._watch.require_finite(self.trainer)
 
     # --- logging ---
 
@@ -211,7 +211,7 @@ class LMModule(_ModelOwner, abc.ABC):
             DivergenceError: If a loss, gradient or weight is not finite; nothing is overwritten then.
         """
         require_all_ranks(self.trainer)
-        self._watch.require_finite()
+        self._watch.require_finite(self.trainer)
         require_finite_weights(self.trainer, self)
         tokenizer = self.trained_tokenizer()
         checkpoint[ENTRY] = {

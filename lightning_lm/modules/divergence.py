@@ -36,8 +36,11 @@ class DivergenceWatch:
         found = torch.where(values.isfinite(), torch.inf, float(step)).float()
         self._first = found if self._first is None else torch.minimum(self._first, found)
 
-    def require_finite(self) -> None:
-        """Stop the run if a step was not finite.
+    def require_finite(self, trainer: Trainer) -> None:
+        """Stop the run if a step was not finite. Collective: call on all ranks.
+
+        Args:
+            trainer: Its ranks agree: those that share matrices each have the loss for themselves.
 
         Raises:
             DivergenceError: On all ranks, with the step.
@@ -45,9 +48,12 @@ class DivergenceWatch:
         if self._first is None:
             return
         loss, grad_norm = self._first.tolist()
-        if min(loss, grad_norm) < torch.inf:
-            name, step = ("loss", loss) if loss <= grad_norm else ("gradient norm", grad_norm)
-            raise DivergenceError(f"The {name} of step {step:.0f} is not finite. {_REMEDY}")
+        if trainer.strategy.reduce_boolean_decision(min(loss, grad_norm) == torch.inf, all=True):
+            return
+        if min(loss, grad_norm) == torch.inf:
+            raise DivergenceError(f"A loss or gradient norm of another rank is not finite. {_REMEDY}")
+        name, step = ("loss", loss) if loss <= grad_norm else ("gradient norm", grad_norm)
+        raise DivergenceError(f"The {name} of step {step:.0f} is not finite. {_REMEDY}")
 
 
 def require_finite_weights(trainer: Trainer, module: LightningModule) -> None:
