@@ -2,10 +2,14 @@
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["locked"]
+__all__ = ["locked", "remove_abandoned"]
+
+_ABANDONED_S = 86_400
 
 
 @contextlib.contextmanager
@@ -23,3 +27,19 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Remove folders that no process holds and that have not changed for a day, such as parts of a killed run.
+
+    Args:
+        folders: Folders that were made by `locked`.
+    """
+    for folder in folders:
+        with contextlib.suppress(OSError, ModuleNotFoundError):
+            fcntl = importlib.import_module("fcntl")
+            if time.time() - folder.stat().st_mtime < _ABANDONED_S:
+                continue
+            with (folder / "lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)

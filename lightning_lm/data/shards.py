@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import itertools
 import os
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +22,8 @@ from lightning_lm.protocols import Tokenizer
 __all__ = ["Chunk", "chunks_of", "encode_chunks", "read_shard"]
 
 _CHUNK_BYTES = 1 << 21
-_HEADER = 16
+_HEADER = 24
+"""Bytes before the lengths of the documents: numbers of documents and tokens, checksum of both and what follows."""
 
 
 class Chunk(NamedTuple):
@@ -75,8 +77,14 @@ def encode_chunks(
 
 
 def read_shard(path: Path, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the tokens of a shard and the length of each of its documents."""
+    """Return the tokens of a shard and the length of each of its documents.
+
+    Raises:
+        DataError: If it has changed since it was written.
+    """
     data = path.read_bytes()
+    if int.from_bytes(data[16:_HEADER], "little") != zlib.crc32(memoryview(data)[_HEADER:], zlib.crc32(data[:16])):
+        raise DataError(f"{path} has changed since it was written. Delete it and tokenize again.")
     num_documents = int.from_bytes(data[:8], "little")
     # A copy: a view would keep the bytes of the whole shard, and the store keeps the lengths of all of them.
     lengths = np.frombuffer(data, np.int64, num_documents, offset=_HEADER).copy()
@@ -139,9 +147,9 @@ def _write_shard(texts: list[str], tokenizer: Tokenizer, path: Path) -> None:
     try:
         with unfinished.open("wb") as file:
             kept = lengths[lengths > 0]
-            file.write(len(kept).to_bytes(8, "little") + int(lengths.sum()).to_bytes(8, "little"))
-            file.write(kept.tobytes())
-            file.write(np.concatenate(tokens).tobytes())
+            counts = len(kept).to_bytes(8, "little") + int(lengths.sum()).to_bytes(8, "little")
+            content = kept.tobytes() + np.concatenate(tokens).tobytes()
+            file.write(counts + zlib.crc32(content, zlib.crc32(counts)).to_bytes(8, "little") + content)
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -152,6 +160,12 @@ def _is_whole(path: Path, tokenizer: Tokenizer) -> bool:
         return False
     with path.open("rb") as file:
         header = file.read(_HEADER)
-    num_documents, num_tokens = int.from_bytes(header[:8], "little"), int.from_bytes(header[8:], "little")
+    num_documents, num_tokens = int.from_bytes(header[:8], "little"), int.from_bytes(header[8:16], "little")
     size = _HEADER + 8 * num_documents + token_dtype(tokenizer.vocab_size).itemsize * num_tokens
-    return path.stat().st_size == size
+    if path.stat().st_size != size:
+        return False
+    try:
+        read_shard(path, token_dtype(tokenizer.vocab_size))
+    except DataError:
+        return False
+    return True

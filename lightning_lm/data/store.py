@@ -8,6 +8,7 @@ import hashlib
 import json
 import mmap
 import os
+import tokenize
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.errors import DataError
+from lightning_lm.storage import SWITCH, is_remembered, remember, verifies
 
 __all__ = ["TokenStore", "token_dtype", "write_shards"]
 
@@ -42,12 +44,18 @@ class TokenStore:
 
     learned: NDArray[np.bool_] | None = None
     """Mask of the target tokens, [num_tokens]; ``None`` if all are targets."""
+    files: tuple[str, ...] = ("tokens.bin", "index.npy")
+    """Files that are compared with their digests."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.meta = _read_meta(self.path)
         self.tokens = self._map_tokens()
         self.ends = self._map_ends()
+        self.learned = self._map_learned()
+        if verifies() and not is_remembered(self.path, self.files):
+            self.verify()
+            remember(self.path, self.files)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -95,17 +103,23 @@ class TokenStore:
         return str(self.meta["fingerprint"])
 
     def verify(self) -> None:
-        """Read every token and compare with the fingerprint.
+        """Read every token and compare with the fingerprint, as the first opening after a change of a file does.
 
         Raises:
             DataError: If a byte of the store has changed since it was written.
         """
         digest = _new_digest(self.meta)
-        for begin in range(0, len(self.tokens), 1 << 24):
-            digest.update(self.tokens[begin : begin + (1 << 24)].tobytes())
+        piece = memoryview(bytearray(1 << 20))
+        with (self.path / "tokens.bin").open("rb", buffering=0) as file:  # a mapped file would count as memory
+            while count := file.readinto(piece):
+                digest.update(piece[:count])
         digest.update(self.ends.tobytes())
-        if digest.hexdigest() != self.fingerprint:
-            raise DataError(f"{self.path} has changed since it was written. Delete the folder and tokenize again.")
+        if digest.hexdigest() != self.meta["fingerprint"]:
+            raise _changed(self.path, "tokens.bin or index.npy")
+
+    def _map_learned(self) -> NDArray[np.bool_] | None:
+        """Return which tokens are targets, for stores that say so."""
+        return None
 
     def _map_tokens(self) -> NDArray[Any]:
         path, dtype = self.path / "tokens.bin", np.dtype(self.meta["dtype"])
@@ -119,7 +133,7 @@ class TokenStore:
     def _map_ends(self) -> NDArray[np.int64]:
         try:
             ends = np.asarray(np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
             raise _damaged(self.path, f"index.npy cannot be read ({error})") from error
         if ends.dtype != np.int64 or ends.shape != (self.meta["num_documents"],):
             raise _damaged(self.path, "index.npy does not belong to meta.json")
@@ -172,8 +186,9 @@ def write_shards(
     if num_bytes is not None:
         meta = {**meta, "num_bytes": num_bytes()}
     counts_of = {"num_tokens": int(ends[-1]), "num_documents": len(ends), "fingerprint": digest.hexdigest()}
+    meta = {"format": _FORMAT, **meta, **counts_of}
     with (path / "meta.json").open("w", encoding="utf-8") as text:
-        json.dump({"format": _FORMAT, **meta, **counts_of}, text, indent=2)
+        json.dump({**meta, "checksum": _checksum(meta)}, text, indent=2)
         _sync(text)
 
 
@@ -197,13 +212,41 @@ def _read_meta(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, f"meta.json cannot be read ({error})") from error
-    if not isinstance(meta, dict) or not _KEYS | {"fingerprint"} <= set(meta):
-        raise DataError(f"{path} is no token store: its meta.json lacks {sorted(_KEYS - set(meta))}.")
+    if not isinstance(meta, dict):
+        raise DataError(f"{path} is no token store: its meta.json holds a {type(meta).__name__}, not an object.")
+    if lacking := sorted((_KEYS | {"fingerprint"}) - set(meta)):
+        raise DataError(f"{path} is no token store: its meta.json lacks {lacking}.")
     if meta["format"] != _FORMAT:
         raise DataError(
             f"{path} has format {meta['format']}, this version reads {_FORMAT}. Delete it and tokenize again."
         )
+    if verifies() and "checksum" in meta and _checksum(meta) != meta["checksum"]:
+        raise _changed(path, "meta.json")
+    _check_values(path, meta)
     return meta
+
+
+def _check_values(path: Path, meta: Mapping[str, Any]) -> None:
+    if meta["dtype"] not in ("uint16", "uint32"):
+        raise _damaged(path, f"meta.json has dtype {meta['dtype']!r}, and tokens are uint16 or uint32")
+    for name in ("vocab_size", "num_tokens", "num_documents", "num_bytes", "eos_id", "bos_id"):
+        value, least = meta.get(name), int(name in ("vocab_size", "num_tokens", "num_documents"))
+        if value is None and name in ("eos_id", "bos_id"):
+            continue
+        if type(value) is not int or value < least:
+            raise _damaged(path, f"meta.json has {name} {value!r}, an integer of at least {least} is needed")
+
+
+def _checksum(meta: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in meta.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _changed(path: Path, names: str) -> DataError:
+    return DataError(
+        f"The token store {path} is damaged: {names} has changed since it was written. Delete the folder and tokenize "
+        f"again, or copy it from a place where it is intact. {SWITCH}=0 in the environment reads it as it is."
+    )
 
 
 def _damaged(path: Path, what: str) -> DataError:

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import shutil
+import warnings
 from array import array
 from pathlib import Path
 from typing import Any, Literal
@@ -122,9 +123,7 @@ class SupervisedStore(TokenStore):
         DataError: If the folder is no such store, or one that was cut short.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        super().__init__(path)
-        self.learned = self._map_learned()
+    files = (*TokenStore.files, _LEARNED_FILE)
 
     def __reduce__(self) -> tuple[type["SupervisedStore"], tuple[str]]:
         return SupervisedStore, (str(self.path),)
@@ -138,6 +137,20 @@ class SupervisedStore(TokenStore):
     def fingerprint(self) -> str:
         """Hex digest of the tokens and of what decided which are learned."""
         return hashlib.sha256(f"{super().fingerprint}:{self.meta['source']}".encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Compare tokens, and which of them are learned, with their digests.
+
+        Raises:
+            DataError: If a byte of the store has changed since it was written.
+        """
+        super().verify()
+        learned = (self.path / _LEARNED_FILE).read_bytes()
+        if self.meta.get("learned") not in (None, hashlib.sha256(learned).hexdigest()):
+            raise DataError(
+                f"The examples in {self.path} are damaged: {_LEARNED_FILE} has changed since it was written. Delete "
+                "the folder."
+            )
 
     def _map_learned(self) -> NDArray[np.bool_]:
         path = self.path / _LEARNED_FILE
@@ -255,7 +268,11 @@ def store_examples(
     folder = cache / key[:32]
     with locked(cache):
         if folder.is_dir():
-            return SupervisedStore(folder)
+            try:
+                return SupervisedStore(folder)
+            except DataError as error:
+                warnings.warn(f"{error} They are encoded again.", stacklevel=2)
+                shutil.rmtree(folder)
         bad = BadRecords(source.action)
         encode = functools.partial(_encode, tokenizer, template, rows, source.action)
         encoded = _Encoded()
@@ -342,6 +359,7 @@ def _write(encoded: _Encoded, folder: Path, source: str, tokenizer: Tokenizer, r
         "source": source,
         "num_bytes": 0,
         "counts": dataclasses.asdict(encoded.counts),
+        "learned": hashlib.sha256(encoded.learned).hexdigest(),
     }
     tokens = np.frombuffer(encoded.tokens, dtype=np.uint32).astype(dtype)
     write_shards(folder, [(tokens, np.frombuffer(encoded.lengths, dtype=np.int64))], meta)

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from lightning_lm import __version__
 from lightning_lm.data import Mixture, Source, TokenStore, as_source, hold_out, tokenize
-from lightning_lm.data.lock import locked
+from lightning_lm.data.lock import locked, remove_abandoned
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.datamodules.tokenizer import choose_tokenizer
 from lightning_lm.errors import CheckpointError, DataError, TokenizerError
@@ -112,6 +112,8 @@ class Corpus:
     def _store(self, source: Source, cache: Path, show_progress: bool) -> TokenStore:
         assert self.tokenizer is not None
         name = hashlib.sha256(f"{_fingerprint_of(source)}:{self.tokenizer.fingerprint}".encode()).hexdigest()[:32]
+        stopped = (cache / "tokens").glob("*.partial")
+        remove_abandoned(path for path in stopped if path.name != f"{name}.partial")
         return tokenize(
             source,
             self.tokenizer,

@@ -1,17 +1,23 @@
 """A store is checked when it is opened."""
 
 import json
+import os
 import pickle
+import random
 import shutil
+import subprocess
+import sys
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 
 from lightning_lm.data import TokenStore
-from lightning_lm.data.shards import read_shard
+from lightning_lm.data.shards import chunks_of, encode_chunks, read_shard
 from lightning_lm.data.store import token_dtype, write_shards
 from lightning_lm.errors import DataError
+from lightning_lm.tokenizers import ByteTokenizer
 
 
 def test_documents_come_back(numbered_store):
@@ -82,11 +88,99 @@ def test_a_changed_token_is_found_by_verify(numbered_store, tmp_path):
         TokenStore(path).verify()
 
 
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def test_no_flipped_bit_is_opened_in_silence(numbered_store, tmp_path):
+    whole, choose = numbered_store([300, 40, 7]), random.Random(0)
+    for name in ("tokens.bin", "index.npy", "meta.json"):
+        found = 0
+        for number in range(60):
+            path = shutil.copytree(whole.path, tmp_path / f"{name}-{number}")
+            flip(path / name, choose.randrange(8 * (path / name).stat().st_size))
+            try:
+                opened = TokenStore(path)
+            except DataError as error:
+                assert str(path) in str(error)  # noqa: PT017
+                found += 1
+            else:  # a blank in a header, or the name of the checksum
+                assert {key: opened.meta.get(key) for key in whole.meta if key != "checksum"} == {
+                    key: value for key, value in whole.meta.items() if key != "checksum"
+                }
+                assert np.array_equal(opened.tokens, whole.tokens)
+                assert np.array_equal(opened.ends, whole.ends)
+        assert found > (30 if name == "index.npy" else 50)
+
+
+def test_a_store_is_read_once_until_somebody_writes_to_it(numbered_store, tmp_path, monkeypatch):
+    path, read = shutil.copytree(numbered_store([300]).path, tmp_path / "copy"), []
+    monkeypatch.setattr(
+        TokenStore, "verify", lambda self, verify=TokenStore.verify: (read.append(self.path), verify(self))
+    )
+    for _ in range(3):
+        TokenStore(path)
+    assert len(read) == 1
+    code = f"from lightning_lm.data import TokenStore; TokenStore.verify = None; TokenStore({str(path)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)  # another process finds the note
+    os.utime(path / "tokens.bin")
+    TokenStore(path)
+    assert len(read) == 2
+    flip(path / "tokens.bin", 99)
+    with pytest.raises(DataError, match=r"tokens\.bin or index\.npy has changed.*LIGHTNING_LM_VERIFY=0"):
+        TokenStore(path)
+    monkeypatch.setenv("LIGHTNING_LM_VERIFY", "0")
+    TokenStore(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float16"}, "dtype 'float16'"),
+        ({"dtype": "no such"}, "dtype 'no such'"),
+        ({"dtype": None}, "dtype None"),
+        ({"num_tokens": "300"}, "num_tokens '300'"),
+        ({"num_documents": 0}, "num_documents 0"),
+        ({"vocab_size": True}, "vocab_size True"),
+        ({"eos_id": 1.5}, r"eos_id 1\.5"),
+        ({"fingerprint": ...}, r"lacks \['fingerprint'\]"),
+        ({"eos_id": ...}, r"lacks \['eos_id'\]"),
+        ([], "holds a list"),
+        (7, "holds a int"),
+        ([{"format": 2}], "holds a list"),
+    ],
+)
+def test_a_description_of_another_kind_is_named(numbered_store, change, message):
+    path = numbered_store([300]).path / "meta.json"
+    meta = json.loads(path.read_text())
+    if isinstance(change, dict):
+        change = {key: value for key, value in {**meta, **change}.items() if value is not ... and key != "checksum"}
+    path.write_text(json.dumps(change))
+    with pytest.raises(DataError, match=message):
+        TokenStore(path.parent)
+
+
+def test_a_shard_that_was_damaged_is_made_again(tmp_path):
+    tokenizer = ByteTokenizer()
+    (chunk,) = chunks_of(["some text", "more"], "salt")
+    ((path, _),) = encode_chunks([chunk], tokenizer, tmp_path, 1)
+    whole = path.read_bytes()
+    for place in (3, 12, 20, 30, len(whole) - 1):
+        flip(path, 8 * place)
+        with pytest.raises(DataError, match="has changed"):
+            read_shard(path, np.dtype(np.uint16))
+        list(encode_chunks([chunk], tokenizer, tmp_path, 1))
+        assert path.read_bytes() == whole
+
+
 def test_a_store_larger_than_memory_can_be_written(tmp_path):
     """Shards are let go once they are written; the lengths of their documents, which stay, hold on to none of them."""
     path, num_tokens = tmp_path / "shard", 1 << 19
-    header = (1).to_bytes(8, "little") + num_tokens.to_bytes(8, "little")
-    path.write_bytes(header + np.int64(num_tokens).tobytes() + np.zeros(num_tokens, np.uint16).tobytes())
+    content = np.int64(num_tokens).tobytes() + np.zeros(num_tokens, np.uint16).tobytes()
+    counts = (1).to_bytes(8, "little") + num_tokens.to_bytes(8, "little")
+    path.write_bytes(counts + zlib.crc32(content, zlib.crc32(counts)).to_bytes(8, "little") + content)
     meta = {"dtype": "uint16", "vocab_size": 1, "eos_id": None, "num_bytes": 0, "tokenizer": "", "source": ""}
     tracemalloc.start()
     write_shards(tmp_path / "store", (read_shard(path, np.dtype(np.uint16)) for _ in range(16)), meta)

@@ -207,9 +207,14 @@ def test_the_same_again_is_read_from_the_cache_and_something_else_is_not(tokeniz
 
 def test_a_damaged_store_says_so(tokenizer, tmp_path):
     store = stored(tmp_path, [{"prompt": "a", "completion": "b"}], tokenizer, SupervisedRows(context_length=8))
-    (store.path / "learned.bin").write_bytes(b"")
-    with pytest.raises(DataError, match="damaged"):
-        SupervisedStore(store.path)
+    learned = (store.path / "learned.bin").read_bytes()
+    for content in (b"", bytes([1 - learned[0]]) + learned[1:]):
+        (store.path / "learned.bin").write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            SupervisedStore(store.path)
+        with pytest.warns(UserWarning, match="encoded again"):
+            stored(tmp_path, [{"prompt": "a", "completion": "b"}], tokenizer, SupervisedRows(context_length=8))
+        assert (store.path / "learned.bin").read_bytes() == learned
 
 
 @pytest.mark.parametrize(
