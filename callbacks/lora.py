@@ -14,10 +14,13 @@ from lightning_lm.models import (
     AdapterPart,
     Adapters,
     PretrainedAdapters,
+    Transformer,
+    TransformersModel,
     describe_adapters,
     merge_adapters,
     save_adapters,
 )
+from lightning_lm.models.grow import trains_vocabulary
 from lightning_lm.modules import load_model
 from lightning_lm.modules.checkpoint import ADAPTERS, reading, saved_adapters
 from lightning_lm.protocols import Tokenizer
@@ -75,6 +78,7 @@ class LoRA(Callback):
                 )
             if not hasattr(model, "peft_config"):
                 self.adapters.attach(model)
+                _require_new_rows(pl_module, model)
                 self._report(model)
 
     def _report(self, model: nn.Module) -> None:
@@ -85,6 +89,17 @@ class LoRA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Describe the adapters in the checkpoint."""
         checkpoint[ADAPTERS] = describe_adapters(getattr(pl_module, self._attribute))
+
+
+def _require_new_rows(module: LightningModule, model: nn.Module) -> None:
+    """Refuse to freeze the rows of tokens that the model gets for this run: they are all the same at first."""
+    new_tokens = getattr(getattr(module, "model_config", None), "new_tokens", ())
+    if new_tokens and isinstance(model, Transformer | TransformersModel) and not trains_vocabulary(model):
+        names = "[embed, head]" if isinstance(model, Transformer) else "[embed_tokens, lm_head]"
+        raise ConfigurationError(
+            f"new_tokens={tuple(new_tokens)} get rows in embedding and output layer, and the adapters would leave them "
+            f'untrained. Train both layers whole: --trainer.callbacks.adapters.trained "{names}".'
+        )
 
 
 def has_adapters(path: Path | str) -> bool:

@@ -185,8 +185,9 @@ class ChatML(ChatTemplate):
         missing = [token for token in (self.start, self.end) if token not in known]
         if missing:
             raise ConfigurationError(
-                f"ChatML needs the special tokens {missing}, and the tokenizer has {list(known)[:8]}. Train it with "
-                "them (special_tokens), or name others: ChatML(start=..., end=...)."
+                f"ChatML needs the special tokens {missing}, and the tokenizer has {list(known)[:8]}. Add them to "
+                f'tokenizer and model of a checkpoint: --model.model.new_tokens "[{", ".join(missing)}]". Or train a '
+                "tokenizer with them (special_tokens), or name others: ChatML(start=..., end=...)."
             )
         return known[self.start], known[self.end]
 

@@ -49,7 +49,9 @@ def choose_tokenizer(
     """
     checkpoint = _checkpoint(trainer)
     if given is None and checkpoint is not None:
-        return load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
+        new_tokens = getattr(getattr(_module(trainer), "model_config", None), "new_tokens", ())
+        return tokenizer.with_special_tokens(new_tokens)
     if isinstance(given, TrainedTokenizerPart) and checkpoint is not None and _has_tokenizer(checkpoint):
         raise ConfigurationError(
             f"{type(given).__name__} would train a new tokenizer, and the model of {checkpoint} has learned the ids of "
@@ -67,7 +69,7 @@ def choose_tokenizer(
 
 def _checkpoint(trainer: Trainer | None) -> Path | None:
     """Return the checkpoint from which the model of a run starts, if it does and a tokenizer may lie there."""
-    module: Any = None if trainer is None else trainer.lightning_module
+    module = _module(trainer)
     named = getattr(getattr(module, "model_config", None), "checkpoint", None)
     if named is not None:
         if not Path(named).exists():
@@ -80,6 +82,10 @@ def _checkpoint(trainer: Trainer | None) -> Path | None:
     # A model that transformers has loaded remembers its folder.
     known = getattr(getattr(_model_of(module), "config", None), "_name_or_path", None)
     return Path(known) if known and Path(known).is_dir() and _has_tokenizer(Path(known)) else None
+
+
+def _module(trainer: Trainer | None) -> Any:
+    return None if trainer is None else trainer.lightning_module
 
 
 def _model_of(module: Any) -> Any:

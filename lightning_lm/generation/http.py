@@ -31,7 +31,7 @@ _FURTHER = (*_NEUTRAL, "stop_token_ids", "return_token_ids", "return_tokens_as_t
 _MOST_TOKENS_OF_A_TOKEN = 4
 """A text may have other ids than those that were sampled: at worst one for each byte of a character."""
 _ROUNDING = 1e-4
-"""How far above 0 a log-probability may be. Nats."""
+"""Largest log-probability that rounding explains, nats."""
 _ID_MARK = "token_id:"
 """Spelling of tokens in vLLM's ``logprobs.tokens`` when it is asked for ids instead of texts."""
 

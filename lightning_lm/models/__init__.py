@@ -16,6 +16,7 @@ from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
 from lightning_lm.models.export import export_model
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.generation_settings import add_end_ids, end_ids, generation_settings, set_generation_settings
+from lightning_lm.models.grow import grow_vocabulary
 from lightning_lm.models.huggingface import PretrainedCheckpoint, load_huggingface, save_huggingface
 from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
@@ -96,6 +97,7 @@ __all__ = [
     "flops_per_token",
     "generation_settings",
     "gpt2",
+    "grow_vocabulary",
     "llama2",
     "llama3",
     "load_huggingface",

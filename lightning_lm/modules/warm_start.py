@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
-from lightning_lm.models import ModelConfig, PretrainedCheckpoint
+from lightning_lm.models import ModelConfig, PretrainedCheckpoint, grow_vocabulary
 from lightning_lm.modules.checkpoint import load_model
 
 __all__ = ["CheckpointModel"]
@@ -25,11 +26,14 @@ class CheckpointModel(ModelConfig):
         context_length: Tokens of a training row; 0 for what the checkpoint names. A ``.ckpt`` keeps its own.
         checkpoint: The file or folder.
         base: Folder of the model that a folder of adapters belongs to; ``None`` for the one that they name.
+        new_tokens: Special tokens that the tokenizer there gets behind its last id; the model gets a row for each, the
+            mean of its others (`models.grow_vocabulary`).
     """
 
     checkpoint: str
     context_length: int = 0
     base: str | None = None
+    new_tokens: tuple[str, ...] = ()
 
     def build(self, vocab_size: int | None = None) -> nn.Module:
         """Return the model with the checkpoint's weights.
@@ -41,17 +45,23 @@ class CheckpointModel(ModelConfig):
             CheckpointError: If there is no checkpoint, or it cannot be read.
             ConfigurationError: If the tokenizer has ids that the checkpoint lacks.
         """
-        path, needed = Path(self.checkpoint), self.vocab_size or vocab_size
+        needed = self.vocab_size or vocab_size
+        model: Any = self._load().train()
+        if self.new_tokens and needed is not None:
+            grow_vocabulary(model, needed)
+        known = len(model.head.weight)
+        if needed is not None and needed > known:
+            raise ConfigurationError(
+                f"The tokenizer has {needed} ids and the model in {self.checkpoint} has {known}; use the tokenizer in "
+                "it. Special tokens that it lacks are added with --model.model.new_tokens."
+            )
+        return cast(nn.Module, model)
+
+    def _load(self) -> nn.Module:
+        path = Path(self.checkpoint)
         if path.is_dir():
             length = self.context_length
-            folder = PretrainedCheckpoint(checkpoint=self.checkpoint, context_length=length, base=self.base)
-            return folder.build(needed)
+            return PretrainedCheckpoint(checkpoint=self.checkpoint, context_length=length, base=self.base).build()
         if not path.is_file():
             raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}). Train that one first.")
-        model, _ = load_model(path)
-        known = getattr(getattr(model, "config", None), "vocab_size", None)
-        if needed is not None and known is not None and needed > known:
-            raise ConfigurationError(
-                f"The tokenizer has {needed} ids and the model in {path} has {known}; use the tokenizer in it."
-            )
-        return model.train()
+        return load_model(path)[0]
