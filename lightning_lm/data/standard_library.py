@@ -1,6 +1,7 @@
 """The corpus that every machine with Python already has: the sources of its standard library."""
 
 import dataclasses
+import functools
 import os
 import sys
 import sysconfig
@@ -41,7 +42,7 @@ class StandardLibrary(Source):
     @property
     def fingerprint(self) -> str | None:
         """Digest of the Python version and of the modules' names, sizes and times of change."""
-        return digest_of_files(self._paths(), _root(), sys.version)
+        return _fingerprint()
 
     @property
     def num_bytes(self) -> int | None:
@@ -56,6 +57,11 @@ class StandardLibrary(Source):
                 f"This Python has no library sources under {root}. Pass your own text: train=<file or folder>."
             )
         return paths
+
+
+@functools.cache  # a data module asks eight times, and the sources of a running Python stay
+def _fingerprint() -> str:
+    return digest_of_files(StandardLibrary()._paths(), _root(), sys.version)
 
 
 def _root() -> Path:

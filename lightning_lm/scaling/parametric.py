@@ -172,8 +172,9 @@ def _bootstrap(problem: Problem, theta: FloatArray, weights: FloatArray, estimat
     """Fit runs that are drawn again with replacement: a run that is drawn twice counts twice."""
     random, number = np.random.default_rng(estimator.seed), len(weights)
     samples = [np.empty((0, len(theta)))]
-    for begin in range(0, estimator.num_bootstraps, _BATCH):
-        size = min(_BATCH, estimator.num_bootstraps - begin)
+    batch = _BATCH if number < _MANY else _BATCH // 8
+    for begin in range(0, estimator.num_bootstraps, batch):
+        size = min(batch, estimator.num_bootstraps - begin)
         if number >= _MANY:
             counts = [np.bincount(random.integers(number, size=number), minlength=number) for _ in range(size)]
             samples.append(newton_step(problem, theta, np.stack(counts) * weights))
