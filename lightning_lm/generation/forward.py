@@ -40,33 +40,80 @@ class ReversibleForward(Forward, Protocol):
         ...
 
 
+_PASS_COSTS = {"cpu": 64, "default": 4096}
+"""Tokens that could be read in the time that a forward pass takes however few there are."""
+
+
 class CachedForward:
     """Reads each token once. Prompts are aligned on the right, so that all rows append to the same column.
+
+    Prompts of very different lengths are read in groups of similar ones: padding costs as much as text.
 
     Args:
         model: Has ``make_cache`` as `lightning_lm.models.Transformer` has it.
         prompts: Token ids of each row, at least one.
         max_new_tokens: Most tokens that will be generated after a prompt.
+        steps_agree: See `lightning_lm.generation.Generator`; ranks may need different numbers of groups.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        self._model = model
-        lengths = [len(prompt) for prompt in prompts]
-        width = max(lengths)
-        device = _device(model)
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.int64)
-        starts = None if min(lengths) == width else torch.tensor([width - n for n in lengths], device=device)
-        self._prompt_ids = ids.to(device)
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        steps_agree: Callable[[bool], bool] | None = None,
+    ) -> None:
+        self._model, self._prompts, self._steps_agree = model, prompts, steps_agree
+        self._device = _device(model)
+        self._width = max(map(len, prompts))
         # The last generated token is never read, so the cache is one shorter than the text.
-        self._cache = model.make_cache(len(prompts), width + max_new_tokens - 1, starts=starts)
+        self._cache = self._empty_cache(prompts, max_new_tokens - 1)
 
     def prefill(self) -> Tensor:
         """Read the prompts; return logits [rows, vocab]."""
-        model = self._model
+        if not getattr(self._cache, "can_join", False):
+            return self._read(self._prompts, self._cache)
+        cost = _PASS_COSTS.get(self._device.type, _PASS_COSTS["default"])
+        groups = _similar_lengths([len(prompt) for prompt in self._prompts], cost)
+        logits = self._read(self._prompts, self._cache) if len(groups) == 1 else self._read_groups(groups)
+        self._run_along(len(groups))
+        return logits
+
+    def _read_groups(self, groups: list[list[int]]) -> Tensor:
+        """Read each group into a cache of its own, and let the common one take these over."""
+        logits, parts = [], []
+        for index, rows in enumerate(groups):
+            prompts = [self._prompts[row] for row in rows]
+            part = self._empty_cache(prompts, 0)
+            logits.append(self._read(prompts, part))
+            parts.append((torch.tensor(rows, device=self._device), part))
+            if self._steps_agree is not None and index + 1 < len(groups):
+                self._steps_agree(True)
+        self._cache.join(parts, self._width)
+        return torch.cat(logits)[torch.cat([rows for rows, _ in parts]).argsort()]
+
+    def _run_along(self, groups: int) -> None:
+        """Go on with passes over one token until all ranks have read their groups, at most one for each prompt."""
+        if self._steps_agree is not None:
+            while self._steps_agree(False) and groups < len(self._prompts):
+                self._read([[0]], self._empty_cache([[0]], 0))
+                groups += 1
+
+    def _empty_cache(self, prompts: Sequence[Sequence[int]], more: int) -> Any:
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+        width = max(map(len, prompts))
+        starts = None if min(map(len, prompts)) == width else width - lengths
+        return self._model.make_cache(len(prompts), width + more, starts=starts)
+
+    def _read(self, prompts: Sequence[Sequence[int]], cache: Any) -> Tensor:
+        """Read prompts into an empty cache; return logits [rows, vocab]."""
+        model, width = self._model, max(map(len, prompts))
+        rows = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.int64)
+        ids = rows.to(self._device)
         if not isinstance(model, LanguageModel):
-            return _logits(model(self._prompt_ids, cache=self._cache))[:, -1]
+            return _logits(model(ids, cache=cache))[:, -1]
         # Only the last position goes through the head: all logits of a long prompt may not fit into memory.
-        hidden = model.hidden(self._prompt_ids, cache=self._cache)[:, -1]
+        hidden = model.hidden(ids, cache=cache)[:, -1]
         logits: Tensor = model.head(hidden)
         softcap = getattr(model, "logit_softcap", None)
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -141,10 +188,29 @@ class PrefixForward:
         self._ids, self._lengths = self._ids[rows], self._lengths[rows]
 
 
-def forward_for(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> ReversibleForward:
+def forward_for(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    steps_agree: Callable[[bool], bool] | None = None,
+) -> ReversibleForward:
     """Return the fastest way to run this model over growing rows."""
-    kind = CachedForward if hasattr(model, "make_cache") else PrefixForward
-    return kind(model, prompts, max_new_tokens)
+    if hasattr(model, "make_cache"):
+        return CachedForward(model, prompts, max_new_tokens, steps_agree)
+    return PrefixForward(model, prompts, max_new_tokens)
+
+
+def _similar_lengths(lengths: Sequence[int], padding: int) -> list[list[int]]:
+    """Return groups of rows, the longest first, each with no more padding than was given."""
+    groups: list[list[int]] = []
+    used = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        used += lengths[groups[-1][0]] - lengths[row] if groups else 0
+        if not groups or used > padding:
+            groups.append([])
+            used = 0
+        groups[-1].append(row)
+    return groups
 
 
 def _device(model: Any) -> torch.device:

@@ -223,7 +223,7 @@ class Generator:
     def _decoder(self, rows: list[Row], sampling: Sampling, ends: Ends) -> tuple[Forward, Chooser]:
         prompts = list({row.key[0]: row.prompt_ids for row in rows}.values())
         keys = [row.key for row in rows]
-        target = forward_for(self.model, prompts, ends.max_new_tokens)
+        target = forward_for(self.model, prompts, ends.max_new_tokens, self._steps_agree)
         if self._speculation is None:
             of_rows = [row.prompt_ids for row in rows]
             return target, Sampler(sampling, of_rows, keys=keys, max_new_tokens=ends.max_new_tokens)

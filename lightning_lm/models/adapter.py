@@ -9,13 +9,14 @@ from functools import cache as remembered
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.models.packed_rows import ONE_PER_ROW, keeps_documents_apart, several_documents
 from lightning_lm.models.saved_transformers import TransformersConfig
 from lightning_lm.models.transformer import Transformer
+from lightning_lm.models.transformers_cache import TransformersCache
 
 __all__ = [
     "TransformersCache",
@@ -32,44 +33,6 @@ _DIVIDES = {"granite": "logits_scaling"}
 """Families by the beginning of their ``model_type``, and what they scale logits with."""
 _TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models of users that were given packed rows."""
-
-
-class TransformersCache:
-    """The key-value cache of a `TransformersModel`: right-aligned rows, as in `lightning_lm.models.cache`.
-
-    Args:
-        past: A ``transformers`` cache.
-        max_length: Most columns that may be written.
-        starts: First valid column of each row, int64 [batch], where prompts are padded on the left.
-    """
-
-    def __init__(self, past: Any, max_length: int, starts: Int[Tensor, " batch"] | None = None) -> None:
-        self.past = past
-        self.max_length = max_length
-        self.starts = starts
-
-    @property
-    def length(self) -> int:
-        """Columns written so far."""
-        return int(self.past.get_seq_length())
-
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep these rows and drop the others."""
-        self.past.batch_select_indices(rows)
-        if self.starts is not None:
-            self.starts = self.starts[rows]
-
-    def columns(self, width: int) -> tuple[Int[Tensor, "batch width"] | None, Bool[Tensor, "batch columns"] | None]:
-        """Return positions and validity mask for the next columns, or nothing where all rows start at column 0."""
-        total = self.length + width
-        if total > self.max_length:
-            raise ConfigurationError(
-                f"The cache holds {self.max_length} columns and {total} are needed; make it with max_length={total}."
-            )
-        if self.starts is None:
-            return None, None
-        offsets = torch.arange(total, device=self.starts.device) - self.starts[:, None]
-        return offsets[:, self.length :].clamp(min=0), offsets >= 0
 
 
 class TransformersModel(nn.Module):

@@ -12,7 +12,22 @@ from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 
-__all__ = ["KVCache", "LayerCache"]
+__all__ = ["KVCache", "LayerCache", "right_aligned"]
+
+
+def right_aligned(parts: Sequence[tuple[Tensor, Tensor]], batch_size: int, length: int) -> Tensor:
+    """Return [batch, heads, length, size]: rows of different widths under each other, with zeros before them.
+
+    Args:
+        parts: Places in the batch, and the rows for them, which are equally wide: [rows, heads, columns, size].
+        batch_size: Rows of the result.
+        length: Columns of the result.
+    """
+    first = parts[0][1]
+    whole = first.new_zeros((batch_size, first.size(1), length, first.size(3)))
+    for rows, part in parts:
+        whole[rows, :, length - part.size(2) :] = part
+    return whole
 
 
 class LayerCache:
@@ -45,6 +60,15 @@ class LayerCache:
         self.used = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    @property
+    def held(
+        self,
+    ) -> tuple[Float[Tensor, "batch kv_heads held head_dim"], Float[Tensor, "batch kv_heads held head_dim"]]:
+        """Keys and values of the columns that are held."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
     def _append_and_forget(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Move the columns that a window can still see to the front. Happens once per ``window`` new columns."""
         assert self.keep is not None
@@ -70,6 +94,11 @@ class LayerCache:
                 "cache cannot go back. Decode without speculation."
             )
         self.used -= columns
+
+    def join(self, parts: Sequence[tuple[Tensor, "LayerCache"]], batch_size: int, length: int) -> None:
+        """Take the columns that others hold for some of the rows each; see `KVCache.join`."""
+        keys = right_aligned([(rows, part.held[0]) for rows, part in parts], batch_size, length)
+        self.append(keys, right_aligned([(rows, part.held[1]) for rows, part in parts], batch_size, length))
 
     def select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these rows, in this order."""
@@ -126,6 +155,23 @@ class KVCache:
         for layer in self.layers:
             layer.rewind(columns)
         self.length -= columns
+
+    @property
+    def can_join(self) -> bool:
+        """Whether `join` knows what the layers hold."""
+        return all(type(layer) is LayerCache for layer in self.layers)
+
+    def join(self, parts: Sequence[tuple[Tensor, "KVCache"]], length: int) -> None:
+        """Take over what caches of fewer and narrower rows hold, aligned on the right; this one is empty so far.
+
+        Args:
+            parts: Caches, each with the places of its rows in this one; together they have all rows.
+            length: Columns that all rows have then, with the padding.
+        """
+        self.reserve(sum(len(rows) for rows, _ in parts), length)
+        for index, layer in enumerate(self.layers):
+            layer.join([(rows, part.layers[index]) for rows, part in parts], self.batch_size, length)
+        self.length = length
 
     def select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these rows, in this order; the others leave the batch."""

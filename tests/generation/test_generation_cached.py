@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_lm.generation import Generator, Sampling
+from lightning_lm.generation import Generator, Sampling, forward
 from lightning_lm.generation.forward import CachedForward, PrefixForward
 from lightning_lm.models import (
     MLP,
@@ -58,7 +58,14 @@ def uncached(model):
     return lambda ids: model(ids)
 
 
-@pytest.mark.parametrize("lengths", [(7,), (7, 7), (3, 23, 1, 12)])
+@pytest.fixture(params=[10**6, 3], ids=["together", "in groups"])
+def read(request, monkeypatch):
+    """How prompts of different lengths are read: with three tokens of padding, or as many as there are."""
+    monkeypatch.setattr(forward, "_PASS_COSTS", {"default": request.param})
+
+
+@pytest.mark.usefixtures("read")
+@pytest.mark.parametrize("lengths", [(7,), (7, 7), (3, 23, 1, 12, 22, 2)])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_logits_equal_those_of_the_whole_prefix(variant, lengths):
@@ -116,3 +123,47 @@ def test_bfloat16():
     model = model_of("grouped").bfloat16()
     completions = Generator(model).generate(prompts_of(3, 9), max_new_tokens=8, logprobs=True)
     assert all(value <= 0 for completion in completions for value in completion.logprobs)
+
+
+class Counted(torch.nn.Module):
+    """Counts the tokens of each forward pass."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.passes = model, []
+        self.make_cache = model.make_cache
+
+    def forward(self, ids, cache):
+        self.passes.append(tuple(ids.shape))
+        return self.model(ids, cache=cache)
+
+
+def test_prompts_of_similar_length_are_read_together():
+    model = Counted(model_of("full"))
+    prompts = prompts_of(5, 60, 58, 4, 61, 30)
+    cached = CachedForward(model, prompts, 2)
+    assert model.passes == []
+    cached.prefill()
+    assert sum(rows * width for rows, width in model.passes) <= sum(map(len, prompts)) + 64 * len(model.passes)
+    assert len(model.passes) == 2
+    equal = CachedForward(model, [prompts[1]] * 9, 2)
+    equal.prefill()
+    assert model.passes[2:] == [(9, 60)]
+
+
+@pytest.mark.parametrize("groups_of_others", [1, 3, 6])
+@pytest.mark.usefixtures("read")
+@torch.no_grad()
+def test_ranks_run_equally_many_passes_over_prompts(groups_of_others):
+    """As a collective would have it: each call is answered by whether any rank has prompts left."""
+    model, prompts, calls = Counted(model_of("full")), prompts_of(3, 23, 1, 12, 22, 2), []
+
+    def any_rank(unfinished):
+        calls.append(unfinished)
+        return unfinished or len(calls) < groups_of_others
+
+    found = CachedForward(model, prompts, 4, any_rank).prefill()
+    own = len(calls) - calls[::-1].index(True) + 1 if True in calls else 1
+    assert len(model.passes) == len(calls) == max(own, groups_of_others)
+    alone = CachedForward(model, prompts, 4).prefill()
+    torch.testing.assert_close(found, alone, **TOLERANCE)

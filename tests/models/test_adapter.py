@@ -102,6 +102,25 @@ def test_cached_logits_of_left_padded_rows_equal_uncached_ones(name, ids):
             torch.testing.assert_close(last[row // 2], alone[11 - start :], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_rows_that_were_read_in_narrower_caches_go_on_in_one(name, ids):
+    model = TransformersModel(make(name))
+    whole = model.make_cache(3, 17, torch.tensor([0, 8, 3]))
+    assert whole.can_join
+    parts = []
+    for rows, width, padding in (([0, 2], 10, [0, 3]), ([1], 2, [0])):
+        cache = model.make_cache(len(rows), width, torch.tensor(padding))
+        model(ids[rows, 10 - width : 10], cache=cache)
+        parts.append((torch.tensor(rows), cache))
+    whole.join(parts, 10)
+    assert whole.length == 10
+    found = model(ids[:, 10:], cache=whole)
+    for row, start in enumerate([0, 8, 3]):
+        alone = model(ids[row : row + 1, start:])[0]
+        torch.testing.assert_close(found[row], alone[10 - start :], rtol=0, atol=1e-5)
+
+
 def test_what_cannot_work_is_refused(ids):
     model = TransformersModel(make("llama"))
     documents = torch.zeros_like(ids)

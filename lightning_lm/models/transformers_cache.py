@@ -1,0 +1,71 @@
+"""The key-value cache of a model of ``transformers``, used as our own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.models.cache import right_aligned
+
+__all__ = ["TransformersCache"]
+
+
+class TransformersCache:
+    """The key-value cache of a `TransformersModel`: right-aligned rows, as in `lightning_lm.models.cache`.
+
+    Args:
+        past: A ``transformers`` cache.
+        max_length: Most columns that may be written.
+        starts: First valid column of each row, int64 [batch], where prompts are padded on the left.
+    """
+
+    def __init__(self, past: Any, max_length: int, starts: Int[Tensor, " batch"] | None = None) -> None:
+        self.past = past
+        self.max_length = max_length
+        self.starts = starts
+
+    @property
+    def length(self) -> int:
+        """Columns written so far."""
+        return int(self.past.get_seq_length())
+
+    @property
+    def can_join(self) -> bool:
+        """Whether `join` knows what the layers hold: keys and values, and no other states."""
+        return {type(layer).__name__ for layer in self.past.layers} <= {"DynamicLayer", "DynamicSlidingWindowLayer"}
+
+    def join(self, parts: Sequence[tuple[Tensor, "TransformersCache"]], length: int) -> None:
+        """Take over what caches of fewer and narrower rows hold, as `lightning_lm.models.cache.KVCache.join` does.
+
+        Args:
+            parts: Caches, each with the places of its rows in this one; together they have all rows.
+            length: Columns that all rows have then, with the padding.
+        """
+        num_rows = sum(len(rows) for rows, _ in parts)
+        for index, layer in enumerate(parts[0][1].past.layers):
+            if layer.is_initialized:  # not where a layer uses the keys of another
+                keys = [(rows, part.past.layers[index].keys) for rows, part in parts]
+                values = [(rows, part.past.layers[index].values) for rows, part in parts]
+                whole = right_aligned(keys, num_rows, length), right_aligned(values, num_rows, length)
+                self.past.update(*whole, index)
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep these rows and drop the others."""
+        self.past.batch_select_indices(rows)
+        if self.starts is not None:
+            self.starts = self.starts[rows]
+
+    def columns(self, width: int) -> tuple[Int[Tensor, "batch width"] | None, Bool[Tensor, "batch columns"] | None]:
+        """Return positions and validity mask for the next columns, or nothing where all rows start at column 0."""
+        total = self.length + width
+        if total > self.max_length:
+            raise ConfigurationError(
+                f"The cache holds {self.max_length} columns and {total} are needed; make it with max_length={total}."
+            )
+        if self.starts is None:
+            return None, None
+        offsets = torch.arange(total, device=self.starts.device) - self.starts[:, None]
+        return offsets[:, self.length :].clamp(min=0), offsets >= 0
