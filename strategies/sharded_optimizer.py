@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.optim.combined import require_complete
 from lightning_lm.strategies.exchange import share_pieces
+from lightning_lm.strategies.local_view import Closure, OnlyLocal
 from lightning_lm.strategies.ownership import Ownership
 from lightning_lm.strategies.placement import MIN_SPLIT_ELEMENTS
 from lightning_lm.strategies.sharded_state import gather_states, map_tensors
@@ -118,8 +119,27 @@ class ShardedOptimizer(_Wrapper, Joinable):
         others = None if beside is None else beside.ownership
         self.ownership: Ownership = Ownership(min_split_elements, process_group, others)
         _require_shardable(self.inner, self.ownership.num_ranks)
-        self.__setstate__({})  # gives step and state dictionaries the hooks of torch; all else is the wrapped one's
+        Optimizer.__setstate__(self, {})  # makes the hooks of torch; all else is the wrapped one's
         self._take_in(self.param_groups)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal the wrapped optimizer too: schedulers know that one, and `LearningRateMonitor` compares."""
+        return self is other or self.inner is other
+
+    def __hash__(self) -> int:
+        return hash(self.inner)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new, (type(self.inner), type(self).__mro__[1]), self.__getstate__()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -192,9 +212,9 @@ class ShardedOptimizer(_Wrapper, Joinable):
             ConfigurationError: If the wrapped optimizer evaluates the closure more than once, on several ranks.
         """
         Join.notify_join_context(self)
-        with _OnlyLocal(self.inner, self.ownership) as view:
+        with OnlyLocal(self.inner, self.ownership) as view:
             if closure is not None:
-                settings["closure"] = _Closure(view, closure)
+                settings["closure"] = Closure(view, closure)
             result = self.inner.step(**settings)
         if self.ownership.num_ranks > 1:
             pieces = ((param.detach(), pieces) for param, pieces in self.ownership.placements.items())
@@ -297,54 +317,6 @@ class _Shadow(JoinHook):
         self._optimizer.step()
 
 
-class _OnlyLocal:
-    """A context in which the wrapped optimizer sees only what this rank updates."""
-
-    def __init__(self, inner: Optimizer, ownership: Ownership) -> None:
-        self.inner, self.ownership = inner, ownership
-        self._whole: list[list[Tensor]] = []
-        self._lent: list[Tensor] = []
-
-    def __enter__(self) -> "_OnlyLocal":
-        for param, rows in self.ownership.rows.items():
-            rows.data = self.ownership.local_rows(param, param.detach())  # the parameter may have moved to other memory
-            if param.grad is not None:
-                rows.grad = self.ownership.local_rows(param, param.grad)
-                self._lent.append(rows)
-        self._whole = [group["params"] for group in self.inner.param_groups]
-        for group in self.inner.param_groups:
-            group["params"] = self.ownership.locals(group["params"])
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for group, params in zip(self.inner.param_groups, self._whole, strict=True):
-            group["params"] = params
-        for rows in self._lent:
-            rows.grad = None
-        self._lent.clear()
-
-
-class _Closure:
-    """A closure that is evaluated where the wrapped optimizer asks for it, and sees all parameters."""
-
-    def __init__(self, view: _OnlyLocal, evaluate: Callable[[], Any]) -> None:
-        self._view, self._evaluate, self._was_called = view, evaluate, False
-
-    def __call__(self) -> Any:
-        if self._was_called and self._view.ownership.num_ranks > 1:
-            raise ConfigurationError(
-                "The wrapped optimizer evaluates its closure more than once in a step, and between the evaluations "
-                'each rank has updated only its own parameters. Use another optimizer, or the strategy "ddp".'
-            )
-        self._was_called = True
-        self._view.__exit__()
-        try:
-            with torch.enable_grad():
-                return self._evaluate()
-        finally:
-            self._view.__enter__()
-
-
 def _require_shardable(optimizer: Optimizer, num_ranks: int) -> None:
     if num_ranks > 1 and isinstance(optimizer, LBFGS | SparseAdam):
         raise ConfigurationError(
@@ -377,6 +349,11 @@ def _named_as(kind: type, base: type) -> type:
             kind.__name__, (base,), {"__module__": base.__module__, "__doc__": base.__doc__}
         )
     return _NAMED[kind, base]
+
+
+def _new(kind: type, base: type) -> Any:
+    """Return an empty object, for copies."""
+    return object.__new__(_named_as(kind, base))
 
 
 def _kinds(optimizer: Optimizer) -> dict[int, type[Optimizer]]:

@@ -1,5 +1,7 @@
 """Several optimizers of one module may have parameters in common, and are logged under their own names."""
 
+import copy
+import pickle
 from collections import defaultdict
 
 import pytest
@@ -92,19 +94,42 @@ def test_a_common_parameter_that_one_optimizer_needs_whole(ranks, tmp_path):
 
 
 class TwoOfAKind(InTurns):
+    def __init__(self, num_schedules):
+        super().__init__()
+        self.num_schedules = num_schedules
+
     def configure_optimizers(self):
-        return [torch.optim.Adam(self.groups(layers), lr=0.05) for layers in (self.layers[:2], self.layers[1:])]
+        optimizers = [torch.optim.Adam(self.groups(part), lr=0.05) for part in (self.layers[:2], self.layers[1:])]
+        return optimizers, [torch.optim.lr_scheduler.StepLR(one, 1) for one in optimizers[: self.num_schedules]]
 
 
-def named(folder):
-    monitor = LearningRateMonitor()
-    trainer = make_trainer(ShardedOptimizerStrategy(stage=2), callbacks=[monitor], logger=CSVLogger(folder))
-    trainer.fit(TwoOfAKind(), DataLoader(list(BATCHES[:, 0]), batch_size=None))
-    return sorted(monitor.lrs)
+def named(folder, num_schedules):
+    monitor = LearningRateMonitor("step")
+    settings = {"callbacks": [monitor], "logger": CSVLogger(folder), "log_every_n_steps": 1}
+    trainer = make_trainer(ShardedOptimizerStrategy(stage=2), **settings)
+    trainer.fit(TwoOfAKind(num_schedules), DataLoader(list(BATCHES[:, 0]), batch_size=None))
+    return {name: len(rates) for name, rates in monitor.lrs.items()}
 
 
-def test_two_of_a_kind_are_numbered(ranks, tmp_path):
-    assert ranks(1).run(named, tmp_path) == [["lr-Adam", "lr-Adam-1"]]
+@pytest.mark.parametrize("num_schedules", [0, 2])
+def test_two_of_a_kind_are_numbered_and_logged_once_a_step(ranks, tmp_path, num_schedules):
+    (found,) = ranks(1).run(named, tmp_path, num_schedules)
+    assert found == {"lr-Adam": len(BATCHES), "lr-Adam-1": len(BATCHES)}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_goes_on_by_itself(copied):
+    """As callbacks that are copied with their trainer have it."""
+    param = nn.Parameter(torch.ones(3))
+    optimizer = ShardedOptimizer(torch.optim.SGD([param], lr=1.0, momentum=0.5))
+    param.grad = torch.ones(3)
+    optimizer.step()
+    other = copied(optimizer)
+    (copy_of_param,) = other.param_groups[0]["params"]
+    copy_of_param.grad = torch.ones(3)
+    other.step()
+    assert torch.equal(param.detach(), torch.zeros(3))
+    assert torch.equal(copy_of_param.detach(), torch.full((3,), -1.5))  # momentum: 0.5 + 1
 
 
 def assigned():
