@@ -210,9 +210,15 @@ def runs(ids: list[int], mask: list, tokenizer) -> list[str]:
     return [tokenizer.decode(run) for run in found]
 
 
+def as_given(name: str, messages: list[dict]) -> list[dict]:
+    """What transformers is given: thoughts also as gpt-oss names them, which it adds itself from 5.24 on."""
+    named = [{"thinking": m["reasoning_content"], **m} if m.get("reasoning_content") else m for m in messages]
+    return in_parts(named) if IN_PARTS.search(name) else named
+
+
 def their_text(name: str, theirs, messages: list[dict], tools, *, asks: bool = False) -> str | None:
     """What transformers writes, None where the template refuses."""
-    given = in_parts(messages) if IN_PARTS.search(name) else messages
+    given = as_given(name, messages)
     try:
         return theirs.apply_chat_template(given, tools=tools, tokenize=False, add_generation_prompt=asks)
     except (TemplateError, TypeError, AttributeError):
@@ -237,7 +243,7 @@ def test_text_and_learned_turns(make, oracle, name):
         written = ours.decode(rendered.ids)
         assert written.removesuffix("<|user|>") == text.removesuffix("<|user|>"), case
         if "endgeneration" in TEMPLATES[name]:
-            given = in_parts(messages) if IN_PARTS.search(name) else messages
+            given = as_given(name, messages)
             masked = theirs.apply_chat_template(given, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
             assert rendered.ids == masked["input_ids"], case
             assert rendered.learn_mask == list(map(bool, masked["assistant_masks"])), case
@@ -262,7 +268,7 @@ def test_the_mask_is_that_of_the_same_template_with_generation_blocks(make, orac
     ours, theirs = make(SHIPPED[name]), oracle(SHIPPED[f"{name}_training"])
     for case in ("single", "turns", "markup", "thoughts"):
         messages, _ = CONVERSATIONS[case]
-        given = in_parts(messages) if IN_PARTS.search(name) else messages
+        given = as_given(name, messages)
         if their_text(name, theirs, messages, None) in (None, ""):
             continue
         masked = theirs.apply_chat_template(given, return_dict=True, return_assistant_tokens_mask=True)
