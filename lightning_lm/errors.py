@@ -96,7 +96,7 @@ class RunStopped(SystemExit):
 
     Args:
         signum: Number of the signal.
-        agreed: Whether all ranks stop at the same point of the run, so that they can save together.
+        agreed: True if all ranks stop at the same point of the run, so that they can save together.
         status: Exit status; 128 + ``signum`` by default.
     """
 

@@ -45,7 +45,7 @@ class StopSignals:
 
     @property
     def installed(self) -> bool:
-        """Whether signals are noted here."""
+        """True if signals are noted here."""
         return bool(self._previous)
 
     def install(
@@ -220,7 +220,7 @@ def go_on_together(ranks: Ranks, unfinished: bool) -> bool:
 
     Args:
         ranks: All of them ask equally often.
-        unfinished: Whether this one has something left.
+        unfinished: True if this one has something left.
 
     Raises:
         RunStopped: On all ranks, if one of them was asked to stop.
