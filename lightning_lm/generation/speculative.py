@@ -13,7 +13,12 @@ from lightning_lm.functional.sampling import draw, verify_draft
 from lightning_lm.generation.forward import ReversibleForward
 from lightning_lm.generation.sampling import Sampling, beside, row_uniforms
 
-__all__ = ["Speculation", "SpeculativeForward", "SpeculativeSampler"]
+__all__ = ["DraftLength", "Speculation", "SpeculativeForward", "SpeculativeSampler"]
+
+_EXPECTED, _MEMORY = 0.8, 0.97
+"""Share of drafted tokens that is thought to be kept at first, and the weight of a try relative to the next one."""
+_DRAFT_COST, _WIDTH_COST = 0.2, 0.05
+"""Of a pass of the small model, and of each further token in a pass of the large one, in passes of the large one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,11 +27,13 @@ class Speculation:
 
     What is generated has exactly the distribution of the large model alone, and is the same text where decoding is
     greedy. The rows of a batch advance together, by as many tokens as the least lucky one kept, so small batches gain
-    most; and a sampled row is no longer the same in every batch.
+    most; and a sampled row is no longer the same in every batch. Fewer tokens are drafted where few are kept, and none
+    any more in a batch once drafts do not pay, as with a bad draft or in a large batch.
 
     Args:
-        draft: A model over the same token ids; anything that `lightning_lm.generation.Generator` takes.
-        num_tokens: Tokens that are drafted at a time.
+        draft: A model over the same token ids; anything that `lightning_lm.generation.Generator` takes. It pays if a
+            pass of it takes a fifth of the large model's, or less.
+        num_tokens: Most tokens that are drafted at a time.
     """
 
     draft: Any
@@ -35,6 +42,38 @@ class Speculation:
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
             raise ConfigurationError(f"Speculation(num_tokens={self.num_tokens}) drafts nothing; give at least 1.")
+
+
+class DraftLength:
+    """How many tokens to draft, by how many were kept so far; it depends on the tokens only, never on the clock.
+
+    If each token is kept with probability ``p``, a pass over ``n`` drafted tokens gives ``1 + p + ... + p^n``. The
+    latest tries count most.
+
+    Args:
+        most: Tokens that are drafted at a time, at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept, self._tried = 4 * _EXPECTED, 4.0
+
+    def note(self, kept: int, tried: int) -> None:
+        """Take a check into account.
+
+        Args:
+            kept: Drafted tokens that all rows kept.
+            tried: Those, and the one that a row did not keep.
+        """
+        memory = _MEMORY**tried
+        self._kept, self._tried = memory * self._kept + kept, memory * self._tried + tried
+
+    def best(self) -> int:
+        """Return the number with the most tokens for the time they take; zero where drafting does not pay."""
+        rate = self._kept / self._tried
+        gains = [sum(rate**place for place in range(n + 1)) for n in range(self._most + 1)]
+        costs = [1.0, *(1 + _DRAFT_COST * (n + 1) + _WIDTH_COST * n for n in range(1, self._most + 1))]
+        return max(range(self._most + 1), key=lambda n: gains[n] / costs[n])
 
 
 class SpeculativeSampler:
@@ -100,7 +139,7 @@ class SpeculativeForward:
         target: Rows of the large model.
         draft: The same rows of the small one.
         sampler: Draws and checks the tokens.
-        num_tokens: Tokens that are drafted at a time.
+        num_tokens: Tokens that are drafted at a time, at most.
         num_ids: Only ids below this number are chosen; ``None`` for all.
     """
 
@@ -114,7 +153,7 @@ class SpeculativeForward:
         num_ids: int | None = None,
     ) -> None:
         self._target, self._draft, self._sampler = target, draft, sampler
-        self._num_tokens, self._num_ids = num_tokens, num_ids
+        self._num_ids, self._length, self._num_tokens = num_ids, DraftLength(num_tokens), num_tokens
         self._logits: deque[Tensor] = deque()
 
     def prefill(self) -> Tensor:
@@ -129,8 +168,12 @@ class SpeculativeForward:
 
     def step(self, ids: Tensor) -> Tensor:
         """Go on behind these ids, int64 [rows]; return logits [rows, vocab]."""
-        if not self._logits:
-            self._speculate(ids)
+        if self._logits:
+            return self._logits.popleft()
+        self._num_tokens = self._num_tokens and self._length.best()
+        if self._num_tokens == 0:  # for good: the small model has not read what was said since
+            return self._target.step(ids)
+        self._speculate(ids)
         return self._logits.popleft()
 
     def select(self, rows: Tensor) -> None:
@@ -144,6 +187,7 @@ class SpeculativeForward:
         drafted, draft_logits = self._guess(ids)
         logits = self._target.extend(torch.stack([ids, *drafted], dim=1))
         count = self._check(drafted, draft_logits, logits)
+        self._length.note(count - 1, min(count, len(drafted)))
         surplus = len(drafted) + 1 - count
         if surplus:
             self._target.rewind(surplus)

@@ -7,6 +7,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling, Speculation
 from lightning_lm.generation.forward import CachedForward, PrefixForward
+from lightning_lm.generation.speculative import DraftLength
 from lightning_lm.models import Attention, Layer, LearnedPositions, Normal, TransformerConfig
 
 GREEDY = Sampling(temperature=0)
@@ -120,6 +121,27 @@ class TestGreedy:
         (answer,) = generator.generate([[2]], sampling=GREEDY, max_new_tokens=21)
         assert len(answer.token_ids) == 21
         assert model.passes == 1 + 20 / 5
+
+    def test_a_bad_draft_is_given_up(self):
+        model, draft = chain(8, seed=0), Chain(-chain(8, seed=0).table)  # which likes best what is least likely
+        generator = Generator(model, speculation=Speculation(draft=draft, num_tokens=4))
+        (answer,) = generator.generate([[2]], sampling=GREEDY, max_new_tokens=129)
+        assert answer == Generator(model).generate([[2]], sampling=GREEDY, max_new_tokens=129)[0]
+        assert 2 <= draft.passes <= 0.05 * 129 / 0.2  # of a fifth of a pass each
+        again = draft.passes
+        generator.generate([[2]], sampling=GREEDY, max_new_tokens=129)
+        assert draft.passes == 2 * again
+
+    def test_a_middling_draft_is_asked_for_less(self):
+        lengths = []
+        for rate in (1.0, 0.8, 0.6, 0.2):
+            length = DraftLength(8)
+            for _ in range(100):
+                length.note(round(100 * rate), 100)
+            lengths.append(length.best())
+        assert lengths[0] == 8
+        assert sorted(lengths, reverse=True) == lengths
+        assert lengths[-1] == 0
 
     def test_models_without_a_cache(self):
         model = model_of(mixer=Attention(num_heads=4, window=4))
