@@ -86,6 +86,8 @@ def reading(path: Path | str) -> Iterator[None]:
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; only tensors and plain data are accepted.
 
+    Tensors are mapped into memory: those that nobody looks at, such as an optimizer's, are never read.
+
     Args:
         path: A ``.ckpt`` that Lightning wrote.
 
@@ -94,7 +96,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
     """
     with reading(path):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no Lightning checkpoint: it has no 'state_dict'.")
     return checkpoint
