@@ -82,6 +82,7 @@ def _described(error: OSError) -> str:
     remedies = {
         errno.ENOSPC: "Free some space, or write elsewhere.",
         errno.EDQUOT: "Free some space, or write elsewhere.",
+        errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or write elsewhere.",
         errno.EROFS: "Write elsewhere.",
         errno.EACCES: "Change the permissions, or use another path.",
         errno.EPERM: "Change the permissions, or use another path.",

@@ -1,11 +1,11 @@
 """The recipes that come with the package: where they are, and the verb that lists, shows and copies them."""
 
 import argparse
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.storage import replacing
 
 __all__ = ["add_arguments", "find_recipe", "recipe_names", "recipes_folder", "run"]
 
@@ -100,6 +100,6 @@ def _copy(source: Path, target: Path | None) -> Path:
         target = target / source.name
     if target.exists():
         raise ConfigurationError(f"{target} exists already; give another name or remove it first.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    with replacing(target) as file:
+        file.write(source.read_bytes())
     return target

@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
             _train(arguments)
         else:
             _compare(arguments)
-    except (LightningLMError, OSError) as error:
+    except LightningLMError as error:
         sys.stderr.write(f"lightning-lm tokenizer: {error}\n")
         return 1
     return 0

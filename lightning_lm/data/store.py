@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.errors import DataError
-from lightning_lm.storage import SWITCH, is_remembered, remember, verifies
+from lightning_lm.storage import SWITCH, is_remembered, naming, remember, verifies
 
 __all__ = ["TokenStore", "token_dtype", "write_shards"]
 
@@ -164,7 +164,18 @@ def write_shards(
 
     Raises:
         DataError: If there is no token to write.
+        OSError: If it cannot be written; has the path as ``filename``.
     """
+    with naming(path):
+        _write_files(path, shards, meta, num_bytes)
+
+
+def _write_files(
+    path: Path,
+    shards: Iterable[tuple[NDArray[Any], NDArray[np.int64]]],
+    meta: dict[str, Any],
+    num_bytes: Callable[[], int] | None,
+) -> None:
     path.mkdir()
     digest = _new_digest(meta)
     lengths: list[NDArray[np.int64]] = []

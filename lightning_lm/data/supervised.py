@@ -29,6 +29,7 @@ from lightning_lm.data.written_special import writes_special, written_special_re
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import naming
 
 __all__ = ["ExampleCounts", "LearnOn", "SupervisedRows", "SupervisedStore", "encode_example", "store_examples"]
 
@@ -363,7 +364,7 @@ def _write(encoded: _Encoded, folder: Path, source: str, tokenizer: Tokenizer, r
     }
     tokens = np.frombuffer(encoded.tokens, dtype=np.uint32).astype(dtype)
     write_shards(folder, [(tokens, np.frombuffer(encoded.lengths, dtype=np.int64))], meta)
-    with (folder / _LEARNED_FILE).open("wb") as file:
+    with naming(folder), (folder / _LEARNED_FILE).open("wb") as file:
         file.write(encoded.learned)
         file.flush()
         os.fsync(file.fileno())

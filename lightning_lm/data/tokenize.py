@@ -59,7 +59,7 @@ def tokenize(
         FingerprintError: If ``out`` holds another source's or another tokenizer's tokens.
     """
     job = _Job(as_source(source), tokenizer, Path(out), overwrite)
-    if (store := job.finished()) is not None:
+    if (store := job.finished()) is not None and not job.folder.exists():
         return store
     try:
         with locked(job.folder):

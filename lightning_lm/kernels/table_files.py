@@ -1,13 +1,14 @@
 """Files of tuned launch settings: what an entry says, how a file is read and checked; written whole or not at all."""
 
+import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_lm.errors import DataError
+from lightning_lm.storage import replacing, verifies
 
 __all__ = ["Entry", "Key", "read_table", "write_table"]
 
@@ -70,6 +71,11 @@ def read_table(path: Path) -> list[Entry]:
     ):
         found = content.get("format") if isinstance(content, dict) else None
         raise DataError(f"{path} is not a table of kernels of format {_FORMAT} (it says {found!r})")
+    if verifies() and content.get("sha256") not in (None, _digest(content["entries"])):
+        raise DataError(
+            f"{path} has changed since it was written. Measure again (lightning-lm kernels), or take its sha256 out if "
+            "the change is meant."
+        )
     return [_entry(path, number, values) for number, values in enumerate(content["entries"], 1)]
 
 
@@ -80,15 +86,15 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
         path: The file; its folder is made.
         entries: Entries to write, in any order.
     """
-    lines = [json.dumps(asdict(entry)) for entry in sorted(entries, key=lambda entry: entry.key)]
-    text = f'{{"format": {_FORMAT}, "entries": [' + ",".join(f"\n {line}" for line in lines) + "\n]}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    rows = [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.key)]
+    lines = ",".join(f"\n {json.dumps(row)}" for row in rows)
+    text = f'{{"format": {_FORMAT}, "sha256": "{_digest(rows)}", "entries": [{lines}\n]}}\n'
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _digest(rows: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _entry(path: Path, number: int, values: Any) -> Entry:

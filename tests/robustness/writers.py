@@ -1,0 +1,175 @@
+"""Everything that this package writes and reads again, with two versions of its content."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from robustness.faults import Writer
+
+from lightning_lm.data import TokenStore, tokenize
+from lightning_lm.data.chat import Plain
+from lightning_lm.data.examples import Examples
+from lightning_lm.data.supervised import SupervisedRows, SupervisedStore, store_examples
+from lightning_lm.kernels.table_files import Entry, read_table, write_table
+from lightning_lm.models import GLU, Attention, Layer, TransformerConfig, load_huggingface
+from lightning_lm.models.huggingface import save_huggingface
+from lightning_lm.modules import precomputed
+from lightning_lm.scaling import RunLedger, RunRecord
+from lightning_lm.strategies import AtomicCheckpointIO
+from lightning_lm.tokenizers import ByteTokenizer, load_tokenizer
+from lightning_lm.tokenizers.bpe import BPETokenizer
+
+torch.set_num_threads(1)
+TEXT = "the cat sat on the mat and the dog sat on the log " * 4
+MODELS = {
+    version: TransformerConfig(
+        vocab_size=300, d_model=16 * version, num_layers=2, layers=Layer(mixer=Attention(num_heads=2), ffn=GLU())
+    ).build()
+    for version in (1, 2)
+}
+TOKENIZERS = {1: BPETokenizer.train([TEXT], 262, num_workers=1), 2: BPETokenizer.train([TEXT], 270, num_workers=1)}
+TABLES = {version: torch.arange(400.0).view(-1, 2) * version for version in (1, 2)}
+BYTES = ByteTokenizer()
+
+
+def version_of(matches: dict[int, bool]) -> int:
+    (version,) = [version for version, found in matches.items() if found]
+    return version
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        first[key].shape == second[key].shape and torch.equal(first[key], second[key]) for key in first
+    )
+
+
+def write_checkpoint(folder: Path, version: int) -> None:
+    content = {"state_dict": MODELS[version].state_dict(), "epoch": version}
+    AtomicCheckpointIO().save_checkpoint(content, folder / "last.ckpt")
+
+
+def read_checkpoint(folder: Path) -> int:
+    content = AtomicCheckpointIO().load_checkpoint(folder / "last.ckpt")
+    states = {version: same(content["state_dict"], model.state_dict()) for version, model in MODELS.items()}
+    assert content["epoch"] == version_of(states)
+    return version_of(states)
+
+
+def read_export(folder: Path) -> int:
+    model, tokenizer = load_huggingface(folder / "model"), load_tokenizer(folder / "model")
+    version = version_of({number: same(model.state_dict(), other.state_dict()) for number, other in MODELS.items()})
+    assert tokenizer.fingerprint == TOKENIZERS[version].fingerprint
+    return version
+
+
+def read_tokenizer(folder: Path) -> int:
+    found = load_tokenizer(folder / "tokenizer").fingerprint
+    return version_of({version: found == tokenizer.fingerprint for version, tokenizer in TOKENIZERS.items()})
+
+
+def text_of(version: int) -> list[str]:
+    return [TEXT * version, "short", TEXT[:50] * version]
+
+
+def write_store(folder: Path, version: int) -> None:
+    tokenize(text_of(version), BYTES, folder / "store", num_workers=1, show_progress=False, overwrite=True)
+
+
+def read_store(folder: Path) -> int:
+    store = TokenStore(folder / "store")
+    documents = [[*text.encode(), BYTES.eos_id] for version in (1, 2) for text in text_of(version)]
+    assert (store.eos_id, store.vocab_size) == (BYTES.eos_id, BYTES.vocab_size)
+    found = [store[index].tolist() for index in range(len(store))]
+    return version_of({1: found == documents[:3], 2: found == documents[3:]})
+
+
+def write_examples(folder: Path, version: int) -> None:
+    """Versions are two entries of the cache."""
+    for number in range(1, version + 1):
+        examples_of(folder, number)
+
+
+def examples_of(folder: Path, version: int) -> SupervisedStore:
+    records = [{"prompt": TEXT[: 10 * version], "completion": TEXT[:30]}, {"prompt": "a", "completion": "b"}]
+    rows = SupervisedRows(context_length=90)
+    return store_examples(Examples(source=records), BYTES, Plain(), rows, folder / "examples", num_workers=1)
+
+
+def read_examples(folder: Path) -> int:
+    """Return the number of entries, each of which must be what its records give."""
+    stores = [SupervisedStore(path) for path in (folder / "examples").iterdir() if path.is_dir() and not path.suffix]
+    for store in stores:
+        prompt = TEXT[: int(np.flatnonzero(store.learned)[0]) - 1]
+        assert store[0].tolist() == [BYTES.eos_id, *prompt.encode(), *TEXT[:30].encode(), BYTES.eos_id]
+        assert len(prompt) in (10, 20)
+        assert store.learned.sum() == 31 + 2
+    return len(stores)
+
+
+def read_scores(folder: Path) -> int:
+    table = precomputed._read(folder / "reference.pt", TABLES[1].shape)
+    return 0 if table is None else version_of({version: torch.equal(table, own) for version, own in TABLES.items()})
+
+
+def run_of(index: int) -> RunRecord:
+    return RunRecord(
+        parameters={"total": 1e6}, flops_per_token={"total": 6e6}, tokens=10**6, loss=4.0 + index, name=str(index)
+    )
+
+
+def write_ledger(folder: Path, version: int) -> None:
+    ledger = RunLedger(folder / "ledger.jsonl")
+    for index in range(1, version + 1):
+        if run_of(index) not in ledger:
+            ledger.add(run_of(index))
+
+
+def read_ledger(folder: Path) -> int:
+    """Runs are lines of their own: a damaged one is missing, the others stay."""
+    runs = RunLedger(folder / "ledger.jsonl").read()
+    assert all(run.id in {run_of(1).id, run_of(2).id} for run in runs)
+    assert all(
+        dataclasses.replace(run, name="") in [dataclasses.replace(run_of(i), name="") for i in (1, 2)] for run in runs
+    )
+    return len(runs)
+
+
+def entries_of(version: int) -> list[Entry]:
+    sizes = {"operation": "rms_norm", "dtype": "bfloat16", "triton": "3.6", "torch": "2.13", "date": "2026-01-01"}
+    times = {"before_us": 20.0, "after_us": 10.0}
+    return [Entry(device="GPU", dims=(64 * version,), settings={"num_warps": 4}, **sizes, **times)]
+
+
+def read_entries(folder: Path) -> int:
+    found = read_table(folder / "table.json")
+    return version_of({version: found == entries_of(version) for version in (1, 2)})
+
+
+WRITERS = [
+    Writer("checkpoint", write_checkpoint, read_checkpoint),
+    Writer(
+        "export, one file",
+        lambda folder, version: save_huggingface(MODELS[version], folder / "model", TOKENIZERS[version]),
+        read_export,
+    ),
+    Writer(
+        "export, shards",
+        lambda folder, version: save_huggingface(
+            MODELS[version], folder / "model", TOKENIZERS[version], max_shard_bytes=12_000
+        ),
+        read_export,
+    ),
+    Writer("tokenizer", lambda folder, version: TOKENIZERS[version].save(folder / "tokenizer"), read_tokenizer),
+    Writer("token store", write_store, read_store),
+    Writer("encoded examples", write_examples, read_examples),
+    Writer(
+        "reference log-probabilities",
+        lambda folder, version: precomputed._write(folder / "reference.pt", TABLES[version]),
+        read_scores,
+    ),
+    Writer("ledger of runs", write_ledger, read_ledger),
+    Writer(
+        "kernel settings", lambda folder, version: write_table(folder / "table.json", entries_of(version)), read_entries
+    ),
+]
