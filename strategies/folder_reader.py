@@ -8,19 +8,26 @@ by inert records while it is read; the real objects are then built from the fiel
 import io
 import pickle
 import pickletools
+import warnings
+from collections.abc import Callable
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor, distributed
 from torch.distributed.checkpoint import metadata as torch_metadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorProperties
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from lightning_lm.errors import CheckpointError
 
-__all__ = ["METADATA", "PlainLoadPlanner", "PlainReader", "read_metadata"]
+__all__ = ["METADATA", "PlainLoadPlanner", "PlainReader", "agreed", "load_tensors", "read_metadata"]
+
+T = TypeVar("T")
 
 METADATA = ".metadata"
 """Name of the description in a folder."""
@@ -77,6 +84,10 @@ class _Layout:
     """Stands for torch's function that finds a layout by its name."""
 
 
+class _ForbiddenNameError(pickle.UnpicklingError):
+    """A pickle names something outside the list."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return a new record class for an allowed name, so that a pickle can change nothing that outlives it."""
@@ -88,7 +99,7 @@ class _Unpickler(pickle.Unpickler):
         kinds |= {(library, path): PurePath for library in ("pathlib", "pathlib._local") for path in _PATHS}
         kinds["torch.serialization", "_get_layout"] = _Layout
         if (module, name) not in kinds:
-            raise pickle.UnpicklingError(f"{module}.{name}")
+            raise _ForbiddenNameError(f"{module}.{name}")
         return type(name, (_Record,), {"kind": kinds[module, name]})
 
 
@@ -109,12 +120,12 @@ def read_metadata(folder: Path | str) -> Metadata:
             f"{folder} has no {METADATA}, which says where its tensors lie: it was copied in part, or the run ended "
             "while it was saved. Copy the whole folder, or use an earlier checkpoint of the run."
         ) from error
-    except pickle.UnpicklingError as error:
+    except _ForbiddenNameError as error:
         raise CheckpointError(
             f"{path} was not loaded: it names {error}, which descriptions of tensors never do; unpickling it could run "
             "any code. It is damaged or was tampered with; use another checkpoint."
         ) from error
-    except _DAMAGE as error:
+    except (*_DAMAGE, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is damaged: {error or type(error).__name__}. Use another checkpoint.") from error
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
         raise CheckpointError(f"{path} is damaged: it describes no tensors. Use another checkpoint.")
@@ -143,7 +154,7 @@ def _real(value: Any, known: dict[int, Any]) -> Any:
     elif isinstance(value, _Record):
         real = _object_of(value, known)
     else:
-        raise pickle.UnpicklingError(type(value).__name__)
+        raise _ForbiddenNameError(type(value).__name__)
     known[id(value)] = real
     return real
 
@@ -218,3 +229,52 @@ class PlainLoadPlanner(DefaultLoadPlanner):
             f"{read_item.dest_index.fqn} is no tensor in the folder, which is damaged or was tampered with; it was not "
             "loaded, because unpickling foreign objects can run any code. Use another checkpoint."
         )
+
+
+def load_tensors(tensors: dict[str, Tensor], path: Path | str, *, alone: bool = True) -> None:
+    """Read tensors from a folder, in place.
+
+    Args:
+        tensors: By the names that the folder has for them.
+        path: The folder.
+        alone: Without other ranks; otherwise all ranks take part, and each reads its shards.
+
+    Raises:
+        CheckpointError: If something cannot be read; on every rank that takes part.
+    """
+    reader = PlainReader(path) if alone else agreed(lambda: PlainReader(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it was asked for
+            load(tensors, storage_reader=reader, planner=PlainLoadPlanner(), no_dist=alone)
+    except CheckpointException as error:  # from one rank or several
+        rank, (cause, _) = min(error.failures.items())
+        if isinstance(cause, CheckpointError):
+            raise CheckpointError(str(cause)) from error
+        where = "" if alone else f" by rank {rank}"
+        raise CheckpointError(
+            f"{path} cannot be read{where}: {str(cause).partition(chr(10))[0] or type(cause).__name__}. Use another "
+            "checkpoint of the run."
+        ) from error
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """Do something on each rank; if it fails on one, no rank goes on to wait for it. Collective: call on all ranks.
+
+    Args:
+        work: Raises `CheckpointError` if it fails.
+
+    Raises:
+        CheckpointError: On all ranks, if it fails on one.
+    """
+    result, problem = None, None
+    try:
+        result = work()
+    except CheckpointError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(problems, problem)
+    found = next((problem for problem in problems if problem is not None), None)
+    if found is not None:
+        raise CheckpointError(found)
+    return cast(T, result)

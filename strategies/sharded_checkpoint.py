@@ -11,23 +11,21 @@ import os
 import pickle
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
 from lightning_lm.strategies.folder_digests import FILE, as_file, check_folder, digests_of, take_as_sound
-from lightning_lm.strategies.folder_reader import METADATA, PlainLoadPlanner, PlainReader
+from lightning_lm.strategies.folder_reader import METADATA, agreed, load_tensors
+from lightning_lm.strategies.stock_folder import is_stock, read_stock
 
 __all__ = [
     "check_together",
@@ -47,7 +45,6 @@ _TENSORS = ("state_dict", "optimizer_states")
 
 Path_ = tuple[str, ...]
 Leaf = Callable[[Path_, Any], Any]
-T = TypeVar("T")
 
 
 def is_sharded(path: Path | str) -> bool:
@@ -206,7 +203,8 @@ def read_sharded(path: Path | str, *, whole: bool = True) -> dict[str, Any]:
 
     Args:
         path: The folder.
-        whole: Read all tensors; otherwise those of weights and optimizers stay empty, on the meta device.
+        whole: Read all tensors; otherwise those of weights and optimizers stay empty, on the meta device. A folder of
+            Lightning's own strategies is always read whole.
 
     Raises:
         CheckpointError: If it is truncated or damaged, or holds more than tensors and plain data.
@@ -217,6 +215,8 @@ def read_sharded(path: Path | str, *, whole: bool = True) -> dict[str, Any]:
             "folder, or use an earlier checkpoint of the run."
         )
     check_folder(path)
+    if is_stock(path):
+        return read_stock(path)
     with reading(path):
         content = torch.load(Path(path) / _META, map_location="cpu", weights_only=True)
     tensors: dict[str, Tensor] = {}
@@ -227,7 +227,7 @@ def read_sharded(path: Path | str, *, whole: bool = True) -> dict[str, Any]:
         return value
 
     checkpoint: dict[str, Any] = replaced(content, fill)
-    _load(tensors, path, alone=True)
+    load_tensors(tensors, path)
     return checkpoint
 
 
@@ -241,7 +241,7 @@ def check_together(path: Path | str) -> None:
         CheckpointError: On every rank, if a file is missing, truncated or damaged.
     """
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
-    _agreed(lambda: check_folder(path, part=rank, parts=ranks), alone=False)
+    agreed(lambda: check_folder(path, part=rank, parts=ranks))
     take_as_sound(path)
 
 
@@ -252,41 +252,7 @@ def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:
         tensors: By their path in the checkpoint, joined by ``/``; overwritten in place.
         path: The folder.
     """
-    _load(dict(tensors), path, alone=False)
-
-
-def _load(tensors: dict[str, Tensor], path: Path | str, *, alone: bool) -> None:
-    reader = _agreed(lambda: PlainReader(path), alone=alone)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it was asked for
-            load(tensors, storage_reader=reader, planner=PlainLoadPlanner(), no_dist=alone)
-    except CheckpointException as error:  # what one rank or several failed with
-        rank, (cause, _) = min(error.failures.items())
-        if isinstance(cause, CheckpointError):
-            raise CheckpointError(str(cause)) from error
-        where = "" if alone else f" by rank {rank}"
-        raise CheckpointError(
-            f"{path} cannot be read{where}: {str(cause).partition(chr(10))[0] or type(cause).__name__}. Use another "
-            "checkpoint of the run."
-        ) from error
-
-
-def _agreed(work: Callable[[], T], *, alone: bool) -> T:
-    """Do something on each rank; if it fails on one, no rank goes on to wait for it."""
-    result, problem = None, None
-    try:
-        result = work()
-    except CheckpointError as error:
-        problem = str(error)
-    problems = [problem]
-    if not alone:
-        problems = [None] * distributed.get_world_size()
-        distributed.all_gather_object(problems, problem)
-    found = next((problem for problem in problems if problem is not None), None)
-    if found is not None:
-        raise CheckpointError(found)
-    return cast(T, result)
+    load_tensors(dict(tensors), path, alone=False)
 
 
 # --- whole tensors ---

@@ -31,6 +31,7 @@ from lightning_lm.strategies.sharded_checkpoint import (
 )
 from lightning_lm.strategies.sharded_gradients import gradients_of, local_parts, total_norm
 from lightning_lm.strategies.sharded_model import Layout, check_model, shard_model
+from lightning_lm.strategies.stock_folder import is_stock
 
 __all__ = ["TensorParallelStrategy"]
 
@@ -261,9 +262,10 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read all but weights and optimizer state; those follow where they belong."""
         path = Path(self.broadcast(str(checkpoint_path)))
-        self._checkpoint_path = path if is_sharded(path) else None
-        if self._checkpoint_path is not None:
+        self._checkpoint_path = None
+        if is_sharded(path):
             check_together(path)
+            self._checkpoint_path = None if is_stock(path) else path
             return read_sharded(path, whole=False)
         return self.checkpoint_io.load_checkpoint(path, weights_only=True)
 
