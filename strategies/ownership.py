@@ -56,20 +56,20 @@ class Ownership:
             params: In the same order on every rank.
             splits: True if rows of each may be updated apart from each other.
         """
-        new = [
-            (param, Placed(tuple(param.shape), may))
-            for param, may in zip(params, splits, strict=True)
-            if param not in self._known or (len(self._known[param][0]) > 1 and not may)
-        ]
-        pieces = place(
-            [placed for _, placed in new], self.num_ranks, load=self._load, min_split_elements=self._min_split_elements
-        )
-        for (param, _), placement in zip(new, pieces, strict=True):
+        pairs = {param: may for param, may in zip(params, splits, strict=True) if param not in self.placements}
+        new = [param for param, may in pairs.items() if not self._fits(param, may)]
+        placed = [Placed(tuple(param.shape), pairs[param]) for param in new]
+        pieces = place(placed, self.num_ranks, load=self._load, min_split_elements=self._min_split_elements)
+        for param, placement in zip(new, pieces, strict=True):
             self._known[param] = placement, self._rows_of(param, placement)
-        for param in params:
+        for param in pairs:
             self.placements[param], rows = self._known[param]
             if rows is not None:
                 self.rows[param] = rows
+
+    def _fits(self, param: Tensor, may_split: bool) -> bool:
+        """Return whether the place that a parameter has beside will do."""
+        return param in self._known and (may_split or len(self._known[param][0]) == 1)
 
     def _rows_of(self, param: Tensor, placement: Placement) -> nn.Parameter | None:
         mine = [piece for piece in placement if piece.rank == self.rank]

@@ -124,7 +124,7 @@ class ShardedOptimizer(_Wrapper, Joinable):
 
     def __eq__(self, other: object) -> bool:
         """Equal the wrapped optimizer too: schedulers know that one, and `LearningRateMonitor` compares."""
-        return self is other or self.inner is other
+        return True if self is other or self.inner is other else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.inner)

@@ -49,6 +49,10 @@ class SignalStop(Callback):
         self._seen_step = 0
         self._validates_alike = False
 
+    def __reduce__(self) -> tuple[type["SignalStop"], tuple[()]]:
+        """Copies, with their Trainer, have taken over no signals."""
+        return type(self), ()
+
     @staticmethod
     def attach(trainer: Trainer) -> None:
         """Add one to a Trainer that has none, before or while its callbacks are set up.

@@ -1,6 +1,8 @@
 """Signals end a run at the end of its step, saved; the run that resumes ends as one without a signal."""
 
+import copy
 import os
+import pickle
 import signal
 import time
 
@@ -134,6 +136,21 @@ def test_before_the_first_step_a_run_just_ends(fit, tmp_path, capfd):
     _, _, trainer, stop = fit(SignalAt("on_fit_start", 0), saver=LastCheckpoint(100, tmp_path))
     assert (stop.code, trainer.global_step, list(tmp_path.glob("*.ckpt"))) == (143, 0, [])
     assert "before the first step, so there is nothing to save" in capfd.readouterr().err
+
+
+class Copies(Callback):
+    def on_train_start(self, trainer, pl_module):
+        (stopper,) = (callback for callback in trainer.callbacks if isinstance(callback, SignalStop))
+        self.copies = [copy.deepcopy(stopper), pickle.loads(pickle.dumps(stopper))]
+        assert stop_signals.installed
+
+
+def test_a_copy_has_taken_over_no_signals(fit, tmp_path):
+    """Callbacks are copied with their Trainer, also while it runs."""
+    copies = Copies()
+    _, _, trainer, stop = fit(copies, saver=LastCheckpoint(100, tmp_path), max_steps=2)
+    assert (stop, trainer.global_step) == (None, 2)
+    assert [type(one) for one in copies.copies] == [SignalStop, SignalStop]
 
 
 def test_handlers_of_the_user_stay_theirs(fit, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections import defaultdict
+from unittest import mock
 
 import pytest
 import torch
@@ -124,6 +125,7 @@ def test_a_copy_goes_on_by_itself(copied):
     optimizer = ShardedOptimizer(torch.optim.SGD([param], lr=1.0, momentum=0.5))
     param.grad = torch.ones(3)
     optimizer.step()
+    assert optimizer == mock.ANY == optimizer.inner == optimizer
     other = copied(optimizer)
     (copy_of_param,) = other.param_groups[0]["params"]
     copy_of_param.grad = torch.ones(3)
