@@ -31,7 +31,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line.rpartition("&& .venv/bin/")[2] for block in blocks("bash") for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("lightning-lm")]
 
 
@@ -63,6 +63,13 @@ def test_a_command_of_the_readme_runs(words, workplace, monkeypatch):
 def test_the_main_job_is_there_once_and_first():
     fits = [words for words in commands() if words[1] == "fit"]
     assert fits[0] == ["lightning-lm", "fit", "--config", "recipes/pretrain/quickstart.yaml"]
+
+
+def test_two_commands_set_themselves_up():
+    first, second = (line for block in blocks("bash") for line in block.splitlines() if "venv" in line)
+    assert first.startswith("python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/lightning-lm fit")
+    assert second == 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/pytest'
+    assert len(README.splitlines()) <= 210
 
 
 def test_python_of_the_readme_runs(workplace, monkeypatch):
