@@ -2,11 +2,10 @@
 
 import inspect
 import sys
-import warnings
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache as remembered
-from typing import Any, cast
+from itertools import repeat
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,24 +14,14 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.models.packed_rows import ONE_PER_ROW, keeps_documents_apart, several_documents
 from lightning_lm.models.saved_transformers import TransformersConfig
-from lightning_lm.models.transformer import Transformer
 from lightning_lm.models.transformers_cache import TransformersCache
 
-__all__ = [
-    "TransformersCache",
-    "TransformersModel",
-    "accepted_inputs",
-    "as_language_model",
-    "mixed_documents",
-    "whole_logits",
-]
+__all__ = ["TransformersCache", "TransformersModel", "as_language_model", "is_of_transformers", "unsupported"]
 
 _SCALES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 _MULTIPLIES = {"cohere": "logit_scale", "falcon_h1": "lm_head_multiplier", "hyperclovax": "logits_scaling"}
 _DIVIDES = {"granite": "logits_scaling"}
 """Families by the beginning of their ``model_type``, and what they scale logits with."""
-_TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Models of users that were given packed rows."""
 
 
 class TransformersModel(nn.Module):
@@ -54,8 +43,8 @@ class TransformersModel(nn.Module):
         super().__init__()
         _check_supported(model)
         self.model = model
-        self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
-        self._scale = _logit_scale(model.config) or 1.0
+        self.logit_softcap: float | None = getattr(_text_config(model), "final_logit_softcapping", None)
+        self._scale = _logit_scale(_text_config(model)) or 1.0
         self._keeps_apart: bool | None = None
 
     @property
@@ -102,7 +91,14 @@ class TransformersModel(nn.Module):
         if cache is not None:
             if document_ids is not None:
                 raise ConfigurationError("A cache holds one document per row; leave document_ids out.")
+            if cache.length and input_ids.shape[1] > 1 and cache.is_recurrent(some=True):
+                # Mamba continues its state by single tokens only.
+                places = repeat(None) if position_ids is None else position_ids.split(1, dim=1)
+                tokens = zip(input_ids.split(1, dim=1), places, strict=False)
+                return torch.cat([self.hidden(ids, position_ids=at, cache=cache) for ids, at in tokens], dim=1)
             positions, mask = cache.columns(input_ids.shape[1])
+            if mask is not None and cache.is_recurrent(some=False):
+                mask = mask[:, -input_ids.shape[1] :]  # a state has no columns to mask
             position_ids = positions if position_ids is None else position_ids
         elif document_ids is not None:
             position_ids = _restarting_positions(document_ids, position_ids)
@@ -120,15 +116,17 @@ class TransformersModel(nn.Module):
         mask: Tensor | None = None,
         cache: TransformersCache | None = None,
     ) -> Tensor:
-        base: Any = _without_wrapper(self.model).base_model
-        caching = {} if cache is None else {_cache_keyword(type(base).forward): cache.past}
-        output = base(
+        decoder = _decoder(self.model)
+        caching = {} if cache is None else {_cache_keyword(type(decoder).forward): cache.past}
+        output = decoder(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=mask,
             use_cache=cache is not None,
             **caching,
         )
+        if cache is not None:
+            cache.length += input_ids.shape[1]
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -180,111 +178,15 @@ def as_language_model(model: nn.Module) -> nn.Module:
     """Return a causal language model of ``transformers`` in a `TransformersModel`, and any other module as it is.
 
     Called bare, such a model makes all logits, and generates without a cache. One whose logits are not those of
-    `TransformersModel` stays bare all the same; it cannot be given packed rows, see `whole_logits`.
+    `TransformersModel` stays bare all the same; it cannot be given packed rows, see `models.own_model.whole_logits`.
 
     Args:
         model: Model of the user.
     """
-    return TransformersModel(model) if _is_of_transformers(model) and not _unsupported(model) else model
+    return TransformersModel(model) if is_of_transformers(model) and not unsupported(model) else model
 
 
-def whole_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch seq vocab"]:
-    """Return the logits of a model that has no `hidden` and `head`.
-
-    Args:
-        model: Returns logits, an object that has them as ``logits``, or a tuple that begins with them.
-        inputs: ``input_ids``, and what else its forward may take: ``position_ids``, ``document_ids``.
-
-    Raises:
-        ConfigurationError: If rows of several documents are given to a bare model of ``transformers``, which would
-            ignore the borders between them; or if the logits are not those of every token.
-    """
-    ids, documents = inputs["input_ids"], inputs.get("document_ids")
-    if documents is not None and _is_of_transformers(model):
-        if several_documents(ids, documents):
-            raise ConfigurationError(
-                f"The rows hold packed documents, and {type(model).__name__} cannot be told to keep them apart: it "
-                f"{_unsupported(model)} {ONE_PER_ROW}"
-            )
-        inputs = {name: value for name, value in inputs.items() if name != "document_ids"}
-    given = accepted_inputs(model, inputs)
-    output = model(**given) if _takes_keyword(model, "input_ids") else model(given.pop("input_ids"), **given)
-    logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
-    if _is_of_transformers(model):
-        logits = logits[:, -ids.shape[1] :]  # learned prompts of peft stand before the row
-    if not isinstance(logits, Tensor) or logits.shape[:-1] != ids.shape:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigurationError(
-            f"{type(model).__name__}.forward returned {found} for input_ids of shape {tuple(ids.shape)}; return the "
-            "logits of every token, [batch, seq, vocab]."
-        )
-    return logits
-
-
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``input_ids`` and those of the other inputs that the forward of a model takes.
-
-    Warns at the first packed rows that a user's own model is given, if it does not keep their documents apart.
-
-    Args:
-        model: Any; one with `hidden` and `head` is asked for what `hidden` takes.
-        inputs: ``input_ids``, ``position_ids``, ``document_ids``.
-    """
-    if isinstance(model, Transformer | TransformersModel):
-        return dict(inputs)
-    ids, documents = inputs["input_ids"], inputs.get("document_ids")
-    if documents is not None and model not in _TRIED and several_documents(ids, documents):
-        how = mixed_documents(model, inputs)
-        if how is not None:
-            warnings.warn(
-                f"The rows hold packed documents, and {type(model).__name__} {how}. {ONE_PER_ROW}", stacklevel=2
-            )
-    return {name: value for name, value in inputs.items() if name == "input_ids" or _takes_keyword(model, name)}
-
-
-def mixed_documents(model: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
-    """Return how a user's own model mixes the documents of packed rows; ``None`` if it keeps them apart.
-
-    Args:
-        model: Not of ``transformers``: those are tried by `TransformersModel`.
-        inputs: Rows of several documents.
-    """
-    _TRIED.add(model)
-    lost = [name for name in ("document_ids", "position_ids") if not _takes_keyword(model, name)]
-    if "document_ids" in lost:
-        return f"does not take {' and '.join(lost)}, so tokens see the earlier documents of their row"
-
-    def run(inputs: dict[str, Tensor]) -> Tensor:
-        language_model: Any = model
-        if _has_hidden(model):
-            return cast(Tensor, language_model.hidden(**accepted_inputs(model, inputs)))
-        return whole_logits(model, inputs)
-
-    ids = inputs["input_ids"]
-    apart = keeps_documents_apart(model, run, num_ids=int(ids.max()) + 1, device=ids.device)
-    return None if apart else "takes document_ids, but a document after another gets other logits than alone"
-
-
-def _has_hidden(model: nn.Module) -> bool:
-    return hasattr(model, "hidden") and hasattr(model, "head")
-
-
-def _takes_keyword(model: nn.Module, name: str) -> bool:
-    """Return whether a model's `hidden`, or its forward if it has none, takes an argument by this name."""
-    inner: Any = getattr(model, "_orig_mod", model)  # the wrapper of torch.compile takes anything
-    function = inner.hidden if _has_hidden(inner) else inner.forward
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.name == name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL):
-        return True
-    # Where ids have another name they are the first argument, whatever else may be given by name.
-    by_place = any(
-        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
-    )
-    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return any_name and not (name == "input_ids" and by_place)
-
-
-def _is_of_transformers(model: nn.Module) -> bool:
+def is_of_transformers(model: nn.Module) -> bool:
     """Return whether it is a model of ``transformers``, or one in a ``PeftModel``; then they are imported already."""
     kinds = [
         (sys.modules.get(name), kind) for name, kind in (("transformers", "PreTrainedModel"), ("peft", "PeftModel"))
@@ -295,6 +197,19 @@ def _is_of_transformers(model: nn.Module) -> bool:
 def _without_wrapper(model: nn.Module) -> nn.Module:
     """Return the model that ``peft`` has put its adapters into."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def _decoder(model: nn.Module) -> Any:
+    """Return the part that turns ids into hidden states. Classes that misname it (Llama 4) are their own base model."""
+    inner: Any = _without_wrapper(model)
+    base = inner.base_model
+    return inner.model if base is inner else base
+
+
+def _text_config(model: Any) -> Any:
+    """Return the config of the language model, which models of images and text (Gemma 4) have inside theirs."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 @remembered
@@ -321,12 +236,13 @@ def _logit_scale(config: Any) -> float | None:
 
 
 def _check_supported(model: nn.Module) -> None:
-    reason = _unsupported(model)
+    reason = unsupported(model)
     if reason is not None:
         raise ConfigurationError(f"{type(model).__name__} {reason}")
 
 
-def _unsupported(model: nn.Module) -> str | None:
+def unsupported(model: nn.Module) -> str | None:
+    """Return why a model cannot be a `TransformersModel`; ``None`` if it can."""
     config = getattr(model, "config", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if config is None or not isinstance(head, nn.Linear) or getattr(config, "is_encoder_decoder", False):
@@ -336,6 +252,7 @@ def _unsupported(model: nn.Module) -> str | None:
         )
     if any(getattr(part, "is_prompt_learning", False) for part in getattr(model, "peft_config", {}).values()):
         return "has learned prompts of peft, which stand before every row. Use adapters such as LoraConfig."
+    config = _text_config(model)
     scale = _logit_scale(config)
     if scale is None or (scale != 1.0 and head.bias is not None):
         scaled = {name: getattr(config, name) for name in _SCALES_LOGITS if getattr(config, name, None) is not None}

@@ -42,9 +42,10 @@ class TransformersConfig(ModelConfig):
         known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         if type(model.config) not in known or type(model) is not known[type(model.config)]:
             return None
-        length = getattr(model.config, "max_position_embeddings", None)
+        text = model.config.get_text_config()
+        length = getattr(text, "max_position_embeddings", None)
         return cls(
-            vocab_size=model.config.vocab_size,
+            vocab_size=text.vocab_size,
             context_length=cls.context_length if length is None else length,
             config=model.config.to_json_string(use_diff=False),
             generation=model.generation_config.to_json_string(use_diff=False),

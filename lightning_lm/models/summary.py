@@ -258,10 +258,13 @@ def attention_shapes(model: nn.Module) -> list[AttentionShape]:
         return [AttentionShape(layer.num_heads * layer.head_dim, layer.num_heads, layer.part.window) for layer in own]
     for module in model.modules():
         config: Any = getattr(module, "config", None)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
         heads, layers = (getattr(config, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
         if heads and layers:
-            head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-            return [AttentionShape(heads * head_dim, heads)] * layers
+            mixed = getattr(config, "is_heterogeneous", False)  # its layers differ, each has a config
+            each = list(config.per_layer_config) if mixed else [config] * layers
+            sizes = [getattr(layer, "head_dim", None) or layer.hidden_size // heads for layer in each]
+            return [AttentionShape(heads * size, heads) for size in sizes]
     return []
 
 

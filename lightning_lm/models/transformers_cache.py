@@ -26,11 +26,18 @@ class TransformersCache:
         self.past = past
         self.max_length = max_length
         self.starts = starts
+        self.length = 0
+        """Columns written so far; recurrent layers of ``transformers`` do not count theirs."""
 
-    @property
-    def length(self) -> int:
-        """Columns written so far."""
-        return int(self.past.get_seq_length())
+    def is_recurrent(self, *, some: bool) -> bool:
+        """Return whether some layer has a recurrent state, or all of them have one and no keys and values.
+
+        Args:
+            some: Whether one such layer is enough.
+        """
+        if some:
+            return any(hasattr(layer, "recurrent_states") for layer in self.past.layers)
+        return all(hasattr(layer, "recurrent_states") and not hasattr(layer, "keys") for layer in self.past.layers)
 
     @property
     def can_join(self) -> bool:
@@ -51,10 +58,12 @@ class TransformersCache:
                 values = [(rows, part.past.layers[index].values) for rows, part in parts]
                 whole = right_aligned(keys, num_rows, length), right_aligned(values, num_rows, length)
                 self.past.update(*whole, index)
+        self.length = length
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Keep these rows and drop the others."""
-        self.past.batch_select_indices(rows)
+        for layer in self.past.layers:  # the second of these leaves recurrent states as they are
+            (layer.reorder_cache if hasattr(layer, "recurrent_states") else layer.batch_select_indices)(rows)
         if self.starts is not None:
             self.starts = self.starts[rows]
 

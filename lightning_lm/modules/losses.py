@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.cross_entropy import TokenLoss, token_cross_entropy
 from lightning_lm.kernels import linear_cross_entropy, output_layer
-from lightning_lm.models.adapter import accepted_inputs, whole_logits
+from lightning_lm.models.own_model import accepted_inputs, whole_logits
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_logprob, output_layer
-from lightning_lm.models.adapter import accepted_inputs, whole_logits
+from lightning_lm.models.own_model import accepted_inputs, whole_logits
 from lightning_lm.models.shared_prompts import answer_features
 from lightning_lm.modules.losses import next_token_inputs, next_token_targets
 from lightning_lm.protocols import LanguageModel
