@@ -58,6 +58,8 @@ def run(namespace: argparse.Namespace) -> None:
     import torch
 
     from lightning_lm.models import export_model, remove_adapters, save_adapters
+    from lightning_lm.modules.reward_folder import export_reward_model
+    from lightning_lm.modules.reward_model import RewardModel
     from lightning_lm.tokenizers import load_tokenizer
 
     path, output = namespace.checkpoint, namespace.output
@@ -72,6 +74,10 @@ def run(namespace: argparse.Namespace) -> None:
         if tokenizer is not None:
             tokenizer.save(output)
         print(_report_adapters(output))
+        return
+    if isinstance(model, RewardModel):
+        export_reward_model(model, output, tokenizer, dtype=dtype, family=namespace.family)
+        print(f"{output} holds a reward model: AutoModelForSequenceClassification.from_pretrained({str(output)!r})")
         return
     model = remove_adapters(model) if namespace.adapters == "drop" else model
     export_model(model, output, tokenizer, dtype=dtype, family=namespace.family)
@@ -90,8 +96,11 @@ def _load(path: Path, namespace: argparse.Namespace) -> tuple["nn.Module", "Toke
         raise CheckpointError(f"{path} is a folder, and --checkpoint takes a .ckpt file.{hint}")
     elif not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
-    from lightning_lm.modules import load_model
+    from lightning_lm.modules import load_model, load_reward_model
+    from lightning_lm.modules.checkpoint import holds_reward_model
 
+    if path.is_file() and holds_reward_model(path):
+        return load_reward_model(path)
     return load_model(path, merged=namespace.adapters == "merge", base=namespace.base)
 
 

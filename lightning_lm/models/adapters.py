@@ -114,6 +114,9 @@ def attach_adapters(model: nn.Module, description: Mapping[str, Any]) -> None:
     for name, child in list(model.named_modules()):  # peft takes "norm" for the end of "mixer_norm" too
         if isinstance(child, ModulesToSaveWrapper) and not _named(name, settings.modules_to_save or ()):
             model.set_submodule(name, child.original_module)
+    score: Any = getattr(model, "score", None)
+    if isinstance(score, nn.Linear):
+        score.requires_grad_(True)  # that of a reward model is new
     _check_output_layer(model, settings.lora_dropout)
     model.train(model.training)  # the new modules begin in the mode of the model
 

@@ -34,12 +34,14 @@ __all__ = [
     "VERSION",
     "check_config",
     "check_weights",
+    "holds_reward_model",
     "load_config",
     "load_model",
     "read_checkpoint",
     "reading",
     "saved_adapters",
     "stop_where_trained",
+    "tokenizer_of_folder",
     "with_trained_template",
 ]
 
@@ -117,7 +119,7 @@ def load_model(
         FileNotFoundError: If there is no such file.
     """
     if Path(path).is_dir():
-        return load_pretrained(path, base=base).eval(), _tokenizer_of_folder(Path(path), base)
+        return load_pretrained(path, base=base).eval(), tokenizer_of_folder(Path(path), base)
     checkpoint = read_checkpoint(path)
     entry = checkpoint.get(ENTRY)
     if entry is None or entry["model"] is None:
@@ -145,6 +147,20 @@ def load_model(
     if entry.get("generation"):
         set_generation_settings(model, entry["generation"])
     return model.eval(), _tokenizer(entry["tokenizer"])
+
+
+def holds_reward_model(path: Path | str) -> bool:
+    """Tell whether a checkpoint is that of a reward model; its weights are not read.
+
+    Args:
+        path: A ``.ckpt`` that Lightning wrote.
+
+    Raises:
+        CheckpointError: If the file is truncated, is no checkpoint, or holds more than tensors and plain data.
+    """
+    with reading(path):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return any(name.startswith("model.backbone.") for name in checkpoint.get("state_dict", ()))
 
 
 def with_trained_template(tokenizer: Any, datamodule: object) -> Any:
@@ -208,8 +224,13 @@ def saved_adapters(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     return None if described is None else dict(described)
 
 
-def _tokenizer_of_folder(folder: Path, base: Path | str | None) -> Tokenizer | None:
-    """Return the tokenizer that lies in a folder, or beside the model of its adapters."""
+def tokenizer_of_folder(folder: Path, base: Path | str | None = None) -> Tokenizer | None:
+    """Return the tokenizer that lies in a folder, or beside the model of its adapters; ``None`` if there is none.
+
+    Args:
+        folder: In the format of Hugging Face or ``peft``.
+        base: Folder of the model that the adapters belong to; ``None`` for the one that they name.
+    """
     for path in (folder, *([adapter_base(folder, base)] if is_adapter_folder(folder) else [])):
         with contextlib.suppress(TokenizerError):
             return load_tokenizer(path)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lightning_lm.data.chat import ChatTemplate, Plain, encode_pair
 from lightning_lm.errors import CheckpointError, ConfigurationError
-from lightning_lm.models import ModelConfig, TransformersModel
+from lightning_lm.models import ModelConfig, TransformersModel, attach_adapters, merge_adapters
 from lightning_lm.models.roles import with_role
-from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoint
+from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoint, saved_adapters, tokenizer_of_folder
+from lightning_lm.modules.reward_folder import PublishedRewardModel
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.rewards import Reward
 from lightning_lm.tokenizers import tokenizer_from_files
@@ -101,7 +102,12 @@ class ModelReward:
     name = "reward_model"
 
     def __init__(
-        self, model: RewardModel, tokenizer: Tokenizer, template: ChatTemplate = Plain(), *, batch_size: int = 64
+        self,
+        model: RewardModel | PublishedRewardModel,
+        tokenizer: Tokenizer,
+        template: ChatTemplate = Plain(),
+        *,
+        batch_size: int = 64,
     ) -> None:
         self._model, self._tokenizer, self._template, self._batch_size = model, tokenizer, template, batch_size
 
@@ -118,7 +124,8 @@ class ModelReward:
         return rewards
 
     def _ids(self, prompt: Any, answer: Any) -> list[int]:
-        longest = getattr(self._model.config, "context_length", None) or sys.maxsize
+        limits = (getattr(self._model.config, name, None) for name in ("context_length", "max_position_embeddings"))
+        longest = next(filter(None, limits), sys.maxsize)
         prompt_ids, answer_ids, _ = encode_pair(prompt, answer, self._tokenizer, self._template, longest)
         return [*prompt_ids, *answer_ids]
 
@@ -135,7 +142,7 @@ class LearnedReward(Reward):
     """The reward model of a checkpoint; loaded when it is first asked.
 
     Args:
-        checkpoint: A ``.ckpt`` that a `RewardModule` wrote.
+        checkpoint: A ``.ckpt`` that a `RewardModule` wrote, or the folder of a published reward model.
         template: The one it was trained with.
         device: Device on which it scores.
         batch_size: Rows that are read at once.
@@ -149,12 +156,13 @@ class LearnedReward(Reward):
     @cached_property
     def _reward(self) -> ModelReward:
         model, tokenizer = load_reward_model(self.checkpoint)
+        model = model.to(self.device)
         if tokenizer is None:
             raise ConfigurationError(
                 f"{self.checkpoint} carries no tokenizer. Load it with load_reward_model, and give "
                 "model.as_reward(tokenizer) as the reward."
             )
-        return model.to(self.device).as_reward(tokenizer, self.template, batch_size=self.batch_size)
+        return ModelReward(model, tokenizer, self.template, batch_size=self.batch_size)
 
     def __call__(
         self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -163,16 +171,19 @@ class LearnedReward(Reward):
         return self._reward(prompts=prompts, completions=completions, **columns)
 
 
-def load_reward_model(path: Path | str) -> tuple[RewardModel, Tokenizer | None]:
+def load_reward_model(path: Path | str) -> tuple[RewardModel | PublishedRewardModel, Tokenizer | None]:
     """Return the reward model of a checkpoint, ready for use, and its tokenizer if it carries one.
 
     Args:
-        path: A ``.ckpt`` that a `RewardModule` wrote.
+        path: A ``.ckpt`` that a `RewardModule` wrote, or a folder with a sequence classifier of ``transformers`` that
+            has one label. Adapters are merged.
 
     Raises:
         CheckpointError: If the file is truncated, foreign, or of another kind of module.
         FileNotFoundError: If there is no such file.
     """
+    if Path(path).is_dir():
+        return PublishedRewardModel(path).eval(), tokenizer_of_folder(Path(path))
     checkpoint = read_checkpoint(path)
     entry = checkpoint.get(ENTRY)
     if entry is None or entry["model"] is None or not any(".score." in name for name in checkpoint["state_dict"]):
@@ -185,7 +196,11 @@ def load_reward_model(path: Path | str) -> tuple[RewardModel, Tokenizer | None]:
     weights = {
         name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
     }
+    adapters = saved_adapters(checkpoint)
+    if adapters is not None:
+        attach_adapters(model, adapters)
     check_weights(weights, model.state_dict(), source=str(path))
     model.to(weights["score.weight"].dtype).load_state_dict(weights)
+    model = model if adapters is None else cast(RewardModel, merge_adapters(model))
     files = entry["tokenizer"]
     return model.eval(), None if files is None else tokenizer_from_files(files)

@@ -1,0 +1,97 @@
+"""Reward models as folders: written and read; the oracle is the sequence classifier of transformers."""
+
+import dataclasses
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from lightning.pytorch import Trainer
+
+from lightning_lm.callbacks import Adapters, LoRA
+from lightning_lm.cli import main
+from lightning_lm.data import PairRows
+from lightning_lm.datamodules import PreferenceDataModule
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.models import Attention, Layer, TransformerConfig, TransformersModel, gpt2
+from lightning_lm.modules import CheckpointModel, LearnedReward, RewardModel, RewardModule, load_reward_model
+from lightning_lm.modules.reward_folder import export_reward_model
+
+CONFIG = TransformerConfig(
+    vocab_size=31, d_model=16, num_layers=2, layers=Layer(mixer=Attention(num_heads=2)), context_length=64
+)
+SIZES = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+MAKERS = {
+    "llama": CONFIG.build,
+    "tied": dataclasses.replace(CONFIG, tie_embeddings=True).build,
+    "gpt2": dataclasses.replace(gpt2(), vocab_size=31, d_model=48, num_layers=1, context_length=64).build,
+    "gemma": lambda: TransformersModel(transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES))),
+}
+IDS = torch.randint(3, 31, (3, 9), generator=torch.Generator().manual_seed(1))
+LENGTHS = torch.tensor([9, 4, 1])
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_transformers_gives_the_same_scores(tmp_path, kind):
+    torch.manual_seed(0)
+    model = RewardModel(MAKERS[kind]()).eval()
+    export_reward_model(model, tmp_path / "out")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert type(theirs).__name__.endswith("ForSequenceClassification")
+    assert theirs.config.num_labels == 1
+    read, tokenizer = load_reward_model(tmp_path / "out")
+    assert tokenizer is None
+    with torch.no_grad():
+        expected = torch.cat([theirs(row[None, :n]).logits[0] for row, n in zip(IDS, LENGTHS, strict=True)])
+        torch.testing.assert_close(model(IDS, LENGTHS), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(read(IDS, LENGTHS), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_folders_are_refused(tmp_path):
+    config = transformers.LlamaConfig(**SIZES, num_labels=3)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "three")
+    with pytest.raises(CheckpointError, match="with 3 labels"):
+        load_reward_model(tmp_path / "three")
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "causal")
+    with pytest.raises(CheckpointError, match="holds LlamaForCausalLM"):
+        load_reward_model(tmp_path / "causal")
+    granite = transformers.GraniteForCausalLM(transformers.GraniteConfig(**SIZES))
+    with pytest.raises(ConfigurationError, match="no GraniteForSequenceClassification"):
+        export_reward_model(RewardModel(TransformersModel(granite)), tmp_path / "granite")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_trained_reward_model_is_exported_and_scores_completions(tmp_path, lora):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, max_position_embeddings=64, pad_token_id=None, eos_token_id=1)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    vocab = {token: i for i, token in enumerate(["<s>", "</s>", "<pad>", *"abcdefghijklmnopqrstuvwxyz \n"])}
+    definition = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="a"))
+    definition.add_special_tokens(["<s>", "</s>", "<pad>"])
+    named = {"eos_token": "</s>", "pad_token": "<pad>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=definition, **named).save_pretrained(tmp_path / "base")
+    quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "max_epochs": -1}
+    quiet |= {"enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    callbacks = [LoRA(Adapters(rank=2))] if lora else []
+    trainer = Trainer(**quiet, callbacks=callbacks, max_steps=2, limit_val_batches=0)
+    pairs = [{"prompt": "abc", "chosen": "cba", "rejected": "abc"}] * 8
+    module = RewardModule(CheckpointModel(checkpoint=str(tmp_path / "base")))
+    trainer.fit(module, datamodule=PreferenceDataModule(pairs, 0, rows=PairRows(max_length=32), batch_size=2))
+    assert module.model.score.weight.requires_grad
+    trainer.save_checkpoint(tmp_path / "reward.ckpt")
+    words = ["--checkpoint", str(tmp_path / "reward.ckpt"), "--output", str(tmp_path / "out")]
+    assert main(["export", *words]) == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        ids = torch.tensor([[*tokenizer.encode(text), 1] for text in ("abccba", "abcabc")])
+        expected = (
+            theirs(ids).logits[:, 0]
+            if theirs.config.pad_token_id is not None
+            else torch.cat([theirs(row[None]).logits[0] for row in ids])
+        )
+    asked = {"prompts": ["abc", "abc"], "completions": ["cba", "abc"]}
+    for checkpoint in ("reward.ckpt", "out"):
+        found = LearnedReward(checkpoint=str(tmp_path / checkpoint))(**asked)
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
