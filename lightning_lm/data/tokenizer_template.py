@@ -134,7 +134,7 @@ def _template_of(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> str:
     if template is None:
         kind = TokenizerError if hasattr(tokenizer, "prefix_ids") else ConfigurationError  # published, or trained here
         raise kind(
-            f"{type(tokenizer).__name__} carries no chat template; use template=ChatML(), name a file by "
+            f"{type(tokenizer).__name__} carries no chat template; use ChatML (--data.template ChatML), name a file by "
             "TokenizerTemplate(path='chat_template.jinja'), or use the tokenizer of a Hugging Face folder that has one."
         )
     return str(template)

@@ -53,7 +53,7 @@ class _ModelOwner(MeasuredModule, abc.ABC):
             _check_vocabulary(self.model, self._vocab_size())
         if not self.model.training:
             self.model.train()  # what from_pretrained returns is in evaluation mode: no dropout
-        _check_length(self.model, self._trainer)
+        _check_length(self.model, self._trainer, self.model_config)
         self._configured = True
         recompute_blocks(self.model, self.activation_checkpointing)
         if self.compile_what == "blocks":
@@ -154,12 +154,14 @@ def _check_vocabulary(model: nn.Module, vocab_size: int | None) -> None:
         )
 
 
-def _check_length(model: nn.Module, trainer: Any) -> None:
+def _check_length(model: nn.Module, trainer: Any, config: ModelConfig | None) -> None:
     rows = getattr(getattr(trainer, "datamodule", None), "context_length", None)
     limit = getattr(getattr(model, "config", None), "context_length", None)
     if isinstance(rows, int) and isinstance(limit, int) and rows > limit:
         key = "data.rows" if hasattr(trainer.datamodule, "template") else "data"
+        fixed = Path(getattr(config, "checkpoint", "")).is_file()  # a .ckpt keeps its own
+        longer = "" if fixed else f"--model.model.context_length {rows}, or "
         raise ConfigurationError(
-            f"The data has context_length={rows}, but the model was described with context_length={limit}. Set both: "
-            f"--model.model.context_length {rows}, or --{key}.context_length {limit}."
+            f"The data has context_length={rows}, but the model was described with context_length={limit}. Set "
+            f"{longer}--{key}.context_length {limit}."
         )

@@ -181,8 +181,8 @@ class BaseTokenizer(ABC):
 
     def _no_template(self) -> LightningLMError:
         return ConfigurationError(
-            f"{type(self).__name__} carries no chat template; use template=ChatML(), or the tokenizer of a "
-            "Hugging Face folder that has one."
+            f"{type(self).__name__} carries no chat template; use ChatML (--data.template ChatML), or the tokenizer of "
+            "a Hugging Face folder that has one."
         )
 
     @property

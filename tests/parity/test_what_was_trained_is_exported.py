@@ -178,6 +178,19 @@ def test_adapters_of_one_stage_go_on_into_the_next(published, tmp_path, family):
     check(tmp_path / "merged")
 
 
+def test_rows_longer_than_a_checkpoint_name_what_can_be_set(published, tmp_path):
+    module, data = WAYS["sft"](CheckpointModel(checkpoint=str(published())))
+    fitted(module, data, tmp_path)
+    for source, words in (
+        ("trained.ckpt", "Set --data.rows"),
+        ("published", "Set --model.model.context_length 129, or --"),
+    ):
+        rows = SupervisedRows(context_length=129)
+        data = ChatDataModule(CHATS, 0, template=TEMPLATE, rows=rows, batch_size=2)
+        with pytest.raises(ConfigurationError, match=words):
+            fitted(SFTModule(CheckpointModel(checkpoint=str(tmp_path / source))), data, tmp_path)
+
+
 def test_generation_stops_where_that_of_transformers_stops(published, tmp_path):
     module, data = WAYS["sft"](CheckpointModel(checkpoint=str(published())))
     fitted(module, data, tmp_path)
