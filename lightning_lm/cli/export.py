@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.storage import held, resolve_checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="PATH",
-        help="a .ckpt file of a training run, or a folder with adapters of peft",
+        help="a .ckpt file, the folder of runs (the newest finished one is taken), or one with adapters of peft",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the files are written")
     parser.add_argument(
@@ -55,6 +56,11 @@ def run(namespace: argparse.Namespace) -> None:
         CheckpointError: If there is no checkpoint, or it does not hold a model of this package.
         ConfigurationError: If no family can express the model, or the tokenizer has more ids than it.
     """
+    with held(namespace.output, "choose another --output"):
+        _export(namespace)
+
+
+def _export(namespace: argparse.Namespace) -> None:
     import torch
 
     from lightning_lm.models import export_model, remove_adapters, save_adapters
@@ -62,7 +68,7 @@ def run(namespace: argparse.Namespace) -> None:
     from lightning_lm.modules.reward_model import RewardModel
     from lightning_lm.tokenizers import load_tokenizer
 
-    path, output = namespace.checkpoint, namespace.output
+    path, output = resolve_checkpoint(namespace.checkpoint), namespace.output
     model, tokenizer = _load(path, namespace)
     if namespace.tokenizer is not None:
         tokenizer = load_tokenizer(namespace.tokenizer)

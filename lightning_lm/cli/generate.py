@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_lm.errors import CheckpointError, ConfigurationError, LightningLMError
+from lightning_lm.storage import resolve_checkpoint
 
 if TYPE_CHECKING:
     from lightning_lm.generation.generator import Generator
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="PATH",
-        help="a .ckpt file, a Hugging Face folder, or one with adapters of peft",
+        help="a .ckpt file, the folder of runs (the newest finished one is taken), a Hugging Face folder, or one with "
+        "adapters of peft",
     )
     parser.add_argument(
         "--base", type=Path, metavar="FOLDER", help="model of the adapters (default: the one that they name)"
@@ -120,9 +122,7 @@ def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generat
 
     from lightning_lm.generation.generator import Generator
 
-    path = namespace.checkpoint
-    if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {path}.")
+    path = resolve_checkpoint(namespace.checkpoint)
     if path.is_dir():
         _check_folder(path)
     try:

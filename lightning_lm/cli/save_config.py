@@ -2,11 +2,14 @@
 
 import itertools
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+
+from lightning_lm.storage import record_run
 
 __all__ = ["SaveConfig"]
 
@@ -22,11 +25,12 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file on the first rank when training starts."""
+        """Write the file on the first rank when training starts, and note that it has started."""
         folder = trainer.log_dir  # asks the first rank, so every rank has to
         if stage != "fit" or folder is None or trainer.logger is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
+        record_run(Path(folder), "running", process=os.getpid(), host=socket.gethostname())
         text = self.parser.dump(self.config, skip_unset=False)
         _write(
             Path(folder) / self.config_filename, text if text.startswith("#") else f"{_HEADER} {__version__}\n{text}"

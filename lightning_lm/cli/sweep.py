@@ -14,6 +14,7 @@ import yaml
 
 from lightning_lm.cli.overlays import read_overlays
 from lightning_lm.errors import LightningLMError, UsageError
+from lightning_lm.storage import held
 
 if TYPE_CHECKING:
     from lightning_lm.scaling import Outcome, Trial
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = Sweep(
         trials, lambda trial: train(_overlay(trial, arguments)), ledger=ledger, budget=budget, jobs=arguments.jobs or 1
     )
-    missing = _report(sweep.run(), trials, lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
+    with held(_runs_of(ledger.path), "use another --ledger"):
+        missing = _report(sweep.run(), trials, lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
     verb = "transfer" if plan.models and any(name.endswith("lr") for name in plan.grid or ()) else "fit"
     print(f"\nWhat to type next:\n  lightning-lm scaling {verb} {ledger.path} --plot {ledger.path.parent / 'report'}")
     return 1 if missing else 0
@@ -90,9 +92,13 @@ def _block(configs: Sequence[str]) -> Mapping[str, Any]:
     return merged
 
 
+def _runs_of(ledger: Path) -> Path:
+    return ledger.parent / f"{ledger.stem}_runs"
+
+
 def _overlay(trial: "Trial", arguments: argparse.Namespace) -> Path:
     """Write the config of a run beside the ledger: ``fit --config`` of this file repeats it."""
-    folder = arguments.ledger.parent / f"{arguments.ledger.stem}_runs"
+    folder = _runs_of(arguments.ledger)
     folder.mkdir(parents=True, exist_ok=True)
     callback = {
         "class_path": "ScalingLaw",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_lm.errors import LightningLMError, TokenizerError
+from lightning_lm.storage import held
 
 if TYPE_CHECKING:
     from lightning_lm.tokenizers.base import BaseTokenizer
@@ -72,9 +73,10 @@ def _train(arguments: argparse.Namespace) -> None:
         raise TokenizerError(f"{output} is a file; --output names a folder.")
     if output.is_dir() and any(output.iterdir()) and not arguments.overwrite:
         raise TokenizerError(f"{output} is not empty; choose another --output, or add --overwrite.")
-    documents = _Counted(_documents(arguments))
-    tokenizer = _TRAINERS[arguments.kind](documents, arguments)
-    tokenizer.save(output)
+    with held(output, "choose another --output"):
+        documents = _Counted(_documents(arguments))
+        tokenizer = _TRAINERS[arguments.kind](documents, arguments)
+        tokenizer.save(output)
     sys.stdout.write(f"{tokenizer.vocab_size:,} tokens from {documents.count:,} documents, written to {output}\n")
 
 

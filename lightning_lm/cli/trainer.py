@@ -7,6 +7,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
@@ -26,6 +27,7 @@ from lightning_lm.cli.list_items import change_items
 from lightning_lm.cli.overlays import expand_configs
 from lightning_lm.cli.precision import fast_precision
 from lightning_lm.cli.resume import newest_checkpoint, run_folder, sound_checkpoint
+from lightning_lm.cli.run_record import own_folder, recorded
 from lightning_lm.cli.save_config import SaveConfig
 from lightning_lm.cli.signatures import Argument, arguments_of
 from lightning_lm.datamodules import TextDataModule
@@ -33,6 +35,7 @@ from lightning_lm.errors import CheckpointError, LightningLMError, RunStopped, U
 from lightning_lm.modules import PretrainModule
 from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.signals import stop_signals
+from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.strategies import AtomicCheckpointIO
 from lightning_lm.tokenizers import TrainBPE
 
@@ -163,9 +166,16 @@ class CommandLine(LightningCLI):
         config["ckpt_path"] = self._checkpoint
         if self._checkpoint == "last":
             self._use_newest_checkpoint(config)
+        elif self._checkpoint is not None and Path(self._checkpoint).is_dir():
+            config["ckpt_path"] = str(resolve_checkpoint(self._checkpoint))
 
     def instantiate_classes(self) -> None:
         """Build Trainer, model and data; a value that a constructor refuses is reported with its place."""
+        trainer = self.config[self.subcommand]["trainer"]
+        with own_folder(trainer, self.subcommand):
+            self._instantiate()
+
+    def _instantiate(self) -> None:
         try:
             super().instantiate_classes()
         except LightningLMError:
@@ -194,7 +204,8 @@ class CommandLine(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Train; signals end the set-up at once and training at the end of a step, see `SignalStop`."""
         SignalStop.attach(self.trainer)
-        with stop_signals.handled(kill=getattr(self.trainer.strategy.launcher, "kill", None)):
+        kill = getattr(self.trainer.strategy.launcher, "kill", None)
+        with recorded(self.trainer), stop_signals.handled(kill=kill):
             self._fit(arguments)
 
     def _fit(self, arguments: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning_lm.errors import CheckpointError, ConfigurationError, TokenizerError
 from lightning_lm.models.adapter_files import adapter_base, is_adapter_folder
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.tokenizers import TokenizerPart, TrainedTokenizerPart, load_tokenizer
 
 __all__ = ["choose_tokenizer", "make_tokenizer"]
@@ -72,11 +73,12 @@ def _checkpoint(trainer: Trainer | None) -> Path | None:
     module = _module(trainer)
     named = getattr(getattr(module, "model_config", None), "checkpoint", None)
     if named is not None:
-        if not Path(named).exists():
+        if not Path(named).exists() and len(Path(named).parts) == 2 and Path(named).parts[0] != "runs":
             raise CheckpointError(
                 f"There is no checkpoint at {named} (looked from {Path.cwd()}). Run the recipe that trains it first; a "
                 f"model of the Hub must be downloaded: hf download {named} --local-dir FOLDER."
             )
+        named = resolve_checkpoint(named)
         bare = is_adapter_folder(named) and not _has_tokenizer(Path(named))
         return adapter_base(named, getattr(module.model_config, "base", None)) if bare else Path(named)
     # A model that transformers has loaded remembers its folder.

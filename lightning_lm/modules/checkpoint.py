@@ -25,7 +25,7 @@ from lightning_lm.models import (
 from lightning_lm.models.adapter_files import adapter_base, is_adapter_folder
 from lightning_lm.models.huggingface import load_pretrained
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.storage import check_archive
+from lightning_lm.storage import check_archive, resolve_checkpoint
 from lightning_lm.tokenizers import load_tokenizer, tokenizer_from_files
 
 __all__ = [
@@ -110,7 +110,8 @@ def load_model(
     """Return the model of a checkpoint, with its weights and ready for use, and its tokenizer if it carries one.
 
     Args:
-        path: A ``.ckpt`` that a module of this package wrote, or a folder in the format of Hugging Face or ``peft``.
+        path: A ``.ckpt`` that a module of this package wrote, or a folder in the format of Hugging Face or ``peft``, or
+            the folder of runs, such as ``runs/sft_reverse``, for the newest that has finished.
         merged: Merge adapters into the weights; those of a folder always are.
         base: Folder of the model that a folder of adapters belongs to; ``None`` for the one that they name.
 
@@ -118,6 +119,7 @@ def load_model(
         CheckpointError: If the file is truncated, foreign, or holds the weights of another model.
         FileNotFoundError: If there is no such file.
     """
+    path = resolve_checkpoint(path) if Path(path).is_dir() else path
     if Path(path).is_dir():
         return load_pretrained(path, base=base).eval(), tokenizer_of_folder(Path(path), base)
     checkpoint = read_checkpoint(path)

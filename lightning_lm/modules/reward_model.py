@@ -19,6 +19,7 @@ from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoin
 from lightning_lm.modules.reward_folder import PublishedRewardModel
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.rewards import Reward
+from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.tokenizers import tokenizer_from_files
 
 __all__ = ["LearnedReward", "ModelReward", "RewardModel", "load_reward_model"]
@@ -175,13 +176,14 @@ def load_reward_model(path: Path | str) -> tuple[RewardModel | PublishedRewardMo
     """Return the reward model of a checkpoint, ready for use, and its tokenizer if it carries one.
 
     Args:
-        path: A ``.ckpt`` that a `RewardModule` wrote, or a folder with a sequence classifier of ``transformers`` that
-            has one label. Adapters are merged.
+        path: A ``.ckpt`` that a `RewardModule` wrote, the folder of its runs, for the newest that has finished, or a folder
+            with a sequence classifier of ``transformers`` that has one label. Adapters are merged.
 
     Raises:
         CheckpointError: If the file is truncated, foreign, or of another kind of module.
         FileNotFoundError: If there is no such file.
     """
+    path = resolve_checkpoint(path) if Path(path).is_dir() else path
     if Path(path).is_dir():
         return PublishedRewardModel(path).eval(), tokenizer_of_folder(Path(path))
     checkpoint = read_checkpoint(path)

@@ -1,14 +1,14 @@
 """Models that start from what an earlier run, or somebody else, has trained."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import ModelConfig, PretrainedCheckpoint, grow_vocabulary
 from lightning_lm.modules.checkpoint import load_model
+from lightning_lm.storage import resolve_checkpoint
 
 __all__ = ["CheckpointModel"]
 
@@ -24,7 +24,8 @@ class CheckpointModel(ModelConfig):
     Args:
         vocab_size: Ids that are needed; ``None`` for those of the tokenizer.
         context_length: Tokens of a training row; 0 for what the checkpoint names. A ``.ckpt`` keeps its own.
-        checkpoint: The file or folder.
+        checkpoint: The file or folder; or the folder of the runs of a name, such as ``runs/sft_reverse``: then that of
+            the newest run that has finished.
         base: Folder of the model that a folder of adapters belongs to; ``None`` for the one that they name.
         new_tokens: Special tokens that the tokenizer there gets behind its last id; the model gets a row for each, the
             mean of its others (`models.grow_vocabulary`).
@@ -58,10 +59,9 @@ class CheckpointModel(ModelConfig):
         return cast(nn.Module, model)
 
     def _load(self) -> nn.Module:
-        path = Path(self.checkpoint)
+        path = resolve_checkpoint(self.checkpoint)
         if path.is_dir():
-            length = self.context_length
-            return PretrainedCheckpoint(checkpoint=self.checkpoint, context_length=length, base=self.base).build()
-        if not path.is_file():
-            raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}). Train that one first.")
+            return PretrainedCheckpoint(
+                checkpoint=str(path), context_length=self.context_length, base=self.base
+            ).build()
         return load_model(path)[0]

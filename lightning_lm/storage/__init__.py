@@ -3,8 +3,10 @@
 from lightning_lm.storage.archives import check_archive
 from lightning_lm.storage.digests import DIGESTS, check_digests, file_state, write_digests
 from lightning_lm.storage.folders import INDEX, SINGLE, TOKENIZER_FILES, filling
+from lightning_lm.storage.holding import held
 from lightning_lm.storage.remembered import is_remembered, remember
 from lightning_lm.storage.replacing import naming, replacing, sync_folder, system_error
+from lightning_lm.storage.runs import claim_version, is_first_process, record_run, resolve_checkpoint
 from lightning_lm.storage.switch import SWITCH, verifies
 from lightning_lm.storage.temporaries import discard, remove_leftovers, temporary_for
 
@@ -16,14 +18,19 @@ __all__ = [
     "TOKENIZER_FILES",
     "check_archive",
     "check_digests",
+    "claim_version",
     "discard",
     "file_state",
     "filling",
+    "held",
+    "is_first_process",
     "is_remembered",
     "naming",
+    "record_run",
     "remember",
     "remove_leftovers",
     "replacing",
+    "resolve_checkpoint",
     "sync_folder",
     "system_error",
     "temporary_for",
