@@ -73,7 +73,7 @@ def _checkpoint(trainer: Trainer | None) -> Path | None:
     module = _module(trainer)
     named = getattr(getattr(module, "model_config", None), "checkpoint", None)
     if named is not None:
-        if not Path(named).exists() and len(Path(named).parts) == 2 and Path(named).parts[0] != "runs":
+        if not Path(named).exists() and Path(named).parts[0] != "runs":
             raise CheckpointError(
                 f"There is no checkpoint at {named} (looked from {Path.cwd()}). Run the recipe that trains it first; a "
                 f"model of the Hub must be downloaded: hf download {named} --local-dir FOLDER."

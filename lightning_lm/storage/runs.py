@@ -72,7 +72,8 @@ def resolve_checkpoint(path: Path | str) -> Path:
     runs = _runs(path)
     if runs is None:
         if not path.exists():
-            raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}).{_remedy(path)}")
+            remedy = _remedy(path) or " Train that one first, or check the path."
+            raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}).{remedy}")
         return path
     finished = [found for run in runs if (found := _finished(run)) is not None]
     if not finished:
