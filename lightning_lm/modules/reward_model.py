@@ -176,8 +176,8 @@ def load_reward_model(path: Path | str) -> tuple[RewardModel | PublishedRewardMo
     """Return the reward model of a checkpoint, ready for use, and its tokenizer if it carries one.
 
     Args:
-        path: A ``.ckpt`` that a `RewardModule` wrote, the folder of its runs, for the newest that has finished, or a folder
-            with a sequence classifier of ``transformers`` that has one label. Adapters are merged.
+        path: A ``.ckpt`` that a `RewardModule` wrote, the folder of its runs, for the newest that has finished, or a
+            folder with a sequence classifier of ``transformers`` that has one label. Adapters are merged.
 
     Raises:
         CheckpointError: If the file is truncated, foreign, or of another kind of module.
