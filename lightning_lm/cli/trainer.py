@@ -1,5 +1,6 @@
 """Lightning's verbs: ``fit``, ``validate``, ``test`` and ``predict``, from YAML and the command line."""
 
+import errno
 import importlib
 import logging
 import os
@@ -43,6 +44,7 @@ __all__ = ["CommandLine", "prepare", "print_class_help", "run"]
 
 _PARTS = ("callbacks", "data", "datamodules", "models", "modules", "optim", "strategies", "tokenizers")
 _SEED = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHATTER = ("💡 Tip", "TPU available", "Trainer already configured with model summary")
 _DEFAULTS = {"model": PretrainModule, "data": TextDataModule}
 _IMPLIED = {"data.tokenizer": TrainBPE}
@@ -189,6 +191,12 @@ class CommandLine(LightningCLI):
         """Run the verb; what Lightning refuses about its settings is reported as a mistake of the command line."""
         try:
             super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.filename is not None or error.errno not in _NO_ROOM:
+                raise
+            # A write that fails has no path; checkpoints and caches name theirs, so these are the logs.
+            folders = [getattr(logger, "log_dir", None) for logger in self.trainer.loggers]
+            raise OSError(error.errno, error.strerror, folders[0] if folders else None) from error
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             if isinstance(error, LightningLMError) or not is_a_users_mistake(error):
                 raise
