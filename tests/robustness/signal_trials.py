@@ -253,6 +253,7 @@ def trials() -> list[Trial]:
     """Return the trials of the long form."""
     one = [Trial("one", "-", signum) for signum in SIGNALS]
     several = [Trial(*found) for found in itertools.product(("lightning", "torchrun"), STRATEGIES, SIGNALS)]
+    several = [trial for trial in several if (trial.launcher, trial.signum) != ("torchrun", signal.SIGUSR1)]
     special = [
         Trial("one", "-", signal.SIGTERM, beacon="InValidation"),
         Trial("one", "-", signal.SIGINT, beacon="InSetup"),
