@@ -7,6 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from pairs_in_pieces import Pieces, part_of
+from recorded_gradients import Record
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +16,7 @@ from lightning_lm.data import EncodedPair, PairStream, PreferencePairs
 from lightning_lm.datamodules.loader import Loading, Share, TrainLoader
 from lightning_lm.functional.preference import IPO, ChosenNLL, Sigmoid, SimPO, WeightedLosses
 from lightning_lm.modules import CopyReference, DPOModule, SlowSync
-from lightning_lm.optim import AdamW, Constant, OptimizerPart
+from lightning_lm.optim import AdamW, Constant
 from lightning_lm.types import IGNORE_INDEX
 
 VOCAB = 31
@@ -39,50 +41,6 @@ def whole_batch(count=PAIRS, *, empty=()) -> dict[str, torch.Tensor]:
     for pair in empty:
         tensors["labels"][[pair, pair + count]] = IGNORE_INDEX
     return tensors
-
-
-def part_of(batch, pairs) -> dict[str, torch.Tensor]:
-    """Cut out pairs: each has a row in both halves."""
-    count = len(batch["margin"])
-    rows = torch.cat([torch.arange(count)[pairs], torch.arange(count)[pairs] + count])
-    return {name: value[rows if len(value) == 2 * count else rows[: len(rows) // 2]] for name, value in batch.items()}
-
-
-class Pieces:
-    """A sized loader of micro-batches of pairs in order; each rank takes its share of every one."""
-
-    def __init__(self, batch, size, trainer):
-        self.batch, self.size, self.trainer = batch, size, trainer
-
-    def __len__(self):
-        return -(-len(self.batch["margin"]) // (self.size * self.trainer.num_devices))
-
-    def __iter__(self):
-        ranks, rank = self.trainer.num_devices, self.trainer.global_rank
-        for first in range(0, len(self.batch["margin"]), self.size * ranks):
-            yield part_of(self.batch, slice(first + rank, first + self.size * ranks, ranks))
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients that it is given and moves nothing."""
-
-    def __init__(self, named):
-        super().__init__(named, lr=0.0)
-        self.names = [name for name, _ in named]
-        self.seen = []
-
-    def step(self, closure=None):
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        params = self.param_groups[0]["params"]
-        self.seen.append({name: param.grad.clone() for name, param in zip(self.names, params, strict=True)})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record(OptimizerPart):
-    def children(self, parameters):
-        return [Recorder([(entry.name, entry.parameter) for entry in parameters])]
 
 
 class Logged(Logger):

@@ -1,41 +1,17 @@
 """The gradient of an optimizer step is that of the mean over all its target tokens, however the rows are cut."""
 
-import dataclasses
-
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
+from recorded_gradients import Record
 
 from lightning_lm.modules import CrossEntropy, PretrainModule
-from lightning_lm.optim import OptimizerPart
 from lightning_lm.types import IGNORE_INDEX
 
 ROWS, WINDOW = 20, 16
 """One full window of 16 rows and a partial one of 4."""
 TOLERANCE = 1e-6
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients that it is given and moves nothing."""
-
-    def __init__(self, named):
-        super().__init__(named, lr=0.0)
-        self.names = [name for name, _ in named]
-        self.seen = []
-
-    def step(self, closure=None):
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        params = self.param_groups[0]["params"]
-        self.seen.append({name: param.grad.clone() for name, param in zip(self.names, params, strict=True)})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record(OptimizerPart):
-    def children(self, parameters):
-        return [Recorder([(entry.name, entry.parameter) for entry in parameters])]
 
 
 def exact(config, rows, **options):

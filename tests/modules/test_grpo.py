@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from recorded_gradients import Record
 from torch.utils.data import DataLoader
 
 from lightning_lm.errors import ConfigurationError
@@ -23,7 +24,7 @@ from lightning_lm.functional import (
 )
 from lightning_lm.generation import Sampling
 from lightning_lm.modules import GRPOModule, Objective, RolloutPlan, Validation, load_model
-from lightning_lm.optim import SGD, AdamW, Constant, OptimizerPart
+from lightning_lm.optim import SGD, AdamW, Constant
 from lightning_lm.rewards import ExactAnswer, RewardError, Scoring
 from lightning_lm.types import IGNORE_INDEX
 
@@ -49,27 +50,6 @@ def weights_of(module):
 
 
 # --- gradients ---
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients that it is given and moves nothing."""
-
-    def __init__(self, named):
-        super().__init__(named, lr=0.0)
-        self.names, self.seen = [name for name, _ in named], []
-
-    def step(self, closure=None):
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        params = self.param_groups[0]["params"]
-        self.seen.append({name: param.grad.clone() for name, param in zip(self.names, params, strict=True)})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record(OptimizerPart):
-    def children(self, parameters):
-        return [Recorder([(entry.name, entry.parameter) for entry in parameters])]
 
 
 ROWS, WINDOW = 20, 16

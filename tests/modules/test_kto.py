@@ -1,7 +1,6 @@
 """KTO against TRL's trainer and a float64 computation, and its gradient however a step is cut."""
 
 import collections
-import dataclasses
 import functools
 import types
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from recorded_gradients import Record
 from torch import nn
 from torch.nn import functional as F
 from trl.trainer.kto_trainer import KTOTrainer
@@ -21,7 +21,7 @@ from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.functional import KTO
 from lightning_lm.models import TransformerConfig
 from lightning_lm.modules import KTOModule
-from lightning_lm.optim import Constant, OptimizerPart
+from lightning_lm.optim import Constant
 from lightning_lm.tokenizers import CharacterTokenizer
 
 DIGITS = CharacterTokenizer("0123456789=")
@@ -51,28 +51,6 @@ def moved(dtype=torch.float32):
         for parameter, other in zip(model.parameters(), small(dtype, seed=6).parameters(), strict=True):
             parameter.lerp_(other, 0.5)
     return model
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients that it is given and moves nothing."""
-
-    def __init__(self, named):
-        super().__init__(named, lr=0.0)
-        self.names = [name for name, _ in named]
-        self.seen = []
-
-    def step(self, closure=None):
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        params = self.param_groups[0]["params"]
-        self.seen.append({name: param.grad.clone() for name, param in zip(self.names, params, strict=True)})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record(OptimizerPart):
-    def children(self, parameters):
-        return [Recorder([(entry.name, entry.parameter) for entry in parameters])]
 
 
 def answer_logprob(model, row, label):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from recorded_gradients import Record
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional import KLPenalty, SequenceMean
 from lightning_lm.models import parameter_roles
 from lightning_lm.modules import Critic, KLReward, Objective, PPOModule, RolloutPlan, ValueModel
-from lightning_lm.optim import AdamW, Constant, Muon, OptimizerPart
+from lightning_lm.optim import AdamW, Constant, Muon
 from lightning_lm.types import IGNORE_INDEX
 
 PLAN = RolloutPlan(samples_per_prompt=6, max_new_tokens=5)
@@ -124,25 +125,6 @@ def test_values_out_of_range_are_refused():
 
 
 # --- gradients ---
-
-
-class Recorder(torch.optim.SGD):
-    def __init__(self, named):
-        super().__init__(named, lr=0.0)
-        self.names, self.seen = [name for name, _ in named], []
-
-    def step(self, closure=None):
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        params = self.param_groups[0]["params"]
-        self.seen.append({name: param.grad.clone() for name, param in zip(self.names, params, strict=True)})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record(OptimizerPart):
-    def children(self, parameters):
-        return [Recorder([(entry.name, entry.parameter) for entry in parameters])]
 
 
 ROWS, WINDOW = 20, 16

@@ -8,6 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from pairs_in_pieces import Pieces, part_of
+from recorded_gradients import Record
 from torch.nn import functional as F
 
 from lightning_lm.data import EncodedPair, PairStream, Plain, PreferencePairs, ReverseDigits, encode_pair
@@ -22,7 +24,7 @@ from lightning_lm.modules import (
     RewardModule,
     load_reward_model,
 )
-from lightning_lm.optim import AdamW, Constant, OptimizerPart
+from lightning_lm.optim import AdamW, Constant
 from lightning_lm.protocols import RewardFunction
 from lightning_lm.rewards import score
 from lightning_lm.tokenizers import CharacterTokenizer
@@ -46,49 +48,6 @@ def whole_batch(count=PAIRS, *, empty=()) -> dict[str, torch.Tensor]:
     for pair in empty:
         tensors["labels"][[pair, pair + count]] = IGNORE_INDEX
     return tensors
-
-
-def part_of(batch, pairs) -> dict[str, torch.Tensor]:
-    count = len(batch["margin"])
-    rows = torch.cat([torch.arange(count)[pairs], torch.arange(count)[pairs] + count])
-    return {name: value[rows if len(value) == 2 * count else rows[: len(rows) // 2]] for name, value in batch.items()}
-
-
-class Pieces:
-    """A sized loader of micro-batches of pairs in order; each rank takes its share of every one."""
-
-    def __init__(self, batch, size, trainer):
-        self.batch, self.size, self.trainer = batch, size, trainer
-
-    def __len__(self):
-        return -(-len(self.batch["margin"]) // (self.size * self.trainer.num_devices))
-
-    def __iter__(self):
-        ranks, rank = self.trainer.num_devices, self.trainer.global_rank
-        for first in range(0, len(self.batch["margin"]), self.size * ranks):
-            yield part_of(self.batch, slice(first + rank, first + self.size * ranks, ranks))
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients that it is given and moves nothing."""
-
-    def __init__(self, named):
-        super().__init__(named, lr=0.0)
-        self.names = [name for name, _ in named]
-        self.seen = []
-
-    def step(self, closure=None):
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        params = self.param_groups[0]["params"]
-        self.seen.append({name: param.grad.clone() for name, param in zip(self.names, params, strict=True)})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record(OptimizerPart):
-    def children(self, parameters):
-        return [Recorder([(entry.name, entry.parameter) for entry in parameters])]
 
 
 def built(config) -> RewardModel:
