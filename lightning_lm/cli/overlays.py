@@ -154,6 +154,8 @@ def _read(path: Path) -> Setting:
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         root = _setting(node, path, 1)
+    except yaml.MarkedYAMLError as error:
+        raise UsageError(_not_yaml(path, error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
     if root.value is None:
@@ -163,9 +165,30 @@ def _read(path: Path) -> Setting:
     return root
 
 
+def _not_yaml(path: Path, error: yaml.MarkedYAMLError) -> str:
+    mark, problem = error.problem_mark, str(error.problem)
+    place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+    remedy = "Indent with spaces, not tabs." if "\\t" in problem else "Check the indentation and the line above."
+    return f"{path} is not YAML: {problem}.\n  Written in {place}. {remedy}"
+
+
+def _refuse_repeated(node: yaml.MappingNode, path: Path) -> None:
+    """YAML readers keep the last of two equal keys without a word."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value != "<<" and str(key.value) in lines:
+            raise UsageError(
+                f"Key {key.value!r} stands twice, in lines {lines[str(key.value)]} and {line} of {path}.\n"
+                "  Put what stands under both together, or remove one."
+            )
+        lines[str(key.value)] = line
+
+
 def _setting(node: yaml.Node | None, path: Path, line: int) -> Setting:
     place = Place(path, line)
     if isinstance(node, yaml.MappingNode):
+        _refuse_repeated(node, path)
         loader = yaml.SafeLoader("")
         loader.flatten_mapping(node)  # YAML's merge keys: `<<: *defaults`
         settings = {str(k.value): _setting(v, path, k.start_mark.line + 1) for k, v in node.value}

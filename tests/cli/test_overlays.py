@@ -87,3 +87,19 @@ def test_a_missing_file_lists_the_recipes():
         expand_configs(["--config", "nothing.yaml"])
     with pytest.raises(UsageError, match="neither a file nor a recipe"):
         expand_configs(["--config"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer:\n\tmax_steps: 5\n", r"line 2, column 1. Indent with spaces, not tabs."),
+        ("trainer:\n  max_steps: 5\n   devices: 1\n", r"mapping values are not allowed here.\n.*line 3"),
+        ("trainer: {max_steps: 5}\nmodel: {}\ntrainer: {}\n", r"Key 'trainer' stands twice, in lines 1 and 3 of"),
+        ("trainer: {max_steps: 5, max_steps: 6}\n", r"Key 'max_steps' stands twice, in lines 1 and 1 of"),
+    ],
+)
+def test_mistakes_of_yaml_have_a_line_and_a_remedy(tmp_path, text, message):
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        read_overlays(str(tmp_path / "wrong.yaml"))
+    assert len(str(error.value).splitlines()) <= 3
