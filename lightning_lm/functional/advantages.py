@@ -130,9 +130,14 @@ def group_advantages(
         eps: Added to the divisor, in units of reward.
 
     Raises:
-        ConfigurationError: If a baseline or scale of the group is asked for and there is one sample per prompt, or a
-            reward below 0 is to be divided by the mean.
+        ConfigurationError: If rewards are not [prompts, samples], a baseline or scale of the group is asked for and
+            there is one sample per prompt, or a reward below 0 is to be divided by the mean.
     """
+    if rewards.dim() != 2:
+        raise ConfigurationError(
+            f"rewards has shape {tuple(rewards.shape)}, and advantages need [prompts, samples]: "
+            "rewards.view(-1, samples) if the samples of a prompt follow each other."
+        )
     samples = rewards.shape[1]
     if samples < 2 and (baseline in ("group", "leave_one_out") or scale in ("group", "mean")):
         raise ConfigurationError(

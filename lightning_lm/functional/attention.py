@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_lm.functional.flash_attention import first_visible
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.flash_attention import first_visible, require_heads
 
 __all__ = ["Documents", "causal_attention"]
 
@@ -105,10 +106,14 @@ def causal_attention(
         scale: Multiplies the scores; ``None`` for ``1 / sqrt(head_dim)``.
         dropout: Probability with which a weight is dropped. Zero outside training.
 
+    Raises:
+        ConfigurationError: If a tensor has other axes, or there are more queries than keys and no mask of pairs.
+
     Source:
         Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; soft cap: Gemma 2,
         arXiv:2408.00118, section 2.
     """
+    require_heads(query, key, value)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
         # The CPU kernel's backward takes six times as long in bfloat16 as in float32.
         with torch.autocast("cpu", enabled=False):
@@ -142,6 +147,11 @@ class _Options:
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None, options: _Options) -> Tensor:
     queries, keys = query.size(2), key.size(2)
+    if queries > keys:
+        raise ConfigurationError(
+            f"There are {queries} queries and {keys} keys, and the queries are the last of the keys. The "
+            "axes are [batch, heads, seq, head_dim]: transpose(1, 2) if heads come after seq."
+        )
     if queries == 1:  # the newest token sees all it is given
         if window is not None and keys > window:
             key, value = key[:, :, -window:], value[:, :, -window:]

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_lm.errors import ConfigurationError
+
 __all__ = ["FlashOptions", "first_visible", "flash_attention", "flash_backward", "flash_forward"]
 
 
@@ -47,6 +49,26 @@ def first_visible(document_starts: Int[Tensor, "batch seq"], window: int | None 
     return torch.maximum(document_starts, columns - (window - 1))
 
 
+def require_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Refuse tensors whose axes would be taken for others.
+
+    Args:
+        query: Must be [batch, heads, queries, head_dim].
+        key: Must be [batch, kv_heads, keys, head_dim].
+        value: Like ``key``.
+
+    Raises:
+        ConfigurationError: If a tensor has not four axes.
+    """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            heads, columns = ("heads", "queries") if name == "query" else ("kv_heads", "keys")
+            raise ConfigurationError(
+                f"{name} has shape {tuple(tensor.shape)}, and attention needs [batch, {heads}, {columns}, head_dim]. "
+                "Of a single head make tensor.unsqueeze(1)."
+            )
+
+
 def flash_attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
@@ -74,6 +96,7 @@ def flash_attention(
     Source:
         Dao 2023, arXiv:2307.08691, algorithms 1 and 2; online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867.
     """
+    require_heads(query, key, value)
     options = FlashOptions(scale=query.size(-1) ** -0.5 if scale is None else scale, softcap=softcap, block=block)
     return cast(Tensor, _Flash.apply(query, key, value, first, options))  # type: ignore[no-untyped-call]
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_lm.errors import ConfigurationError
+
 __all__ = [
     "llama3_frequencies",
     "ntk_base",
@@ -128,6 +130,23 @@ def rope_table(
     return pairs[0].reshape(length, 1, -1), pairs[1].reshape(length, 1, -1)
 
 
+def require_head_axis(name: str, x: Tensor) -> None:
+    """Refuse queries or keys without an axis of heads, whose batch would be taken for positions.
+
+    Args:
+        name: Of the argument.
+        x: Must be [batch, seq, heads, head_dim].
+
+    Raises:
+        ConfigurationError: If it has not four axes.
+    """
+    if x.dim() != 4:
+        raise ConfigurationError(
+            f"{name} has shape {tuple(x.shape)}, and rotary embeddings need [batch, seq, heads, head_dim]. Of a single "
+            "head make tensor.unsqueeze(2)."
+        )
+
+
 def rotate(
     x: Float[Tensor, "batch seq heads head_dim"],
     cos: Float[Tensor, "*batch seq 1 rotary_dim"],
@@ -146,6 +165,7 @@ def rotate(
     Source:
         Su et al. 2021, arXiv:2104.09864, equation 34; the split into halves is that of GPT-NeoX.
     """
+    require_head_axis("x", x)
     rotary_dim = cos.size(-1)
     if rotary_dim < x.size(-1):
         turned, rest = x.split([rotary_dim, x.size(-1) - rotary_dim], dim=-1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_lm.functional.attention import Documents, causal_attention
-from lightning_lm.functional.flash_attention import first_visible
+from lightning_lm.functional.flash_attention import first_visible, require_heads
 from lightning_lm.kernels.backend import architecture, register, unavailable, use_triton
 from lightning_lm.kernels.flash_attention import flash_attention, supported
 
@@ -52,6 +52,7 @@ def attention(
         window: Number of keys a query sees, itself included; ``None`` for all.
         **options: ``softcap``, ``scale`` and ``dropout`` of `causal_attention`.
     """
+    require_heads(query, key, value)
     window = None if window is None or window >= key.size(2) else window
     softcap, scale, dropout = options.get("softcap"), options.get("scale"), options.get("dropout", 0.0)
     reason = _reason_against(query, key, mask, dropout) or _plain(query, mask, window, softcap)

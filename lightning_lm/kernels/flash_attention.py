@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_lm.functional.flash_attention import FlashOptions, flash_backward, flash_forward
+from lightning_lm.functional.flash_attention import FlashOptions, flash_backward, flash_forward, require_heads
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.flash_kernels import forward_kernel, key_kernel, query_kernel
 from lightning_lm.kernels.flash_tiles import precision, tiles
@@ -55,6 +55,7 @@ def flash_attention(
     Source:
         Dao 2023, arXiv:2307.08691, algorithms 1 and 2.
     """
+    require_heads(query, key, value)
     scale = query.size(-1) ** -0.5 if scale is None else scale
     dtype = autocast_dtype(query)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_lm.functional.rope import rotate
+from lightning_lm.functional.rope import require_head_axis, rotate
 from lightning_lm.kernels.backend import use_triton
 from lightning_lm.kernels.launch import jit, launch, next_power_of_two
 from lightning_lm.kernels.operation import Operation
@@ -56,6 +56,8 @@ def rope(
     Source:
         Su et al. 2021, arXiv:2104.09864, equation 34; query and key norm: Henry et al. 2020, arXiv:2010.04245.
     """
+    require_head_axis("q", q)
+    require_head_axis("k", k)
     q_gain, k_gain = gains or (None, None)
     found: tuple[Tensor, Tensor] = _operation(q, k, cos, sin, q_gain, k_gain, interleaved, eps, offset)
     return found
