@@ -1,4 +1,4 @@
-"""What an optimizer sees during a step of several ranks: its own parameters, and in its closure all of them."""
+"""View of an optimizer during a step of several ranks: its own parameters, and in its closure all of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ class OnlyLocal:
 
     Args:
         inner: Optimizer that takes the step.
-        ownership: Says what this rank updates.
+        ownership: Parameters, or rows of them, that this rank updates.
     """
 
     def __init__(self, inner: Optimizer, ownership: Ownership) -> None:

@@ -18,7 +18,7 @@ __all__ = ["DraftLength", "Speculation", "SpeculativeForward", "SpeculativeSampl
 _EXPECTED, _MEMORY = 0.8, 0.97
 """Share of drafted tokens that is thought to be kept at first, and the weight of a try relative to the next one."""
 _DRAFT_COST, _WIDTH_COST = 0.2, 0.05
-"""Of a pass of the small model, and of each further token in a pass of the large one, in passes of the large one."""
+"""Cost of a pass of the small model, and of each further token in a pass of the large one: passes of the large one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Speculation:
 
 
 class DraftLength:
-    """How many tokens to draft, by how many were kept so far; it depends on the tokens only, never on the clock.
+    """Number of tokens to draft, by how many were kept so far; it depends on the tokens only, never on the clock.
 
     If each token is kept with probability ``p``, a pass over ``n`` drafted tokens gives ``1 + p + ... + p^n``. The
     latest tries count most.
