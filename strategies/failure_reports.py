@@ -65,7 +65,7 @@ class FailureReports:
         machine gone, they would wait for it for ever. So all of it happens in a thread that may be left behind.
 
         Args:
-            error: Of this rank.
+            error: Error of this rank.
         """
         lines: list[str] | None = None
 

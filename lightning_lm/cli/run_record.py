@@ -26,7 +26,7 @@ def own_folder(trainer: Mapping[str, Any], verb: str) -> Iterator[None]:
         trainer: The Trainer's configuration, as parsed.
         verb: The name of a method of the Trainer.
     """
-    logger = trainer.get("logger")
+    logger: Any = trainer.get("logger")
     numbered = hasattr(logger, "get") and str(logger.get("class_path")).endswith(("TensorBoardLogger", "CSVLogger"))
     if not numbered or logger["init_args"].get("version") is not None or trainer.get("fast_dev_run"):
         yield

@@ -174,7 +174,7 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build Trainer, model and data; a value that a constructor refuses is reported with its place."""
         trainer = self.config[self.subcommand]["trainer"]
-        with own_folder(trainer, self.subcommand):
+        with own_folder(trainer, str(self.subcommand)):
             self._instantiate()
 
     def _instantiate(self) -> None:

@@ -134,7 +134,7 @@ def require_head_axis(name: str, x: Tensor) -> None:
     """Refuse queries or keys without an axis of heads, whose batch would be taken for positions.
 
     Args:
-        name: Of the argument.
+        name: Name of the argument.
         x: Must be [batch, seq, heads, head_dim].
 
     Raises:

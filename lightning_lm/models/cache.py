@@ -158,7 +158,7 @@ class KVCache:
 
     @property
     def can_join(self) -> bool:
-        """Whether `join` knows what the layers hold."""
+        """Return whether `join` supports what the layers hold."""
         return all(type(layer) is LayerCache for layer in self.layers)
 
     def join(self, parts: Sequence[tuple[Tensor, "KVCache"]], length: int) -> None:

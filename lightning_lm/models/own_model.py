@@ -102,7 +102,7 @@ def _has_hidden(model: nn.Module) -> bool:
 
 
 def _takes_keyword(model: nn.Module, name: str) -> bool:
-    """Whether a model's `hidden`, or its forward if it has none, takes an argument by this name."""
+    """Return whether a model's `hidden`, or its forward if it has none, takes an argument by this name."""
     inner: Any = getattr(model, "_orig_mod", model)  # the wrapper of torch.compile takes anything
     function = inner.hidden if _has_hidden(inner) else inner.forward
     parameters = inspect.signature(function).parameters.values()

@@ -33,7 +33,7 @@ class TransformersCache:
         """Return whether some layer has a recurrent state, or all of them have one and no keys and values.
 
         Args:
-            some: Whether one such layer is enough.
+            some: Accept one such layer as enough.
         """
         if some:
             return any(hasattr(layer, "recurrent_states") for layer in self.past.layers)
@@ -41,7 +41,7 @@ class TransformersCache:
 
     @property
     def can_join(self) -> bool:
-        """Whether `join` knows what the layers hold: keys and values, and no other states."""
+        """Return whether `join` supports what the layers hold: keys and values, and no other states."""
         return {type(layer).__name__ for layer in self.past.layers} <= {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
     def join(self, parts: Sequence[tuple[Tensor, "TransformersCache"]], length: int) -> None:

@@ -115,7 +115,7 @@ def frontier(fit: ScalingFit, predicted: Sequence[Optimum] = ()) -> "Figure":
     optima = [fit.optimal(float(budget)) for budget in budgets]
     quantities = {"parameters": (INK, fit.exponents[0]), "tokens": (_ACCENT, fit.exponents[1])}
     ends = [getattr(optima[-1], name).value for name in quantities]
-    heights = np.exp(apart(np.log(ends), 0.06 * np.log(largest / budgets[0])))
+    heights = np.exp(apart(np.log(ends).tolist(), 0.06 * np.log(largest / budgets[0])))
     for (name, (colour, exponent)), height in zip(quantities.items(), heights, strict=True):
         estimates = [getattr(optimum, name) for optimum in optima]
         axes.fill_between(

@@ -106,7 +106,7 @@ def fit_transfer(widths: ArrayLike, rates: ArrayLike, losses: ArrayLike) -> Tran
     if len(curves) < 3:
         raise DataError(f"{len(curves)} widths say too little about transfer; train at least 3.")
     narrow, wide = curves[0], curves[-1]
-    kept = wide.loss_at(narrow.best) - wide.loss_at(wide.best)
+    kept = float(wide.loss_at(narrow.best) - wide.loss_at(wide.best))
     return TransferFit(curves=curves, drift=_slope(curves), kept=kept)
 
 

@@ -25,7 +25,7 @@ def held(folder: Path, remedy: str) -> Iterator[None]:
 
     Args:
         folder: The folder.
-        remedy: What else a user can do than to wait for the process that holds it.
+        remedy: Alternative to waiting for the process that holds it.
 
     Raises:
         ConfigurationError: If another process holds it; names that process.
