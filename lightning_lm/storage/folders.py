@@ -23,8 +23,8 @@ from lightning_lm.storage.temporaries import discard, remove_leftovers, temporar
 __all__ = ["INDEX", "SINGLE", "TOKENIZER_FILES", "filling"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "tokenizer.json", "lightning_lm_tokenizer.json")
-"""Files by which readers know a folder with a tokenizer."""
+TOKENIZER_FILES = ("lightning_lm_tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "tokenizer.json")
+"""Files by which readers know a folder with a tokenizer; the first one alone is refused, for want of the others."""
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def _put(fresh: Path, folder: Path, known_by: Sequence[str]) -> None:
     (folder / DIGESTS).unlink(missing_ok=True)
     others = any((folder / name).exists() for name in known_by if name not in names)
     if others or not all(_is_same(fresh / name, folder / name) for name in beside):
-        for name in known_by:
+        for name in reversed(known_by):
             (folder / name).unlink(missing_ok=True)
     last = [name for name in known_by if name in beside]
     switch = [name for name in (INDEX, SINGLE) if name in names]

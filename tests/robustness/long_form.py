@@ -1,4 +1,4 @@
-"""The long form of `test_faults.py`: every kill, full disks and many flipped bits, and the table in README.md.
+"""The long form of `test_faults.py`: every kill, full disks and many flipped bits, and the table in FILES.md.
 
 python tests/robustness/long_form.py [--flips 500] [--write]
 """
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from robustness.faults import fill_everywhere, flip_everywhere, kill_everywhere
 from robustness.writers import WRITERS
 
-README = Path(__file__).with_name("README.md")
+README = Path(__file__).with_name("FILES.md")
 MARK = "<!-- table of long_form.py -->\n"
 LIMITS = (0, 20, 100, 150, 400, 1_000, 4_000, 20_000)
 
@@ -44,7 +44,7 @@ def trials(flips: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flips", type=int, default=500)
-    parser.add_argument("--write", action="store_true", help="write the table into README.md")
+    parser.add_argument("--write", action="store_true", help="write the table into FILES.md")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     begin = time.process_time()
