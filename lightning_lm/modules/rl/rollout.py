@@ -165,21 +165,23 @@ class RolloutEngine:
             seed_components: Numbers that the seed is derived from: seed of the run, step, micro-batch.
             spare: Source of new prompts; without it the same ones are completed again.
         """
-        plan, samples, ranks = self.plan, self.plan.samples_per_prompt, Ranks(self.trainer)
-        key = key_of("rollout", *seed_components, ranks.rank)
-        rollout = self.complete(prompts, samples, dataclasses.replace(plan.sampling, seed=key))
+        plan, key = self.plan, key_of("rollout", *seed_components, Ranks(self.trainer).rank)
+        rollout = self.complete(prompts, plan.samples_per_prompt, dataclasses.replace(plan.sampling, seed=key))
         rollout.require_rewards()
+        return self._resampled(rollout, prompts, key, spare) if plan.resample_rounds else rollout
+
+    def _resampled(self, rollout: Rollout, prompts: PromptBatch, key: int, spare: SparePrompts | None) -> Rollout:
+        """Replace zero-variance groups by others, as in DAPO's dynamic sampling, within the plan's number of rounds."""
+        plan, samples = self.plan, rollout.samples
         for number in range(1, plan.resample_rounds + 1):
-            without_signal = rollout.zero_variance_groups
-            wanted = ranks.largest(len(without_signal))  # ranks of a sharded model must generate equally much
+            without = rollout.zero_variance_groups
+            wanted = Ranks(self.trainer).largest(len(without))  # ranks of a sharded model must generate equally much
             if not wanted:
                 break
-            places = (
-                without_signal + [group for group in range(len(rollout) // samples) if group not in without_signal]
-            )[:wanted]
+            places = (without + [group for group in range(len(rollout) // samples) if group not in without])[:wanted]
             again = take_prompts(prompts, places) if spare is None else spare(number, wanted)
             sampling = dataclasses.replace(plan.sampling, seed=key_of(key, number))
-            rollout = _replace(rollout, without_signal, self.complete(again, samples, sampling))
+            rollout = _replace(rollout, without, self.complete(again, samples, sampling))
         return rollout
 
     def complete(self, prompts: PromptBatch, samples: int, sampling: Sampling, *, held_out: bool = False) -> Rollout:
