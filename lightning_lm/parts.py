@@ -21,6 +21,17 @@ class _Open:
     With it ``LightningCLI`` takes subclasses of a part wherever the part is the type, without a setting of the parser.
     """
 
+    _usage: ClassVar[str] = ""
+
+    def __new__(cls, *arguments: Any, **_: Any) -> Self:
+        if arguments:
+            names = ", ".join(f"{field.name}=" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+            raise ConfigurationError(
+                f"{cls.__name__} takes its settings by name ({names}), got {type(arguments[0]).__name__} without one."
+                f"{cls._usage.format(cls.__name__)}"
+            )
+        return super().__new__(cls)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part(_Open):

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +32,11 @@ class RoledParameter(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerPart(Part, abc.ABC):
     """Base of every optimizer that YAML can name."""
+
+    _usage: ClassVar[str] = (
+        " It describes an optimizer: give {0}(lr=...) to a module, or make one with "
+        "{0}(lr=...).build(model, lightning_lm.models.parameter_roles(model))."
+    )
 
     def build(self, model: nn.Module, roles: Mapping[str, str]) -> CombinedOptimizer:
         """Return one optimizer for all parameters of a model that need gradients.

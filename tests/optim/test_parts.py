@@ -1,5 +1,10 @@
 """Which parameters an optimizer part takes."""
 
+import copy
+import dataclasses
+import inspect
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -80,3 +85,13 @@ def test_nothing_to_train_is_refused():
 @pytest.mark.parametrize("part", [AdamW(lr=1.0), SGD(), Muon(adamw=AdamW(lr=2.0))], ids=repr)
 def test_survives_a_checkpoint(part):
     assert Part.from_dict(part.to_dict()) == part
+
+
+@pytest.mark.parametrize("part", [AdamW, SGD, Muon])
+def test_parameters_without_a_name_are_answered_with_what_to_write(part):
+    model = nn.Linear(2, 2)
+    with pytest.raises(ConfigurationError, match=r" takes its settings by name \(lr=.*describes an optimizer"):
+        part(model.parameters())
+    copies = pickle.loads(pickle.dumps(part(lr=0.5))), copy.deepcopy(part(lr=0.5)), dataclasses.replace(part(), lr=0.5)
+    assert all(one == part(lr=0.5) for one in copies)
+    assert next(iter(inspect.signature(part).parameters)) == "lr"
