@@ -7,7 +7,8 @@ from lightning_lm._lightning import register_strategies
 from lightning_lm.strategies.background_checkpoint import BackgroundCheckpointIO
 from lightning_lm.strategies.checkpoint import AtomicCheckpointIO
 from lightning_lm.strategies.context_parallel import ContextParallelStrategy
-from lightning_lm.strategies.data_parallel import DataParallelStrategy
+from lightning_lm.strategies.data_parallel import DataParallelStrategy, GradientAverager
+from lightning_lm.strategies.data_sharding import shard_over_data
 from lightning_lm.strategies.pipeline import PipelineStrategy
 from lightning_lm.strategies.sharded_optimizer import ShardedOptimizer
 from lightning_lm.strategies.sharded_optimizer_strategy import ShardedOptimizerStrategy
@@ -18,10 +19,12 @@ __all__ = [
     "BackgroundCheckpointIO",
     "ContextParallelStrategy",
     "DataParallelStrategy",
+    "GradientAverager",
     "PipelineStrategy",
     "ShardedOptimizer",
     "ShardedOptimizerStrategy",
     "TensorParallelStrategy",
+    "shard_over_data",
 ]
 
 register_strategies()

@@ -13,6 +13,7 @@ from lightning_lm.models.adapters import (
 from lightning_lm.models.attention import Attention, Mixer
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
+from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.export import export_model
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.generation_settings import add_end_ids, end_ids, generation_settings, set_generation_settings
@@ -30,6 +31,7 @@ from lightning_lm.models.positions import (
     Positions,
     Rope,
     RopeScaling,
+    RotaryTable,
     SinusoidalPositions,
     YaRNScaling,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "AdapterPart",
     "Adapters",
     "Attention",
+    "Context",
     "DepthScaled",
     "FanIn",
     "Init",
@@ -78,6 +81,7 @@ __all__ = [
     "Role",
     "Rope",
     "RopeScaling",
+    "RotaryTable",
     "SinusoidalPositions",
     "Transformer",
     "TransformerConfig",
@@ -101,6 +105,7 @@ __all__ = [
     "llama2",
     "llama3",
     "load_huggingface",
+    "make_context",
     "memory_estimate",
     "merge_adapters",
     "mistral",

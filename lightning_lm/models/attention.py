@@ -11,7 +11,7 @@ from lightning_lm.functional.attention import Documents
 from lightning_lm.functional.rope import rotate
 from lightning_lm.kernels.attention import attention
 from lightning_lm.models.cache import LayerCache
-from lightning_lm.models.context import Context
+from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.init import residual_output
 from lightning_lm.models.norms import Norm
 from lightning_lm.models.positions import Rope
@@ -117,16 +117,22 @@ class SelfAttention(nn.Module):
         return LayerCache(max_length, self.part.window)
 
     def forward(
-        self, x: Float[Tensor, "batch seq d_model"], context: Context, state: LayerCache | None = None
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        context: Context | None = None,
+        state: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Mix each token with those it may see.
 
         Args:
-            x: Features of the new tokens.
-            context: Positions, documents and cache of the tokens.
+            x: Hidden states of the new tokens.
+            context: Positions, documents and cache of the tokens; by default rows of one document each.
             state: Keys and values of earlier tokens; the new ones are added.
+
+        Raises:
+            ConfigurationError: If there is a state without the context that it belongs to.
         """
-        part = self.part
+        part, context = self.part, self._context(x, state) if context is None else context
         q, k, v = self._project(x)
         if part.rope is not None:
             q, k = self.turn(q, k, *context.rotations[part.rope, self.head_dim])
@@ -135,6 +141,17 @@ class SelfAttention(nn.Module):
             k, v = state.append(k, v)
         mixed = self.attend(q, k, v, context.mask(k.size(2), part.window))
         return cast(Tensor, self.o(mixed.transpose(1, 2).flatten(2)))
+
+    def _context(self, x: Tensor, state: LayerCache | None) -> Context:
+        if state is not None:
+            raise ConfigurationError(
+                "Keys of earlier tokens need the context of the model: call the model with a cache."
+            )
+        context, rope = make_context(x[..., 0], None, None, None), self.part.rope
+        if rope is not None:
+            cos, sin = rope.table(self.head_dim, x.size(1))
+            context.rotations[rope, self.head_dim] = cos.to(x.device), sin.to(x.device)
+        return context
 
     def turn(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys, [batch, seq, heads, head_dim], by the angles of their positions.

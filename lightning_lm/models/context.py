@@ -26,7 +26,9 @@ class Context:
     num_positions: int
     """All positions are below this number."""
     documents: Documents | None = None
+    """Documents of packed rows; ``None`` if each row is one."""
     cache: KVCache | None = None
+    """Keys and values of earlier tokens."""
     new: int = 0
     """Columns of this pass."""
     rotations: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -63,7 +65,13 @@ class Context:
 def make_context(
     input_ids: Tensor, position_ids: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
 ) -> Context:
-    """Work out where the tokens of a forward pass stand.
+    """Return the context of a forward pass: positions, documents and cache of its tokens.
+
+    Args:
+        input_ids: Any tensor of the shape of the tokens, [batch, seq].
+        position_ids: Positions of the tokens, int64 [batch, seq]; by default counted from the start of a document.
+        document_ids: Ids of the documents of packed rows, int64 [batch, seq]; by default each row is one.
+        cache: Keys and values of earlier tokens.
 
     Raises:
         ConfigurationError: If packed documents are combined with a cache, or the cache is full.

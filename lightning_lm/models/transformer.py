@@ -144,9 +144,18 @@ class Block(nn.Module):
         self.ffn_post_norm = config.norm.build(config.d_model) if sandwich and layer.ffn is not None else None
 
     def forward(
-        self, x: Float[Tensor, "batch seq d_model"], context: Context, state: LayerCache | None = None
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        context: Context | None = None,
+        state: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
-        """Mix the tokens, then transform each."""
+        """Mix the tokens, then transform each.
+
+        Args:
+            x: Hidden states.
+            context: Positions, documents and cache of the tokens; by default rows of one document each.
+            state: Keys and values of earlier tokens.
+        """
 
         def mix(x: Tensor) -> Tensor:
             return cast(Tensor, self.mixer(x, context, state))

@@ -268,3 +268,27 @@ def test_compiled_layers_agree(monkeypatch):
     for ours, theirs in zip(compiled, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=SAME, rtol=0)
     assert list(model.state_dict()) == names
+
+
+@variants
+def test_layers_can_be_called_by_themselves(changes):
+    """Without a context rows are single documents from position 0, as in the model."""
+    model = small(**changes)
+    seen = {}
+    for name, layer in model.layers.named_children():
+        layer.register_forward_hook(lambda layer, given, result, name=name: seen.update({name: (given[0], result)}))
+    with torch.no_grad():
+        model(tokens(2, 9))
+        found = dict(seen)
+        for name, (given, result) in found.items():
+            assert torch.equal(model.layers[int(name)](given), result)
+
+
+def test_an_attention_layer_is_that_of_torch():
+    layer = Attention(num_heads=2, rope=None).build(8, norm=RMSNorm()).double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    q, k, v = (project(x).view(2, 5, 2, 4).transpose(1, 2) for project in (layer.q, layer.k, layer.v))
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(layer(x), layer.o(mixed.transpose(1, 2).flatten(2)), atol=1e-12, rtol=0)
+    with pytest.raises(ConfigurationError, match=r"need the context of the model"):
+        layer(x, state=layer.make_state(8))
