@@ -147,7 +147,7 @@ class Workers:
         """Let a rank that is at work write down where; on a busy machine that may take a moment."""
         rank = self._ranks[number]
         with contextlib.suppress(OSError):
-            os.kill(rank.process.pid, signal.SIGUSR1)
+            os.kill(rank.process.pid, signal.SIGUSR2)
         deadline = time.monotonic() + _STACK_TIMEOUT_S
         while "most recent call first" not in _tail(rank.log) and time.monotonic() < deadline:
             rank.process.join(_POLL_S)
@@ -199,7 +199,7 @@ def _redirect(log: Path) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout, sys.stderr = stream, stream
     faulthandler.enable(stream)
-    faulthandler.register(signal.SIGUSR1, stream)
+    faulthandler.register(signal.SIGUSR2, stream)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the session, which ends its workers
 
 
@@ -224,8 +224,8 @@ def _call(name: str, file: str | None, content: bytes) -> tuple[bool, Any]:
     environment, folder = dict(os.environ), Path.cwd()
     os.lseek(1, 0, os.SEEK_SET)  # the log begins anew
     os.ftruncate(1, 0)
-    faulthandler.unregister(signal.SIGUSR1)  # a Trainer puts back handlers that it knows, and does not know this one
-    faulthandler.register(signal.SIGUSR1, sys.stderr)
+    faulthandler.unregister(signal.SIGUSR2)  # a Trainer puts back handlers that it knows, and does not know this one
+    faulthandler.register(signal.SIGUSR2, sys.stderr)
     try:
         _load(name, file)
         function, args, kwargs = pickle.loads(content)

@@ -33,8 +33,9 @@ class _ProfileCommandLine(CommandLine):
     """The command line of ``fit`` with a Trainer that stops once all is measured."""
 
     def before_instantiate_classes(self) -> None:
-        """Write no configuration beside a run that leaves none."""
+        """Write no configuration beside a run that leaves none, and claim no folder."""
         super().before_instantiate_classes()
+        self.config[self.subcommand]["trainer"]["logger"] = False
         self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

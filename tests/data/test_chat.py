@@ -246,7 +246,7 @@ def test_content_in_parts():
     ("action", "error", "match"),
     [
         (lambda tokenizer: encode_pair("a", "b", tokenizer, ChatML()), ConfigurationError, "special_tokens"),
-        (lambda tokenizer: encode_pair("a", "b", tokenizer, TokenizerTemplate()), ConfigurationError, r"ChatML\(\)"),
+        (lambda tokenizer: encode_pair("a", "b", tokenizer, TokenizerTemplate()), ConfigurationError, "use ChatML"),
         (lambda _: encode_pair("a", "b", ByteTokenizer(()), Plain()), ConfigurationError, "end-of-text"),
         (lambda tokenizer: encode_pair(TURNS[:1], TURNS[1:2], tokenizer, Plain()), DataError, "Plain"),
         (lambda tokenizer: encode_pair("a", TURNS[:1], tokenizer, ChatML()), DataError, "'assistant'"),
