@@ -41,7 +41,8 @@ def own_folder(trainer: Mapping[str, Any], verb: str) -> Iterator[None]:
         yield
     except BaseException:
         if folder is not None:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # a logger has written into it; the first error is the one to see
+                folder.rmdir()
         raise
     finally:
         settings["version"] = None
