@@ -16,7 +16,7 @@ setup(
     package_dir={f"lightning_lm.{name}": name for name in MAPPED},
     package_data={
         "lightning_lm": ["py.typed"],
-        "lightning_lm.kernels": ["*.json"],
+        "lightning_lm.kernels.runtime": ["*.json"],
         **{name: ["*.yaml", "*.md"] for name in mapped_packages()},
     },
 )

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lightning_lm.callbacks.aside import Attempt, reason_of
 from lightning_lm.callbacks.emission import emit
-from lightning_lm.callbacks.readable import short
+from lightning_lm.callbacks.formatting import short
 from lightning_lm.callbacks.run_report import RunReport
 from lightning_lm.evals.compression import (
     gzip_bits_per_byte,

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.shards import cut_like, local_part, reshard
+from lightning_lm.functional.dtensor import cut_like, local_part, reshard
 
 __all__ = ["EMA"]
 

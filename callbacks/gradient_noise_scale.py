@@ -13,7 +13,7 @@ from lightning_lm.callbacks.batches import num_predictions, num_replicas
 from lightning_lm.callbacks.emission import LogInterval, emit
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.scaling.noise import noise_moments
+from lightning_lm.scaling.critical_batch import noise_moments
 
 __all__ = ["GradientNoiseScale"]
 

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.kernels.backend import unavailable
-from lightning_lm.kernels.swap import Swapped, last_call, restore, swap
+from lightning_lm.kernels.runtime.backend import unavailable
+from lightning_lm.kernels.swap.swap import Swapped, last_call, restore, swap
 
 __all__ = ["KernelSwap"]
 

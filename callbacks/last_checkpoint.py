@@ -8,9 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lm._lightning import save_last
 from lightning_lm.callbacks.hooks import LeanHooks
+from lightning_lm.distributed import require_all_ranks
 from lightning_lm.modules.base import LMModule
 from lightning_lm.modules.divergence import require_finite_weights
-from lightning_lm.modules.ranks import require_all_ranks
 from lightning_lm.modules.signal_stop import SignalStop
 
 __all__ = ["LastCheckpoint"]

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_lm.callbacks.batches import row_length, rows_per_device
 from lightning_lm.models.summary import MemoryEstimate, memory_estimate
-from lightning_lm.modules.recompute import blocks_of
-from lightning_lm.modules.window import held_gradients
+from lightning_lm.modules.activation_checkpointing import blocks_of
+from lightning_lm.modules.gradient_normalization import held_gradients
 from lightning_lm.optim.memory import predicted_state_bytes, tensors_in
 
 __all__ = ["SavedActivations", "bucket_bytes", "capacity_bytes", "measured_memory", "predicted_memory"]

@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.text import Text
 
 from lightning_lm.callbacks.batches import num_predictions, num_replicas
+from lightning_lm.callbacks.formatting import clock, short
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.progress_line import Clock, fitted, progress, values_of
-from lightning_lm.callbacks.readable import clock, short
 from lightning_lm.callbacks.training_loss import loss_of_step
 from lightning_lm.modules import LMModule
 

@@ -8,10 +8,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_lm.callbacks.formatting import number
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.next_steps import commands, left_by
 from lightning_lm.callbacks.prompts import sample_prompts
-from lightning_lm.callbacks.readable import number
 from lightning_lm.modules import LMModule, RewardModule
 
 __all__ = ["RunReport"]

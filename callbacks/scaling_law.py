@@ -247,7 +247,7 @@ def _draw(trainer: Trainer, points: Points, fit: ScalingFit) -> None:
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     if not boards:
         return
-    from lightning_lm.scaling.plots import pictures
+    from lightning_lm.scaling.plots.fits import pictures
 
     try:
         drawn = pictures(points, fit)

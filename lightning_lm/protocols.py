@@ -59,8 +59,8 @@ class LanguageModel(Protocol):
 class HasParallelPlan(Protocol):
     """A module that says what the modules below it do when matrices are split over ranks.
 
-    The names and their meaning are in `lightning_lm.strategies.plan`. Numbers that the ranks must divide can be named
-    in ``parallel_divides``.
+    The names and their meaning are in `lightning_lm.strategies.tensor_parallel.plan`. Numbers that the ranks must
+    divide can be named in ``parallel_divides``.
     """
 
     parallel_plan: Mapping[str, str]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lightning_lm.errors import CheckpointError
-from lightning_lm.strategies.checkpoint import AtomicCheckpointIO
-from lightning_lm.strategies.sharded_checkpoint import is_sharded, read_sharded
+from lightning_lm.strategies.checkpoints.atomic import AtomicCheckpointIO
+from lightning_lm.strategies.checkpoints.sharded import is_sharded, read_sharded
 
 __all__ = ["consolidate"]
 

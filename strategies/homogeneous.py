@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_lm.strategies.sharded_gradients import groups_by_mesh
+from lightning_lm.strategies.tensor_parallel.gradients import groups_by_mesh
 
 __all__ = ["step_by_mesh"]
 

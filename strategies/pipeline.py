@@ -11,9 +11,9 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
+from lightning_lm.distributed import require_all_ranks
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.modules.pipeline import PipelineModule
-from lightning_lm.modules.ranks import require_all_ranks
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 
 __all__ = ["PipelineStrategy"]

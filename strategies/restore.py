@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_lm.functional.shards import cut_like, local_part
+from lightning_lm.functional.dtensor import cut_like, local_part
 from lightning_lm.modules.checkpoint import check_weights
-from lightning_lm.strategies.sharded_checkpoint import read_into
+from lightning_lm.strategies.checkpoints.sharded import read_into
 
 __all__ = ["load_model", "load_optimizer"]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
-from lightning_lm.strategies.placement import Piece
+from lightning_lm.strategies.zero.partition import Piece
 
 __all__ = ["State", "gather_states", "map_tensors"]
 

@@ -11,6 +11,7 @@ from split_runs import STRATEGIES, trainer_for, weights_of
 from lightning_lm.callbacks import Adapters, LoRA
 from lightning_lm.data import EncodedPair, PairStream, PreferencePairs, ReverseDigits
 from lightning_lm.datamodules import PromptDataModule
+from lightning_lm.distributed import data_rank, data_ranks
 from lightning_lm.functional import KLPenalty
 from lightning_lm.generation import Backend, Completion
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
@@ -25,7 +26,6 @@ from lightning_lm.modules import (
     PPOModule,
     RolloutPlan,
 )
-from lightning_lm.modules.ranks import data_rank, data_ranks
 from lightning_lm.optim import SGD, Constant
 from lightning_lm.tokenizers import CharacterTokenizer
 

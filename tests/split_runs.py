@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import DoublePrecision
 
+from lightning_lm.distributed import data_rank, data_ranks
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 from lightning_lm.modules import PretrainModule
-from lightning_lm.modules.ranks import data_rank, data_ranks
 from lightning_lm.optim import AdamW, Constant
 from lightning_lm.strategies import ShardedOptimizerStrategy, TensorParallelStrategy
 

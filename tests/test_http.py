@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lightning_lm.errors import ConfigurationError, RemoteError
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.parts import Part
 
 GOOD = {"json": {"answer": 42}}
@@ -87,7 +87,7 @@ def test_nobody_listens():
 
 def test_the_pause_doubles_and_heeds_the_server_within_bounds(monkeypatch, client):
     pauses = []
-    monkeypatch.setattr("lightning_lm.http.time.sleep", pauses.append)
+    monkeypatch.setattr("lightning_lm.json_http.time.sleep", pauses.append)
     waits = [{"status": 503}, {"status": 503}, {"status": 429, "headers": {"Retry-After": "7"}}]
     server, _ = client(*waits, {"status": 429, "headers": {"Retry-After": "99999"}}, GOOD, backoff_s=1.0)
     server.post("x", {})

@@ -37,7 +37,7 @@ _VERBS = {
     "export": _Verb("write a checkpoint's model as a Hugging Face folder", "lightning_lm.cli.export"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
     "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
-    "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.scaling.command"),
+    "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.cli.scaling"),
     "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),
 }
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130

@@ -15,7 +15,7 @@ from typing import Any
 import docstring_parser
 from torch import nn
 
-from lightning_lm.cli.signatures import Argument, accepted_classes, arguments_of, subclasses_by_name
+from lightning_lm.cli.config.signatures import Argument, accepted_classes, arguments_of, subclasses_by_name
 from lightning_lm.parts import Part
 
 __all__ = ["class_help", "names_help"]

@@ -91,7 +91,7 @@ def _export(namespace: argparse.Namespace) -> None:
 
 
 def _load(path: Path, namespace: argparse.Namespace) -> tuple["nn.Module", "Tokenizer | None"]:
-    from lightning_lm.models.adapter_files import is_adapter_folder
+    from lightning_lm.models.huggingface.peft_adapters import is_adapter_folder
 
     if is_adapter_folder(path):
         if namespace.adapters != "merge":

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_lm.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
-    from lightning_lm.kernels.tunable import Bench
-    from lightning_lm.kernels.tuning import Tuned
+    from lightning_lm.kernels.tuning.targets import Bench
+    from lightning_lm.kernels.tuning.tune import Tuned
 
 __all__ = ["add_arguments", "run"]
 
@@ -60,9 +60,9 @@ def _tune(namespace: argparse.Namespace) -> None:
     import torch
 
     from lightning_lm.kernels import force_backend
-    from lightning_lm.kernels.tables import VARIABLE, user_table
-    from lightning_lm.kernels.tunable import TUNABLE, Bench
-    from lightning_lm.kernels.tuning import Effort, add_to_table, candidates, parse_target, tune
+    from lightning_lm.kernels.runtime.launch_settings import VARIABLE, user_table
+    from lightning_lm.kernels.tuning.targets import TUNABLE, Bench
+    from lightning_lm.kernels.tuning.tune import Effort, add_to_table, candidates, parse_target, tune
 
     words, rehearsal = namespace.targets or TUNABLE, namespace.interpret
     targets = [target for word in words for target in parse_target(word, rehearsal=rehearsal)]
@@ -153,8 +153,8 @@ def _report() -> None:
     import torch
 
     from lightning_lm import kernels
-    from lightning_lm.kernels.launch import triton_version
-    from lightning_lm.kernels.tables import device_name, sources, user_table
+    from lightning_lm.kernels.runtime.launch import triton_version
+    from lightning_lm.kernels.runtime.launch_settings import device_name, sources, user_table
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernels.report(device)

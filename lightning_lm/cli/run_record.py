@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_lm.cli.resume import run_folder
+from lightning_lm.cli.run_folder import run_folder
 from lightning_lm.errors import RunStopped
 from lightning_lm.storage import claim_version, held, is_first_process, record_run
 

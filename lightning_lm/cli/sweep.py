@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lightning_lm.cli.overlays import read_overlays
+from lightning_lm.cli.config.overlays import read_overlays
 from lightning_lm.errors import LightningLMError, UsageError
 from lightning_lm.storage import held
 

@@ -1,7 +1,8 @@
 """From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
 
-from lightning_lm.data.chat import ChatML, ChatTemplate, Plain, Rendered, begin_ids, encode_pair
-from lightning_lm.data.examples import (
+from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
+from lightning_lm.data.post_training.chat import ChatML, ChatTemplate, Plain, Rendered, begin_ids, encode_pair
+from lightning_lm.data.post_training.examples import (
     Examples,
     ExampleSource,
     HeldOutExamples,
@@ -10,9 +11,8 @@ from lightning_lm.data.examples import (
     split_sides,
     texts_of,
 )
-from lightning_lm.data.forms import Alpaca, Columns, RecordForm, ShareGPT, form_of, split_preference
-from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
-from lightning_lm.data.preference import (
+from lightning_lm.data.post_training.forms import Alpaca, Columns, RecordForm, ShareGPT, form_of, split_preference
+from lightning_lm.data.post_training.preference import (
     EncodedPair,
     PairCounts,
     PairRows,
@@ -20,15 +20,21 @@ from lightning_lm.data.preference import (
     PreferencePairs,
     encode_preference,
 )
+from lightning_lm.data.post_training.supervised import (
+    ExampleCounts,
+    SupervisedRows,
+    SupervisedStore,
+    encode_example,
+    store_examples,
+)
+from lightning_lm.data.post_training.tasks import ReverseDigits
+from lightning_lm.data.post_training.tokenizer_template import TokenizerTemplate
 from lightning_lm.data.sources import Files, Mixture, Source, Texts, as_source
 from lightning_lm.data.split import Split, hold_out
 from lightning_lm.data.standard_library import StandardLibrary
 from lightning_lm.data.store import TokenStore
 from lightning_lm.data.stream import TokenStream
-from lightning_lm.data.supervised import ExampleCounts, SupervisedRows, SupervisedStore, encode_example, store_examples
-from lightning_lm.data.tasks import ReverseDigits
 from lightning_lm.data.tokenize import tokenize
-from lightning_lm.data.tokenizer_template import TokenizerTemplate
 from lightning_lm.data.tokens import TokenFiles, write_store
 
 __all__ = [

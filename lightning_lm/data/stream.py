@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightning_lm.data.mixture import Interleaving
+from lightning_lm.data.packed_rows import Ints, Rows, StoreRows, blank_rows
 from lightning_lm.data.packing import BestFit, Packing
 from lightning_lm.data.permutation import key_of
-from lightning_lm.data.rows import Ints, Rows, StoreRows, blank_rows
 from lightning_lm.data.store import TokenStore
 from lightning_lm.errors import ConfigurationError
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lightning_lm.data.lock import locked
 from lightning_lm.data.parallel import num_cores
 from lightning_lm.data.shards import chunks_of, encode_chunks, read_shard
 from lightning_lm.data.sources import Source, as_source
@@ -27,6 +26,7 @@ from lightning_lm.data.store import TokenStore, token_dtype, write_shards
 from lightning_lm.data.tokens import begin_id, token_shards
 from lightning_lm.errors import DataError, FingerprintError
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage.lock import locked
 
 __all__ = ["tokenize"]
 

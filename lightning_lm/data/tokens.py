@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lm.data.lock import locked
 from lightning_lm.data.paths import find_files
 from lightning_lm.data.sources import Source, digest_of_files
 from lightning_lm.data.store import TokenStore, token_dtype, write_shards
 from lightning_lm.data.unpacking import read_blocks
 from lightning_lm.errors import DataError
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage.lock import locked
 
 __all__ = ["TokenFiles", "begin_id", "token_shards", "write_store"]
 

@@ -13,11 +13,11 @@ from lightning.pytorch import Trainer
 
 from lightning_lm import __version__
 from lightning_lm.data import Mixture, Source, TokenStore, as_source, hold_out, tokenize
-from lightning_lm.data.lock import locked, remove_abandoned
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.datamodules.tokenizer import choose_tokenizer
 from lightning_lm.errors import CheckpointError, DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage.lock import locked, remove_abandoned
 from lightning_lm.tokenizers import TokenizerPart, TrainBPE, TrainedTokenizerPart, load_tokenizer
 from lightning_lm.tokenizers.base import CHAT_TOKENS, END_OF_TEXT
 

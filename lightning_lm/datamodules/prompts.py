@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lm.data import ChatTemplate, ExampleSource, Plain, split_sides, texts_of
-from lightning_lm.data.prompts import PromptBatch, PromptStream
+from lightning_lm.data.post_training.prompts import PromptBatch, PromptStream
 from lightning_lm.datamodules.corpus import cache_folder
 from lightning_lm.datamodules.loader import Loading, Share
 from lightning_lm.datamodules.resume import check_same_rows
@@ -31,7 +31,7 @@ class PromptDataModule(LightningDataModule):
 
     Records have a ``prompt``, a text or a list of messages; their other fields are the columns that rewards get. A
     module that has ``experience_loader`` (`GRPOModule`, `PPOModule`) trains on what it makes of them, any other on
-    `data.prompts.PromptBatch`. The position is one integer, the prompts handed out.
+    `data.post_training.prompts.PromptBatch`. The position is one integer, the prompts handed out.
 
     Args:
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStore, TokenStream
+from lightning_lm.datamodules.base import PositionedDataModule
 from lightning_lm.datamodules.corpus import Corpus, Prepared
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
-from lightning_lm.datamodules.positioned import PositionedDataModule
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.evals import token_counts
 from lightning_lm.protocols import Tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_lm.errors import CheckpointError, ConfigurationError, TokenizerError
-from lightning_lm.models.adapter_files import adapter_base, is_adapter_folder
+from lightning_lm.models.huggingface.peft_adapters import adapter_base, is_adapter_folder
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.tokenizers import TokenizerPart, TrainedTokenizerPart, load_tokenizer

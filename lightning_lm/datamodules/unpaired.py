@@ -6,13 +6,13 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_lm.data.chat import ChatTemplate, Plain
-from lightning_lm.data.examples import ExampleSource, split_sides, texts_of
-from lightning_lm.data.preference import PairRows
-from lightning_lm.data.unpaired import UnpairedExamples, UnpairedStream
+from lightning_lm.data.post_training.chat import ChatTemplate, Plain
+from lightning_lm.data.post_training.examples import ExampleSource, split_sides, texts_of
+from lightning_lm.data.post_training.preference import PairRows
+from lightning_lm.data.post_training.unpaired import UnpairedExamples, UnpairedStream
+from lightning_lm.datamodules.base import PositionedDataModule
 from lightning_lm.datamodules.corpus import cache_folder
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
-from lightning_lm.datamodules.positioned import PositionedDataModule
 from lightning_lm.datamodules.tokenizer import make_tokenizer
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer

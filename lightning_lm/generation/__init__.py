@@ -8,10 +8,10 @@ from lightning_lm.generation.backend import (
     PolicyAtWork,
     TransformersBackend,
 )
-from lightning_lm.generation.batch import FinishReason
 from lightning_lm.generation.beam import Beam, beam_search
+from lightning_lm.generation.decoding_loop import FinishReason
 from lightning_lm.generation.generator import Completion, Generator
-from lightning_lm.generation.http import HTTPGenerator
+from lightning_lm.generation.openai_client import HTTPGenerator
 from lightning_lm.generation.sampling import Sampling
 from lightning_lm.generation.speculative import Speculation
 from lightning_lm.generation.transformers import TransformersGenerator

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation.generator import Completion, Generator
-from lightning_lm.generation.http import HTTPGenerator
+from lightning_lm.generation.openai_client import HTTPGenerator
 from lightning_lm.generation.sampling import Sampling
 from lightning_lm.generation.transformers import TransformersGenerator
 from lightning_lm.generation.weight_push import WeightPush
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation.forward import forward_for
-from lightning_lm.generation.limits import check_ids, check_length
+from lightning_lm.generation.prompt_checks import check_ids, check_length
 
 __all__ = ["Beam", "beam_search"]
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.generation.batch import Batch, Chooser, Ends, FinishReason, Row
+from lightning_lm.generation.decoding_loop import Batch, Chooser, Ends, FinishReason, Row
+from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.generation.forward import Forward, forward_for
-from lightning_lm.generation.limits import check_ids, check_length
+from lightning_lm.generation.prompt_checks import check_ids, check_length
 from lightning_lm.generation.sampling import Sampler, Sampling
 from lightning_lm.generation.speculative import Speculation, SpeculativeForward, SpeculativeSampler
-from lightning_lm.generation.text import AnswerText
 from lightning_lm.models import end_ids, generation_settings
 from lightning_lm.protocols import Tokenizer
 

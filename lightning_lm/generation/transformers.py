@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.functional.logprobs import token_logprobs
-from lightning_lm.generation.batch import Ends, FinishReason
+from lightning_lm.generation.decoding_loop import Ends, FinishReason
+from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.generation.generator import Completion, evaluating, with_seed
 from lightning_lm.generation.sampling import Sampling
-from lightning_lm.generation.text import AnswerText
 from lightning_lm.models import TransformersModel, end_ids, generation_settings
 from lightning_lm.protocols import Tokenizer
 

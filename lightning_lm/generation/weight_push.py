@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError, RemoteError
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.models import export_model
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer

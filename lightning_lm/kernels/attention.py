@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_lm.functional.attention import Documents, causal_attention
 from lightning_lm.functional.flash_attention import first_visible, require_heads
-from lightning_lm.kernels.backend import architecture, register, unavailable, use_triton
-from lightning_lm.kernels.flash_attention import flash_attention, supported
+from lightning_lm.kernels.flash_attention.operation import flash_attention, supported
+from lightning_lm.kernels.runtime.backend import architecture, register, unavailable, use_triton
 
 __all__ = ["attention"]
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_lm.kernels.backend import use_triton
-from lightning_lm.kernels.launch import jit, launch, next_power_of_two
-from lightning_lm.kernels.operation import Operation
-from lightning_lm.kernels.rows import accurate, row_settings, rows_of, unsupported_rows
+from lightning_lm.kernels.runtime.backend import use_triton
+from lightning_lm.kernels.runtime.launch import jit, launch, next_power_of_two
+from lightning_lm.kernels.runtime.operation import Operation
+from lightning_lm.kernels.runtime.rows import accurate, row_settings, rows_of, unsupported_rows
 
 if TYPE_CHECKING:
     import triton.language as tl

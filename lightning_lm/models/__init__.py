@@ -1,8 +1,24 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
-from lightning_lm.models.adapter import TransformersModel, as_language_model
-from lightning_lm.models.adapter_files import PretrainedAdapters, save_adapters
-from lightning_lm.models.adapters import (
+from lightning_lm.models.attention import Attention, Mixer
+from lightning_lm.models.cache import KVCache
+from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
+from lightning_lm.models.context import Context, make_context
+from lightning_lm.models.export import export_model
+from lightning_lm.models.ffn import FFN, GLU, MLP
+from lightning_lm.models.grow import grow_vocabulary
+from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
+from lightning_lm.models.huggingface.folder import PretrainedCheckpoint, load_huggingface, save_huggingface
+from lightning_lm.models.huggingface.generation_config import (
+    add_end_ids,
+    end_ids,
+    generation_settings,
+    set_generation_settings,
+)
+from lightning_lm.models.huggingface.peft_adapters import PretrainedAdapters, save_adapters
+from lightning_lm.models.huggingface.transformers_model import TransformersModel, as_language_model
+from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
+from lightning_lm.models.lora import (
     AdapterPart,
     Adapters,
     attach_adapters,
@@ -10,17 +26,6 @@ from lightning_lm.models.adapters import (
     merge_adapters,
     remove_adapters,
 )
-from lightning_lm.models.attention import Attention, Mixer
-from lightning_lm.models.cache import KVCache
-from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
-from lightning_lm.models.context import Context, make_context
-from lightning_lm.models.export import export_model
-from lightning_lm.models.ffn import FFN, GLU, MLP
-from lightning_lm.models.generation_settings import add_end_ids, end_ids, generation_settings, set_generation_settings
-from lightning_lm.models.grow import grow_vocabulary
-from lightning_lm.models.huggingface import PretrainedCheckpoint, load_huggingface, save_huggingface
-from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
-from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
 from lightning_lm.models.mup import MuP, MuPAttention
 from lightning_lm.models.norms import LayerNorm, NoNorm, Norm, RMSNorm
 from lightning_lm.models.positions import (

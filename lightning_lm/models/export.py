@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models.adapter import TransformersModel
-from lightning_lm.models.adapters import merge_adapters
-from lightning_lm.models.huggingface import known_by, save_huggingface, write_companions
+from lightning_lm.models.huggingface.folder import known_by, save_huggingface, write_companions
+from lightning_lm.models.huggingface.transformers_model import TransformersModel
+from lightning_lm.models.lora import merge_adapters
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import filling

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.huggingface.transformers_model import TransformersModel
 from lightning_lm.models.roles import with_role
 from lightning_lm.models.transformer import Transformer
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models.adapter import TransformersModel, is_of_transformers, unsupported
-from lightning_lm.models.packed_rows import ONE_PER_ROW, keeps_documents_apart, several_documents
+from lightning_lm.models.huggingface.transformers_model import TransformersModel, is_of_transformers, unsupported
+from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart, several_documents
 from lightning_lm.models.transformer import Transformer
 
 __all__ = ["accepted_inputs", "mixed_documents", "whole_logits"]

@@ -9,7 +9,7 @@ from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from lightning_lm.models.adapter import TransformersModel
+    from lightning_lm.models.huggingface.transformers_model import TransformersModel
 
 __all__ = ["TransformersConfig"]
 
@@ -65,7 +65,7 @@ class TransformersConfig(ModelConfig):
             import transformers
         except ImportError as error:
             raise MissingDependencyError("transformers", "build one of its models", "hf") from error
-        from lightning_lm.models.adapter import TransformersModel
+        from lightning_lm.models.huggingface.transformers_model import TransformersModel
 
         if (vocab_size or 0) > (self.vocab_size or 0):
             raise ConfigurationError(

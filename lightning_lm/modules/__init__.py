@@ -1,21 +1,20 @@
 """LightningModules: thin shells that wire a model, a loss, an optimizer and a schedule to a stock Trainer."""
 
 from lightning_lm._lightning import register_strategies
+from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import load_model, read_checkpoint
-from lightning_lm.modules.compared import ComparedModule
 from lightning_lm.modules.dpo import DPOModule
+from lightning_lm.modules.gradient_normalization import GradientWindow
 from lightning_lm.modules.grpo import GRPOModule
 from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.kto import KTOModule
-from lightning_lm.modules.losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.pipeline import GPipe, OneForwardOneBackward, PipelineModule, PipelineSchedule
 from lightning_lm.modules.ppo import PPOModule
-from lightning_lm.modules.precomputed import NumberedPairs, PrecomputedReference
-from lightning_lm.modules.pretrain import PretrainModule
-from lightning_lm.modules.recompute import ActivationCheckpointing
-from lightning_lm.modules.reference import (
+from lightning_lm.modules.preference.compared import ComparedModule
+from lightning_lm.modules.preference.precomputed_reference import NumberedPairs, PrecomputedReference
+from lightning_lm.modules.preference.reference import (
     AdapterReference,
     CopyReference,
     FrozenCopy,
@@ -24,6 +23,7 @@ from lightning_lm.modules.reference import (
     SlowSync,
     adapters_off,
 )
+from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.reward import BradleyTerry, RewardModule
 from lightning_lm.modules.reward_model import LearnedReward, ModelReward, RewardModel, load_reward_model
 from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
@@ -35,8 +35,8 @@ from lightning_lm.modules.rl.rollout_plan import RolloutPlan, Validation
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.signal_stop import SignalStop
+from lightning_lm.modules.token_losses import CrossEntropy, TokenLossPart
 from lightning_lm.modules.warm_start import CheckpointModel
-from lightning_lm.modules.window import GradientWindow
 
 __all__ = [
     "DFT",

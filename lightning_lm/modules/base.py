@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_lm.data.batches import batch_error
+from lightning_lm.distributed import data_rank, require_all_ranks
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, describe_adapters, generation_settings, parameter_roles
+from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, stop_where_trained
 from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
+from lightning_lm.modules.gradient_normalization import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.modules.hyper_parameters import log_hyper_parameters
 from lightning_lm.modules.model_owner import Compile, _ModelOwner
-from lightning_lm.modules.ranks import data_rank, require_all_ranks
-from lightning_lm.modules.recompute import ActivationCheckpointing
 from lightning_lm.modules.seeds import seed_generator
-from lightning_lm.modules.window import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
 from lightning_lm.protocols import GradientHolder
 

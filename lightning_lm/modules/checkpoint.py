@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lm.data import ChatTemplate
-from lightning_lm.data.chat_program import chat_program
+from lightning_lm.data.post_training.chat_program import chat_program
 from lightning_lm.errors import CheckpointError, TokenizerError
 from lightning_lm.models import (
     ModelConfig,
@@ -22,8 +22,8 @@ from lightning_lm.models import (
     merge_adapters,
     set_generation_settings,
 )
-from lightning_lm.models.adapter_files import adapter_base, is_adapter_folder
-from lightning_lm.models.huggingface import load_pretrained
+from lightning_lm.models.huggingface.folder import load_pretrained
+from lightning_lm.models.huggingface.peft_adapters import adapter_base, is_adapter_folder
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import check_archive, resolve_checkpoint
 from lightning_lm.tokenizers import load_tokenizer, tokenizer_from_files

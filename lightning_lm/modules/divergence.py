@@ -5,7 +5,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_lm.errors import DivergenceError
-from lightning_lm.functional.shards import local_part, reshard
+from lightning_lm.functional.dtensor import local_part, reshard
 
 __all__ = ["DivergenceWatch", "require_finite_weights"]
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.preference import PairLogProbs, PreferenceLoss, Sigmoid
 from lightning_lm.models import ModelConfig
+from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile
-from lightning_lm.modules.compared import ComparedModule
-from lightning_lm.modules.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
-from lightning_lm.modules.recompute import ActivationCheckpointing
-from lightning_lm.modules.reference import CopyReference, Reference
+from lightning_lm.modules.preference.compared import ComparedModule
+from lightning_lm.modules.preference.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
+from lightning_lm.modules.preference.reference import CopyReference, Reference
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.types import PairBatch

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_lm.data.prompts import PromptBatch
+from lightning_lm.data.post_training.prompts import PromptBatch
+from lightning_lm.distributed import Ranks, data_rank
 from lightning_lm.functional.advantages import Advantage, GroupAdvantage
 from lightning_lm.models import ModelConfig
-from lightning_lm.modules.ranks import Ranks, data_rank
 from lightning_lm.modules.rl.experience_loader import Experience
 from lightning_lm.modules.rl.objective import Objective
 from lightning_lm.modules.rl.policy import PolicyModule

@@ -10,7 +10,7 @@ from lightning_lm.functional.cross_entropy import MeasuredLoss, token_cross_entr
 from lightning_lm.functional.logprobs import entropy
 from lightning_lm.kernels import measured_cross_entropy, output_layer
 from lightning_lm.models.own_model import accepted_inputs, whole_logits
-from lightning_lm.modules.losses import next_token_inputs, next_token_targets
+from lightning_lm.modules.token_losses import next_token_inputs, next_token_targets
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
 from lightning_lm.types import IGNORE_INDEX

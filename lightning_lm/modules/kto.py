@@ -14,11 +14,11 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.preference import KTO
 from lightning_lm.models import ModelConfig
+from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile
-from lightning_lm.modules.compared import ComparedModule
-from lightning_lm.modules.pairs import answer_lengths, sum_over_pairs
-from lightning_lm.modules.recompute import ActivationCheckpointing
-from lightning_lm.modules.reference import CopyReference, Reference, answer_logprobs
+from lightning_lm.modules.preference.compared import ComparedModule
+from lightning_lm.modules.preference.pairs import answer_lengths, sum_over_pairs
+from lightning_lm.modules.preference.reference import CopyReference, Reference, answer_logprobs
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.types import UnpairedBatch

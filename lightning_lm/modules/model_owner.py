@@ -12,9 +12,9 @@ from torch import nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import ModelConfig, as_language_model, attach_adapters
+from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.modules.checkpoint import load_config, saved_adapters, with_trained_template
 from lightning_lm.modules.metrics import MeasuredModule
-from lightning_lm.modules.recompute import ActivationCheckpointing, compile_blocks, recompute_blocks
 from lightning_lm.parts import Part
 
 __all__ = ["Compile", "_ModelOwner"]

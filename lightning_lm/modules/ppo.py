@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_lm.data.prompts import PromptBatch
+from lightning_lm.data.post_training.prompts import PromptBatch
+from lightning_lm.distributed import Ranks
 from lightning_lm.functional.advantages import explained_variance, gae, whiten
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.policy import clipped_value_loss, kl_estimate
 from lightning_lm.models import ModelConfig
 from lightning_lm.models.roles import parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY
-from lightning_lm.modules.ranks import Ranks
 from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.rl.experience_loader import Experience
 from lightning_lm.modules.rl.objective import Objective, learned_tokens
@@ -22,7 +22,7 @@ from lightning_lm.modules.rl.policy import PolicyModule
 from lightning_lm.modules.rl.rollout import Rollout
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan
 from lightning_lm.optim import AdamW, CombinedOptimizer, Constant, OptimizerPart, Schedule
-from lightning_lm.optim.parts import RoledParameter
+from lightning_lm.optim.optimizers import RoledParameter
 from lightning_lm.rewards import Reward
 
 __all__ = ["PPOModule"]

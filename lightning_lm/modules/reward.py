@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.preference import bradley_terry_loss
 from lightning_lm.models import ModelConfig
+from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile, LMModule
-from lightning_lm.modules.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
-from lightning_lm.modules.recompute import ActivationCheckpointing
+from lightning_lm.modules.preference.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
 from lightning_lm.modules.reward_model import RewardModel
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.parts import Part

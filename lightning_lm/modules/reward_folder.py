@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from lightning_lm.models import TransformersModel, export_model
-from lightning_lm.models.huggingface import known_by
-from lightning_lm.models.weight_files import StoredTensor, read_json, read_tensors, write_json, write_tensors
+from lightning_lm.models.huggingface.folder import known_by
+from lightning_lm.models.huggingface.weights import StoredTensor, read_json, read_tensors, write_json, write_tensors
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import DIGESTS, filling
 

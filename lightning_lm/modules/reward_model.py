@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_lm.data.chat import ChatTemplate, Plain, encode_pair
+from lightning_lm.data.post_training.chat import ChatTemplate, Plain, encode_pair
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models import ModelConfig, TransformersModel, attach_adapters, merge_adapters
 from lightning_lm.models.roles import with_role

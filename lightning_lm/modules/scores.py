@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_logprob, output_layer
 from lightning_lm.models.own_model import accepted_inputs, whole_logits
-from lightning_lm.models.shared_prompts import answer_features
-from lightning_lm.modules.losses import next_token_inputs, next_token_targets
+from lightning_lm.models.prefix_sharing import answer_features
+from lightning_lm.modules.token_losses import next_token_inputs, next_token_targets
 from lightning_lm.protocols import LanguageModel
 from lightning_lm.types import IGNORE_INDEX
 

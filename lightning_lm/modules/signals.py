@@ -17,8 +17,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_lm.distributed import Ranks
 from lightning_lm.errors import RunStopped
-from lightning_lm.modules.ranks import Ranks
 
 __all__ = ["SIGNALS", "go_on_together", "interruptible", "stop_signals", "stop_together"]
 

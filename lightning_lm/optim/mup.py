@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.optim.combined import CombinedOptimizer
-from lightning_lm.optim.parts import AdamW, OptimizerPart, RoledParameter
+from lightning_lm.optim.optimizers import AdamW, OptimizerPart, RoledParameter
 
 __all__ = ["MuPRates"]
 

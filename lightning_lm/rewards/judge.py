@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from lightning_lm.errors import ConfigurationError, RemoteError
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.parts import Part
 from lightning_lm.rewards.answers import Reward
 

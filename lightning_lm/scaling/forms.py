@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_lm.errors import DataError
-from lightning_lm.scaling.fit import ScalingFit
-from lightning_lm.scaling.holdout import HeldOut, hold_out
-from lightning_lm.scaling.points import Points
+from lightning_lm.scaling.fits.fit import ScalingFit
+from lightning_lm.scaling.fits.holdout import HeldOut, hold_out
+from lightning_lm.scaling.fits.points import Points
 
 __all__ = ["FormTest", "compare_forms"]
 

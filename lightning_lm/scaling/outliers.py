@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.parts import Part
-from lightning_lm.scaling.points import Points
+from lightning_lm.scaling.fits.points import Points
 
 __all__ = ["DropHighestLosses", "DropSmallestBudgets", "KeepAll", "Outliers"]
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from lightning_lm.errors import DataError
-from lightning_lm.scaling.flops import check_convention
-from lightning_lm.scaling.points import FLOPS_PER_PARAMETER_TOKEN, Curve, Points
+from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, Curve, Points
+from lightning_lm.scaling.flop_conventions import check_convention
 
 __all__ = ["RunRecord", "curves_of", "points_of"]
 

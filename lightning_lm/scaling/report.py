@@ -13,7 +13,7 @@ from lightning_lm import __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_lm.scaling.fit import Estimate
+    from lightning_lm.scaling.fits.fit import Estimate
 
 __all__ = ["Report", "interval", "new_table", "number", "significant"]
 

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from lightning_lm.scaling.points import FloatArray
+from lightning_lm.scaling.fits.points import FloatArray
 
 __all__ = ["EXPONENTS", "non_negative", "start_of_powers"]
 

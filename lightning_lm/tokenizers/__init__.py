@@ -6,8 +6,7 @@ Byte-level BPE that is trained here, SentencePiece, bytes, characters, words, an
 
 from lightning_lm.tokenizers.base import END_OF_TEXT, BaseTokenizer
 from lightning_lm.tokenizers.bpe import BPETokenizer
-from lightning_lm.tokenizers.loading import load_tokenizer, tokenizer_from_files
-from lightning_lm.tokenizers.parts import (
+from lightning_lm.tokenizers.builders import (
     Bytes,
     LoadTokenizer,
     TokenizerPart,
@@ -17,6 +16,7 @@ from lightning_lm.tokenizers.parts import (
     TrainSentencePiece,
     TrainWords,
 )
+from lightning_lm.tokenizers.loading import load_tokenizer, tokenizer_from_files
 from lightning_lm.tokenizers.patterns import GPT2, GPT4, SplitPattern
 from lightning_lm.tokenizers.pretrained import PretrainedTokenizer
 from lightning_lm.tokenizers.sentencepiece import SentencePieceTokenizer

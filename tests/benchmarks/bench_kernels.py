@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_lm import kernels
-from lightning_lm.kernels.launch import is_installed
+from lightning_lm.kernels.runtime.launch import is_installed
 from lightning_lm.kernels.timing import Stopwatch
 
 FAILURES: tuple[type[Exception], ...] = (

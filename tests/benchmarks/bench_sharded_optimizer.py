@@ -25,7 +25,7 @@ from record import write_record
 from torch import distributed, nn
 
 from lightning_lm.strategies import ShardedOptimizer, ShardedOptimizerStrategy
-from lightning_lm.strategies.placement import Placed, place
+from lightning_lm.strategies.zero.partition import Placed, place
 
 RANKS, WIDTH, LAYERS, VOCAB = 2, 1024, 12, 39_000
 STRATEGIES = {

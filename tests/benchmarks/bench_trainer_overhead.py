@@ -42,7 +42,7 @@ from lightning_lm.callbacks import (
 )
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 from lightning_lm.modules import PretrainModule
-from lightning_lm.modules.losses import CrossEntropy
+from lightning_lm.modules.token_losses import CrossEntropy
 from lightning_lm.optim import AdamW, Constant
 
 CONFIG = TransformerConfig(

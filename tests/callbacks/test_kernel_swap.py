@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from lightning_lm.callbacks import KernelSwap
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.kernels.swap import last_call, restore, swap
+from lightning_lm.kernels.swap.swap import last_call, restore, swap
 from lightning_lm.models import GLU, MLP, Attention, Layer, RMSNorm, Rope, TransformerConfig
 from lightning_lm.modules import PretrainModule
 

@@ -21,7 +21,7 @@ from lightning_lm.models import (
     remove_adapters,
     save_huggingface,
 )
-from lightning_lm.models.huggingface import load_pretrained
+from lightning_lm.models.huggingface.folder import load_pretrained
 from lightning_lm.modules import PretrainModule, adapters_off
 from lightning_lm.optim import AdamW, Constant
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from lightning_lm.callbacks import LMProgressBar, Perplexity
 from lightning_lm.callbacks.aside import clocks_stopped
+from lightning_lm.callbacks.formatting import clock, short
 from lightning_lm.callbacks.progress_line import Clock, Value, fitted
-from lightning_lm.callbacks.readable import clock, short
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lightning_lm.callbacks.formatting import number
 from lightning_lm.callbacks.prompts import Prompt, sample_prompts
-from lightning_lm.callbacks.readable import number
 
 
 class Tokenizer:

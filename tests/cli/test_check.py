@@ -6,9 +6,9 @@ from typing import Literal
 
 import pytest
 
-from lightning_lm.cli.check import Checker, command_line_settings
-from lightning_lm.cli.overlays import read_overlays
-from lightning_lm.cli.signatures import Argument, accepted_classes, arguments_of
+from lightning_lm.cli.config.check import Checker, command_line_settings
+from lightning_lm.cli.config.overlays import read_overlays
+from lightning_lm.cli.config.signatures import Argument, accepted_classes, arguments_of
 from lightning_lm.errors import UsageError
 
 

@@ -1,4 +1,4 @@
-from lightning_lm.cli.class_paths import class_path, current_class_path
+from lightning_lm.cli.config.class_paths import class_path, current_class_path
 from lightning_lm.models import RMSNorm
 from lightning_lm.optim import AdamW
 

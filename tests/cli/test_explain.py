@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_lm.cli.check import command_line_settings
-from lightning_lm.cli.explain import explain
-from lightning_lm.cli.overlays import Place, Setting
+from lightning_lm.cli.config.check import command_line_settings
+from lightning_lm.cli.config.explain import explain
+from lightning_lm.cli.config.overlays import Place, Setting
 
 
 class Small:

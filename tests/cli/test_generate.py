@@ -12,7 +12,7 @@ from lightning_lm.cli.generate import add_arguments, run
 from lightning_lm.errors import CheckpointError
 from lightning_lm.generation import Generator, Sampling
 from lightning_lm.models import Attention, Layer, TransformerConfig
-from lightning_lm.models.huggingface import save_huggingface
+from lightning_lm.models.huggingface.folder import save_huggingface
 from lightning_lm.tokenizers import load_tokenizer
 from lightning_lm.tokenizers.simple import ByteTokenizer
 

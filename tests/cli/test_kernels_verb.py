@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from lightning_lm.cli import main
-from lightning_lm.kernels import tables
+from lightning_lm.kernels.runtime import launch_settings
 from lightning_lm.kernels.table_files import read_table
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    tables.use_table(None)
+    launch_settings.use_table(None)
     yield
     monkeypatch.undo()
-    tables.use_table(None)
+    launch_settings.use_table(None)
 
 
 def test_a_rehearsal_prints_the_table_and_writes_only_where_it_is_told(tmp_path, capsys):
@@ -59,14 +59,14 @@ def test_work_that_does_not_fit_says_what_to_change(monkeypatch, capsys):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore.")
 
-    monkeypatch.setattr("lightning_lm.kernels.tuning.tune", fail)
+    monkeypatch.setattr("lightning_lm.kernels.tuning.tune.tune", fail)
     assert main(["kernels", "tune", "--interpret", "softmax"]) == 1
     assert "8 rows do not fit: CUDA out of memory. Take fewer --tokens." in capsys.readouterr().err
 
 
 def test_the_report_names_backends_and_tables(tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.json").write_text("{")
-    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "bad.json"))
+    monkeypatch.setenv(launch_settings.VARIABLE, str(tmp_path / "bad.json"))
     with pytest.warns(UserWarning, match="bad.json"):
         assert main(["kernels", "report"]) == 0
     text = capsys.readouterr().out

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from lightning_lm.cli import main
-from lightning_lm.cli.list_items import change_items
-from lightning_lm.cli.overlays import expand_configs
+from lightning_lm.cli.config.list_items import change_items
+from lightning_lm.cli.config.overlays import expand_configs
 from lightning_lm.errors import UsageError
 
 BASE = """

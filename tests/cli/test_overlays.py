@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from lightning_lm.cli.overlays import expand_configs, read_overlays
+from lightning_lm.cli.config.overlays import expand_configs, read_overlays
 from lightning_lm.errors import UsageError
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules import GRPOModule, LMModule, PretrainModule
-from lightning_lm.modules.losses import CrossEntropy
+from lightning_lm.modules.token_losses import CrossEntropy
 from lightning_lm.optim import SGD, AdamW, Muon
 
 MODEL = ["--model.model=TransformerConfig", "--model.model.d_model=16", "--model.model.num_layers=1"]

@@ -17,10 +17,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from lightning_lm.data import SupervisedRows, TokenizerTemplate, store_examples
-from lightning_lm.data.examples import Examples
-from lightning_lm.data.preference import encode_preference
-from lightning_lm.data.prompts import PromptStream
-from lightning_lm.data.supervised import encode_example
+from lightning_lm.data.post_training.examples import Examples
+from lightning_lm.data.post_training.preference import encode_preference
+from lightning_lm.data.post_training.prompts import PromptStream
+from lightning_lm.data.post_training.supervised import encode_example
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.tokenizers import BPETokenizer, PretrainedTokenizer
 

@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightning_lm.data.examples import Examples, PromptedExamples, as_examples
-from lightning_lm.data.forms import form_of, split_preference
-from lightning_lm.data.tasks import ReverseDigits
+from lightning_lm.data.post_training.examples import Examples, PromptedExamples, as_examples
+from lightning_lm.data.post_training.forms import form_of, split_preference
+from lightning_lm.data.post_training.tasks import ReverseDigits
 from lightning_lm.errors import ConfigurationError, DataError
 
 RECORDS = [{"prompt": "2+2", "completion": "4", "level": 1}, {"prompt": "é", "completion": "ü", "level": 2}]

@@ -26,7 +26,7 @@ from lightning_lm.data import (
     split_sides,
     store_examples,
 )
-from lightning_lm.data.forms import by_content, form_of, label_of
+from lightning_lm.data.post_training.forms import by_content, form_of, label_of
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.tokenizers import ByteTokenizer
 

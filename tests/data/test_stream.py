@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_lm.data import BestFit, Concatenate, OnePerRow, TokenStream, tokenize
-from lightning_lm.data import rows as rows_module
+from lightning_lm.data import packed_rows as rows_module
 from lightning_lm.errors import ConfigurationError, DataError, FingerprintError
 
 PACKINGS = [BestFit(), Concatenate(), OnePerRow()]

@@ -5,7 +5,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lm.data import ChatML, Plain, ReverseDigits
-from lightning_lm.data.prompts import PromptStream, join_prompts, take_prompts
+from lightning_lm.data.post_training.prompts import PromptStream, join_prompts, take_prompts
 from lightning_lm.datamodules import PromptDataModule
 from lightning_lm.datamodules.loader import Share
 from lightning_lm.datamodules.prompts import PromptLoader, PromptValidationLoader

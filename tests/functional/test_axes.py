@@ -9,7 +9,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional import causal_attention, group_advantages, rotate
 from lightning_lm.functional.flash_attention import flash_attention as plain_flash_attention
 from lightning_lm.kernels.attention import attention
-from lightning_lm.kernels.flash_attention import flash_attention
+from lightning_lm.kernels.flash_attention.operation import flash_attention
 from lightning_lm.kernels.rope import rope
 
 # As they are outside of tests: without the check of annotations.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lightning_lm.functional.cross_entropy import token_cross_entropy
-from lightning_lm.kernels import head, linear_cross_entropy, measured_cross_entropy
+from lightning_lm.kernels import linear_cross_entropy, measured_cross_entropy
+from lightning_lm.kernels.lm_head import head
 from lightning_lm.types import IGNORE_INDEX
 
 OPTIONS = [{}, {"z_loss": 0.01}, {"label_smoothing": 0.1}, {"softcap": 3.0, "z_loss": 0.01, "label_smoothing": 0.2}]

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Beam, Generator, Sampling, beam_search
 from lightning_lm.models import Attention, Layer, Normal, TransformerConfig
-from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.huggingface.transformers_model import TransformersModel
 
 
 def model_of(vocab, seed=0):

@@ -7,7 +7,7 @@ import torch
 
 from lightning_lm.errors import ConfigurationError, RemoteError
 from lightning_lm.generation import GenerationBackend, Generator, HTTPGenerator, Sampling
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.models import Attention, Layer, TransformerConfig
 from lightning_lm.tokenizers import ByteTokenizer
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lm.generation.text import AnswerText
+from lightning_lm.generation.detokenizer import AnswerText
 
 
 class Bytes:

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
-from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.huggingface.transformers_model import TransformersModel
 
 GREEDY = Sampling(temperature=0)
 CHI_SQUARE_999 = {7: 24.32}

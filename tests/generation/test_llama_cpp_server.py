@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import HTTPGenerator, Sampling
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.tokenizers import CharacterTokenizer
 
 SERVER = Path(__file__).parents[1] / "llama_cpp_server.py"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_lm.kernels import cross_entropy, layer_norm, relu_squared, rms_norm, rope, softmax, swiglu, wide_rms_norm  # noqa: F401
-from lightning_lm.kernels.launch import is_installed, next_power_of_two
-from lightning_lm.kernels.rows import row_settings
+from lightning_lm.kernels import rms_norm_wide
+from lightning_lm.kernels.runtime.launch import is_installed, next_power_of_two
+from lightning_lm.kernels.runtime.rows import row_settings
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="Triton is not installed")
 CAPABILITIES = [80, 90, 100]
@@ -63,8 +63,8 @@ def row_job(module, kernel, size):
 def wide_job(kernel, **flags):
     """A kernel that loops over rows that are too long for a program."""
     gain = kernel == "_gain_kernel"
-    options = {"num_warps": wide_rms_norm._GAIN_WARPS if gain else wide_rms_norm._NUM_WARPS}
-    sizes = {"SIZE": 2 * LARGEST, "BLOCK": wide_rms_norm._GAIN_BLOCK if gain else wide_rms_norm._BLOCK, **flags}
+    options = {"num_warps": rms_norm_wide._GAIN_WARPS if gain else rms_norm_wide._NUM_WARPS}
+    sizes = {"SIZE": 2 * LARGEST, "BLOCK": rms_norm_wide._GAIN_BLOCK if gain else rms_norm_wide._BLOCK, **flags}
     return job("wide_rms_norm", kernel, sizes, options, narrow=dict.fromkeys(("scale_ptr", "partial_ptr"), "*fp32"))
 
 
@@ -90,7 +90,7 @@ def jobs():
     found["rms_norm backward 768"] = row_job("rms_norm", backward, 768)
     found["wide rms_norm"] = wide_job(forward, WEIGHT=True, RESIDUAL=True, ROUND=False)
     found["wide rms_norm input"] = wide_job("_input_kernel", WEIGHT=True, RESIDUAL=True)
-    found["wide rms_norm gain"] = wide_job("_gain_kernel", ROWS=wide_rms_norm._GAIN_ROWS, ROUND=True)
+    found["wide rms_norm gain"] = wide_job("_gain_kernel", ROWS=rms_norm_wide._GAIN_ROWS, ROUND=True)
     found["softmax forward"] = row_job("softmax", forward, LARGEST)
     for kernel in (forward, backward):
         found[f"relu_squared {kernel}"] = job("relu_squared", kernel, {"BLOCK": 1024}, {"num_warps": 4})

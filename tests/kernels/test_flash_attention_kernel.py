@@ -8,7 +8,7 @@ import torch
 from lightning_lm import kernels
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional import first_visible
-from lightning_lm.kernels.flash_attention import flash_attention
+from lightning_lm.kernels.flash_attention.operation import flash_attention
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_lm.kernels.launch import jit, launch
+from lightning_lm.kernels.runtime.launch import jit, launch
 
 if TYPE_CHECKING:
     import triton.language as tl

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from lightning_lm import kernels
-from lightning_lm.kernels import head as heads
-from lightning_lm.kernels import vocabulary
-from lightning_lm.kernels.head import Head
-from lightning_lm.kernels.linear_cross_entropy import _linear_cross_entropy_forward
-from lightning_lm.kernels.linear_logprob import _linear_logprob_backward, _linear_logprob_forward
+from lightning_lm.kernels.lm_head import head as heads
+from lightning_lm.kernels.lm_head import logits as vocabulary
+from lightning_lm.kernels.lm_head.head import Head
+from lightning_lm.kernels.lm_head.linear_cross_entropy import _linear_cross_entropy_forward
+from lightning_lm.kernels.lm_head.linear_logprob import _linear_logprob_backward, _linear_logprob_forward
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BUDGET = 6000
@@ -218,7 +218,7 @@ class Meter(torch.utils._python_dispatch.TorchDispatchMode):
 def test_logits_never_take_more_than_their_budget(backend, budget, dtype, monkeypatch):
     """Neither do all tensors together that have a column for each token id, whatever they hold."""
     if backend == "triton":  # the interpreter keeps what it was given until garbage is collected; memory is our matter
-        monkeypatch.setattr("lightning_lm.kernels.vocabulary.launch", lambda *_, **__: None)
+        monkeypatch.setattr("lightning_lm.kernels.lm_head.logits.launch", lambda *_, **__: None)
     rows, vocab = 400, 257
     targets, *inputs = problem(rows, 8, vocab, dtype)
     hidden, weight, bias = (tensor.detach() for tensor in inputs)

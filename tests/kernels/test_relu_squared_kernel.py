@@ -5,7 +5,7 @@ from torch import nn
 
 from lightning_lm import kernels
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.kernels.swap import swap
+from lightning_lm.kernels.swap.swap import swap
 from lightning_lm.models import GLU, MLP
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3Config
 
-from lightning_lm.kernels.swap import restore, swap
+from lightning_lm.kernels.swap.swap import restore, swap
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 
 SIZES = {

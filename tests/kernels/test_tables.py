@@ -9,8 +9,8 @@ import torch
 
 from lightning_lm import kernels
 from lightning_lm.errors import DataError
-from lightning_lm.kernels import tables
-from lightning_lm.kernels.launch import triton_version
+from lightning_lm.kernels.runtime import launch_settings
+from lightning_lm.kernels.runtime.launch import triton_version
 from lightning_lm.kernels.table_files import Entry, read_table, write_table
 
 ENTRY = Entry(
@@ -30,17 +30,17 @@ ENTRY = Entry(
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(tables.VARIABLE, raising=False)
-    tables.use_table(None)
+    monkeypatch.delenv(launch_settings.VARIABLE, raising=False)
+    launch_settings.use_table(None)
     yield
     monkeypatch.undo()
-    tables.use_table(None)
+    launch_settings.use_table(None)
 
 
 def looked_up(**changed):
     asked = {"operation": "softmax", "dims": (48,), "dtype": torch.float32, **changed}
     default = {"ROWS": 32, "num_warps": 4}
-    return tables.settings(*asked.values(), device=torch.device("cpu"), default=default)["ROWS"]
+    return launch_settings.settings(*asked.values(), device=torch.device("cpu"), default=default)["ROWS"]
 
 
 def write(path, rows):
@@ -50,20 +50,20 @@ def write(path, rows):
 
 def test_the_given_table_then_that_of_the_environment_then_the_users_own(tmp_path, monkeypatch):
     assert looked_up() == 32
-    write(tables.user_table(), 1)
-    tables.use_table(None)
+    write(launch_settings.user_table(), 1)
+    launch_settings.use_table(None)
     assert looked_up() == 1
-    monkeypatch.setenv(tables.VARIABLE, str(write(tmp_path / "named.json", 2)))
-    tables.use_table(None)
+    monkeypatch.setenv(launch_settings.VARIABLE, str(write(tmp_path / "named.json", 2)))
+    launch_settings.use_table(None)
     assert looked_up() == 2
-    tables.use_table(write(tmp_path / "given.json", 4))
+    launch_settings.use_table(write(tmp_path / "given.json", 4))
     assert looked_up() == 4
-    assert [source.path.name for source in tables.sources()] == ["given.json", "kernels.json", "tables.json"]
+    assert [source.path.name for source in launch_settings.sources()] == ["given.json", "kernels.json", "tables.json"]
 
 
 @pytest.mark.parametrize("changed", [{"operation": "rms_norm"}, {"dims": (49,)}, {"dtype": torch.float16}], ids=str)
 def test_an_entry_is_for_one_kernel_its_sizes_and_its_type(changed):
-    write(tables.user_table(), 1)
+    write(launch_settings.user_table(), 1)
     assert looked_up(**changed) == 32
 
 
@@ -100,14 +100,14 @@ def test_a_table_that_cannot_be_used_is_named_once_and_ignored(tmp_path, text, r
     path.write_text(text)
     with pytest.raises(DataError, match=reason):
         read_table(path)
-    tables.use_table(path)
+    launch_settings.use_table(path)
     with pytest.warns(UserWarning, match=f"{path}.*{reason}.*ignored.*kernels tune") as caught:
         assert (looked_up(), looked_up(dims=(49,))) == (32, 32)
     assert len(caught) == 1
 
 
 def test_a_table_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "nowhere.json"))
+    monkeypatch.setenv(launch_settings.VARIABLE, str(tmp_path / "nowhere.json"))
     with pytest.warns(UserWarning, match=r"nowhere.json cannot be read"):
         assert looked_up() == 32
 
@@ -115,13 +115,13 @@ def test_a_table_that_is_missing_is_named(tmp_path, monkeypatch):
 def test_entries_of_another_triton_are_stale(tmp_path):
     path = tmp_path / "table.json"
     write_table(path, [replace(ENTRY, triton="3.5"), replace(ENTRY, dims=(49,))])
-    tables.use_table(path)
+    launch_settings.use_table(path)
     with pytest.warns(UserWarning, match=r"table.json is stale: 1 of its 2 entries are of Triton 3.5"):
         assert (looked_up(), looked_up(dims=(49,))) == (32, 4)
 
 
 def test_an_entry_with_a_setting_that_the_kernel_does_not_know_is_stale(tmp_path):
-    tables.use_table(tmp_path / "table.json")
+    launch_settings.use_table(tmp_path / "table.json")
     write_table(tmp_path / "table.json", [replace(ENTRY, settings={"ROWS": 4, "SPLITS": 2})])
     with pytest.warns(UserWarning, match=r"softmax takes no setting 'SPLITS'.*stale"):
         assert looked_up() == 32
@@ -130,12 +130,12 @@ def test_an_entry_with_a_setting_that_the_kernel_does_not_know_is_stale(tmp_path
 def test_the_table_that_is_shipped_is_whole():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (source,) = tables.sources()
+        (source,) = launch_settings.sources()
     assert (source.path.name, source.problem) == ("tables.json", "")
 
 
 def test_a_launch_reads_it(triton, tmp_path):
     kernels.use_table(write(tmp_path / "table.json", 4))
-    with tables.trial("softmax") as seen:
+    with launch_settings.trial("softmax") as seen:
         kernels.softmax(torch.randn(5, 48))
     assert seen.launched == {"ROWS": 4, "num_warps": 4}

@@ -10,12 +10,13 @@ import torch
 
 import lightning_lm.kernels
 from lightning_lm.errors import UsageError
-from lightning_lm.kernels import tables, tuning
+from lightning_lm.kernels.runtime import launch_settings
 from lightning_lm.kernels.table_files import read_table
 from lightning_lm.kernels.timing import Stopwatch, take_turns
-from lightning_lm.kernels.tunable import TUNABLE, Bench
+from lightning_lm.kernels.tuning import tune
+from lightning_lm.kernels.tuning.targets import TUNABLE, Bench
 
-SMALL = tuning.Effort(repetitions=1, finalists=2, rounds=3, most=3)
+SMALL = tune.Effort(repetitions=1, finalists=2, rounds=3, most=3)
 BENCH = Bench(device=torch.device("cpu"), dtype=torch.float32, tokens=8)
 
 
@@ -25,12 +26,12 @@ def fast(monkeypatch):
     wanted = {}
 
     def timed(self, run):
-        with tables.trial("none"):
+        with launch_settings.trial("none"):
             run()
         return 1.0 if wanted.items() <= tables_seen[-1].items() else 2.0
 
     tables_seen = []
-    original = tables.settings
+    original = launch_settings.settings
 
     def spying(operation, *args, **kwargs):
         found = original(operation, *args, **kwargs)
@@ -59,21 +60,21 @@ def test_every_kernel_that_looks_up_settings_can_be_tuned():
 
 @pytest.mark.parametrize("operation", TUNABLE)
 def test_each_runs_its_candidates_and_leaves_no_trial_behind(triton, operation):
-    (target,) = tuning.parse_target(operation, rehearsal=True)
+    (target,) = tune.parse_target(operation, rehearsal=True)
     advanced = []
-    effort = tuning.Effort(repetitions=1, finalists=1, rounds=1, most=2)
-    found = tuning.tune(target, replace(BENCH, tokens=2), effort=effort, advance=lambda: advanced.append(1))
+    effort = tune.Effort(repetitions=1, finalists=1, rounds=1, most=2)
+    found = tune.tune(target, replace(BENCH, tokens=2), effort=effort, advance=lambda: advanced.append(1))
     assert found.tried == len(advanced) <= 2
     assert found.failed == 0
-    assert not tables._trials
+    assert not launch_settings._trials
     assert set(found.before) <= set(found.after)
 
 
 def test_the_fastest_is_written_and_launched_from_then_on(triton, fast, tmp_path):
     fast["ROWS"] = 4
-    (target,) = tuning.parse_target("softmax:48")
-    effort = tuning.Effort(repetitions=1, finalists=8, rounds=3)
-    found = tuning.tune(target, BENCH, effort=effort)
+    (target,) = tune.parse_target("softmax:48")
+    effort = tune.Effort(repetitions=1, finalists=8, rounds=3)
+    found = tune.tune(target, BENCH, effort=effort)
     assert (found.before["ROWS"], found.after["ROWS"], found.ratio, found.before_us, found.after_us) == (
         32,
         4,
@@ -82,46 +83,46 @@ def test_the_fastest_is_written_and_launched_from_then_on(triton, fast, tmp_path
         1,
     )
     path = tmp_path / "table.json"
-    assert tuning.add_to_table(path, [found], BENCH) == 1
+    assert tune.add_to_table(path, [found], BENCH) == 1
     (entry,) = read_table(path)
     assert (entry.device, entry.operation, entry.dims, entry.dtype) == ("interpreter", "softmax", (48,), "float32")
-    tables.use_table(path)
+    launch_settings.use_table(path)
     try:
-        again = tuning.tune(target, BENCH, effort=effort)
+        again = tune.tune(target, BENCH, effort=effort)
     finally:
-        tables.use_table(None)
+        launch_settings.use_table(None)
     assert (again.before, again.is_faster) == (found.after, False)
 
 
 def test_nothing_is_written_where_nothing_is_faster_and_other_entries_stay(triton, fast, tmp_path):
     fast["ROWS"] = 4
-    path, effort = tmp_path / "table.json", tuning.Effort(repetitions=1, finalists=8, rounds=1)
+    path, effort = tmp_path / "table.json", tune.Effort(repetitions=1, finalists=8, rounds=1)
     for text, number in (("softmax:48", 1), ("layer_norm:40", 2), ("softmax:48", 2)):
-        (target,) = tuning.parse_target(text)
-        assert tuning.add_to_table(path, [tuning.tune(target, BENCH, effort=effort)], BENCH) == number
+        (target,) = tune.parse_target(text)
+        assert tune.add_to_table(path, [tune.tune(target, BENCH, effort=effort)], BENCH) == number
     fast.clear()  # all are equally fast
-    found = tuning.tune(target, BENCH, effort=effort)
-    assert (found.is_faster, tuning.add_to_table(tmp_path / "empty.json", [found], BENCH)) == (False, 0)
+    found = tune.tune(target, BENCH, effort=effort)
+    assert (found.is_faster, tune.add_to_table(tmp_path / "empty.json", [found], BENCH)) == (False, 0)
 
 
 def test_a_candidate_that_computes_something_else_is_no_candidate(triton, fast, monkeypatch):
-    (target,) = tuning.parse_target("softmax:48")
+    (target,) = tune.parse_target("softmax:48")
     softmax, wrong = TUNABLE["softmax"], {"ROWS": 2}
     fast.update(wrong)
 
     def work(dims, bench):
         run = softmax.work(dims, bench)
-        return lambda: tuple(2 * one if tables._trials[-1].settings == wrong else one for one in run())
+        return lambda: tuple(2 * one if launch_settings._trials[-1].settings == wrong else one for one in run())
 
     monkeypatch.setitem(TUNABLE, "softmax", replace(softmax, work=work, candidates=lambda *_: iter([wrong])))
-    found = tuning.tune(target, BENCH, effort=SMALL)
+    found = tune.tune(target, BENCH, effort=SMALL)
     assert (found.tried, found.failed, found.is_faster) == (1, 1, False)
 
 
 def test_a_kernel_that_cannot_run_is_said_to():
-    (target,) = tuning.parse_target("softmax:48")
+    (target,) = tune.parse_target("softmax:48")
     with pytest.raises(UsageError, match=r"softmax:48 looked up no launch settings for torch.float32.*kernels report"):
-        tuning.tune(target, BENCH, effort=SMALL)
+        tune.tune(target, BENCH, effort=SMALL)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +136,12 @@ def test_a_kernel_that_cannot_run_is_said_to():
 )
 def test_words_that_name_nothing(text, reason):
     with pytest.raises(UsageError, match=reason):
-        tuning.parse_target(text)
+        tune.parse_target(text)
 
 
 def test_words_and_sizes():
-    assert [str(target) for target in tuning.parse_target("rope:32x8x128,1x1x2")] == ["rope:32x8x128", "rope:1x1x2"]
-    assert [target.dims for target in tuning.parse_target("flash_attention")] == [(64,), (128,)]
+    assert [str(target) for target in tune.parse_target("rope:32x8x128,1x1x2")] == ["rope:32x8x128", "rope:1x1x2"]
+    assert [target.dims for target in tune.parse_target("flash_attention")] == [(64,), (128,)]
 
 
 def test_what_slows_down_the_device_slows_down_all():

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models.adapter import TransformersModel, as_language_model
+from lightning_lm.models.huggingface.transformers_model import TransformersModel, as_language_model
 from lightning_lm.models.own_model import whole_logits
 from lightning_lm.models.summary import attention_shapes
 from lightning_lm.protocols import LanguageModel

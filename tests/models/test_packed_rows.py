@@ -10,7 +10,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import TransformerConfig, TransformersModel
 from lightning_lm.models.own_model import accepted_inputs, mixed_documents, whole_logits
-from lightning_lm.models.packed_rows import keeps_documents_apart
+from lightning_lm.models.packing_trial import keeps_documents_apart
 from lightning_lm.modules import PretrainModule, SFTModule
 from lightning_lm.optim import AdamW, Constant
 

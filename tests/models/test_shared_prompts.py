@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_lm.models import GLU, MLP, Attention, Layer, TransformerConfig
-from lightning_lm.models.shared_prompts import answer_features
+from lightning_lm.models.prefix_sharing import answer_features
 from lightning_lm.modules.scores import token_scores
 from lightning_lm.types import IGNORE_INDEX
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from lightning_lm.models import GLU, MLP, Attention, Layer, LayerNorm, LearnedPositions, TransformerConfig, presets
-from lightning_lm.models.adapter import TransformersModel
+from lightning_lm.models.huggingface.transformers_model import TransformersModel
 from lightning_lm.models.summary import describe, flops_per_token, memory_estimate, parameter_table, render
 
 T = 32

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_lm.errors import CheckpointError
-from lightning_lm.models.weight_files import StoredTensor, read_json, read_tensors, write_json, write_tensors
+from lightning_lm.models.huggingface.weights import StoredTensor, read_json, read_tensors, write_json, write_tensors
 
 
 def tensors(count=5, size=16):

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning_lm.cli import main
 from lightning_lm.errors import ConfigurationError, RemoteError
 from lightning_lm.generation import HTTPBackend, OwnBackend, TransformersBackend, WeightPush
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.models import Attention, Layer, TransformerConfig, TransformersModel, export_model
 from lightning_lm.modules import GRPOModule, PPOModule, RolloutPlan
 from lightning_lm.optim import AdamW, Constant

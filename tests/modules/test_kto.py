@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trl.trainer.kto_trainer import KTOTrainer
 
 from lightning_lm.data import Examples, PairRows, Plain
-from lightning_lm.data.unpaired import UnpairedExamples, UnpairedStream, unpaired
+from lightning_lm.data.post_training.unpaired import UnpairedExamples, UnpairedStream, unpaired
 from lightning_lm.datamodules import Loading, UnpairedDataModule
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.functional import KTO

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_lm.modules import PretrainModule
-from lightning_lm.modules.recompute import blocks_of, recompute_blocks
+from lightning_lm.modules.activation_checkpointing import blocks_of, recompute_blocks
 
 
 def kept_bytes(model, ids) -> int:

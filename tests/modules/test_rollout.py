@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_lm.data.prompts import take_prompts
+from lightning_lm.data.post_training.prompts import take_prompts
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Completion, Sampling
 from lightning_lm.modules import RolloutPlan, Validation, token_scores

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 from lightning_lm.modules import DFT, NLL, SFTModule
-from lightning_lm.modules.losses import next_token_inputs
+from lightning_lm.modules.token_losses import next_token_inputs
 from lightning_lm.optim import OptimizerPart
 from lightning_lm.types import IGNORE_INDEX
 

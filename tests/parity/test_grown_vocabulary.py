@@ -14,7 +14,7 @@ from lightning_lm.data import ChatML, SupervisedRows
 from lightning_lm.datamodules import ChatDataModule
 from lightning_lm.errors import ConfigurationError, TokenizerError
 from lightning_lm.models import Attention, Layer, TransformerConfig, TransformersModel, export_model, grow_vocabulary
-from lightning_lm.models.huggingface import load_pretrained
+from lightning_lm.models.huggingface.folder import load_pretrained
 from lightning_lm.modules import CheckpointModel, SFTModule
 from lightning_lm.optim import AdamW, Constant
 from lightning_lm.tokenizers import ByteTokenizer, CharacterTokenizer, load_tokenizer

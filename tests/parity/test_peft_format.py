@@ -17,7 +17,7 @@ from lightning_lm.models import (
     remove_adapters,
     save_adapters,
 )
-from lightning_lm.models.huggingface import load_pretrained
+from lightning_lm.models.huggingface.folder import load_pretrained
 
 FAMILIES = ("llama", "gpt2", "granite")
 IDS = torch.randint(31, (3, 8), generator=torch.Generator().manual_seed(1))

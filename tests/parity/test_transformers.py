@@ -15,8 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from lightning_lm.models.huggingface import load_huggingface, save_huggingface
-from lightning_lm.models.huggingface_config import config_from_huggingface, config_to_huggingface
+from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
+from lightning_lm.models.huggingface.folder import load_huggingface, save_huggingface
 
 TOLERANCE = 1e-5  # float32, two layers, logits of order 1: the order of sums differs, nothing else
 SEQUENCE = 48

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.http import JSONServer
+from lightning_lm.json_http import JSONServer
 from lightning_lm.parts import Part
 from lightning_lm.rewards import Comparison, Grade, LLMJudge, Scoring, score
 

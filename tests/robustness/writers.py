@@ -8,13 +8,13 @@ import torch
 from robustness.faults import Writer
 
 from lightning_lm.data import TokenStore, tokenize
-from lightning_lm.data.chat import Plain
-from lightning_lm.data.examples import Examples
-from lightning_lm.data.supervised import SupervisedRows, SupervisedStore, store_examples
+from lightning_lm.data.post_training.chat import Plain
+from lightning_lm.data.post_training.examples import Examples
+from lightning_lm.data.post_training.supervised import SupervisedRows, SupervisedStore, store_examples
 from lightning_lm.kernels.table_files import Entry, read_table, write_table
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig, load_huggingface
-from lightning_lm.models.huggingface import save_huggingface
-from lightning_lm.modules import precomputed
+from lightning_lm.models.huggingface.folder import save_huggingface
+from lightning_lm.modules.preference import precomputed_reference
 from lightning_lm.scaling import RunLedger, RunRecord
 from lightning_lm.strategies import AtomicCheckpointIO
 from lightning_lm.tokenizers import ByteTokenizer, load_tokenizer
@@ -108,7 +108,7 @@ def read_examples(folder: Path) -> int:
 
 
 def read_scores(folder: Path) -> int:
-    table = precomputed._read(folder / "reference.pt", TABLES[1].shape)
+    table = precomputed_reference._read(folder / "reference.pt", TABLES[1].shape)
     return 0 if table is None else version_of({version: torch.equal(table, own) for version, own in TABLES.items()})
 
 
@@ -165,7 +165,7 @@ WRITERS = [
     Writer("encoded examples", write_examples, read_examples),
     Writer(
         "reference log-probabilities",
-        lambda folder, version: precomputed._write(folder / "reference.pt", TABLES[version]),
+        lambda folder, version: precomputed_reference._write(folder / "reference.pt", TABLES[version]),
         read_scores,
     ),
     Writer("ledger of runs", write_ledger, read_ledger),

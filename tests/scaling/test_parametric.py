@@ -14,10 +14,10 @@ from lightning_lm.scaling import (
     fit_general,
     fit_kaplan,
     fit_parametric,
-    parametric,
     profile_interval,
 )
-from lightning_lm.scaling.parametric import problem_of
+from lightning_lm.scaling.fits import parametric
+from lightning_lm.scaling.fits.parametric import problem_of
 from lightning_lm.scaling.starts import non_negative
 
 POINT_ONLY = Estimator(num_bootstraps=0)

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_lm.errors import MissingDependencyError
 from lightning_lm.scaling import Curve, Estimator, fit_isoflop, fit_parametric, hold_out
-from lightning_lm.scaling.plots import collapsed_curves, isoflop_curves, pictures, write_pictures
+from lightning_lm.scaling.plots.fits import collapsed_curves, isoflop_curves, pictures, write_pictures
 
 BUDGETS = np.geomspace(1e19, 1e21, 4)
 

@@ -6,9 +6,9 @@ import pytest
 from lightning_lm.cli import main
 from lightning_lm.errors import DataError
 from lightning_lm.scaling import RunLedger, RunRecord, fit_critical_batch, fit_transfer, transfer_of
-from lightning_lm.scaling.batch_plot import critical_batch_picture
-from lightning_lm.scaling.plots import write_pictures
-from lightning_lm.scaling.transfer_plot import transfer_picture
+from lightning_lm.scaling.plots.batch import critical_batch_picture
+from lightning_lm.scaling.plots.fits import write_pictures
+from lightning_lm.scaling.plots.transfer import transfer_picture
 
 WIDTHS, RATES = (16, 32, 64, 128), 0.002 * 2.0 ** np.arange(6)
 

@@ -12,8 +12,8 @@ import torch
 
 from lightning_lm.errors import CheckpointError, LightningLMError
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig, export_model, load_huggingface
-from lightning_lm.models.huggingface import save_huggingface
-from lightning_lm.models.weight_files import read_tensors
+from lightning_lm.models.huggingface.folder import save_huggingface
+from lightning_lm.models.huggingface.weights import read_tensors
 from lightning_lm.storage import DIGESTS, SWITCH, check_digests, temporary_for
 from lightning_lm.tokenizers import ByteTokenizer, load_tokenizer
 from lightning_lm.tokenizers.bpe import BPETokenizer

@@ -12,8 +12,8 @@ from split_runs import STRATEGIES, model_config, run
 from lightning_lm.cli import main
 from lightning_lm.errors import CheckpointError
 from lightning_lm.strategies import AtomicCheckpointIO
-from lightning_lm.strategies.checkpoint import check_checkpoint
-from lightning_lm.strategies.sharded_checkpoint import read_sharded
+from lightning_lm.strategies.checkpoints.atomic import check_checkpoint
+from lightning_lm.strategies.checkpoints.sharded import read_sharded
 
 CONFIG = model_config(num_layers=1)
 FILES = [".metadata", "__0_0.distcp", "__1_0.distcp", "digests.json", "meta.pt"]

@@ -11,7 +11,7 @@ from torch import distributed
 
 from lightning_lm.callbacks import LastCheckpoint
 from lightning_lm.errors import ConfigurationError, DivergenceError
-from lightning_lm.functional.shards import local_part
+from lightning_lm.functional.dtensor import local_part
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import SGD, Constant
 from lightning_lm.strategies import AtomicCheckpointIO, ShardedOptimizer, ShardedOptimizerStrategy

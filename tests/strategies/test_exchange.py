@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import distributed
 
-from lightning_lm.strategies import exchange
-from lightning_lm.strategies.placement import Placed, place
+from lightning_lm.strategies.zero import communication
+from lightning_lm.strategies.zero.partition import Placed, place
 
 SHAPES = [(6, 5), (7, 3), (12, 70_000), (1,), ()]
 """Rows that divide evenly and rows that do not, what travels by itself, and what is smallest."""
@@ -22,7 +22,7 @@ def placements():
 
 
 def by(way, patch):
-    patch.setattr(exchange, "_goes_straight", lambda tensor: way == "straight")
+    patch.setattr(communication, "_goes_straight", lambda tensor: way == "straight")
 
 
 def rows_added_up(way):
@@ -31,7 +31,7 @@ def rows_added_up(way):
         found = []
         for tag, (tensor, placement) in enumerate(zip(tensors_of(distributed.get_rank()), placements(), strict=True)):
             turned = tensor.mT.contiguous().mT if tensor.dim() == 2 else tensor  # not contiguous
-            totals = [transfer.arrive() for transfer in exchange.reduce_rows(turned, placement, tag=tag)]
+            totals = [transfer.arrive() for transfer in communication.reduce_rows(turned, placement, tag=tag)]
             found.append(next((total for total in totals if total is not None), None))
     return found
 
@@ -52,7 +52,7 @@ def several_added_up(way, owner):
     with pytest.MonkeyPatch.context() as patch:
         by(way, patch)
         mine = tensors_of(distributed.get_rank(), torch.bfloat16)
-        transfers = [exchange.reduce_to(owner, mine, tag=1), exchange.reduce_to(owner, mine[:1], tag=2)]
+        transfers = [communication.reduce_to(owner, mine, tag=1), communication.reduce_to(owner, mine[:1], tag=2)]
         return [transfer.arrive() for transfer in reversed(transfers)]
 
 
@@ -78,8 +78,8 @@ def shared(way):
         for tensor, placement in zip(found, placements(), strict=True):
             for piece in placement:
                 if piece.rank != rank:
-                    exchange.rows_of(tensor, piece).fill_(-1.0)
-        exchange.share_pieces(zip(found, placements(), strict=True))
+                    communication.rows_of(tensor, piece).fill_(-1.0)
+        communication.share_pieces(zip(found, placements(), strict=True))
         return found
 
 

@@ -16,8 +16,8 @@ from lightning_lm.cli import main
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules import PretrainModule
 from lightning_lm.strategies import AtomicCheckpointIO
-from lightning_lm.strategies.folder_reader import read_metadata
-from lightning_lm.strategies.sharded_checkpoint import read_sharded
+from lightning_lm.strategies.checkpoints.folder_reader import read_metadata
+from lightning_lm.strategies.checkpoints.sharded import read_sharded
 
 CONFIG = model_config(num_layers=1)
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import (
 
 from lightning_lm import kernels
 from lightning_lm.functional.rope import rope_frequencies, rope_table
-from lightning_lm.kernels.swap import restore, swap
+from lightning_lm.kernels.swap.swap import restore, swap
 
 X = (4, 6, 8)
 HEADS, KV_HEADS = (4, 6, 4, 8), (4, 6, 2, 8)

@@ -10,7 +10,7 @@ from split_runs import run
 from torch import distributed
 from workers import WorkerError
 
-from lightning_lm.cli.resume import newest_checkpoint
+from lightning_lm.cli.run_folder import newest_checkpoint
 from lightning_lm.strategies import AtomicCheckpointIO, ShardedOptimizerStrategy, TensorParallelStrategy
 
 STEPS, KILLED_AT = 4, 3

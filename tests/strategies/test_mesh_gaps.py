@@ -25,7 +25,7 @@ from lightning_lm._lightning import set_mesh_sizes
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.strategies import TensorParallelStrategy
 from lightning_lm.strategies.consolidate import consolidate
-from lightning_lm.strategies.sharded_model import check_model
+from lightning_lm.strategies.tensor_parallel.shard import check_model
 
 TP2 = {"tensor_parallel_size": 2}
 

@@ -7,11 +7,11 @@ from optimizer_runs import make_trainer, weights_of
 from torch import distributed
 from torch.utils.data import DataLoader
 
+from lightning_lm.distributed import data_rank, data_ranks
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import Attention, Layer, LearnedPositions, TransformerConfig
 from lightning_lm.modules import CrossEntropy, GPipe, OneForwardOneBackward, PipelineModule, PretrainModule
-from lightning_lm.modules.ranks import data_rank, data_ranks
 from lightning_lm.optim import SGD, AdamW, Cosine, Muon
 from lightning_lm.strategies import PipelineStrategy
 

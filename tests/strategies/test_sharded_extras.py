@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_lm.callbacks import EMA
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.shards import local_part
+from lightning_lm.functional.dtensor import local_part
 from lightning_lm.models import GLU, Layer, TransformersModel
 from lightning_lm.models.attention import Mixer
 from lightning_lm.modules import PretrainModule

@@ -8,7 +8,7 @@ from torch import distributed, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.optim import CombinedOptimizer, MuonOptimizer
 from lightning_lm.strategies import ShardedOptimizer, ShardedOptimizerStrategy
-from lightning_lm.strategies.placement import Piece, Placed, place
+from lightning_lm.strategies.zero.partition import Piece, Placed, place
 
 
 def gpt2_shapes():

@@ -12,7 +12,7 @@ from lightning_lm.models import MLP, Attention, Layer, LayerNorm, LearnedPositio
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import SGD, Muon
 from lightning_lm.strategies import TensorParallelStrategy
-from lightning_lm.strategies.sharded_model import check_model
+from lightning_lm.strategies.tensor_parallel.shard import check_model
 
 TOLERANCE = 1e-9
 """In float64; ranks round sums in another order, and Adam divides small gradients by small gradients."""

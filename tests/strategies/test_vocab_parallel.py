@@ -18,10 +18,10 @@ from lightning_lm.kernels import (
     linear_nll,
     measured_cross_entropy,
     register_flops,
-    vocabulary,
 )
-from lightning_lm.kernels import head as heads
-from lightning_lm.kernels.vocab_parallel import AXIS
+from lightning_lm.kernels.lm_head import head as heads
+from lightning_lm.kernels.lm_head import logits as vocabulary
+from lightning_lm.kernels.lm_head.vocab_parallel import AXIS
 
 OPTIONS = [
     {},

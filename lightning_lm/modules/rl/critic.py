@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.roles import parameter_roles, with_role
-from lightning_lm.modules.losses import next_token_inputs
 from lightning_lm.modules.rl.objective import learned_tokens
+from lightning_lm.modules.token_losses import next_token_inputs
 from lightning_lm.parts import Part
 
 __all__ = ["Critic", "KLReward", "ValueModel"]

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_lm.data.prompts import PromptBatch
+from lightning_lm.data.post_training.prompts import PromptBatch
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules.rl.objective import learned_tokens
 from lightning_lm.modules.rl.rollout import Rollout, SparePrompts

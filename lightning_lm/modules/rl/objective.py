@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.functional.policy import ClippedSurrogate, KLPenalty, PolicyLoss, PolicyTerms, Reduction, TokenMean
-from lightning_lm.modules.losses import next_token_targets
+from lightning_lm.modules.token_losses import next_token_targets
 from lightning_lm.parts import Part
 from lightning_lm.types import IGNORE_INDEX
 

@@ -18,15 +18,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_lm.data.permutation import key_of
-from lightning_lm.data.prompts import PromptBatch
+from lightning_lm.data.post_training.prompts import PromptBatch
+from lightning_lm.distributed import Ranks, data_rank
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.base import LMModule
 from lightning_lm.modules.checkpoint import ENTRY
-from lightning_lm.modules.ranks import Ranks, data_rank
-from lightning_lm.modules.reference import FrozenCopy
+from lightning_lm.modules.preference.reference import FrozenCopy
 from lightning_lm.modules.rl.experience_loader import (
     Experience,
     ExperienceLoader,

@@ -12,10 +12,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_lm.data.permutation import key_of
-from lightning_lm.data.prompts import PromptBatch, join_prompts, take_prompts
+from lightning_lm.data.post_training.prompts import PromptBatch, join_prompts, take_prompts
+from lightning_lm.distributed import Ranks, whole_model
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Completion, OwnBackend, PolicyAtWork, Sampling
-from lightning_lm.modules.ranks import Ranks, whole_model
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan
 from lightning_lm.modules.signals import go_on_together, interruptible
 from lightning_lm.protocols import Tokenizer

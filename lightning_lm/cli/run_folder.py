@@ -1,0 +1,76 @@
+"""``--ckpt_path last``: the newest checkpoint that any run of the same recipe left behind, also after a kill.
+
+Every run from the beginning gets a folder of its own, ``<save_dir>/<name>/version_N`` (Lightning's loggers number
+them), so that no run overwrites another's checkpoints. A run that goes on does so in the folder it stopped in.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_lm.errors import CheckpointError
+from lightning_lm.strategies.checkpoints.atomic import check_checkpoint
+
+__all__ = ["newest_checkpoint", "run_folder", "sound_checkpoint"]
+
+_PATTERN = "last*.ckpt"
+
+
+def run_folder(trainer: Mapping[str, Any]) -> Path:
+    """Return the folder in which the numbered runs of a recipe lie.
+
+    Args:
+        trainer: The Trainer's configuration, as parsed.
+    """
+    default_root = Path(trainer.get("default_root_dir") or ".")
+    arguments = _arguments(trainer.get("logger"))
+    return Path(arguments.get("save_dir") or default_root) / (arguments.get("name") or "lightning_logs")
+
+
+def newest_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
+    """Return the last checkpoint that was finished, over all runs, or ``None``.
+
+    Args:
+        trainer: The Trainer's configuration, as parsed.
+    """
+    found = {path: path.stat().st_mtime_ns for folder in _folders(trainer) for path in folder.glob(_PATTERN)}
+    return max(found, key=lambda path: found[path]) if found else None
+
+
+def sound_checkpoint(newest: Path) -> tuple[Path, list[str]]:
+    """Return a checkpoint, or the newest one beside it that is sound if it is damaged, and reports of the damaged ones.
+
+    Args:
+        newest: The checkpoint to resume from.
+
+    Raises:
+        CheckpointError: If no checkpoint in its folder is sound.
+    """
+    others = {path: path.stat().st_mtime_ns for path in newest.parent.glob("*.ckpt") if path != newest}
+    reports: list[str] = []
+    for path in [newest, *sorted(others, key=lambda path: others[path], reverse=True)]:
+        try:
+            check_checkpoint(path)
+        except CheckpointError as error:
+            reports.append(str(error))
+        else:
+            return path, reports
+    raise CheckpointError(
+        f"{reports[0]} No other checkpoint in {newest.parent} is sound; name one of another run with --ckpt_path PATH, "
+        "or train from the beginning without --ckpt_path."
+    )
+
+
+def _folders(trainer: Mapping[str, Any]) -> Iterator[Path]:
+    yield from run_folder(trainer).glob("version_*/checkpoints")
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        folder = _arguments(callback).get("dirpath")
+        if folder:
+            yield Path(folder)
+
+
+def _arguments(spec: Any) -> Mapping[str, Any]:
+    first = spec[0] if isinstance(spec, list) and spec else spec
+    arguments = first.get("init_args") if hasattr(first, "get") else None
+    return arguments or {}

@@ -1,0 +1,146 @@
+"""Log-probabilities and entropies of tokens straight from features, with the gradients of both; never all logits."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_lm.functional.logprobs import TokenScores
+from lightning_lm.kernels.lm_head.head import INPUTS, OPTIONS, Head, HeadGradients, empty_gradients, open_head
+from lightning_lm.kernels.lm_head.logits import Coefficients, Normaliser
+from lightning_lm.kernels.runtime.flop_formulas import flop_formula
+from lightning_lm.kernels.runtime.operation import Operation
+
+__all__ = ["linear_logprob", "linear_nll"]
+
+
+def linear_logprob(
+    hidden: Float[Tensor, "*tokens d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    ids: Int[Tensor, "*tokens"],
+    *,
+    bias: Float[Tensor, " vocab"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy_gradient: bool = False,
+    budget_bytes: int | None = None,
+) -> TokenScores:
+    """Return log-probabilities and entropies from features, in float32, without ever holding all logits.
+
+    Each piece of the logits is built, read and dropped, and built again in the backward pass, where the upstream
+    gradients of both scores become that of the logits in one pass over them. Where ranks share the rows of the weight
+    (tensor parallelism) each builds the logits of its own ids, and the scores are the same on all.
+
+    Args:
+        hidden: Features of each position, aligned with ``ids`` (already shifted).
+        weight: The output head.
+        ids: The token at each position; ``IGNORE_INDEX`` gives zeros.
+        bias: Added to the logits.
+        temperature: Divides the logits.
+        softcap: If given, logits become ``softcap * tanh(logits / softcap)`` first.
+        entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
+        budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
+            GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
+    """
+    options: dict[str, Any] = {"softcap": softcap, "temperature": temperature, "budget_bytes": budget_bytes}
+    scores = _operation(*open_head(hidden, weight, bias, ids, measured=True, **options))
+    logprobs, entropies = (score.view(ids.shape) for score in scores)
+    return TokenScores(logprobs, entropies if entropy_gradient else entropies.detach())
+
+
+def linear_nll(
+    hidden: Float[Tensor, "*tokens d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    targets: Int[Tensor, "*tokens"],
+    *,
+    bias: Float[Tensor, " vocab"] | None = None,
+    softcap: float | None = None,
+    budget_bytes: int | None = None,
+) -> Float[Tensor, "*tokens"]:
+    """Return the negative log-likelihood of each target in nats and float32, without gradients: for evaluation.
+
+    Args:
+        hidden: Features of each position.
+        weight: The output head.
+        targets: Token ids; ``IGNORE_INDEX`` gives zero.
+        bias: Added to the logits.
+        softcap: If given, logits become ``softcap * tanh(logits / softcap)``.
+        budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
+            GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
+    """
+    with torch.no_grad():
+        head = open_head(hidden, weight, bias, targets, softcap=softcap, budget_bytes=budget_bytes)
+        logprobs: Tensor = _operation(*head)[0]
+        return -logprobs.view(targets.shape)
+
+
+def _linear_logprob_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    head = Head(*arguments).cast()
+    found = head.hidden.new_zeros(4, len(head.hidden), dtype=torch.promote_types(head.dtype, torch.float32))
+    for rows, logits in head.pieces("linear_logprob"):
+        part = head.statistics(logits, "linear_logprob")
+        found[:, rows] = torch.stack((-part.nll, part.entropy, *part.normaliser))
+        del logits  # before the next piece is made
+    return tuple(column.clone() for column in found)
+
+
+def _linear_logprob_backward(
+    grad: Tensor | None, grad_entropy: Tensor | None, *saved_and_options: Any
+) -> tuple[Tensor, ...]:
+    head, entropies, peak, log_total = _saved(*saved_and_options)
+    head = head.cast()
+    gradients = HeadGradients(head)
+    of_logprob = torch.zeros_like(peak) if grad is None else grad
+    softmax = -of_logprob if grad_entropy is None else -of_logprob - grad_entropy * entropies
+    for rows, logits in head.pieces("linear_logprob"):
+        coefficients = Coefficients(
+            softmax[rows].contiguous(),
+            of_logprob[rows].contiguous(),
+            entropy=None if grad_entropy is None else -grad_entropy[rows].contiguous(),
+        )
+        normaliser = Normaliser(peak[rows], log_total[rows])
+        gradients.add(rows, head.gradient(logits, normaliser, coefficients, "linear_logprob"))
+        del logits  # before the next piece is made
+    return gradients.hidden, gradients.weight, gradients.bias
+
+
+def _saved(hidden: Any, weight: Any, bias: Any, ids: Any, *rest: Any) -> tuple[Head, Any, Any, Any]:
+    """Return what backward is given: the head, entropies, and the two parts of the log-normaliser."""
+    entropies, peak, log_total, *options = rest
+    return Head(hidden, weight, bias, ids, *options), entropies, peak, log_total
+
+
+def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    head = Head(*arguments)
+    dtype = torch.promote_types(head.dtype, torch.float32)
+    return tuple(head.hidden.new_empty(len(head.hidden), dtype=dtype) for _ in range(4))
+
+
+def _fake_backward(grad: Any, grad_entropy: Any, *saved_and_options: Any) -> tuple[Tensor, ...]:
+    return empty_gradients(_saved(*saved_and_options)[0])
+
+
+_operation = Operation(
+    _linear_logprob_forward,
+    _linear_logprob_backward,
+    schema=f"({INPUTS}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    backward_schema=f"(Tensor? grad, Tensor? grad_entropy, {INPUTS}, Tensor entropies, Tensor peak, Tensor log_total,"
+    f" {OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    fakes=(_fake_forward, _fake_backward),
+    saved=lambda tensors, results: (*tensors, *results[1:]),
+    visible=2,
+)
+
+
+@flop_formula(torch.ops.lightning_lm.linear_logprob)
+def _forward_flops(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return int(2 * hidden[0] * hidden[1] * weight[0])
+
+
+@flop_formula(torch.ops.lightning_lm.linear_logprob_backward)
+def _backward_flops(grad: Any, grad_entropy: Any, *saved_and_options: Any, **_: Any) -> int:
+    """Count the logits once more, and a product for each gradient."""
+    head = _saved(*saved_and_options)[0]
+    products = 1 + sum(head.needs[:2])
+    return int(2 * head.hidden[0] * head.hidden[1] * head.weight[0] * products)

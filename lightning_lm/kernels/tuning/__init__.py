@@ -1,0 +1,3 @@
+"""Measurement of launch settings."""
+
+__all__: list[str] = []

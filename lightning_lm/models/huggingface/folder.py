@@ -1,0 +1,304 @@
+"""Checkpoints in the format of Hugging Face: read from a folder, and written so that ``transformers`` opens them.
+
+Neither direction needs ``transformers``: the weights are safetensors, the rest is JSON. Pickles are never opened.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lm.errors import CheckpointError, ConfigurationError
+from lightning_lm.models.config import ModelConfig, TransformerConfig
+from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
+from lightning_lm.models.huggingface.families import FAMILIES, Family
+from lightning_lm.models.huggingface.generation_config import (
+    exported_settings,
+    read_generation_settings,
+    set_generation_settings,
+)
+from lightning_lm.models.huggingface.peft_adapters import PretrainedAdapters, adapter_base, is_adapter_folder
+from lightning_lm.models.huggingface.transformers_model import TransformersModel
+from lightning_lm.models.huggingface.weights import (
+    StoredTensor,
+    read_json,
+    read_tensors,
+    weight_files,
+    write_json,
+    write_tensors,
+)
+from lightning_lm.models.lora import merge_adapters
+from lightning_lm.models.transformer import Transformer
+from lightning_lm.models.weight_names import Rename, renames_for
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import INDEX, TOKENIZER_FILES, check_digests, filling
+
+__all__ = [
+    "PretrainedCheckpoint",
+    "known_by",
+    "load_huggingface",
+    "load_pretrained",
+    "save_huggingface",
+    "write_companions",
+]
+
+
+def load_huggingface(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    context_length: int | None = None,
+) -> Transformer:
+    """Return the model of a folder: its ``config.json`` and its safetensors, read one tensor at a time.
+
+    Args:
+        folder: Output of ``save_pretrained``, or a clone of a repository of the Hub.
+        dtype: That of the parameters, whatever the files have.
+        device: Device of the parameters.
+        context_length: Tokens of a training row; ``None`` for the longest that the checkpoint names.
+
+    Returns:
+        The model in training mode, as every new module is.
+
+    Raises:
+        CheckpointError: If files are missing, broken, pickles, or do not fit the ``config.json``.
+        ConfigurationError: If the architecture is not known here.
+    """
+    folder = Path(folder)
+    settings = read_json(folder / "config.json")
+    config = config_from_huggingface(settings)
+    if context_length is not None:
+        config = dataclasses.replace(config, context_length=context_length)
+    model = _empty(config, dtype, device)
+    _fill(model, FAMILIES[settings["model_type"]], folder)
+    set_generation_settings(model, read_generation_settings(folder))
+    return model
+
+
+def save_huggingface(
+    model: nn.Module,
+    folder: str | Path,
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    family: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a folder that ``AutoModelForCausalLM.from_pretrained`` opens, and `load_huggingface` as well.
+
+    Args:
+        model: A `Transformer`.
+        folder: Created if needed. A kill at any moment leaves an earlier export, this one, or a folder that no reader
+            opens, never files of both.
+        tokenizer: Its files are written beside the weights, and its end of text ends generation, beside the ids that
+            end it in the model's own `generation_settings`.
+        dtype: That of the weights in the files; ``None`` for the model's own.
+        family: The ``model_type`` to write; ``None`` for the first that can express the model.
+        max_shard_bytes: Largest weight file, in bytes.
+
+    Raises:
+        ConfigurationError: If the model is no `Transformer`, no family can express it, or the tokenizer has more ids.
+    """
+    if not isinstance(model, Transformer):
+        raise ConfigurationError(
+            f"save_huggingface writes a Transformer, not a {type(model).__name__}. Of a LightningModule give its "
+            ".model; a model of transformers has save_pretrained."
+        )
+    num_ids = model.embed.num_embeddings
+    if tokenizer is not None and tokenizer.vocab_size > num_ids:
+        raise ConfigurationError(
+            f"The tokenizer has {tokenizer.vocab_size} ids and the model {num_ids}; save it with its own tokenizer."
+        )
+    settings = config_to_huggingface(model.config, family=family)
+    dtype = dtype or model.embed.weight.dtype
+    tensors = list(_stored(model, FAMILIES[settings["model_type"]], dtype))
+    with filling(Path(folder), known_by=known_by(tokenizer)) as fresh:
+        write_tensors(fresh, tensors, max_shard_bytes=max_shard_bytes)
+        generation = write_companions(model, fresh, tokenizer, max_length=model.config.context_length)
+        tokens = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        write_json(fresh / "config.json", {**settings, **tokens, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def known_by(tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """Return the files by which readers know a folder with a model, for `lightning_lm.storage.filling`.
+
+    Args:
+        tokenizer: The tokenizer that is written too; without one, that of an earlier export stays.
+    """
+    return ("config.json",) if tokenizer is None else (*TOKENIZER_FILES, "config.json")
+
+
+def write_companions(
+    model: nn.Module, folder: Path, tokenizer: Tokenizer | None, *, max_length: int | None
+) -> dict[str, Any]:
+    """Write what lies beside the weights: the tokenizer with its chat template, and ``generation_config.json``.
+
+    Args:
+        model: Carries its `generation_settings`.
+        folder: Exists.
+        tokenizer: Tokenizer of the model.
+        max_length: Longest text, tokens; written where the tokenizer's own files name none.
+
+    Returns:
+        The generation settings as written.
+    """
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        path = folder / "tokenizer_config.json"
+        if max_length is not None and path.is_file():
+            settings = read_json(path)
+            if "model_max_length" not in settings:
+                write_json(path, {**settings, "model_max_length": max_length})
+    generation = exported_settings(model, tokenizer)
+    write_json(folder / "generation_config.json", generation)
+    return generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedCheckpoint(ModelConfig):
+    """A model that starts from a folder in the format of Hugging Face, to be trained on.
+
+    Args:
+        vocab_size: Ids that are needed; ``None`` for those of the tokenizer.
+        context_length: Tokens of a training row; 0 for the longest that the checkpoint names.
+        checkpoint: The folder; one with adapters of ``peft`` gives the model with them merged.
+        dtype: That of the parameters.
+        base: Folder of the model that the adapters belong to; ``None`` for the one that they name.
+    """
+
+    checkpoint: str
+    context_length: int = 0
+    base: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def build(self, vocab_size: int | None = None) -> nn.Module:
+        """Return the model with the checkpoint's weights; families without parts of ours run by ``transformers``.
+
+        Args:
+            vocab_size: That of the tokenizer.
+
+        Raises:
+            ConfigurationError: If the tokenizer has ids that the checkpoint lacks.
+            CheckpointError: If the checkpoint cannot be read.
+        """
+        dtype, length = getattr(torch, self.dtype), self.context_length or None
+        model = load_pretrained(self.checkpoint, dtype, length, base=self.base)
+        known, needed = len(model.head.weight), self.vocab_size or vocab_size
+        if needed is not None and needed > known:
+            raise ConfigurationError(
+                f"The tokenizer has {needed} ids and {self.checkpoint} has {known}; use the checkpoint's own tokenizer."
+            )
+        return model
+
+
+def load_pretrained(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    context_length: int | None = None,
+    *,
+    base: str | Path | None = None,
+) -> Transformer | TransformersModel:
+    """Return the model of a folder: a `Transformer` if our parts can express it, else by ``transformers`` itself.
+
+    Args:
+        folder: In the format of Hugging Face, or of ``peft``: adapters are merged into the model that they belong to.
+        dtype: That of the parameters.
+        context_length: Tokens of a training row, for a `Transformer`.
+        base: Folder of the model that adapters belong to; ``None`` for the one that they name.
+
+    Raises:
+        CheckpointError: If files are missing or broken, or ``transformers`` cannot read them.
+        ConfigurationError: If neither knows the architecture.
+    """
+    if is_adapter_folder(folder):
+        model = load_pretrained(adapter_base(folder, base), dtype, context_length)
+        PretrainedAdapters(folder=str(folder), dropout=0.0).attach(model)
+        return cast(Transformer | TransformersModel, merge_adapters(model))
+    try:
+        config_from_huggingface(folder)
+    except ConfigurationError as error:
+        return _by_transformers(Path(folder), dtype, error)
+    return load_huggingface(folder, dtype=dtype, context_length=context_length)
+
+
+def _by_transformers(folder: Path, dtype: torch.dtype, reason: ConfigurationError) -> TransformersModel:
+    try:
+        import transformers
+    except ImportError:
+        raise reason from None
+    check_digests(folder)
+    if (folder / INDEX).is_file():
+        weight_files(folder)
+    factory: Any = transformers.AutoModelForCausalLM
+    try:
+        model = factory.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot read the model in {folder}: {error}") from error
+    return TransformersModel(model.train())
+
+
+def _empty(config: TransformerConfig, dtype: torch.dtype, device: torch.device | str) -> Transformer:
+    """Return a model whose parameters are taken but not set."""
+    with torch.device("meta"):
+        model = config.build()
+    model = model.to(dtype).to_empty(device=device)
+    if config.tie_embeddings:  # replacing the parameters has parted them
+        model.head.weight = model.embed.weight
+    return model
+
+
+@torch.no_grad()
+def _fill(model: Transformer, family: Family, folder: Path) -> None:
+    """Copy the tensors of a folder into a model, and insist that each side has all that the other has."""
+    parameters = dict(model.named_parameters())
+    renames = {entry.theirs: entry for entry in renames_for(family.names, parameters, model.config.num_layers)}
+    assert {name for entry in renames.values() for name in entry.ours} == parameters.keys()
+    filled, unexpected = set(), []
+    for name, tensor in read_tensors(folder):
+        entry = renames.get(name) or renames.get(family.prefix + name)
+        if entry is not None:
+            _copy(entry, tensor, parameters, folder)
+            filled.add(entry.theirs)
+        elif not (name.endswith(family.not_weights) or (name == "lm_head.weight" and model.config.tie_embeddings)):
+            unexpected.append(name)
+    missing = [name for name in renames if name not in filled]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit its config.json: missing {_few(missing)}, not expected "
+            f"{_few(unexpected)}. Are both from the same model?"
+        )
+
+
+def _copy(entry: Rename, tensor: Tensor, parameters: dict[str, nn.Parameter], folder: Path) -> None:
+    pieces = entry.split(tensor)
+    for name, piece in zip(entry.ours, pieces, strict=True):
+        if piece.shape != parameters[name].shape:
+            raise CheckpointError(
+                f"{entry.theirs} in {folder} gives {name} the shape {tuple(piece.shape)}, but its config.json asks for "
+                f"{tuple(parameters[name].shape)}. Are both from the same model?"
+            )
+        parameters[name].copy_(piece)
+
+
+def _stored(model: Transformer, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
+    """Yield the weights under the family's names, each made when its file is written."""
+    parameters = dict(model.named_parameters())
+    for entry in renames_for(family.names, parameters, model.config.num_layers):
+        ours = [parameters[name].detach() for name in entry.ours]
+        num_bytes = sum(weight.numel() for weight in ours) * dtype.itemsize
+        yield StoredTensor(entry.theirs, num_bytes, partial(_joined, entry, ours, dtype))
+
+
+def _joined(entry: Rename, ours: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return entry.join(ours).to("cpu", dtype)
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) or "nothing"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

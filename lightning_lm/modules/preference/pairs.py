@@ -1,0 +1,52 @@
+"""Base of the objectives on preferences: mask of the pairs that count, and the fraction that the chosen one wins."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.modules.token_losses import next_token_targets
+from lightning_lm.types import IGNORE_INDEX
+
+__all__ = ["answer_lengths", "counted_pairs", "sum_over_pairs", "wins"]
+
+
+def answer_lengths(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return how many tokens of each row are learned, int64 [2 * pairs].
+
+    Args:
+        batch: A `types.PairBatch`.
+    """
+    return (next_token_targets(batch) != IGNORE_INDEX).sum(-1)
+
+
+def counted_pairs(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return which pairs count, bool [pairs]: both completions have a token. Rows that only fill a batch have none.
+
+    Args:
+        batch: A `types.PairBatch`.
+    """
+    return (answer_lengths(batch) > 0).view(2, -1).all(0)
+
+
+def wins(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Return 1 where the preferred completion has more, 0 where it has less, and one half for a tie; float32 [pairs].
+
+    Args:
+        chosen: Reward of the preferred completion.
+        rejected: Reward of the other.
+    """
+    return ((chosen - rejected).sign().float() + 1) / 2
+
+
+def sum_over_pairs(losses: Tensor, counted: Tensor) -> TokenLoss:
+    """Return the sum of the losses of the pairs that count, and their number in place of that of tokens.
+
+    Args:
+        losses: Loss of each pair; if it does not count it may be anything, and gets no gradient.
+        counted: Mask of the pairs that count, bool [pairs].
+    """
+    kept = torch.where(counted, losses, 0)
+    accurate = torch.float32 if losses.device.type == "mps" else torch.float64
+    return TokenLoss(kept.sum(), kept.detach().sum(dtype=accurate), counted.sum())

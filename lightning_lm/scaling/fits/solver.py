@@ -1,0 +1,158 @@
+"""Robust least squares for many small problems at once: the point estimate, its bootstraps and its profiles.
+
+All go through the same code, a point estimate as a batch of one, so an interval can never belong to another estimator.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lm.scaling.fits.points import FloatArray
+
+__all__ = ["Problem", "huber", "minimise", "newton_step"]
+
+_LARGEST_STEP = 2.0
+_LARGEST_DAMPING = 1e7
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """Residuals of a batch of parameter vectors.
+
+    Args:
+        residuals: From [batch, parameters] to [batch, points].
+        jacobian: From [batch, parameters] to [batch, points, parameters]; ``None`` for central differences.
+        delta: Threshold of Huber's loss between squares and absolute values, in units of a residual.
+    """
+
+    residuals: Callable[[FloatArray], FloatArray]
+    jacobian: Callable[[FloatArray], FloatArray] | None = None
+    delta: float = 1e-3
+
+    def slopes(self, theta: FloatArray) -> FloatArray:
+        """Return the derivatives of the residuals, [batch, points, parameters].
+
+        Args:
+            theta: [batch, parameters].
+        """
+        return _differences(self.residuals, theta) if self.jacobian is None else self.jacobian(theta)
+
+
+def huber(residuals: FloatArray, delta: float) -> FloatArray:
+    """Return half the square of a residual, growing only linearly beyond ``delta``.
+
+    Args:
+        residuals: Residuals of any shape.
+        delta: Threshold between squares and absolute values.
+
+    Source:
+        Huber 1964, "Robust estimation of a location parameter", section 1.
+    """
+    size = np.abs(residuals)
+    return np.asarray(np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta)))
+
+
+def minimise(
+    problem: Problem,
+    theta: FloatArray,
+    weights: FloatArray,
+    *,
+    free: NDArray[np.bool_] | None = None,
+    tolerance: float = 1e-9,
+    max_iterations: int = 200,
+) -> tuple[FloatArray, FloatArray]:
+    """Return the parameters that minimise the weighted sum of Huber losses, and that sum, for each of a batch.
+
+    Newton's method, damped towards iteratively reweighted least squares (which cannot go uphill) and then towards the
+    gradient, in the manner of Levenberg and Marquardt. What has converged leaves the batch. Weights may be scaled by
+    any factor.
+
+    Args:
+        problem: Objective to minimise.
+        theta: Starting points, [batch, parameters].
+        weights: Weight of each point, [batch, points].
+        free: Mask of the parameters that may move, [parameters]; ``None`` for all.
+        tolerance: A step this small against its parameter ends the search.
+        max_iterations: The most steps.
+    """
+    theta = theta.copy()
+    free = np.ones(theta.shape[1], dtype=bool) if free is None else free
+    weights = weights / weights.mean(axis=1, keepdims=True)
+    cost = np.empty(len(theta))
+    active = np.arange(len(theta))
+    residuals, slopes = problem.residuals(theta), problem.slopes(theta)[..., free]
+    cost[:] = (weights * huber(residuals, problem.delta)).sum(1)
+    damping = np.full(len(theta), 1e-2)
+    for _ in range(max_iterations):
+        step = _step(slopes, residuals, weights[active], problem.delta, damping)
+        trial = theta[active]
+        trial[:, free] += step
+        tried = problem.residuals(trial)
+        tried_cost = (weights[active] * huber(tried, problem.delta)).sum(1)
+        better = tried_cost < cost[active]
+        theta[active[better]], cost[active[better]] = trial[better], tried_cost[better]
+        residuals[better] = tried[better]
+        if better.any():
+            slopes[better] = problem.slopes(trial[better])[..., free]
+        damping = np.where(better, np.maximum(damping / 6, 1e-9), damping * 4)
+        small = np.abs(step).max(1) <= tolerance * (1 + np.abs(trial[:, free]).max(1))
+        left = ~((small & better) | (damping > _LARGEST_DAMPING) | (small & (damping < 1)))
+        active, damping, residuals, slopes = active[left], damping[left], residuals[left], slopes[left]
+        if not len(active):
+            break
+    return theta, cost
+
+
+def newton_step(problem: Problem, theta: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the minimum under each row of weights after one step of Newton's method from a minimum under equal ones.
+
+    For many points it lies as near as the repetitions can tell, and all of them together cost a few matrix products.
+
+    Args:
+        problem: Objective that `theta` minimises.
+        theta: [parameters].
+        weights: Weight of each point, [batch, points].
+
+    Source:
+        Davidson and MacKinnon 1999, "Bootstrap testing in nonlinear models", section 3, one step from the estimate.
+    """
+    residuals, slopes = problem.residuals(theta[None])[0], problem.slopes(theta[None])[0]
+    inside = np.abs(residuals) <= problem.delta
+    scores = np.clip(residuals, -problem.delta, problem.delta)[:, None] * slopes
+    products = (slopes[inside, :, None] * slopes[inside, None, :]).reshape(-1, len(theta) ** 2)
+    hessian = (weights[:, inside] @ products).reshape(-1, len(theta), len(theta))
+    floor = 1e-14 * np.trace(hessian, axis1=1, axis2=2) + 1e-300
+    hessian += floor[:, None, None] * np.eye(len(theta))
+    step: FloatArray = np.linalg.solve(hessian, (weights @ scores)[..., None])[..., 0]
+    return theta - np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+
+
+def _step(
+    slopes: FloatArray, residuals: FloatArray, weights: FloatArray, delta: float, damping: FloatArray
+) -> FloatArray:
+    size = np.abs(residuals)
+    outside = size > delta
+    linear = np.where(outside, delta / np.maximum(size, delta), 1.0) * weights
+    share = np.minimum(1.0, damping)[:, None]
+    curvature = np.where(outside, share * linear, weights)
+    transposed = slopes.transpose(0, 2, 1)
+    hessian = (transposed * curvature[:, None, :]) @ slopes
+    scale = np.einsum("bn,bnp->bp", linear, slopes**2)
+    gradient = (transposed @ (linear * residuals)[..., None])[..., 0]
+    number = slopes.shape[2]
+    floor = 1e-14 * scale.max(1, keepdims=True, initial=0.0) + 1e-300
+    hessian[:, range(number), range(number)] += damping[:, None] * scale + floor
+    return np.clip(-np.linalg.solve(hessian, gradient[..., None])[..., 0], -_LARGEST_STEP, _LARGEST_STEP)
+
+
+def _differences(function: Callable[[FloatArray], FloatArray], theta: FloatArray) -> FloatArray:
+    columns = []
+    for index in range(theta.shape[1]):
+        width = 1e-6 * (1 + np.abs(theta[:, index]))
+        up, down = theta.copy(), theta.copy()
+        up[:, index] += width
+        down[:, index] -= width
+        columns.append((function(up) - function(down)) / (2 * width[:, None]))
+    return np.stack(columns, axis=-1)

@@ -1,0 +1,3 @@
+"""Figures of scaling studies."""
+
+__all__: list[str] = []

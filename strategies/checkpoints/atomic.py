@@ -1,0 +1,124 @@
+"""Checkpoint files that are whole or not there, and that run no code when they are loaded."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lightning_lm.errors import CheckpointError
+from lightning_lm.modules.checkpoint import reading
+from lightning_lm.storage import remove_leftovers, sync_folder, system_error, temporary_for
+from lightning_lm.strategies.checkpoints.sharded import is_sharded, put, read_sharded, remove
+
+__all__ = ["AtomicCheckpointIO", "check_checkpoint"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes each checkpoint beside its target and renames it when it is complete and on the disk.
+
+    A kill or a full disk at any moment leaves the previous file as it was. Lightning's own way writes into the system's
+    temporary folder first, which may be small, and moves file by file across disks. Loading accepts only tensors and
+    plain data, whatever ``Trainer.fit(weights_only=...)`` says. Addresses such as ``s3://`` are left to Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lm.strategies import AtomicCheckpointIO
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()], logger=False, enable_checkpointing=False)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: Tensors and plain data.
+            path: Path of the checkpoint; folders are made.
+            storage_options: Not used here.
+
+        Raises:
+            CheckpointError: If it cannot be written, for instance because the disk is full.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint, with ``weights_only=True`` always.
+
+        Args:
+            path: File or address; or a folder that a sharded run wrote, of which all is read.
+            map_location: Device of the tensors; by default they stay on the CPU.
+            weights_only: Not used: nothing else is ever loaded.
+
+        Raises:
+            CheckpointError: If it is truncated, is no checkpoint, or holds more than tensors and plain data.
+            FileNotFoundError: If there is no such file.
+        """
+        if is_sharded(path):
+            return read_sharded(path)
+        with reading(path):
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a file or a folder; a kill leaves all of it or nothing that looks like one.
+
+        Args:
+            path: File, folder or address.
+        """
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        else:
+            remove(Path(path))
+
+
+def check_checkpoint(path: Path | str) -> None:
+    """Look whether a checkpoint is whole and undamaged, without reading its tensors into memory.
+
+    Args:
+        path: File or folder.
+
+    Raises:
+        CheckpointError: If it is truncated, damaged or no checkpoint.
+        FileNotFoundError: If there is no such file.
+    """
+    if is_sharded(path):
+        read_sharded(path, whole=False)
+        return
+    with reading(path):
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Any]:
+    """Give a temporary file in the folder of the target, and put it in its place if all went well."""
+    remove_leftovers(target)
+    temporary = temporary_for(target)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        put(temporary, target)
+        sync_folder(target.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer wraps what the file system says
+        cause = system_error(error)
+        raise CheckpointError(
+            f"{target} was not written: {str(error).partition(chr(10))[0] if cause is None else cause.strerror}. "
+            f"{'The previous file of that name is untouched. ' if target.exists() else ''}"
+            "Free some space on this disk or save elsewhere (ModelCheckpoint's dirpath)."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,3 @@
+"""ZeRO: optimizer state, and gradients if wished, partitioned over the ranks of data-parallel training."""
+
+__all__: list[str] = []

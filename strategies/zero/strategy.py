@@ -1,0 +1,258 @@
+"""Data parallel with the optimizer's state, and if wanted the gradients, spread over ranks."""
+
+import contextlib
+from collections.abc import Generator
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
+
+from lightning_lm.distributed import require_all_ranks
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.strategies.ddp_settings import without_defaults
+from lightning_lm.strategies.failure_reports import _ReportingStrategy
+from lightning_lm.strategies.unfrozen import _AveragesUnfrozen
+from lightning_lm.strategies.zero.gradient_reducer import GradientReducer
+from lightning_lm.strategies.zero.optimizer import ShardedOptimizer
+from lightning_lm.strategies.zero.partition import MIN_SPLIT_ELEMENTS
+
+__all__ = ["ShardedOptimizerStrategy"]
+
+_NOT_SHARDED = ("model_averaging_period", "ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper")
+
+
+class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
+    """`DDPStrategy` in which each of N ranks keeps one N-th of the optimizer's state. Any module, any optimizer.
+
+    Checkpoints are those of an ordinary run: any number of ranks and any other strategy can load them. With
+    ``stage=1`` gradients are averaged everywhere, as ever. With ``stage=2`` each is averaged only on the rank that
+    updates its parameter, and freed on the others while the backward pass goes on: a third less is sent, and of the
+    gradients too a rank holds one N-th. Then ``parameter.grad`` is ``None`` for what other ranks update; clipping by
+    norm and by value is done by this strategy, over all ranks. Buffers (batch norm) are each rank's own.
+
+    Args:
+        stage: Sharded state: 1 the optimizer's state, 2 the gradients too.
+        min_split_elements: Size from which a parameter is split by rows where its optimizer allows it.
+        reduce_every_micro_batch: With ``stage=2`` and accumulation: average each micro-batch's gradients instead of
+            the sums of a window: less memory, more communication.
+        find_unused_parameters: A parameter may take no part in a loss, and keeps no gradient where no rank used it.
+        gradient_as_bucket_view: With ``stage=1``: gradients lie in torch's communication buffers, which saves a copy.
+        **settings: For `DDPStrategy`: ``timeout`` (a ``timedelta``; "0:05:00" in YAML) after which a rank that waits
+            for others fails and says what these are at, ``process_group_backend``, ``start_method``, with ``stage=1``
+            all.
+
+    Raises:
+        ConfigurationError: If settings or precision do not fit the stage.
+
+    Source:
+        Rajbhandari et al. 2019, arXiv:1910.02054 (ZeRO, stages 1 and 2).
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> strategy = ShardedOptimizerStrategy(stage=2)
+        >>> trainer = Trainer(strategy=strategy, accelerator="cpu", logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        stage: Literal[1, 2] = 1,
+        *,
+        min_split_elements: int = MIN_SPLIT_ELEMENTS,
+        reduce_every_micro_batch: bool = False,
+        find_unused_parameters: bool = False,
+        gradient_as_bucket_view: bool = True,
+        **settings: Any,
+    ) -> None:
+        settings = without_defaults(settings)
+        _check_settings(stage, settings)
+        if stage == 1:
+            settings["find_unused_parameters"] = find_unused_parameters
+            settings["gradient_as_bucket_view"] = gradient_as_bucket_view
+        self.stage = stage  # the setter of the precision plugin asks for it
+        super().__init__(**settings)
+        self.min_split_elements = min_split_elements
+        self.reduce_every_micro_batch = reduce_every_micro_batch
+        self.find_unused_parameters = find_unused_parameters
+        self._reducer: GradientReducer | None = None
+
+    # --- set-up and end ---
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """The plugin that casts and clips."""
+        plugin: Precision = super().precision_plugin
+        return plugin
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin: Precision | None) -> None:
+        # This is where a strategy can take over clipping, as Lightning's own for FSDP does.
+        DDPStrategy.precision_plugin.fset(self, plugin)  # type: ignore[attr-defined]
+        if self.stage == 2 and plugin is not None:
+            plugin.clip_grad_by_norm = self.clip_by_norm  # type: ignore[method-assign]
+            plugin.clip_grad_by_value = self.clip_by_value  # type: ignore[method-assign]
+
+    def setup(self, trainer: Trainer) -> None:
+        """Refuse a gradient scaler where each rank would scale by itself, then set up as ever."""
+        if self.stage == 2 and getattr(self.precision_plugin, "scaler", None) is not None:
+            raise ConfigurationError(
+                'precision="16-mixed" scales gradients by what all of them hold, and with stage=2 no rank has all. '
+                'Use precision="bf16-mixed", or stage=1.'
+            )
+        super().setup(trainer)
+
+    def configure_ddp(self) -> None:
+        """Wrap the model; with ``stage=2`` only make all ranks start from the same weights."""
+        if self.stage == 1:
+            super().configure_ddp()
+            return
+        assert self.model is not None
+        with torch.no_grad():
+            for tensor in [*self.model.parameters(), *self.model.buffers()]:
+                distributed.broadcast(tensor.detach(), 0)
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Wrap the optimizers of the module. Schedulers go on working with what they were given."""
+        super().setup_optimizers(trainer)
+        sharded: list[ShardedOptimizer] = []
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, ShardedOptimizer):
+                beside = sharded[0] if sharded else None
+                optimizer = ShardedOptimizer(optimizer, min_split_elements=self.min_split_elements, beside=beside)
+            sharded.append(optimizer)
+        self.optimizers = list(sharded)
+        self._close_reducer()
+        if self.stage == 2 and self.world_size > 1:
+            self._reducer = GradientReducer(sharded, find_unused=self.find_unused_parameters)
+
+    def teardown(self) -> None:
+        """Let go of the parameters."""
+        self._close_reducer()
+        super().teardown()
+
+    def _close_reducer(self) -> None:
+        if self._reducer is not None:
+            self._reducer.close()
+        self._reducer = None
+
+    # --- backward passes ---
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Set out to reduce."""
+        super().pre_backward(closure_loss)
+        if self._reducer is not None:
+            self._reducer.begin()
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Wait until all gradients are where they belong."""
+        if self._reducer is not None:
+            self._reducer.finish()
+        super().post_backward(closure_loss)
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Add up gradients on each rank, without communication."""
+        if self._reducer is None:
+            with super().block_backward_sync():
+                yield
+        elif self.reduce_every_micro_batch:
+            yield
+        else:
+            with self._reducer.paused():
+                yield
+
+    # --- gradients over all ranks ---
+
+    def held_gradients(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the averaged gradients, or rows of them, that this rank has."""
+        sharded = _unwrapped(optimizer)
+        if self._reducer is not None:
+            return sharded.local_gradients()
+        return [param.grad for group in sharded.param_groups for param in group["params"] if param.grad is not None]
+
+    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """Return the 2-norm of all gradients together; every rank must ask."""
+        return self._norm(optimizer, 2.0)
+
+    def _norm(self, optimizer: Optimizer, norm_type: float) -> Tensor:
+        norm = torch.nn.utils.get_total_norm(self.held_gradients(optimizer), norm_type)
+        if self._reducer is None:
+            return norm
+        norm = norm.to(self.root_device)
+        if norm_type == float("inf"):
+            distributed.all_reduce(norm, distributed.ReduceOp.MAX)
+            return norm
+        powers = norm.double() ** norm_type if norm.device.type != "mps" else norm**norm_type
+        distributed.all_reduce(powers)
+        return (powers ** (1 / norm_type)).to(norm.dtype)
+
+    def clip_by_norm(self, optimizer: Optimizer, clip_val: float, norm_type: float = 2.0, **_: Any) -> None:
+        """Scale the gradients of all ranks so that their norm is at most a value.
+
+        Args:
+            optimizer: Optimizer of the gradients.
+            clip_val: The largest norm; 0 leaves them as they are.
+            norm_type: Order of the norm.
+        """
+        if clip_val <= 0:
+            return
+        norm = self._norm(optimizer, norm_type)
+        gradients = self.held_gradients(optimizer)
+        if gradients:
+            torch._foreach_mul_(gradients, (clip_val / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device))
+
+    def clip_by_value(self, optimizer: Optimizer, clip_val: float) -> None:
+        """Bring every element of the gradients into the range from ``-clip_val`` to ``clip_val``.
+
+        Args:
+            optimizer: Optimizer of the gradients.
+            clip_val: The largest value; 0 leaves them as they are.
+        """
+        for gradient in self.held_gradients(optimizer) if clip_val > 0 else []:
+            gradient.clamp_(-clip_val, clip_val)
+
+    # --- the whole model and the whole state ---
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return on rank 0 the state dictionary of the optimizer that the module made; every rank must ask."""
+        if self.lightning_module is not None:
+            require_all_ranks(self.lightning_module.trainer)
+        return _unwrapped(optimizer).full_state_dict() or {}
+
+    def generation_context(self, module: LightningModule | nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which each rank can run the model by itself: here that is always so.
+
+        Args:
+            module: Whose model.
+        """
+        return contextlib.nullcontext()
+
+
+def _unwrapped(optimizer: Optimizer) -> ShardedOptimizer:
+    inner: Optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    assert isinstance(inner, ShardedOptimizer)
+    return inner
+
+
+def _check_settings(stage: int, settings: dict[str, Any]) -> None:
+    if stage not in (1, 2):
+        raise ConfigurationError(
+            f"stage={stage} is not known; use 1 (optimizer state) or 2 (gradients too). To spread the parameters too, "
+            "use FSDP2 (TensorParallelStrategy with tensor_parallel_size=1)."
+        )
+    unfit = [name for name in _NOT_SHARDED if settings.get(name) is not None]
+    if stage == 2:
+        known = {"accelerator", "parallel_devices", "cluster_environment", "checkpoint_io", "precision_plugin"}
+        known |= {"process_group_backend", "timeout", "start_method"}
+        unfit = [name for name in settings if name not in known]
+    elif "ddp_comm_hook" in unfit and "model_averaging_period" not in unfit:
+        unfit = []  # compressed gradients are averaged gradients still
+    if unfit:
+        raise ConfigurationError(
+            f"ShardedOptimizerStrategy(stage={stage}) cannot work with {', '.join(unfit)}; leave it out, or use "
+            + ("stage=1." if stage == 2 else "DDPStrategy.")
+        )
