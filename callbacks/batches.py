@@ -1,4 +1,4 @@
-"""Tokens of a batch, in the forms that callbacks understand.
+"""Tokens of a batch and next-token logits of any module, in the forms that callbacks understand.
 
 * A mapping with ``input_ids`` [batch, seq], and ``labels`` if not all of them are targets (unshifted, -100 is ignored).
 * A pair ``(inputs, targets)`` of integer tensors of one shape [batch, seq], the targets shifted already.
@@ -18,7 +18,10 @@ from lightning_lm.types import IGNORE_INDEX
 
 __all__ = [
     "context_of",
+    "field_of",
     "has_targets",
+    "logits_in",
+    "logits_of",
     "num_predictions",
     "num_replicas",
     "row_length",
@@ -119,3 +122,31 @@ def _described(batch: Any) -> str:
     parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, list | tuple) else ()
     shapes = [f"{key}: {list(part.shape)}" for key, part in parts if isinstance(part, Tensor)]
     return f"{type(batch).__name__} ({', '.join(shapes)})" if shapes else type(batch).__name__
+
+
+def field_of(outputs: Any, name: str) -> Any:
+    """Return what a step's outputs hold under a name, as a key or as an attribute; ``None`` if nothing."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def logits_in(outputs: Any) -> Tensor | None:
+    """Return the logits [batch, seq, vocab] that are, or are in, an output; ``None`` if there are none."""
+    logits = outputs if isinstance(outputs, Tensor) else field_of(outputs, "logits")
+    return logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
+
+
+def logits_of(trainer: Trainer, pl_module: LightningModule, input_ids: Tensor) -> Tensor:
+    """Return what a module's ``forward(input_ids)`` predicts, in the trainer's precision.
+
+    Raises:
+        ConfigurationError: If it returns no logits.
+    """
+    with trainer.precision_plugin.val_step_context():
+        outputs = pl_module(input_ids)
+    logits = logits_in(outputs)
+    if logits is None:
+        raise ConfigurationError(
+            f"{type(pl_module).__name__}(input_ids) returned {type(outputs).__name__}, not logits [batch, seq, vocab]. "
+            "Let forward or validation_step return the logits, or a mapping with 'logits'."
+        )
+    return logits

@@ -8,9 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 from rich.text import Text
 
-from lightning_lm.callbacks.emission import LogInterval
 from lightning_lm.callbacks.formatting import visible
-from lightning_lm.callbacks.hooks import LeanHooks
+from lightning_lm.callbacks.hooks import LeanHooks, LogInterval
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules import PolicyModule, Rollout
 from lightning_lm.modules.rl.experience_loader import Experience

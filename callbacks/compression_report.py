@@ -10,9 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_lm.callbacks.aside import Attempt, reason_of
-from lightning_lm.callbacks.emission import emit
 from lightning_lm.callbacks.formatting import short
+from lightning_lm.callbacks.hooks import Attempt, emit, reason_of
 from lightning_lm.callbacks.run_report import RunReport
 from lightning_lm.evals.compression import (
     gzip_bits_per_byte,

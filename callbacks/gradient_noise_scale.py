@@ -10,8 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from lightning_lm.callbacks.batches import num_predictions, num_replicas
-from lightning_lm.callbacks.emission import LogInterval, emit
-from lightning_lm.callbacks.hooks import LeanHooks
+from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.scaling.critical_batch import noise_moments
 

@@ -8,8 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lm.callbacks.emission import LogInterval, emit
-from lightning_lm.callbacks.hooks import LeanHooks
+from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.callbacks.training_loss import TrainingLoss
 from lightning_lm.errors import ConfigurationError
 

@@ -10,10 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import Attempt, reason_of
-from lightning_lm.callbacks.batches import shifted_targets
-from lightning_lm.callbacks.hooks import LeanHooks
-from lightning_lm.callbacks.logits import field_of, logits_in, logits_of
+from lightning_lm.callbacks.batches import field_of, logits_in, logits_of, shifted_targets
+from lightning_lm.callbacks.hooks import Attempt, LeanHooks, reason_of
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.types import IGNORE_INDEX

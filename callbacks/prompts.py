@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import Attempt
+from lightning_lm.callbacks.hooks import Attempt
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.types import IGNORE_INDEX
 

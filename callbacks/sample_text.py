@@ -11,10 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.text import Text
 from torch import Tensor
 
-from lightning_lm.callbacks.aside import Attempt, clocks_stopped, reason_of, set_aside
+from lightning_lm.callbacks.batches import logits_of
 from lightning_lm.callbacks.formatting import visible
-from lightning_lm.callbacks.hooks import LeanHooks
-from lightning_lm.callbacks.logits import logits_of
+from lightning_lm.callbacks.hooks import Attempt, LeanHooks, clocks_stopped, reason_of, set_aside
 from lightning_lm.callbacks.prompts import Prompt, sample_prompts
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling

@@ -13,9 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lm.callbacks.batches import context_of, num_predictions, num_replicas
-from lightning_lm.callbacks.emission import LogInterval, emit
 from lightning_lm.callbacks.flops import training_flops_per_token
-from lightning_lm.callbacks.hooks import LeanHooks
+from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.callbacks.training_loss import TrainingLoss
 from lightning_lm.errors import DataError, MissingDependencyError
 from lightning_lm.parts import Part

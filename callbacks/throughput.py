@@ -10,10 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_lm.callbacks.batches import context_of, num_predictions, num_replicas
-from lightning_lm.callbacks.device_peak import peak_flops_per_s
-from lightning_lm.callbacks.emission import LogInterval, emit
-from lightning_lm.callbacks.flops import training_flops_per_token
-from lightning_lm.callbacks.hooks import LeanHooks
+from lightning_lm.callbacks.flops import peak_flops_per_s, training_flops_per_token
+from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 
 __all__ = ["Throughput"]
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_lm.callbacks.logits import field_of
+from lightning_lm.callbacks.batches import field_of
 from lightning_lm.modules import LMModule
 
 __all__ = ["TrainingLoss", "loss_of_step"]

@@ -16,8 +16,7 @@ from lightning_lm.functional.attention import Documents
 from lightning_lm.functional.context_parallel import context_parallel_attention, shard_sequence
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models.attention import Attention, SelfAttention
-from lightning_lm.modules.imitation import ImitationLoss
-from lightning_lm.modules.token_losses import TokenLossPart, next_token_inputs, next_token_targets
+from lightning_lm.modules.token_losses import ImitationLoss, TokenLossPart, next_token_inputs, next_token_targets
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.unfrozen import _AveragesUnfrozen
 from lightning_lm.types import IGNORE_INDEX

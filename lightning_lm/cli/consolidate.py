@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file and say where it is."""
     folder: Path = arguments.folder
     output: Path = arguments.output or folder.with_name(f"{folder.name.removesuffix('.ckpt')}.whole.ckpt")
-    from lightning_lm.strategies.consolidate import consolidate
+    from lightning_lm.strategies.checkpoints.atomic import consolidate
 
     consolidate(folder, output)
     print(f"{output} ({output.stat().st_size / 2**20:.1f} MiB)")

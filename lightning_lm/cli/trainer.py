@@ -22,15 +22,13 @@ from lightning_lm.callbacks.formatting import number
 from lightning_lm.cli.class_help import class_help, names_help
 from lightning_lm.cli.config.check import Checker, command_line_settings
 from lightning_lm.cli.config.class_paths import class_path
-from lightning_lm.cli.config.defaults import defaults_of_changes
+from lightning_lm.cli.config.defaults import defaults_of_changes, fast_precision
 from lightning_lm.cli.config.explain import explain, is_a_users_mistake
 from lightning_lm.cli.config.list_items import change_items
 from lightning_lm.cli.config.overlays import expand_configs
 from lightning_lm.cli.config.signatures import Argument, arguments_of
-from lightning_lm.cli.precision import fast_precision
-from lightning_lm.cli.run_folder import newest_checkpoint, run_folder, sound_checkpoint
+from lightning_lm.cli.run_folder import SaveConfig, newest_checkpoint, run_folder, sound_checkpoint
 from lightning_lm.cli.run_record import own_folder, recorded
-from lightning_lm.cli.save_config import SaveConfig
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.errors import CheckpointError, LightningLMError, RunStopped, UsageError
 from lightning_lm.modules import PretrainModule

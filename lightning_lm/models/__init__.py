@@ -4,11 +4,15 @@ from lightning_lm.models.attention import Attention, Mixer
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
 from lightning_lm.models.context import Context, make_context
-from lightning_lm.models.export import export_model
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.grow import grow_vocabulary
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
-from lightning_lm.models.huggingface.folder import PretrainedCheckpoint, load_huggingface, save_huggingface
+from lightning_lm.models.huggingface.folder import (
+    PretrainedCheckpoint,
+    export_model,
+    load_huggingface,
+    save_huggingface,
+)
 from lightning_lm.models.huggingface.generation_config import (
     add_end_ids,
     end_ids,
@@ -16,7 +20,7 @@ from lightning_lm.models.huggingface.generation_config import (
     set_generation_settings,
 )
 from lightning_lm.models.huggingface.peft_adapters import PretrainedAdapters, save_adapters
-from lightning_lm.models.huggingface.transformers_model import TransformersModel, as_language_model
+from lightning_lm.models.huggingface.transformers_model import TransformersConfig, TransformersModel, as_language_model
 from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
 from lightning_lm.models.lora import (
     AdapterPart,
@@ -42,7 +46,6 @@ from lightning_lm.models.positions import (
 )
 from lightning_lm.models.presets import gpt2, llama2, llama3, mistral, qwen2, qwen3, tinystories
 from lightning_lm.models.roles import Role, parameter_roles
-from lightning_lm.models.saved_transformers import TransformersConfig
 from lightning_lm.models.summary import (
     ModelDescription,
     describe,

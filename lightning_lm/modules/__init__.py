@@ -3,11 +3,10 @@
 from lightning_lm._lightning import register_strategies
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile, LMModule
-from lightning_lm.modules.checkpoint import load_model, read_checkpoint
+from lightning_lm.modules.checkpoint import CheckpointModel, load_model, read_checkpoint
 from lightning_lm.modules.dpo import DPOModule
 from lightning_lm.modules.gradient_normalization import GradientWindow
 from lightning_lm.modules.grpo import GRPOModule
-from lightning_lm.modules.imitation import DFT, NLL, ImitationLoss
 from lightning_lm.modules.kto import KTOModule
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.pipeline import GPipe, OneForwardOneBackward, PipelineModule, PipelineSchedule
@@ -32,11 +31,9 @@ from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms
 from lightning_lm.modules.rl.policy import PolicyModule
 from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan, Validation
-from lightning_lm.modules.scores import token_scores
 from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.signal_stop import SignalStop
-from lightning_lm.modules.token_losses import CrossEntropy, TokenLossPart
-from lightning_lm.modules.warm_start import CheckpointModel
+from lightning_lm.modules.token_losses import DFT, NLL, CrossEntropy, ImitationLoss, TokenLossPart, token_scores
 
 __all__ = [
     "DFT",

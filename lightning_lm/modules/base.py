@@ -22,11 +22,10 @@ from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weig
 from lightning_lm.modules.gradient_normalization import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.modules.hyper_parameters import log_hyper_parameters
 from lightning_lm.modules.model_owner import Compile, _ModelOwner
-from lightning_lm.modules.seeds import seed_generator
 from lightning_lm.optim import AdamW, Cosine, NormHistory, OptimizerPart, Schedule, ScheduledLR, SkipRule
 from lightning_lm.protocols import GradientHolder
 
-__all__ = ["Compile", "LMModule"]
+__all__ = ["Compile", "LMModule", "seed_generator"]
 
 
 class LMModule(_ModelOwner, abc.ABC):
@@ -268,3 +267,21 @@ def _steps_of(trainer: Trainer, schedule: Schedule) -> int:
             "Set max_steps or max_epochs, give the schedule horizon_tokens, or use Constant."
         )
     return 1
+
+
+def seed_generator(device: torch.device, *parts: int) -> None:
+    """Seed the global generator of one device, and of no other.
+
+    Args:
+        device: Device of the model.
+        parts: Numbers that name the moment: seed, rank, step, ... Each of them decides the random numbers.
+    """
+    seed = 0
+    for part in parts:  # a linear congruential generator (Knuth's MMIX) that takes in a number at each step
+        seed = ((seed + part) * 6364136223846793005 + 1442695040888963407) % 2**63
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

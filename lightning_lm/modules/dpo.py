@@ -13,7 +13,7 @@ from lightning_lm.modules.base import Compile
 from lightning_lm.modules.preference.compared import ComparedModule
 from lightning_lm.modules.preference.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
 from lightning_lm.modules.preference.reference import CopyReference, Reference
-from lightning_lm.modules.scores import token_scores
+from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.types import PairBatch
 

@@ -15,9 +15,9 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, Transformer
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
+from lightning_lm.modules.base import seed_generator
 from lightning_lm.modules.gradient_normalization import gradient_norm
 from lightning_lm.modules.pretrain import PretrainModule
-from lightning_lm.modules.seeds import seed_generator
 from lightning_lm.modules.token_losses import CrossEntropy, TokenLossPart, next_token_inputs, next_token_targets
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.parts import Part

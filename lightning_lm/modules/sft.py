@@ -10,8 +10,7 @@ from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile, LMModule
-from lightning_lm.modules.imitation import NLL, ImitationLoss
-from lightning_lm.modules.token_losses import next_token_targets
+from lightning_lm.modules.token_losses import NLL, ImitationLoss, next_token_targets
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.types import IGNORE_INDEX
 

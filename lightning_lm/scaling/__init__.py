@@ -1,13 +1,12 @@
 """Scaling laws: what runs were made, what they say about larger ones, and what to train next."""
 
-from lightning_lm.scaling.budget import Budget, ClockMeter, FlopMeter, Meter
 from lightning_lm.scaling.critical_batch import CriticalBatch, NoiseMoments, fit_critical_batch, noise_moments
 from lightning_lm.scaling.fits.anneal import AnnealingFit, AnnealingRun, fit_annealing
-from lightning_lm.scaling.fits.diagnostics import Finding
+from lightning_lm.scaling.fits.diagnostics import DropHighestLosses, DropSmallestBudgets, Finding, KeepAll, Outliers
 from lightning_lm.scaling.fits.envelope import fit_envelope
 from lightning_lm.scaling.fits.fit import Estimate, Optimum, ScalingFit
 from lightning_lm.scaling.fits.frontier import FrontierLaw
-from lightning_lm.scaling.fits.holdout import HeldOut, hold_out
+from lightning_lm.scaling.fits.holdout import FormTest, HeldOut, compare_forms, hold_out
 from lightning_lm.scaling.fits.inference import InferenceOptimum, optimal_with_inference
 from lightning_lm.scaling.fits.isoflop import IsoFlop, Parabola, fit_isoflop, parabolas
 from lightning_lm.scaling.fits.laws import ChinchillaLaw, DataConstrainedLaw, GeneralLaw, KaplanLaw, Law
@@ -21,14 +20,11 @@ from lightning_lm.scaling.fits.parametric import (
 from lightning_lm.scaling.fits.points import Curve, Points
 from lightning_lm.scaling.fits.profile_likelihood import profile_interval
 from lightning_lm.scaling.flop_conventions import CONVENTIONS, ModelCost, check_convention, measure_cost
-from lightning_lm.scaling.forms import FormTest, compare_forms
 from lightning_lm.scaling.import_runs import import_runs
-from lightning_lm.scaling.ledger import BadLine, RunLedger
+from lightning_lm.scaling.ledger import BadLine, RunLedger, RunRecord, curves_of, points_of
 from lightning_lm.scaling.lr_transfer import RateCurve, TransferFit, fit_transfer, transfer_of
-from lightning_lm.scaling.outliers import DropHighestLosses, DropSmallestBudgets, KeepAll, Outliers
-from lightning_lm.scaling.record import RunRecord, curves_of, points_of
 from lightning_lm.scaling.search_space import Grid, IsoFlopPlan, RandomSearch, SearchSpace
-from lightning_lm.scaling.sweep import Outcome, Sweep, Trial
+from lightning_lm.scaling.sweep import Budget, ClockMeter, FlopMeter, Meter, Outcome, Sweep, Trial
 
 __all__ = [
     "CONVENTIONS",

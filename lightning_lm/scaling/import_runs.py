@@ -9,7 +9,7 @@ from typing import Any
 from lightning_lm.errors import DataError
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN
 from lightning_lm.scaling.flop_conventions import check_convention
-from lightning_lm.scaling.record import RunRecord
+from lightning_lm.scaling.ledger import RunRecord
 
 __all__ = ["import_runs"]
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from lightning_lm.errors import DataError
 from lightning_lm.scaling.fits.fit import Estimate
 from lightning_lm.scaling.fits.points import FloatArray
-from lightning_lm.scaling.record import RunRecord
+from lightning_lm.scaling.ledger import RunRecord
 
 __all__ = ["RateCurve", "TransferFit", "fit_transfer", "transfer_of"]
 

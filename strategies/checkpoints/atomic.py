@@ -14,7 +14,7 @@ from lightning_lm.modules.checkpoint import reading
 from lightning_lm.storage import remove_leftovers, sync_folder, system_error, temporary_for
 from lightning_lm.strategies.checkpoints.sharded import is_sharded, put, read_sharded, remove
 
-__all__ = ["AtomicCheckpointIO", "check_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "check_checkpoint", "consolidate"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -122,3 +122,20 @@ def _replacing(target: Path) -> Iterator[Any]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def consolidate(folder: Path | str, output: Path | str) -> None:
+    """Write a plain checkpoint, which any Trainer can go on from and every verb reads.
+
+    Args:
+        folder: Folder that a sharded run saved.
+        output: The file.
+
+    Raises:
+        CheckpointError: If the folder is no such checkpoint, or the file cannot be written.
+    """
+    if not is_sharded(folder):
+        raise CheckpointError(
+            f"{folder} is no checkpoint of a sharded run: it has no meta.pt. Give the folder that the run saved."
+        )
+    AtomicCheckpointIO().save_checkpoint(read_sharded(folder), output)

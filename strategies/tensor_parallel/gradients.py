@@ -1,5 +1,6 @@
-"""Gradients of which a rank holds parts: measured together, and scaled part by part."""
+"""Gradients of which a rank holds parts: measured together, scaled part by part, and stepped many at once."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial
 from torch.optim import Optimizer
 
-__all__ = ["gradients_of", "groups_by_mesh", "local_parts", "mesh_of", "total_norm"]
+__all__ = ["gradients_of", "groups_by_mesh", "local_parts", "mesh_of", "step_by_mesh", "total_norm"]
 
 
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
@@ -81,3 +82,42 @@ def _sharing_axes(tensor: Tensor) -> tuple[distributed.ProcessGroup, ...]:
 
 def _accurate(norm: Tensor) -> Tensor:
     return norm if norm.device.type == "mps" else norm.double()
+
+
+def step_by_mesh(optimizer: Optimizer) -> None:
+    """Let each step of an optimizer see groups whose parameters are all shared by the same ranks.
+
+    Fused and ``foreach`` implementations refuse plain tensors beside DTensors, and DTensors of two meshes. Only while
+    a step runs are the groups cut; schedulers, clipping and checkpoints see those that the user made.
+
+    Args:
+        optimizer: Any; of one that has ``children`` each child is prepared.
+    """
+    for inner in getattr(optimizer, "children", (optimizer,)):
+        cut: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+        inner.register_step_pre_hook(functools.partial(_cut, cut))
+        inner.register_step_post_hook(functools.partial(_join, cut))
+
+
+def _cut(cut: list[Any], optimizer: Optimizer, *_: Any) -> None:
+    if cut:  # the step before was broken off
+        _join(cut, optimizer)
+    cut[:] = [(group, list(_parts(group))) for group in optimizer.param_groups]
+    optimizer.param_groups[:] = [part for _, parts in cut for part in parts]
+
+
+def _parts(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    lists = list(groups_by_mesh(group["params"]))
+    if len(lists) < 2:
+        yield group
+        return
+    for params in lists:
+        yield {**group, "params": params}
+
+
+def _join(cut: list[Any], optimizer: Optimizer, *_: Any) -> None:
+    for group, (part, *_) in cut:
+        if part is not group:  # an optimizer may keep numbers in its groups
+            group.update({name: value for name, value in part.items() if name != "params"})
+    optimizer.param_groups[:] = [group for group, _ in cut]
+    cut.clear()

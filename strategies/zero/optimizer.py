@@ -11,8 +11,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.optim.combined import require_complete
-from lightning_lm.strategies.sharded_state import gather_states, map_tensors
-from lightning_lm.strategies.zero.communication import share_pieces
+from lightning_lm.strategies.zero.communication import gather_states, map_tensors, share_pieces
 from lightning_lm.strategies.zero.local_view import Closure, OnlyLocal
 from lightning_lm.strategies.zero.ownership import Ownership
 from lightning_lm.strategies.zero.partition import MIN_SPLIT_ELEMENTS

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, distributed, nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.strategies.sharded_state import map_tensors
+from lightning_lm.strategies.zero.communication import map_tensors
 from lightning_lm.strategies.zero.partition import Placed, Placement, place, rows_of
 
 __all__ = ["Ownership"]

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from record import write_record
 
-from lightning_lm.cli.precision import fast_precision
+from lightning_lm.cli.config.defaults import fast_precision
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.models import Attention, Layer, TransformerConfig
 from lightning_lm.modules import PretrainModule

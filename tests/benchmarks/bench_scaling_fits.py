@@ -19,7 +19,7 @@ from scipy.optimize import least_squares
 from lightning_lm.scaling import Estimator, Points, fit_parametric
 from lightning_lm.scaling.fits.laws import ChinchillaLaw
 from lightning_lm.scaling.fits.parametric import problem_of
-from lightning_lm.scaling.starts import start_of_powers
+from lightning_lm.scaling.fits.solver import start_of_powers
 
 TRUTH = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
 REPETITIONS, ROUNDS = 200, 7

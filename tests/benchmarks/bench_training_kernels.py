@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_lm import kernels
-from lightning_lm.callbacks.device_peak import peak_flops_per_s
+from lightning_lm.callbacks.flops import peak_flops_per_s
 from lightning_lm.kernels.swap.swap import swap
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig, qwen2
 from lightning_lm.models.summary import flops_per_token

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lm.callbacks.aside import set_aside
+from lightning_lm.callbacks.hooks import set_aside
 
 
 def test_modes_random_state_and_gradients_are_given_back():

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lightning_lm.callbacks import CompressionReport, Perplexity, RunReport
-from lightning_lm.callbacks.next_steps import Left, commands
+from lightning_lm.callbacks.run_report import Left, commands
 
 TEXTS = ["one sentence, and one more: é", "", "a second document " * 20]
 

@@ -28,8 +28,8 @@ from lightning_lm.callbacks import (
     ScalingLaw,
     Throughput,
 )
-from lightning_lm.callbacks.aside import Attempt
 from lightning_lm.callbacks.flops import training_flops_per_token
+from lightning_lm.callbacks.hooks import Attempt
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.scaling import RunLedger
 

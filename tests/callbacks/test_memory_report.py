@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from lightning_lm.callbacks import MemoryReport
-from lightning_lm.callbacks.memory_parts import SavedActivations
+from lightning_lm.callbacks.memory_report import SavedActivations
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import TransformerConfig, parameter_roles
 from lightning_lm.modules import PretrainModule

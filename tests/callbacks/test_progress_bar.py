@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 
 from lightning_lm.callbacks import LMProgressBar, Perplexity
-from lightning_lm.callbacks.aside import clocks_stopped
 from lightning_lm.callbacks.formatting import clock, short
+from lightning_lm.callbacks.hooks import clocks_stopped
 from lightning_lm.callbacks.progress_line import Clock, Value, fitted
 
 

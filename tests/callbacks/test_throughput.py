@@ -8,9 +8,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_lm.callbacks import Throughput
-from lightning_lm.callbacks.aside import clocks_stopped
-from lightning_lm.callbacks.device_peak import peak_flops_per_s
-from lightning_lm.callbacks.flops import training_flops_per_token
+from lightning_lm.callbacks.flops import peak_flops_per_s, training_flops_per_token
+from lightning_lm.callbacks.hooks import clocks_stopped
 
 SHAPES = [(2, 9), (4, 9), (1, 5), (3, 17), (2, 9), (2, 3)] * 4
 

@@ -5,7 +5,7 @@ import torch
 
 from lightning_lm.cli import main
 from lightning_lm.kernels.runtime import launch_settings
-from lightning_lm.kernels.table_files import read_table
+from lightning_lm.kernels.runtime.launch_settings import read_table
 
 
 @pytest.fixture(autouse=True)

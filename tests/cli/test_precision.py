@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_lm.cli.precision import fast_precision
+from lightning_lm.cli.config.defaults import fast_precision
 
 
 @pytest.mark.parametrize(

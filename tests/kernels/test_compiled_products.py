@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_lm.kernels import newton_schulz
-from lightning_lm.kernels.flash_attention import tiles, triton_kernels
+from lightning_lm.kernels.flash_attention import operation, triton_kernels
 from lightning_lm.kernels.runtime.launch import is_installed
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="Triton is not installed")
@@ -53,8 +53,8 @@ def job(module, kernel, constants, options, capability, kind):
 
 
 def flash_job(kernel, kind, size, capability):
-    with mock.patch.object(tiles, "architecture", return_value=f"sm_{capability}"):
-        tile = tiles.tiles(FLASH[kernel], torch.empty(1, 1, 1, size, dtype=DTYPES[kind]))
+    with mock.patch.object(operation, "architecture", return_value=f"sm_{capability}"):
+        tile = operation.tiles(FLASH[kernel], torch.empty(1, 1, 1, size, dtype=DTYPES[kind]))
     constants = {"GROUP": 4, "SIZE": size, "BLOCK_D": size, "FIRST": True, "SOFTCAP": False, "PRECISION": "tf32"}
     constants |= {name: tile[name] for name in ("BLOCK_Q", "BLOCK_K")} | ({"PRECISION": kind} if kind != "bf16" else {})
     return job(triton_kernels, kernel, constants, tile, capability, kind)

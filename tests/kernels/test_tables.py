@@ -11,7 +11,7 @@ from lightning_lm import kernels
 from lightning_lm.errors import DataError
 from lightning_lm.kernels.runtime import launch_settings
 from lightning_lm.kernels.runtime.launch import triton_version
-from lightning_lm.kernels.table_files import Entry, read_table, write_table
+from lightning_lm.kernels.runtime.launch_settings import Entry, read_table, write_table
 
 ENTRY = Entry(
     device="interpreter",

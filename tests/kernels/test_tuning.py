@@ -11,10 +11,10 @@ import torch
 import lightning_lm.kernels
 from lightning_lm.errors import UsageError
 from lightning_lm.kernels.runtime import launch_settings
-from lightning_lm.kernels.table_files import read_table
-from lightning_lm.kernels.timing import Stopwatch, take_turns
+from lightning_lm.kernels.runtime.launch_settings import read_table
 from lightning_lm.kernels.tuning import tune
 from lightning_lm.kernels.tuning.targets import TUNABLE, Bench
+from lightning_lm.kernels.tuning.tune import Stopwatch, take_turns
 
 SMALL = tune.Effort(repetitions=1, finalists=2, rounds=3, most=3)
 BENCH = Bench(device=torch.device("cpu"), dtype=torch.float32, tokens=8)

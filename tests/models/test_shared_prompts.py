@@ -5,7 +5,7 @@ import torch
 
 from lightning_lm.models import GLU, MLP, Attention, Layer, TransformerConfig
 from lightning_lm.models.prefix_sharing import answer_features
-from lightning_lm.modules.scores import token_scores
+from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.types import IGNORE_INDEX
 
 VOCAB, WIDTH = 31, 24

@@ -166,7 +166,7 @@ def test_the_margin_of_every_pair_is_exactly_zero_at_first(config):
     module.train()
     batch = whole_batch()
     mine = module.reference.logprobs(module.model, batch)
-    from lightning_lm.modules.scores import token_scores
+    from lightning_lm.modules.token_losses import token_scores
 
     theirs = token_scores(module.model, batch).logprobs.sum(-1)
     assert torch.equal(mine, theirs.detach())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_lm.models import Attention, Layer, TransformerConfig
-from lightning_lm.modules.scores import token_scores
+from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.types import IGNORE_INDEX
 
 VOCAB, TEMPERATURE = 31, 0.7

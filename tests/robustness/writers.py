@@ -11,7 +11,7 @@ from lightning_lm.data import TokenStore, tokenize
 from lightning_lm.data.post_training.chat import Plain
 from lightning_lm.data.post_training.examples import Examples
 from lightning_lm.data.post_training.supervised import SupervisedRows, SupervisedStore, store_examples
-from lightning_lm.kernels.table_files import Entry, read_table, write_table
+from lightning_lm.kernels.runtime.launch_settings import Entry, read_table, write_table
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig, load_huggingface
 from lightning_lm.models.huggingface.folder import save_huggingface
 from lightning_lm.modules.preference import precomputed_reference

@@ -18,7 +18,7 @@ from lightning_lm.scaling import (
 )
 from lightning_lm.scaling.fits import parametric
 from lightning_lm.scaling.fits.parametric import problem_of
-from lightning_lm.scaling.starts import non_negative
+from lightning_lm.scaling.fits.solver import non_negative
 
 POINT_ONLY = Estimator(num_bootstraps=0)
 EXACT = 1e-5

@@ -24,7 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from lightning_lm._lightning import set_mesh_sizes
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.strategies import TensorParallelStrategy
-from lightning_lm.strategies.consolidate import consolidate
+from lightning_lm.strategies.checkpoints.atomic import consolidate
 from lightning_lm.strategies.tensor_parallel.shard import check_model
 
 TP2 = {"tensor_parallel_size": 2}

@@ -1,19 +1,20 @@
-"""Gives a part that replaces another its own defaults.
+"""Defaults that follow from other settings: of a part that replaces another, and the precision of a device.
 
 Where an overlay puts ``AdamW`` in the place of ``Muon``, jsonargparse carries over every argument that both have: AdamW
 would train at Muon's learning rate. So the new part's defaults are written out before the overlay is read.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import yaml
 
 from lightning_lm.cli.config.class_paths import class_path
 from lightning_lm.parts import Part
 
-__all__ = ["defaults_of_changes"]
+__all__ = ["defaults_of_changes", "fast_precision"]
 
 
 def defaults_of_changes(changes: Mapping[str, type]) -> str | None:
@@ -47,3 +48,21 @@ def _plain(value: Any) -> Any:
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"class_path": class_path(type(value)), "init_args": fields}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def fast_precision(accelerator: str) -> str:
+    """Return ``bf16-mixed`` where that is much faster and as stable as float32, else ``32-true``.
+
+    Weights, their updates and the loss stay in float32 either way.
+
+    Args:
+        accelerator: The Trainer's argument: ``auto``, ``cpu``, ``gpu``, ...
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "32-true"
+    # A step takes half the time of a float32 one with the tiles of AMX, and 0.7 of it with the products of AVX-512.
+    read: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)  # not in every supported torch
+    capabilities = read()
+    return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"

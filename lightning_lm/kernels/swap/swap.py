@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_lm.kernels.runtime.backend import force_backend
-from lightning_lm.kernels.swap.rules import RULES, hopeless
-from lightning_lm.kernels.swap_parts import Candidate, Rule
+from lightning_lm.kernels.swap.rules import RULES, Candidate, Rule, hopeless
 
 __all__ = ["Swapped", "last_call", "restore", "swap"]
 

@@ -20,10 +20,9 @@ from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.huggingface.config_json import config_to_huggingface
 from lightning_lm.models.huggingface.families import FAMILIES
 from lightning_lm.models.huggingface.transformers_model import TransformersModel
-from lightning_lm.models.huggingface.weights import read_file, read_json, write_file, write_json
+from lightning_lm.models.huggingface.weights import Rename, read_file, read_json, renames_for, write_file, write_json
 from lightning_lm.models.lora import AdapterPart, attach_adapters, describe_adapters
 from lightning_lm.models.transformer import Transformer
-from lightning_lm.models.weight_names import Rename, renames_for
 from lightning_lm.storage import filling
 
 __all__ = ["PretrainedAdapters", "adapter_base", "is_adapter_folder", "save_adapters"]

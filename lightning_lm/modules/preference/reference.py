@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
-from lightning_lm.modules.scores import token_scores
+from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.parts import Part
 
 __all__ = [

@@ -43,7 +43,7 @@ from lightning_lm.modules.rl.metrics import record_objective, record_rollout, re
 from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms, learned_tokens
 from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine, ServerWeights, SparePrompts
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan
-from lightning_lm.modules.scores import token_scores
+from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.optim import OptimizerPart, Schedule, SkipRule
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.rewards import check_reward, check_weights

@@ -10,8 +10,7 @@ from lightning_lm.errors import DataError
 from lightning_lm.scaling.fits.fit import Estimate
 from lightning_lm.scaling.fits.parametric import Estimator
 from lightning_lm.scaling.fits.points import FloatArray
-from lightning_lm.scaling.fits.solver import Problem, minimise
-from lightning_lm.scaling.starts import EXPONENTS, non_negative
+from lightning_lm.scaling.fits.solver import EXPONENTS, Problem, minimise, non_negative
 
 __all__ = ["AnnealingFit", "AnnealingRun", "fit_annealing"]
 

@@ -7,8 +7,7 @@ import numpy as np
 
 from lightning_lm.scaling.fits.laws import Law
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray
-from lightning_lm.scaling.fits.solver import Problem, minimise
-from lightning_lm.scaling.starts import EXPONENTS, non_negative
+from lightning_lm.scaling.fits.solver import EXPONENTS, Problem, minimise, non_negative
 
 __all__ = ["FrontierLaw", "frontier_through"]
 

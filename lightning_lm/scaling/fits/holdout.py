@@ -1,6 +1,6 @@
-"""Extrapolation test of a fit: it is refitted without the largest budgets and predicts these."""
+"""Extrapolation tests: a fit, or each form of a law, predicts the largest budgets from the smaller ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from lightning_lm.errors import DataError
 from lightning_lm.scaling.fits.fit import Estimate, ScalingFit
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, Points
 
-__all__ = ["HeldOut", "hold_out"]
+__all__ = ["FormTest", "HeldOut", "compare_forms", "hold_out"]
 
 
 class HeldOut(NamedTuple):
@@ -53,3 +53,41 @@ def hold_out(points: Points, fit: Callable[[Points], ScalingFit], *, num_budgets
             *(column[rows].tolist() for column in (points.parameters, points.tokens, points.loss)), strict=True
         )
     ]
+
+
+class FormTest(NamedTuple):
+    """Predictions of a form for runs it had not seen."""
+
+    method: str
+    held: tuple[HeldOut, ...]
+
+    @property
+    def error(self) -> float:
+        """Root mean square of the errors, as a share of the loss."""
+        return float(np.sqrt(np.mean([one.error**2 for one in self.held])))
+
+    @property
+    def inside(self) -> int:
+        """Number of the runs inside their intervals."""
+        return sum(one.loss in one.predicted for one in self.held)
+
+
+def compare_forms(
+    points: Points, forms: Mapping[str, Callable[[Points], ScalingFit]], *, num_budgets: int = 1
+) -> list[FormTest]:
+    """Return the test of each form, the one with the smallest error first; forms that cannot be fitted are left out.
+
+    Choose by it before you look at a budget that no fit has seen, or that budget is no test any more.
+
+    Args:
+        points: All runs.
+        forms: Forms to compare, by name.
+        num_budgets: Number of budgets to hold out, the largest first.
+    """
+    tests = []
+    for name, fit in forms.items():
+        try:
+            tests.append(FormTest(name, tuple(hold_out(points, fit, num_budgets=num_budgets))))
+        except DataError:
+            continue
+    return sorted(tests, key=lambda test: test.error)

@@ -9,13 +9,11 @@ import numpy as np
 
 from lightning_lm.errors import DataError
 from lightning_lm.parts import Part
-from lightning_lm.scaling.fits.diagnostics import examine
+from lightning_lm.scaling.fits.diagnostics import KeepAll, Outliers, examine
 from lightning_lm.scaling.fits.fit import ScalingFit, for_few_runs
 from lightning_lm.scaling.fits.laws import ChinchillaLaw, DataConstrainedLaw, GeneralLaw, KaplanLaw, Law
 from lightning_lm.scaling.fits.points import FloatArray, Points
-from lightning_lm.scaling.fits.solver import Problem, minimise, newton_step
-from lightning_lm.scaling.outliers import KeepAll, Outliers
-from lightning_lm.scaling.starts import EXPONENTS, non_negative, start_of_powers
+from lightning_lm.scaling.fits.solver import EXPONENTS, Problem, minimise, newton_step, non_negative, start_of_powers
 
 __all__ = ["Estimator", "fit_data_constrained", "fit_general", "fit_kaplan", "fit_parametric", "problem_of"]
 
