@@ -1,4 +1,4 @@
-"""What observing callbacks share: hooks that cost nothing where they are not used, and looks that leave no trace.
+"""Conduct of observing callbacks: hooks that cost nothing where they are not used, and looks that leave no trace.
 
 A model is used between two training steps with its modes, random numbers and measured times as they were (`set_aside`,
 `clocks_stopped`). User code that runs beside the training, such as a ``forward`` on other inputs, may fail without
