@@ -68,7 +68,8 @@ def test_the_main_job_is_there_once_and_first():
 def test_two_commands_set_themselves_up():
     first, second = (line for block in blocks("bash") for line in block.splitlines() if "venv" in line)
     assert first.startswith("python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/lightning-lm fit")
-    assert second == 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/pytest'
+    assert second == 'python3 -m venv .venv && .venv/bin/pip install ".[dev]" && .venv/bin/pytest -n 2'
+    assert "readme_command" in (ROOT / ".ci" / "run").read_text()
     assert len(README.splitlines()) <= 210
 
 
