@@ -42,6 +42,7 @@ class StopSignals:
         self._kill: Callable[[int], Any] = _nobody
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
+        self._thread: threading.Thread | None = None
 
     @property
     def installed(self) -> bool:
@@ -80,12 +81,13 @@ class StopSignals:
         for signum, previous in self._previous.items():
             if signal.getsignal(signum) == self._note:
                 signal.signal(signum, previous)
+        if self._pipe is not None and self._thread is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe[1])
+            self._thread.join()  # or it could take a signal of this run for one of the next
+            self._pipe = self._thread = None
         self.received = 0
         self._previous, self._kill, self._announce = {}, _nobody, _nobody
-        if self._pipe is not None:
-            signal.set_wakeup_fd(-1)
-            os.close(self._pipe[1])  # ends the thread
-            self._pipe = None
 
     @contextlib.contextmanager
     def handled(self, *, kill: Callable[[int], Any] | None = None) -> Iterator[None]:
@@ -152,7 +154,8 @@ class StopSignals:
             os.close(writes)
             return
         self._pipe = reads, writes
-        threading.Thread(target=self._watch, args=(reads,), name="stop-signals", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, args=(reads,), name="stop-signals", daemon=True)
+        self._thread.start()
 
     def _watch(self, reads: int) -> None:
         while received := os.read(reads, 1):
@@ -169,7 +172,7 @@ class StopSignals:
             signal.set_wakeup_fd(-1)
             for end in self._pipe:
                 os.close(end)
-            self._pipe = None
+            self._pipe = self._thread = None
 
 
 def _nobody(_: Any) -> None:

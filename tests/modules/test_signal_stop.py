@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import signal
+import threading
 import time
 
 import pytest
@@ -179,6 +180,31 @@ def test_a_second_signal_ends_a_process_that_hangs(monkeypatch):
         time.sleep(60)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_a_signal_that_is_read_late_stops_no_later_run(monkeypatch):
+    """The thread that sees signals may get its turn only when the run that they stopped has ended."""
+    next_run, read = threading.Event(), os.read
+
+    def read_late(*arguments):
+        received = read(*arguments)
+        next_run.wait(0.2)
+        return received
+
+    monkeypatch.setattr(signals.os, "read", read_late)
+    told = []
+    stop_signals.install(announce=lambda name: None)
+    stop_signals.defer()
+    os.kill(os.getpid(), signal.SIGTERM)
+    (reader,) = (thread for thread in threading.enumerate() if thread.name == "stop-signals")
+    stop_signals.restore()
+    stop_signals.install(announce=told.append)
+    stop_signals.defer()
+    next_run.set()
+    reader.join()
+    received = stop_signals.received
+    stop_signals.restore()
+    assert (received, told) == (0, [])
 
 
 class Rewards:
