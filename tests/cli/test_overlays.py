@@ -1,5 +1,7 @@
 """YAML layers: what stands below what, and on which line."""
 
+import time
+
 import pytest
 import yaml
 
@@ -74,6 +76,46 @@ def test_what_cannot_be_read_says_so(tmp_path, text, message):
     write(tmp_path, one=text)
     with pytest.raises(UsageError, match=message):
         read_overlays(str(tmp_path / "one.yaml"))
+
+
+BOMB = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "aliases of .* stand for [0-9,]+ settings"),
+        (MERGES, "aliases of .* stand for "),
+        ("a: 1\nb: &b [*b]\n", "line 2 of .* contains itself"),
+        ("a: &a {b: {c: *a}}\n", "line 1 of .* contains itself"),
+        ("a: &a {<<: *a}\n", "contains itself"),
+        ("a: " + "[" * 50_000, "nested too deeply"),
+        ("a: " + "{b: " * 3_000 + "1" + "}" * 3_000, "nested too deeply"),
+        ("a: 1\nb: " + "7" * 6_000, "line 2 of .* is no value"),
+        ("a: 0x" + "f" * 6_000, "line 1 of .* is no value"),
+        ("a: 2026-13-45", "'2026-13-45' in line 1"),
+        ("a: !!bool perhaps", "'perhaps' in line 1"),
+        ("a: !!timestamp soon", "'soon' in line 1"),
+        ("? [a, b]\n: 1\n", "A key in line 1"),
+        ("a: " + "[" * 200 + "]" * 200, "nested too deeply"),
+        ("base: 5\n", "`base:` in .*, line 1 must be"),
+        ("base: {a: 1}\n", "`base:` in .*, line 1 must be"),
+        ("base: [a, [b]]\n", "`base:` in .*, line 1 must be"),
+    ],
+)
+def test_hostile_text_is_refused_at_once(tmp_path, text, message):
+    write(tmp_path, one=text)
+    began_s = time.process_time()
+    with pytest.raises(UsageError, match=message):
+        read_overlays(str(tmp_path / "one.yaml"))
+    assert time.process_time() - began_s < 5
+
+
+def test_aliases_of_ordinary_settings_are_read(tmp_path):
+    write(tmp_path, one="a: &a [1, 2]\nb: [*a, *a]\nc: {d: *a}\n")
+    text = read_overlays(str(tmp_path / "one.yaml"))[0].to_yaml()
+    assert yaml.safe_load(text) == {"a": [1, 2], "b": [[1, 2], [1, 2]], "c": {"d": [1, 2]}}
 
 
 def test_circles_are_refused(tmp_path):

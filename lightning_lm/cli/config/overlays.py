@@ -27,6 +27,9 @@ __all__ = ["SETTINGS_SUFFIXES", "Overlay", "Place", "Setting", "expand_configs",
 _BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
 _GROUPS = ("--trainer", "--model", "--data")
+_MAX_DEPTH = 100
+_MAX_REPEATED = 10_000
+"""Settings that the aliases of a file may add to those that it spells out; ten lists of ten make ten billion."""
 SETTINGS_SUFFIXES = (".yaml", ".yml", ".json")
 """File endings of settings files."""
 
@@ -122,9 +125,13 @@ def read_overlays(name: str, *, beside: Path | None = None, opened: tuple[Path, 
     root = _read(path)
     base = root.value.pop(_BASE, Setting([]))
     sweep = plain(root.value.pop(_SWEEP, Setting(None)))
-    names = plain(base)
+    names = [base.value] if isinstance(base.value, str) else plain(base)
+    if not isinstance(names, list) or not all(isinstance(below, str) for below in names):
+        raise UsageError(
+            f"`base:` in {base.place} must be a name or a list of names, such as [base/trainer, base/llama]."
+        )
     layers: list[Overlay] = []
-    for below in [names] if isinstance(names, str) else names:
+    for below in names:
         layers += read_overlays(below, beside=path.parent, opened=(*opened, path))
     return [*layers, Overlay(path, root, sweep)]
 
@@ -153,11 +160,16 @@ def _find(name: str, beside: Path | None) -> Path:
 def _read(path: Path) -> Setting:
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        _refuse_endless(node, path)
         root = _setting(node, path, 1)
     except yaml.MarkedYAMLError as error:
         raise UsageError(_not_yaml(path, error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
+    except RecursionError:
+        raise UsageError(
+            f"{path} is nested too deeply to be settings. Take out the brackets that nothing needs."
+        ) from None
     if root.value is None:
         return Setting({}, root.place)
     if not isinstance(root.value, dict):
@@ -172,11 +184,41 @@ def _not_yaml(path: Path, error: yaml.MarkedYAMLError) -> str:
     return f"{path} is not YAML: {problem}.\n  Written in {place}. {remedy}"
 
 
+def _refuse_endless(root: yaml.Node | None, path: Path) -> None:
+    """Refuse aliases that repeat each other, which a few lines turn into more settings than memory has room for."""
+    sizes: dict[yaml.Node, int] = {}
+
+    def size(node: yaml.Node, depth: int = 0) -> int:
+        """Return the number of settings that a node stands for, its aliases written out."""
+        if depth > _MAX_DEPTH:
+            raise RecursionError
+        if sizes.get(node) == 0:
+            line = node.start_mark.line + 1
+            raise UsageError(f"What begins in line {line} of {path} contains itself by an alias. Take the alias out.")
+        if node not in sizes:
+            sizes[node] = 0
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            items = node.value if isinstance(node, yaml.SequenceNode) else [item for pair in pairs for item in pair]
+            sizes[node] = 1 + sum(size(item, depth + 1) for item in items)
+        return sizes[node]
+
+    repeated = 0 if root is None else size(root) - len(sizes)
+    if repeated > _MAX_REPEATED:
+        raise UsageError(
+            f"The aliases of {path} stand for {repeated:,} settings beside those written there; at most "
+            f"{_MAX_REPEATED:,} are read. Replace aliases of aliases by what they are to say."
+        )
+
+
 def _refuse_repeated(node: yaml.MappingNode, path: Path) -> None:
     """YAML readers keep the last of two equal keys without a word."""
     lines: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise UsageError(
+                f"A key in line {line} of {path} is a list or has keys itself. Write a name before the colon."
+            )
         if key.value != "<<" and str(key.value) in lines:
             raise UsageError(
                 f"Key {key.value!r} stands twice, in lines {lines[str(key.value)]} and {line} of {path}.\n"
@@ -198,8 +240,19 @@ def _setting(node: yaml.Node | None, path: Path, line: int) -> Setting:
         return Setting(settings, place)
     if isinstance(node, yaml.SequenceNode):
         return Setting([_setting(item, path, item.start_mark.line + 1) for item in node.value], place)
-    value = None if node is None else yaml.SafeLoader("").construct_object(node)
-    return Setting(value, place)
+    return Setting(None if node is None else _scalar(node, path), place)
+
+
+def _scalar(node: yaml.Node, path: Path) -> Any:
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+        str(value)  # integers have a limit of digits in decimal
+    except (ValueError, KeyError, AttributeError, OverflowError):  # of dates, booleans and numbers that are none
+        shown, line = str(node.value)[:40], node.start_mark.line + 1
+        raise UsageError(
+            f"{shown!r} in line {line} of {path} is no value. Put it between quotes if it is text."
+        ) from None
+    return value
 
 
 def plain(setting: Setting) -> Any:
