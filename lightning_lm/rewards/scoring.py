@@ -1,7 +1,8 @@
 """Calls several rewards on a batch of samples, and keeps the run alive when one of them fails.
 
-A reward is foreign code: it may raise, hang, or return NaN. Each of these is reported with the sample, that one reward
-counts as "not applicable" there, and training goes on, unless the run was asked to stop.
+A reward is foreign code: it may raise anything, hang or return NaN. Each of these is reported with the sample, that one
+reward counts as "not applicable" there, and training goes on, unless the run was asked to stop. It runs in the process
+of the run, which ``os._exit`` or a crash of native code ends; programs that nobody has read belong into `CodeTests`.
 """
 
 import math
@@ -141,20 +142,22 @@ def _checked(
 ) -> tuple[np.ndarray, list[RewardFailure]]:
     values, failures = np.full(len(returned), np.nan), []
     for sample, value in enumerate(returned):
-        number = _finite(value)
-        values[sample] = np.nan if number is None else number
-        if number is None and value is not None:
-            reason = f"it returned {repr(value)[:80]}, and a finite number is needed"
+        if isinstance(value, float):
+            values[sample] = value
+        elif value is not None:
+            reason = f"it returned {value}, and a finite number is needed"
             failures.append(_failure(reward, samples, sample, reason))
     return values, failures
 
 
-def _finite(value: Any) -> float | None:
-    """Return a value as a number, or ``None`` if it is none: a text, NaN, a tensor of several numbers, 10 ** 400."""
+def _number_or_text(value: Any) -> float | str | None:
+    """Return a value as a number, or as text if it is none: NaN, a tensor of several numbers, 10 ** 400."""
     try:
-        return float(value) if isinstance(value, SupportsFloat) and math.isfinite(value) else None
+        if value is None or (isinstance(value, SupportsFloat) and math.isfinite(value)):
+            return None if value is None else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        return None
+        pass
+    return repr(value)[:80]
 
 
 def _failure(
@@ -186,16 +189,21 @@ def _call(
 ) -> tuple[Any, str | None]:
     """Return the values, or the reason why there are none. A call that hangs is left behind in its thread."""
     box: list[tuple[Any, str | None]] = []
-    thread = threading.Thread(target=_call_into, args=(box, lambda: call_reward(reward, samples)), daemon=True)
+    thread = threading.Thread(target=_call_into, args=(box, reward, samples), daemon=True)
     thread.start()
     thread.join(timeout_s)
-    return box[0] if box else (None, f"no answer within {timeout_s:g} s")
+    return box[0] if box else (None, f"no answer within {timeout_s} s")
 
 
-def _call_into(box: list[tuple[Any, str | None]], call: Callable[[], Any]) -> None:
+def _call_into(
+    box: list[tuple[Any, str | None]], reward: Callable[..., Any], samples: Mapping[str, Sequence[Any]]
+) -> None:
     try:
-        box.append((call(), None))
+        box.append(([_number_or_text(value) for value in call_reward(reward, samples)], None))
     except ReturnedValueError as error:
         box.append((None, str(error)))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a reward is foreign code, and what it raises is data here
-        box.append((None, f"{type(error).__name__}: {error}"))
+    except BaseException as error:  # noqa: BLE001 - a reward is foreign code, and what it raises is data here
+        try:
+            box.append((None, f"{type(error).__name__}: {error}"))
+        except BaseException:  # noqa: BLE001 - its text is foreign code too
+            box.append((None, type(error).__name__))

@@ -1,5 +1,6 @@
 """The forms in which people write rewards: lists or single samples, sync or async, TRL's, builtins, and misfits."""
 
+import asyncio
 import functools
 import re
 import sys
@@ -171,14 +172,41 @@ def test_what_is_no_list_of_numbers_is_a_failure_that_says_so(returned, reason):
     assert reason in str(table.failures[0])
 
 
-def test_an_exit_in_a_reward_is_a_failure_of_its_sample():
-    def leaves(completion):
-        if completion == "bad":
-            sys.exit(3)
-        return 1.0
+class Unprintable(BaseException):
+    def __str__(self):
+        raise self
 
+
+class Number:
+    def __float__(self):
+        raise KeyError("no number")
+
+    def __repr__(self):
+        sys.exit(2)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: "),
+        (asyncio.CancelledError(), "CancelledError: "),
+        (BaseException("whatever"), "BaseException: whatever"),
+        (Unprintable(), "Unprintable"),
+        (Number(), "KeyError: 'no number'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("limits_itself", [False, True])
+def test_whatever_a_reward_raises_is_a_failure_of_its_sample(error, reason, limits_itself):
+    def leaves(completion):
+        if completion == "bad" and isinstance(error, BaseException):
+            raise error
+        return error if completion == "bad" else 1.0
+
+    leaves.limits_itself = limits_itself
     table = score([leaves], [1.0], **SAMPLES)
-    assert [(failure.sample, failure.reason) for failure in table.failures] == [(1, "SystemExit: 3")]
+    assert [(failure.sample, failure.reason) for failure in table.failures] == [(1, reason)]
     assert table.totals[0] == 1.0
 
 
