@@ -39,6 +39,7 @@ _VERBS = {
     "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
     "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.cli.scaling"),
     "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),
+    "docs": _Verb("open the documentation, or print how to build it", "lightning_lm.cli.docs"),
 }
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
 

@@ -1,0 +1,232 @@
+"""Every block of code and every command of the documentation is run, in small, in the order of its page.
+
+A comment before a block changes that: `<!-- test: parse -->` only parses the options, for what needs a GPU, a cluster,
+a network or much time; `<!-- test: tiny=sft -->` names the overlay that makes a YAML file of the page small.
+"""
+
+import argparse
+import importlib
+import json
+import re
+import shlex
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from lightning_lm.cli import _VERBS, main
+from lightning_lm.cli.recipes import find_recipe
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md"))
+FENCE = re.compile(
+    r"(?:^[ ]*<!-- test: (?P<mark>[^>]*?) -->\n\n?)?"
+    r"^(?P<indent>[ ]*)```(?P<language>\w+)(?P<rest>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$",
+    re.DOTALL | re.MULTILINE,
+)
+OTHERS = {
+    "python",
+    "python3",
+    "pip",
+    "source",
+    "git",
+    "tensorboard",
+    "cd",
+    "export",
+    "sbatch",
+    "hf",
+    "vllm",
+    "bash",
+    "curl",
+    "pytest",
+}
+"""Programs that pages name and the test does not run."""
+TRAINED = ("fit", "validate", "test", "predict", "profile", "sweep")
+SMALL = (
+    "trainer: {max_steps: 2, max_epochs: -1, val_check_interval: 1, limit_val_batches: 1, log_every_n_steps: 1, "
+    "accelerator: cpu, precision: 32-true}\n"
+)
+FEW = "data: {train: {num_examples: 16}, validation: {num_examples: 4}, batch_size: 4}\n"
+OVERLAYS = {
+    "pretrain": SMALL
+    + "model: {model: {d_model: 32, num_layers: 1, context_length: 32}}\n"
+    + "data: {train: corpus, tokenizer: {vocab_size: 280}, context_length: 32, batch_size: 4}\n",
+    "sft": SMALL + FEW + "model: {model: {d_model: 32, num_layers: 1}}\n",
+    "preference": SMALL + FEW,
+    "rollouts": SMALL + FEW.replace("4}\n", "2}\n") + "model: {plan: {samples_per_prompt: 2, max_new_tokens: 3}}\n",
+    "chat": SMALL + "data: {rows: {context_length: 64}, batch_size: 4}\n",
+    "own": SMALL,
+    "sweep": "trainer: {accelerator: cpu, limit_val_batches: 2}\nmodel: {model: {context_length: 32}}\n"
+    + "data: {train: corpus, context_length: 32, batch_size: 4}\n"
+    + "sweep: {flops: [1.5e+8, 3.0e+8, 6.0e+8], held_out_flops: 1.0e+9, models: [{model.model.d_model: 8}, "
+    + "{model.model.d_model: 16}, {model.model.d_model: 32}]}\n",
+}
+FAMILIES = {
+    "sft/chat": "chat",
+    "sft": "sft",
+    "dpo": "preference",
+    "kto": "preference",
+    "reward": "preference",
+    "grpo/gsm8k": "gsm8k",
+}
+FAMILIES |= {
+    "grpo": "rollouts",
+    "ppo": "rollouts",
+    "expert_iteration": "rollouts",
+    "pretrain": "pretrain",
+    "scaling": "sweep",
+}
+TINY_PYTHON = {r"d_model=\d+": "d_model=32", r"num_layers=\d+": "num_layers=1", r"max_steps=\d+": "max_steps=1"}
+WORDS = ("the", "model", "reads", "a", "line", "and", "says", "what", "follows", "it")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class Block(NamedTuple):
+    """One fenced block."""
+
+    mark: str
+    language: str
+    title: str
+    body: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        lines = self.body.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def blocks(page: Path) -> list[Block]:
+    found = []
+    for match in FENCE.finditer(page.read_text(encoding="utf-8")):
+        title = re.search(r'title="([^"]+)"', match["rest"])
+        body = textwrap.dedent(match["body"])
+        found.append(Block((match["mark"] or "").strip(), match["language"], title[1] if title else "", body))
+    return found
+
+
+@pytest.fixture(scope="session")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's files that pages name: a corpus, conversations, word problems, preferences, a Hugging Face folder."""
+    from lightning_lm.models import TransformerConfig, save_huggingface
+    from lightning_lm.tokenizers import BPETokenizer, PretrainedTokenizer
+
+    folder = tmp_path_factory.mktemp("materials")
+    (folder / "corpus").mkdir()
+    texts = [" ".join(WORDS[(number * step) % len(WORDS)] for step in range(1, 60)) for number in range(30)]
+    for number, text in enumerate(texts):
+        (folder / "corpus" / f"{number}.txt").write_text(f"def main({number}): {text}")
+    write = lambda name, rows: (folder / name).write_text("\n".join(map(json.dumps, rows)))  # noqa: E731
+    user, assistant = ([{"role": role, "content": "the model reads a line"}] for role in ("user", "assistant"))
+    write("chats.jsonl", [{"messages": user + assistant}] * 12)
+    write("pairs.jsonl", [{"prompt": "12=", "chosen": "21", "rejected": "12"}] * 12)
+    problems = [{"question": f"{a} + 2?", "answer": f"{a} + 2 = {a + 2}\n#### {a + 2}"} for a in range(8)]
+    write("train.jsonl", problems)
+    write("test.jsonl", problems[:2])
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    trained = BPETokenizer.train(texts, 300, special_tokens=special, show_progress=False)
+    config = json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE})
+    tokenizer = PretrainedTokenizer(trained.to_files()["tokenizer.json"], config=config)
+    model = TransformerConfig(vocab_size=tokenizer.vocab_size, d_model=32, num_layers=1, context_length=128).build()
+    save_huggingface(model, folder / "SmolLM2-135M", tokenizer)
+    return folder
+
+
+@pytest.fixture
+def workplace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder that sees the materials."""
+    for entry in materials.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    for name, overlay in OVERLAYS.items():
+        (tmp_path / f"tiny_{name}.yaml").write_text(overlay)
+    (tmp_path / "tiny_gsm8k.yaml").write_text(
+        OVERLAYS["own"] + "model: {plan: {samples_per_prompt: 2, max_new_tokens: 3}}\ndata: {batch_size: 2}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def family(config: str) -> str:
+    """Return the name of the overlay that makes a recipe, or a file that names one as its base, small."""
+    path = find_recipe(config) or Path(config)
+    for name, overlay in FAMILIES.items():
+        if config.removeprefix("recipes/").startswith(name):
+            return overlay
+    base = (yaml.safe_load(path.read_text()) or {}).get("base", [])
+    bases = [base] if isinstance(base, str) else base
+    return next((family(name) for name in bases if not name.startswith("base/")), "own")
+
+
+def run_command(words: list[str], mark: str) -> None:
+    verb, rest = words[1], words[2:]
+    if any(word == "--help" or word.endswith(".help") for word in rest):
+        with pytest.raises(SystemExit) as ended:
+            raise SystemExit(main(words[1:]))
+        assert not ended.value.code, shlex.join(words)
+    elif mark != "parse" and "--print_config" not in rest:
+        assert main([verb, *(shrunk(verb, rest, mark) if verb in TRAINED else rest)]) == 0, shlex.join(words)
+    elif verb in TRAINED and verb not in ("sweep", "profile"):
+        with pytest.raises(SystemExit) as ended:
+            main([verb, *(word for word in rest if word != "--print_config"), "--print_config"])
+        assert ended.value.code in (0, None), shlex.join(words)
+    elif verb not in TRAINED or verb == "sweep":
+        parser = argparse.ArgumentParser(prog=verb)
+        importlib.import_module(_VERBS[verb].module).add_arguments(parser)
+        parser.parse_args(rest)
+
+
+def shrunk(verb: str, words: list[str], mark: str) -> list[str]:
+    """Return the words of a command, made small by an overlay after its last recipe."""
+    if "--config" not in words or any(word.endswith("help") for word in words):
+        return words
+    at = len(words) - words[::-1].index("--config")
+    overlay = mark.partition("tiny=")[2] or family(words[words.index("--config") + 1])
+    small = [*words[: at + 1], "--config", f"tiny_{overlay}.yaml", *words[at + 1 :]]
+    for name, value in (("--trainer.max_steps", "3"), ("--trainer.val_check_interval", "1")):
+        if name in small:
+            small[small.index(name) + 1] = value
+    return small
+
+
+def run_block(block: Block, names: dict, page: Path) -> None:
+    if block.language == "python":
+        if block.title:
+            Path(block.title).write_text(block.body)
+        code = block.body
+        for real, tiny in TINY_PYTHON.items():
+            code = re.sub(real, tiny, code)
+        compiled = compile(code, f"{page.name}: {block.body.splitlines()[0]}", "exec")
+        if block.mark != "parse":
+            exec(compiled, names)
+    elif block.language == "yaml" and block.title:
+        Path(block.title).write_text(block.body)
+        run_command(["lightning-lm", "fit", "--config", block.title], "parse")
+    elif block.language == "bash":
+        for words in block.commands:
+            if words[0] == "torchrun":
+                words = ["lightning-lm", *words[words.index("lightning_lm.cli") + 1 :]]
+            words = words[next((i for i, word in enumerate(words) if "=" not in word), 0) :]
+            if words and words[0].endswith("lightning-lm"):
+                run_command(words, block.mark)
+            else:
+                assert not words or words[0] in OTHERS or words[0].startswith(".venv/bin/"), words
+    else:
+        assert block.language in ("text", "yaml", "bash", "json", "svg"), f"{page}: {block.language} is not tested"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.relative_to(DOCS).as_posix()
+)
+def test_the_blocks_of_a_page_run(page, workplace):
+    names: dict = {"__name__": "page"}
+    for block in blocks(page):
+        try:
+            run_block(block, names, page)
+        except BaseException as error:
+            error.add_note(f"In {page.relative_to(DOCS)}, this block:\n{block.body}")
+            raise
