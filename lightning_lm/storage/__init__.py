@@ -3,7 +3,7 @@
 from lightning_lm.storage.archives import check_archive
 from lightning_lm.storage.digests import DIGESTS, check_digests, file_state, write_digests
 from lightning_lm.storage.folders import INDEX, SINGLE, TOKENIZER_FILES, filling
-from lightning_lm.storage.holding import held
+from lightning_lm.storage.holding import held, in_turn
 from lightning_lm.storage.remembered import is_remembered, remember
 from lightning_lm.storage.replacing import naming, replacing, sync_folder, system_error
 from lightning_lm.storage.runs import claim_version, is_first_process, record_run, resolve_checkpoint
@@ -23,6 +23,7 @@ __all__ = [
     "file_state",
     "filling",
     "held",
+    "in_turn",
     "is_first_process",
     "is_remembered",
     "naming",

@@ -7,6 +7,8 @@ the old content, the new content, or a folder that no reader opens:
 * Shards get names of their own where the usual ones are taken, so that only the index, which is replaced in one step,
   decides which are read.
 * If anything beside the weights changes, the files by which readers know a folder are removed first and put last.
+
+Processes that write into one folder at the same time put their files there one after another: the last one wins.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning_lm.storage.digests import DIGESTS, write_digests
+from lightning_lm.storage.holding import in_turn
 from lightning_lm.storage.replacing import naming, sync_folder
 from lightning_lm.storage.temporaries import discard, remove_leftovers, temporary_for
 
@@ -58,7 +61,8 @@ def filling(folder: Path, *, known_by: Sequence[str]) -> Iterator[Path]:
                     os.rename(fresh, folder)
             if fresh.is_dir():
                 folder.mkdir(exist_ok=True)
-                _put(fresh, folder, known_by)
+                with in_turn(folder):
+                    _put(fresh, folder, known_by)
             sync_folder(folder.parent)
         finally:
             discard(fresh)

@@ -4,15 +4,19 @@ import contextlib
 import importlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_lm.errors import ConfigurationError
 
-__all__ = ["held"]
+__all__ = ["held", "in_turn"]
+
+_WAIT_S, _PAUSE_S = 60.0, 0.02
 
 _open: set[int] = set()
+_turn = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -56,6 +60,32 @@ def held(folder: Path, remedy: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder for a moment, after the other processes and threads that do; see `held`.
+
+    A folder that this process holds already need not be waited for.
+
+    Args:
+        folder: A folder that exists.
+
+    Raises:
+        ConfigurationError: If another process holds it for a minute; names that process.
+    """
+    with _turn, contextlib.ExitStack() as stack:
+        end_s = time.monotonic() + _WAIT_S
+        while not any(os.path.samestat(os.fstat(descriptor), folder.stat()) for descriptor in list(_open)):
+            try:
+                stack.enter_context(held(folder, "write elsewhere"))
+            except ConfigurationError:
+                if time.monotonic() > end_s:
+                    raise
+                time.sleep(_PAUSE_S)
+            else:
+                break
+        yield
+
+
 def _holder(descriptor: int) -> str:
     """Return the process that holds a lock, as far as the system tells."""
     inode = os.fstat(descriptor).st_ino
@@ -70,6 +100,8 @@ def _holder(descriptor: int) -> str:
 
 def _forget() -> None:
     """Close the folders in a forked process, which would hold them beyond the end of the one that does."""
+    global _turn
+    _turn = threading.RLock()  # a thread that the fork does not have may hold the other
     for descriptor in _open:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -14,12 +15,13 @@ _FOREIGN_AGE_S = 86_400
 
 
 def temporary_for(path: Path) -> Path:
-    """Return the hidden name beside a path under which this process writes what will take its place.
+    """Return the hidden name beside a path under which this thread writes what will take its place.
 
     Args:
         path: File or folder.
     """
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
+    thread = "" if threading.current_thread() is threading.main_thread() else f"_{threading.get_ident()}"
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}{thread}.tmp")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -50,7 +52,8 @@ def discard(path: Path) -> None:
 
 
 def _is_abandoned(entry: Path, writer: str) -> bool:
-    machine, _, process = writer.rpartition("-")
+    machine, _, thread = writer.rpartition("-")
+    process = thread.partition("_")[0]
     if not process.isdecimal():
         return False
     if machine in ("", _machine()):

@@ -126,6 +126,7 @@ def test_a_run_records_how_it_ended_and_measuring_uses_no_number(tiny, capsys):
 
 VERBS = {
     "tokenizer": ["tokenizer", "train", "--input", "corpus", "--output", "held", "--vocab-size", "300"],
+    "export": ["export", "--checkpoint", "last.ckpt", "--output", "held"],
     "sweep": ["sweep", "--config", "scaling/isoflop_quickstart", "--ledger", "held.jsonl"],
 }
 

@@ -2,10 +2,12 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import subprocess
+import threading
 
 import pytest
 import torch
@@ -222,3 +224,29 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_the_living_stay(tm
         (tmp_path / name).mkdir()
     ByteTokenizer().save(tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == [alive, "model"]
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_two_exports_at_once_into_one_folder_leave_one_of_both(tmp_path, threads):
+    """A model of the one with the tokenizer and all shards of the same; the moments vary from trial to trial."""
+    small, large = (model_of(1.0), bpe(270)), (model_of(2.0, dim=32), bpe(275))
+    for trial in range(6):
+        folder = tmp_path / str(trial)
+        save_huggingface(model_of(3.0), folder, bpe(280), max_shard_bytes=8_000)
+        start = multiprocessing.get_context("fork").Barrier(2)
+
+        def export(model, tokenizer, start=start, folder=folder):
+            start.wait()
+            save_huggingface(model, folder, tokenizer, max_shard_bytes=8_000)
+
+        kind = threading.Thread if threads else multiprocessing.get_context("fork").Process
+        exports = [kind(target=export, args=arguments) for arguments in (small, large)]
+        for one in exports:
+            one.start()
+        for one in exports:
+            one.join()
+        assert threads or [one.exitcode for one in exports] == [0, 0]
+        model = load_huggingface(folder)
+        found = model.config.d_model, load_tokenizer(folder).vocab_size, weights_of(folder)
+        assert found in ((16, 270, 1.0), (32, 275, 2.0))
+        assert not [path for path in (*folder.iterdir(), *tmp_path.iterdir()) if path.name.startswith(".")]
