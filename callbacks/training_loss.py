@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_lm.callbacks.batches import field_of
+from lightning_lm.functional.dtypes import accumulation_dtype, to_accumulate
 from lightning_lm.modules import LMModule
 
 __all__ = ["TrainingLoss", "loss_of_step"]
@@ -30,8 +31,7 @@ def loss_of_step(trainer: Trainer, pl_module: LightningModule, outputs: Any) -> 
     loss = field_of(outputs, "loss")
     if isinstance(pl_module, LMModule) or not isinstance(loss, Tensor) or not loss.numel():
         return None
-    wide = torch.float32 if loss.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    mean = loss.detach().to(wide).mean()
+    mean = to_accumulate(loss.detach()).mean()
     return mean * trainer.accumulate_grad_batches if pl_module.automatic_optimization else mean
 
 
@@ -61,9 +61,8 @@ class TrainingLoss:
         total, count = self._sum, self._count
         self.clear()
         device = trainer.strategy.root_device
-        wide = torch.float32 if device.type == "mps" else torch.float64
         pair = (
-            torch.zeros(2, device=device, dtype=wide)
+            torch.zeros(2, device=device, dtype=accumulation_dtype(device))
             if total is None
             else torch.stack([total, total.new_tensor(count)])
         )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["MeasuredLoss", "TokenLoss", "token_cross_entropy"]
@@ -74,6 +75,5 @@ def token_cross_entropy(
         loss = loss * nll.detach().neg().exp()
     # `where` and not a product: an ignored row may hold anything, inf and NaN included.
     loss_sum = torch.where(valid, loss, 0).sum()
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    nll_sum = torch.where(valid, nll, 0).sum(dtype=exact)
+    nll_sum = torch.where(valid, nll, 0).sum(dtype=accumulation_dtype(logits.device))
     return TokenLoss(loss_sum, nll_sum.detach(), valid.sum())

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import accumulation_dtype
+
 __all__ = [
     "draw",
     "keep_min_p",
@@ -151,7 +153,7 @@ def draw(logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]
         uniforms: Independent numbers of [0, 1), best in float64.
     """
     # float64 because the rounding of a float32 sum over a large vocabulary is larger than many of its probabilities.
-    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    dtype = accumulation_dtype(logits.device)
     cumulative = _at_least_float32(logits).softmax(dim=-1).to(dtype).cumsum(dim=-1)
     below_one = 1 - torch.finfo(dtype).eps / 2  # rounding to this type may have made a 1 of the number
     targets = uniforms.to(dtype).clamp(max=below_one)[:, None] * cumulative[:, -1:]

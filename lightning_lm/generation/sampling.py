@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.functional.sampling import (
     draw,
     keep_min_p,
@@ -179,7 +180,7 @@ def beside(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Return the random numbers on the device of the logits, in float64 where it has that."""
     if uniforms.device == logits.device:
         return uniforms
-    return uniforms.to(logits.device, torch.float32 if logits.device.type == "mps" else torch.float64)
+    return uniforms.to(logits.device, accumulation_dtype(logits.device))
 
 
 def _prompt_history(prompts: Sequence[Sequence[int]], logits: Tensor) -> tuple[Tensor, Tensor]:

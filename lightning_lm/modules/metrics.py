@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lightning_lm.data.batches import batch_error
+from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.types import TokenBatch
 
 __all__ = ["Kind", "MeasuredModule", "RunningMetrics"]
@@ -36,7 +37,8 @@ class RunningMetrics:
             count: Number of items, 0 included.
             device: Device of the stored values.
         """
-        pair = torch.stack([torch.as_tensor(number).detach().to(device, _dtype(device)) for number in (value, count)])
+        dtype = accumulation_dtype(device)
+        pair = torch.stack([torch.as_tensor(number).detach().to(device, dtype) for number in (value, count)])
         before = self._values.get((kind, name))
         # Out of place: what was made under inference mode may not be updated outside it.
         self._values[kind, name] = pair if before is None else _joined(kind, before, pair.to(before.device))
@@ -69,12 +71,12 @@ class RunningMetrics:
         self._values = {}
 
     def _over_ranks(self, strategy: Strategy) -> dict[Key, Tensor]:
-        device = strategy.root_device
+        device, dtype = strategy.root_device, accumulation_dtype(strategy.root_device)
         keys = _union(list(self._values))
         whole: dict[Key, Tensor] = {}
         for kind in sorted({kind for kind, _ in keys}):
             names = [key for key in keys if key[0] == kind]
-            mine = torch.stack([self._values.get(key, _neutral(kind)).to(device, _dtype(device)) for key in names])
+            mine = torch.stack([self._values.get(key, _neutral(kind)).to(device, dtype) for key in names])
             reduce_op = kind if kind in ("max", "min") else "sum"
             whole.update(zip(names, torch.as_tensor(strategy.reduce(mine, reduce_op=reduce_op)).unbind(), strict=True))
         return whole
@@ -94,10 +96,6 @@ def _is_first(strategy: Strategy) -> bool:
 def _neutral(kind: Kind) -> Tensor:
     """Return what a rank adds for a name that it has not met."""
     return torch.full((2,), {"max": -torch.inf, "min": torch.inf}.get(kind, 0.0))
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _union(keys: list[Key]) -> list[Key]:

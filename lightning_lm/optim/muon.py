@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.optim.combined import require_complete
 
 __all__ = ["MuonOptimizer", "MuonScaling", "orthogonalize"]
@@ -51,8 +52,7 @@ def orthogonalize(
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = (matrices.mT if tall else matrices).to(dtype)
     # In float64 the squares of tiny and of huge gradients stay in range.
-    accurate = torch.float32 if wide.device.type == "mps" else torch.float64
-    size = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True, dtype=accurate)
+    size = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True, dtype=accumulation_dtype(wide.device))
     wide = wide / torch.where(size > 0, size, 1).to(dtype)
     # In half precision the Gram matrix loses the small singular values.
     if symmetric_product is not None:

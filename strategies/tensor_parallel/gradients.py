@@ -11,6 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial
 from torch.optim import Optimizer
 
+from lightning_lm.functional.dtypes import to_accumulate
+
 __all__ = ["gradients_of", "groups_by_mesh", "local_parts", "mesh_of", "step_by_mesh", "total_norm"]
 
 
@@ -62,7 +64,7 @@ def total_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
     totals = []
     for axes, together in found.items():  # in the order of parameters, which ranks agree on
         norm = torch.nn.utils.get_total_norm(local_parts(together), norm_type)
-        total = norm if largest else _accurate(norm) ** norm_type
+        total = norm if largest else to_accumulate(norm) ** norm_type
         for axis in axes:
             distributed.all_reduce(total, distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM, group=axis)
         totals.append(total)
@@ -78,10 +80,6 @@ def _sharing_axes(tensor: Tensor) -> tuple[distributed.ProcessGroup, ...]:
         return ()
     mesh = tensor.device_mesh
     return tuple(mesh.get_group(axis) for axis, place in enumerate(tensor.placements) if not place.is_replicate())
-
-
-def _accurate(norm: Tensor) -> Tensor:
-    return norm if norm.device.type == "mps" else norm.double()
 
 
 def step_by_mesh(optimizer: Optimizer) -> None:

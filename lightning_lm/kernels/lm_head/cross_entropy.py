@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.kernels.lm_head.logits import (
     Coefficients,
     Logits,
@@ -52,7 +53,7 @@ def cross_entropy(
     flat = targets.reshape(-1)
     losses, nll = _operation(rows_of(logits), flat, softcap, z_loss, label_smoothing, ignore_index)
     losses = losses if weights is None else losses * weights.reshape(-1)
-    nll_sum = nll.detach().sum(dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+    nll_sum = nll.detach().sum(dtype=accumulation_dtype(logits.device))
     return TokenLoss(losses.sum(), nll_sum, (flat != ignore_index).sum())
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
+from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.kernels.lm_head.cross_entropy import loss_coefficients, row_losses
 from lightning_lm.kernels.lm_head.head import INPUTS, OPTIONS, Head, HeadGradients, empty_gradients, open_head
 from lightning_lm.kernels.runtime.flop_formulas import flop_formula
@@ -97,7 +98,7 @@ def measured_cross_entropy(
 def _linear_cross_entropy_forward(*arguments: Any) -> tuple[Tensor, ...]:
     (head, terms), name = _parted(*arguments), "linear_cross_entropy"
     head, (z_loss, label_smoothing, by_confidence) = head.cast(), terms
-    sums = torch.zeros(4, dtype=_exact(head.hidden), device=head.hidden.device)
+    sums = torch.zeros(4, dtype=accumulation_dtype(head.hidden.device), device=head.hidden.device)
     gradients = HeadGradients(head)
     for rows, logits in head.pieces(name):
         found = head.statistics(logits, name, averaged=label_smoothing > 0)
@@ -125,15 +126,10 @@ def _parted(*arguments: Any) -> tuple[Head, _Terms]:
     return Head(*arguments[:-3]), _Terms(*arguments[-3:])
 
 
-def _exact(hidden: Tensor) -> torch.dtype:
-    """Return float64 where the device has it."""
-    return torch.float32 if hidden.device.type == "mps" else torch.float64
-
-
 def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
     hidden = arguments[0]
     loss = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return loss, hidden.new_empty(3, dtype=_exact(hidden)), *empty_gradients(_parted(*arguments)[0])
+    return loss, hidden.new_empty(3, dtype=accumulation_dtype(hidden.device)), *empty_gradients(_parted(*arguments)[0])
 
 
 def _fake_backward(grad: Any, grad_sums: Any, *gradients_and_options: Any) -> tuple[Tensor, ...]:

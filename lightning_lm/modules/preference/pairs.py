@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.modules.token_losses import next_token_targets
 from lightning_lm.types import IGNORE_INDEX
 
@@ -48,5 +49,4 @@ def sum_over_pairs(losses: Tensor, counted: Tensor) -> TokenLoss:
         counted: Mask of the pairs that count, bool [pairs].
     """
     kept = torch.where(counted, losses, 0)
-    accurate = torch.float32 if losses.device.type == "mps" else torch.float64
-    return TokenLoss(kept.sum(), kept.detach().sum(dtype=accurate), counted.sum())
+    return TokenLoss(kept.sum(), kept.detach().sum(dtype=accumulation_dtype(losses.device)), counted.sum())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.functional.dtypes import to_accumulate
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.functional.policy import ClippedSurrogate, KLPenalty, PolicyLoss, PolicyTerms, Reduction, TokenMean
 from lightning_lm.modules.token_losses import next_token_targets
@@ -77,9 +78,8 @@ class Objective(Part):
         weights = self.reduction.weights(mask)
         loss_sum = torch.where(mask, weights * losses, 0).sum()
         count = self.reduction.count(mask, batch["tokens_per_row"])
-        accurate = torch.float32 if loss_sum.device.type == "mps" else torch.float64
         ratio = (logprobs.detach() - old).exp()
-        return ObjectiveTerms(TokenLoss(loss_sum, loss_sum.detach().to(accurate), count), weights, policy, ratio, kl)
+        return ObjectiveTerms(TokenLoss(loss_sum, to_accumulate(loss_sum.detach()), count), weights, policy, ratio, kl)
 
 
 def learned_tokens(batch: Mapping[str, Any]) -> Tensor:
