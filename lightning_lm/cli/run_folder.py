@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_lm.errors import CheckpointError
-from lightning_lm.storage import record_run
+from lightning_lm.storage import record_run, replacing
 from lightning_lm.strategies.checkpoints.atomic import check_checkpoint
 
 __all__ = ["SaveConfig", "newest_checkpoint", "run_folder", "sound_checkpoint"]
@@ -116,9 +116,8 @@ def _write(path: Path, text: str) -> None:
             path = free
         else:
             path.rename(free)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _numbered(path: Path) -> Iterator[Path]:

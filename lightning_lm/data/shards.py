@@ -1,23 +1,20 @@
 """Chunks of a corpus, tokenized by several processes into one file each, which a later run finds again."""
 
-import concurrent.futures
+import functools
 import hashlib
-import itertools
-import os
 import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lm.data.parallel import follow_parent, start_method
+from lightning_lm.data.parallel import in_order
 from lightning_lm.data.store import token_dtype
 from lightning_lm.errors import DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import replacing
 
 __all__ = ["Chunk", "chunks_of", "encode_chunks", "read_shard"]
 
@@ -63,17 +60,9 @@ def encode_chunks(
         DataError: If a process that tokenized was killed.
         TokenizerError: If a text cannot be encoded, or the tokenizer gives ids outside its vocabulary.
     """
-    chunks = iter(chunks)
-    head = list(itertools.islice(chunks, 2))
-    chunks = itertools.chain(head, chunks)
-    if num_workers > 1 and len(head) > 1:
-        yield from _encode_in_processes(chunks, tokenizer, folder, num_workers)
-        return
-    for chunk in chunks:
-        path = folder / chunk.digest
-        if not _is_whole(path, tokenizer):
-            _write_shard(chunk.texts, tokenizer, path)
-        yield path, chunk.num_bytes
+    remedy = "Finished parts are kept: call again, with a smaller num_workers if it was memory."
+    encode = functools.partial(_encode, tokenizer=tokenizer, folder=folder)
+    yield from in_order(encode, chunks, num_workers=num_workers, remedy=remedy)
 
 
 def read_shard(path: Path, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -91,45 +80,11 @@ def read_shard(path: Path, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[
     return np.frombuffer(data, dtype, offset=_HEADER + lengths.nbytes), lengths
 
 
-def _encode_in_processes(
-    chunks: Iterable[Chunk], tokenizer: Tokenizer, folder: Path, num_workers: int
-) -> Iterator[tuple[Path, int]]:
-    pool = concurrent.futures.ProcessPoolExecutor(num_workers, start_method(), _start_worker, (tokenizer, os.getpid()))
-    waiting: deque[tuple[Path, int, concurrent.futures.Future[None] | None]] = deque()
-    try:
-        for chunk in chunks:
-            path = folder / chunk.digest
-            future = None if _is_whole(path, tokenizer) else pool.submit(_work, chunk.texts, path)
-            waiting.append((path, chunk.num_bytes, future))
-            if len(waiting) > 2 * num_workers:
-                yield _finished(*waiting.popleft())
-        while waiting:
-            yield _finished(*waiting.popleft())
-    except BrokenProcessPool as error:
-        raise DataError(
-            "A process that tokenized was killed, perhaps for want of memory. Finished parts are kept: "
-            "call again, with a smaller num_workers if it was memory."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _finished(path: Path, num_bytes: int, future: "concurrent.futures.Future[None] | None") -> tuple[Path, int]:
-    if future is not None:
-        future.result()
-    return path, num_bytes
-
-
-_of_worker: dict[str, Tokenizer] = {}
-
-
-def _start_worker(tokenizer: Tokenizer, parent: int) -> None:
-    _of_worker["tokenizer"] = tokenizer
-    follow_parent(parent)
-
-
-def _work(texts: list[str], path: Path) -> None:
-    _write_shard(texts, _of_worker["tokenizer"], path)
+def _encode(chunk: Chunk, *, tokenizer: Tokenizer, folder: Path) -> tuple[Path, int]:
+    path = folder / chunk.digest
+    if not _is_whole(path, tokenizer):
+        _write_shard(chunk.texts, tokenizer, path)
+    return path, chunk.num_bytes
 
 
 def _write_shard(texts: list[str], tokenizer: Tokenizer, path: Path) -> None:
@@ -143,16 +98,11 @@ def _write_shard(texts: list[str], tokenizer: Tokenizer, path: Path) -> None:
         )
     lengths = np.array([len(ids) + len(end) for ids in documents], dtype=np.int64)
     tokens = [part for ids in documents for part in (ids.astype(dtype, copy=False), end)]
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            kept = lengths[lengths > 0]
-            counts = len(kept).to_bytes(8, "little") + int(lengths.sum()).to_bytes(8, "little")
-            content = kept.tobytes() + np.concatenate(tokens).tobytes()
-            file.write(counts + zlib.crc32(content, zlib.crc32(counts)).to_bytes(8, "little") + content)
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    kept = lengths[lengths > 0]
+    counts = len(kept).to_bytes(8, "little") + int(lengths.sum()).to_bytes(8, "little")
+    content = kept.tobytes() + np.concatenate(tokens).tobytes()
+    with replacing(path) as file:
+        file.write(counts + zlib.crc32(content, zlib.crc32(counts)).to_bytes(8, "little") + content)
 
 
 def _is_whole(path: Path, tokenizer: Tokenizer) -> bool:

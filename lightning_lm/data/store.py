@@ -7,7 +7,6 @@ A store is a folder of three files: ``tokens.bin`` (every token, 16 or 32 bits, 
 import hashlib
 import json
 import mmap
-import os
 import tokenize
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.errors import DataError
-from lightning_lm.storage import SWITCH, is_remembered, naming, remember, verifies
+from lightning_lm.storage import SWITCH, is_remembered, naming, remember, synced, verifies
 
 __all__ = ["TokenStore", "token_dtype", "write_shards"]
 
@@ -179,33 +178,25 @@ def _write_files(
     path.mkdir()
     digest = _new_digest(meta)
     lengths: list[NDArray[np.int64]] = []
-    with (path / "tokens.bin").open("wb") as file:
+    with synced(path / "tokens.bin") as file:
         for tokens, counts in shards:
             data = tokens.tobytes()
             file.write(data)
             digest.update(data)
             lengths.append(counts)
-        _sync(file)
     ends = np.cumsum(np.concatenate(lengths), dtype=np.int64) if lengths else np.zeros(0, np.int64)
     if not len(ends):
         raise DataError("The corpus is empty: it holds no document with any text. Check the path and the separator.")
     digest.update(ends.tobytes())
-    with (path / "index.npy").open("wb") as file:
+    with synced(path / "index.npy") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ends))
         file.write(ends.tobytes())
-        _sync(file)
     if num_bytes is not None:
         meta = {**meta, "num_bytes": num_bytes()}
     counts_of = {"num_tokens": int(ends[-1]), "num_documents": len(ends), "fingerprint": digest.hexdigest()}
     meta = {"format": _FORMAT, **meta, **counts_of}
-    with (path / "meta.json").open("w", encoding="utf-8") as text:
-        json.dump({**meta, "checksum": _checksum(meta)}, text, indent=2)
-        _sync(text)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    with synced(path / "meta.json") as file:
+        file.write(json.dumps({**meta, "checksum": _checksum(meta)}, indent=2).encode())
 
 
 def _new_digest(meta: Mapping[str, Any]) -> "hashlib._Hash":

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lightning_lm.data.parallel import num_cores
 from lightning_lm.data.shards import chunks_of, encode_chunks, read_shard
 from lightning_lm.data.sources import Source, as_source
 from lightning_lm.data.store import TokenStore, token_dtype, write_shards
 from lightning_lm.data.tokens import begin_id, token_shards
 from lightning_lm.errors import DataError, FingerprintError
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.storage.lock import locked
+from lightning_lm.storage import locked, rename
+from lightning_lm.tokenizers.word_counts import num_cores
 
 __all__ = ["tokenize"]
 
@@ -129,7 +129,7 @@ class _Job:
                 write_shards(store, self._shards(num_workers, advance), meta, num_bytes=lambda: advance.total)
             if self.out.exists():
                 self.out.rename(self.folder / f"replaced.{os.getpid()}")
-            store.rename(self.out)
+            rename(store, self.out)
         finally:
             shutil.rmtree(store, ignore_errors=True)
         return TokenStore(self.out)

@@ -17,7 +17,7 @@ from lightning_lm.data.store import TokenStore, token_dtype, write_shards
 from lightning_lm.data.unpacking import read_blocks
 from lightning_lm.errors import DataError
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.storage.lock import locked
+from lightning_lm.storage import locked, rename
 
 __all__ = ["TokenFiles", "begin_id", "token_shards", "write_store"]
 
@@ -171,7 +171,7 @@ def _written(
     unfinished = folder.with_name(f"{folder.name}.partial")
     with locked(unfinished):
         write_shards(unfinished / "store", [(tokens, lengths)], meta)
-        (unfinished / "store").rename(folder)
+        rename(unfinished / "store", folder)
         shutil.rmtree(unfinished, ignore_errors=True)
     return TokenStore(folder)
 

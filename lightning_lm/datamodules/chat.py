@@ -18,7 +18,7 @@ from lightning_lm.data import (
     texts_of,
 )
 from lightning_lm.datamodules.base import PositionedDataModule
-from lightning_lm.datamodules.corpus import cache_folder, make_tokenizer
+from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +16,7 @@ from lightning_lm.datamodules.loader import Loading
 from lightning_lm.errors import CheckpointError, ConfigurationError, DataError, TokenizerError
 from lightning_lm.models.huggingface.peft_adapters import adapter_base, is_adapter_folder
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.storage import resolve_checkpoint
-from lightning_lm.storage.lock import locked, remove_abandoned
+from lightning_lm.storage import cache_folder, locked, remove_abandoned, resolve_checkpoint
 from lightning_lm.tokenizers import TokenizerPart, TrainBPE, TrainedTokenizerPart, load_tokenizer
 from lightning_lm.tokenizers.base import CHAT_TOKENS, END_OF_TEXT
 
@@ -143,13 +141,6 @@ def _sides(source: Source, validation: Any) -> tuple[Source, Source | None]:
     sides = [hold_out(part, validation) for part in source.sources]
     train = dataclasses.replace(source, sources=tuple(side[0] for side in sides))
     return train, Mixture(sources=tuple(side[1] for side in sides))
-
-
-def cache_folder(path: str | None) -> Path:
-    """Return where tokenizers and tokens are kept: the given folder, or one in the user's cache."""
-    if path is not None:
-        return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-lm"
 
 
 def make_tokenizer(

@@ -13,7 +13,7 @@ from lightning_lm.data.post_training.chat import ChatTemplate, Plain
 from lightning_lm.data.post_training.examples import ExampleSource, split_sides, texts_of
 from lightning_lm.data.post_training.preference import PairRows, PairStream, PreferencePairs
 from lightning_lm.datamodules.base import PositionedDataModule
-from lightning_lm.datamodules.corpus import cache_folder, make_tokenizer
+from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_lm.data import ChatTemplate, ExampleSource, Plain, split_sides, texts_of
 from lightning_lm.data.post_training.prompts import PromptBatch, PromptStream
 from lightning_lm.datamodules.base import check_same_rows
-from lightning_lm.datamodules.corpus import cache_folder, make_tokenizer
+from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, Share
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer

@@ -11,7 +11,7 @@ from lightning_lm.data.post_training.examples import ExampleSource, split_sides,
 from lightning_lm.data.post_training.preference import PairRows
 from lightning_lm.data.post_training.unpaired import UnpairedExamples, UnpairedStream
 from lightning_lm.datamodules.base import PositionedDataModule
-from lightning_lm.datamodules.corpus import cache_folder, make_tokenizer
+from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -267,9 +266,7 @@ class RunLedger:
         except OSError as error:
             raise DataError(f"The ledger {self.path} cannot be opened: {error.strerror}. Name another file.") from error
         try:
-            with contextlib.suppress(ModuleNotFoundError):  # Windows has no flock: nothing is waited for
-                fcntl = importlib.import_module("fcntl")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_file(descriptor)
             yield descriptor
         finally:
             os.close(descriptor)

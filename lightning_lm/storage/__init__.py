@@ -1,11 +1,12 @@
 """Files that are written as a whole or not at all, and compared with their digests when they are read."""
 
 from lightning_lm.storage.archives import check_archive
+from lightning_lm.storage.cache import cache_folder
 from lightning_lm.storage.digests import DIGESTS, check_digests, file_state, write_digests
 from lightning_lm.storage.folders import INDEX, SINGLE, TOKENIZER_FILES, filling
-from lightning_lm.storage.holding import held, in_turn
+from lightning_lm.storage.lock import held, in_turn, lock_file, locked, remove_abandoned
 from lightning_lm.storage.remembered import is_remembered, remember
-from lightning_lm.storage.replacing import naming, replacing, sync_folder, system_error
+from lightning_lm.storage.replacing import naming, rename, replacing, sync_folder, synced, system_error
 from lightning_lm.storage.runs import claim_version, is_first_process, record_run, resolve_checkpoint
 from lightning_lm.storage.switch import SWITCH, verifies
 from lightning_lm.storage.temporaries import discard, remove_leftovers, temporary_for
@@ -16,6 +17,7 @@ __all__ = [
     "SINGLE",
     "SWITCH",
     "TOKENIZER_FILES",
+    "cache_folder",
     "check_archive",
     "check_digests",
     "claim_version",
@@ -26,13 +28,18 @@ __all__ = [
     "in_turn",
     "is_first_process",
     "is_remembered",
+    "lock_file",
+    "locked",
     "naming",
     "record_run",
     "remember",
+    "remove_abandoned",
     "remove_leftovers",
+    "rename",
     "replacing",
     "resolve_checkpoint",
     "sync_folder",
+    "synced",
     "system_error",
     "temporary_for",
     "verifies",

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning_lm.storage.digests import DIGESTS, write_digests
-from lightning_lm.storage.holding import in_turn
+from lightning_lm.storage.lock import in_turn
 from lightning_lm.storage.replacing import naming, sync_folder
 from lightning_lm.storage.temporaries import discard, remove_leftovers, temporary_for
 

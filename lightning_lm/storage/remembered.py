@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_lm.storage.cache import cache_folder
 from lightning_lm.storage.digests import file_state
 from lightning_lm.storage.replacing import replacing
 
@@ -49,9 +50,8 @@ def _states(folder: Path, names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _notes(folder: Path) -> tuple[Path, Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-lm" / "compared"
     key = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]
-    return folder / _NAME, cache / f"{key}.json"
+    return folder / _NAME, cache_folder() / "compared" / f"{key}.json"
 
 
 def _read(path: Path) -> object:

@@ -2,21 +2,22 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from lightning_lm.storage.temporaries import remove_leftovers, temporary_for
 
-__all__ = ["naming", "replacing", "sync_folder", "system_error"]
+__all__ = ["naming", "rename", "replacing", "sync_folder", "synced", "system_error"]
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, put: Callable[[Path, Path], None] | None = None) -> Iterator[BinaryIO]:
     """Open a file that takes the place of another one when all is written and on the disk.
 
     Args:
         path: The file to replace or create; its folder is made.
+        put: Moves the temporary file to the path; by default `rename`, which replaces files only.
 
     Raises:
         OSError: If it cannot be written; has the path as ``filename``.
@@ -26,14 +27,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         try:
-            with temporary.open("wb") as file:
+            with synced(temporary) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
+            (put or rename)(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that is on the disk when the block ends.
+
+    Args:
+        path: File to write; readers may find a part of it meanwhile.
+    """
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder in one step that survives a power cut; a file that is there is replaced.
+
+    Args:
+        source: File or folder whose content is on the disk.
+        target: New path, on the same file system.
+    """
+    os.replace(source, target)
+    sync_folder(target.parent)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from lightning_lm.tokenizers.patterns import SplitPattern
 from lightning_lm.tokenizers.streams import avoiding_special, read_text, rejoin
 from lightning_lm.tokenizers.word_count_process import WordCounter
 
-__all__ = ["Text", "count_words"]
+__all__ = ["Text", "count_words", "num_cores"]
 
 Text = str | os.PathLike[str]
 """A document, or a UTF-8 text file that is read in blocks."""
@@ -54,7 +54,7 @@ def count_words(
         raise TokenizerError(f"Expected an iterable of texts, got one {type(texts).__name__}; put it into a list.")
     last_cut = avoiding_special(pattern.last_cut, special_tokens)
     batches = _batches(itertools.chain.from_iterable(_bounded(text, last_cut) for text in texts))
-    workers = _available_cores() if num_workers is None else num_workers
+    workers = num_cores() if num_workers is None else num_workers
     description = (pattern.complete, pattern.ascii_expression, tuple(special_tokens))
     first = list(itertools.islice(batches, _WORTH_PROCESSES // _BATCH_CHARACTERS))
     all_batches = itertools.chain(first, batches)
@@ -88,7 +88,8 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _available_cores() -> int:
+def num_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,7 +1,6 @@
 """Checkpoint files that are whole or not there, and that run no code when they are loaded."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
-from lightning_lm.storage import remove_leftovers, sync_folder, system_error, temporary_for
+from lightning_lm.storage import replacing, system_error
 from lightning_lm.strategies.checkpoints.sharded import is_sharded, put, read_sharded, remove
 
 __all__ = ["AtomicCheckpointIO", "check_checkpoint", "consolidate"]
@@ -44,9 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(target) as file:
+        with _replacing(Path(path)) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -103,16 +100,10 @@ def check_checkpoint(path: Path | str) -> None:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Any]:
-    """Give a temporary file in the folder of the target, and put it in its place if all went well."""
-    remove_leftovers(target)
-    temporary = temporary_for(target)
+    """Give a temporary file that takes the place of the target, a file or a folder, if all went well."""
     try:
-        with temporary.open("wb") as file:
+        with replacing(target, put=put) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        put(temporary, target)
-        sync_folder(target.parent)
     except (OSError, RuntimeError) as error:  # torch's writer wraps what the file system says
         cause = system_error(error)
         raise CheckpointError(
@@ -120,8 +111,6 @@ def _replacing(target: Path) -> Iterator[Any]:
             f"{'The previous file of that name is untouched. ' if target.exists() else ''}"
             "Free some space on this disk or save elsewhere (ModelCheckpoint's dirpath)."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def consolidate(folder: Path | str, output: Path | str) -> None:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from lightning_lm.errors import CheckpointError
 from lightning_lm.functional.dtensor import cut_like, local_part
 from lightning_lm.modules.checkpoint import check_weights, reading
+from lightning_lm.storage import rename, sync_folder, synced
 from lightning_lm.strategies.checkpoints.digests import FILE, as_file, check_folder, digests_of, take_as_sound
 from lightning_lm.strategies.checkpoints.folder_reader import METADATA, agreed, load_tensors
 from lightning_lm.strategies.checkpoints.stock_folder import is_stock, read_stock
@@ -105,9 +106,11 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
     save(tensors, storage_writer=FileSystemWriter(temporary))
     digests = _gathered_digests(temporary)
     if distributed.get_rank() == 0:
-        _write_to_disk(content, temporary / _META)
-        digests |= digests_of([temporary / _META])
-        _write_to_disk(as_file(digests), temporary / FILE)
+        with synced(temporary / _META) as file:
+            file.write(content)
+        with synced(temporary / FILE) as file:
+            file.write(as_file(digests | digests_of([temporary / _META])))
+        sync_folder(temporary)
         put(temporary, path)
     distributed.barrier()
 
@@ -154,13 +157,6 @@ def _loadable(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _write_to_disk(content: bytes, path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def put(temporary: Path, path: Path) -> None:
     """Put a file or folder that is whole in the place of what is there.
 
@@ -178,7 +174,7 @@ def put(temporary: Path, path: Path) -> None:
     elif is_sharded(path) or (temporary.is_dir() and path.exists()):
         remove(aside)
         os.replace(path, aside)
-    os.replace(temporary, path)
+    rename(temporary, path)
     remove(aside)
     for left_behind in path.parent.glob(f".*{path.suffix}.old"):  # by a run that was killed while it removed
         shutil.rmtree(left_behind, ignore_errors=True)

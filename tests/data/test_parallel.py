@@ -48,7 +48,7 @@ def test_items_are_read_as_they_are_needed():
 
 
 def test_a_killed_process_is_reported():
-    with pytest.raises(DataError, match="was killed, perhaps for want of memory"):
+    with pytest.raises(DataError, match="was killed, perhaps because memory ran out"):
         list(map_chunks(kill_one_with_700, range(1000), num_workers=2, chunk=100))
 
 

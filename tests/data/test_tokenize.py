@@ -207,7 +207,7 @@ def test_a_killed_worker_is_reported(out):
         if TEXTS[300] in texts:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(DataError, match="was killed, perhaps for want of memory"):
+    with pytest.raises(DataError, match="was killed, perhaps because memory ran out"):
         quietly(TEXTS, Bytes(before=kill), out, num_workers=2)
     check(quietly(TEXTS, Bytes(), out, num_workers=2))
 

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import mmap
-import os
 import shutil
 import warnings
 from array import array
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.data.packing import OnePerRow, Packing, WholeFit
-from lightning_lm.data.parallel import map_chunks, num_cores
+from lightning_lm.data.parallel import map_chunks
 from lightning_lm.data.post_training.chat import ChatTemplate, Message, Plain, Rendered, begin_ids
 from lightning_lm.data.post_training.examples import ExampleSource
 from lightning_lm.data.post_training.forms import Record, by_content, label_of, refuse_mixed, unknown_form
@@ -28,8 +27,8 @@ from lightning_lm.data.store import TokenStore, token_dtype, write_shards
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.storage import naming
-from lightning_lm.storage.lock import locked
+from lightning_lm.storage import locked, naming, rename, synced
+from lightning_lm.tokenizers.word_counts import num_cores
 
 __all__ = ["ExampleCounts", "LearnOn", "SupervisedRows", "SupervisedStore", "encode_example", "store_examples"]
 
@@ -286,7 +285,7 @@ def store_examples(
         unfinished = cache / f"{folder.name}.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
         _write(encoded, unfinished, key, tokenizer, rows)
-        unfinished.rename(folder)
+        rename(unfinished, folder)
     return SupervisedStore(folder)
 
 
@@ -364,7 +363,5 @@ def _write(encoded: _Encoded, folder: Path, source: str, tokenizer: Tokenizer, r
     }
     tokens = np.frombuffer(encoded.tokens, dtype=np.uint32).astype(dtype)
     write_shards(folder, [(tokens, np.frombuffer(encoded.lengths, dtype=np.int64))], meta)
-    with naming(folder), (folder / _LEARNED_FILE).open("wb") as file:
+    with naming(folder), synced(folder / _LEARNED_FILE) as file:
         file.write(encoded.learned)
-        file.flush()
-        os.fsync(file.fileno())

@@ -26,7 +26,7 @@ import torch
 
 from lightning_lm.errors import DataError
 from lightning_lm.kernels.runtime.launch import triton_version
-from lightning_lm.storage import replacing, verifies
+from lightning_lm.storage import cache_folder, replacing, verifies
 
 __all__ = [
     "VARIABLE",
@@ -236,7 +236,7 @@ def use_table(path: Path | str | None) -> None:
 
 def user_table() -> Path:
     """Return where the user's own table is: in the cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning-lm" / "kernels.json"
+    return cache_folder() / "kernels.json"
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -16,7 +15,7 @@ from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.modules.checkpoint import reading
 from lightning_lm.modules.preference.pairs import counted_pairs
 from lightning_lm.modules.preference.reference import Reference, ReferenceScores, answer_logprobs
-from lightning_lm.storage import replacing
+from lightning_lm.storage import cache_folder, replacing
 
 __all__ = ["NumberedPairs", "PrecomputedReference"]
 
@@ -61,8 +60,7 @@ class PrecomputedReference(Reference):
                 "PrecomputedReference needs a datamodule that numbers its pairs, such as PreferenceDataModule; "
                 f"got {type(data).__name__}. Use reference=CopyReference() otherwise."
             )
-        base = Path(self.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lightning-lm")
-        return _ScoreTable(data.num_pairs, base.expanduser())
+        return _ScoreTable(data.num_pairs, cache_folder(self.cache_dir))
 
 
 class _ScoreTable(ReferenceScores):

@@ -1,7 +1,7 @@
 import os
 import time
 
-from lightning_lm.storage.lock import locked, remove_abandoned
+from lightning_lm.storage import locked, remove_abandoned
 
 
 def test_parts_of_a_killed_run_go_after_a_day_unless_somebody_holds_them(tmp_path):
