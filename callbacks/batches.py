@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_lm.distributed import data_ranks
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.types import IGNORE_INDEX
 
@@ -23,7 +24,6 @@ __all__ = [
     "logits_in",
     "logits_of",
     "num_predictions",
-    "num_replicas",
     "row_length",
     "rows_per_device",
     "shifted_targets",
@@ -62,12 +62,6 @@ def _is_shifted_pair(batch: Any) -> bool:
     return of_ids and inputs.dim() == 2 and inputs.shape == targets.shape and inputs.numel() > 0
 
 
-def num_replicas(trainer: Trainer) -> int:
-    """Return how many ranks read different batches; ranks that split a model among them read the same."""
-    sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
-    return int(sampler.get("num_replicas", trainer.world_size))
-
-
 def row_length(trainer: Trainer, pl_module: LightningModule) -> int | None:
     """Return the tokens of a row as far as the datamodule or the model's config knows them."""
     config = getattr(getattr(pl_module, "model", None), "config", None)
@@ -82,7 +76,7 @@ def row_length(trainer: Trainer, pl_module: LightningModule) -> int | None:
 def rows_per_device(trainer: Trainer) -> int:
     """Return the rows of a micro-batch, from the datamodule's rows per optimizer step; 1 where it does not say."""
     rows = int(getattr(trainer.datamodule, "batch_size", None) or 1)  # type: ignore[attr-defined]
-    return max(1, rows // (num_replicas(trainer) * trainer.accumulate_grad_batches))
+    return max(1, rows // (data_ranks(trainer) * trainer.accumulate_grad_batches))
 
 
 def has_targets(batch: Any) -> bool:

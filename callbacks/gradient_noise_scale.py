@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from lightning_lm.callbacks.batches import num_predictions, num_replicas
+from lightning_lm.callbacks.batches import num_predictions
 from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
+from lightning_lm.distributed import data_ranks
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.scaling.critical_batch import noise_moments
 
@@ -75,7 +76,7 @@ class GradientNoiseScale(LeanHooks, Callback):
                 f"{type(trainer.strategy).__name__} no rank has it. Use the strategy ddp or zero1, or one device."
             )
         if trainer.accumulate_grad_batches < 2:
-            if num_replicas(trainer) < 2:
+            if data_ranks(trainer) < 2:
                 raise ConfigurationError(
                     "GradientNoiseScale compares a micro-batch with its step, and here accumulate_grad_batches="
                     f"{trainer.accumulate_grad_batches} on one device makes them the same. Set it to 2 or more, with "
@@ -102,7 +103,7 @@ class GradientNoiseScale(LeanHooks, Callback):
             self._micro_batches = 0
         size = float(_size(batch))
         self._small = self._small or size
-        self._big += size * num_replicas(trainer)
+        self._big += size * data_ranks(trainer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the norm after the first micro-batch, and after the last: both before the gradients are rescaled."""
@@ -121,7 +122,7 @@ class GradientNoiseScale(LeanHooks, Callback):
     ) -> None:
         """Average, and log where an interval ends; only then is a device waited for."""
         if self._interval.stepped(trainer) and self._interval.ends(trainer):
-            self._average(num_replicas(trainer))
+            self._average(data_ranks(trainer))
             if self._signal > 0:
                 metrics = {"noise/batch_size": self._trace / self._signal}
                 emit(trainer, {**metrics, "noise/signal": self._signal, "noise/trace": self._trace})

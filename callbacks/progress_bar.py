@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.live import Live
 from rich.text import Text
 
-from lightning_lm.callbacks.batches import num_predictions, num_replicas
+from lightning_lm.callbacks.batches import num_predictions
 from lightning_lm.callbacks.formatting import clock, short
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.progress_line import Clock, fitted, progress, values_of
 from lightning_lm.callbacks.training_loss import loss_of_step
+from lightning_lm.distributed import data_ranks
 from lightning_lm.modules import LMModule
 
 __all__ = ["LMProgressBar"]
@@ -91,7 +92,7 @@ class LMProgressBar(LeanHooks, ProgressBar):
         """Note where the run starts, which after a resume is not 0."""
         total = trainer.estimated_stepping_batches
         self._total_steps = int(total) if math.isfinite(total) else None
-        self._replicas = num_replicas(trainer)
+        self._replicas = data_ranks(trainer)
         self._tokens = 0
         self._start = _Mark(time.monotonic(), 0, trainer.global_step)
         self._marks.clear()

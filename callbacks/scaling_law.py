@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lm.callbacks.batches import context_of, num_predictions, num_replicas
+from lightning_lm.callbacks.batches import context_of, num_predictions
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.callbacks.training_loss import TrainingLoss
+from lightning_lm.distributed import data_ranks
 from lightning_lm.errors import DataError, MissingDependencyError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import LanguageModel
@@ -120,7 +121,7 @@ class ScalingLaw(LeanHooks, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count tokens; note the loss where an interval ends."""
-        self._tokens += num_predictions(batch) * num_replicas(trainer)
+        self._tokens += num_predictions(batch) * data_ranks(trainer)
         self._loss.add(trainer, pl_module, outputs)
         if self._interval.stepped(trainer) and self._interval.ends(trainer):
             self._note(trainer, pl_module)

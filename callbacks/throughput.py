@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_lm.callbacks.batches import context_of, num_predictions, num_replicas
+from lightning_lm.callbacks.batches import context_of, num_predictions
 from lightning_lm.callbacks.flops import peak_flops_per_s, training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
+from lightning_lm.distributed import data_ranks
 
 __all__ = ["Throughput"]
 
@@ -127,7 +128,7 @@ def _over_ranks(trainer: Trainer, tokens: int) -> float:
         return float(tokens)
     local = torch.tensor(tokens, dtype=torch.int64, device=trainer.strategy.root_device)
     total = int(trainer.strategy.reduce(local, reduce_op="sum"))
-    return total * num_replicas(trainer) / trainer.world_size
+    return total * data_ranks(trainer) / trainer.world_size
 
 
 def _wait_for(device: torch.device) -> None:

@@ -1,11 +1,13 @@
-"""Processes of a run that read different data, and their communication while they sample."""
+"""Ranks of a run: which of them read different data, and collectives over them."""
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lightning_lm.errors import CheckpointError, RunStopped
@@ -19,24 +21,26 @@ def whole_model(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
     return cast(contextlib.AbstractContextManager[Any], context(trainer.lightning_module))
 
 
-def data_ranks(trainer: Trainer) -> int:
-    """Return how many ranks read different data: fewer than there are where some share each matrix."""
-    return int((trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size))
+def data_ranks(trainer: Trainer | Strategy) -> int:
+    """Return the number of ranks that read different data; ranks that split a model among them read the same."""
+    return int(_sampler_settings(trainer).get("num_replicas", getattr(trainer, "world_size", 1)))
 
 
-def data_rank(trainer: Trainer | None) -> int:
-    """Return the number of this rank among those that read different data; without a Trainer 0."""
-    if trainer is None:
-        return 0
-    return int((trainer.distributed_sampler_kwargs or {}).get("rank", trainer.global_rank))
+def data_rank(trainer: Trainer | Strategy | None) -> int:
+    """Return the index of this rank among those that read different data; 0 without a Trainer."""
+    return int(_sampler_settings(trainer).get("rank", getattr(trainer, "global_rank", 0)))
+
+
+def _sampler_settings(trainer: Trainer | Strategy | None) -> Mapping[str, int]:
+    return getattr(getattr(trainer, "strategy", trainer), "distributed_sampler_kwargs", None) or {}
 
 
 def require_all_ranks(trainer: Trainer) -> None:
-    """Refuse to save where the ranks would wait for one another in vain: one that fails cannot know of the others.
+    """Refuse a collective save on a rank that fails alone: the others would never join it.
 
-    Call it before the first exchange between ranks of a save. A callback that saves on exceptions
+    Call it before the first collective of a save. A callback that saves on exceptions
     (``ModelCheckpoint(save_on_exception=True)``, `OnExceptionCheckpoint`) runs on the rank that fails while the others
-    are at work; they would take what it sends for something else, or hang until the group's timeout.
+    are training; they would mistake its messages for others, or hang until the group's timeout.
 
     Raises:
         CheckpointError: If this process handles an exception that ended a run of several ranks.
@@ -47,20 +51,20 @@ def require_all_ranks(trainer: Trainer) -> None:
         raise CheckpointError(
             f"Rank {trainer.global_rank} of {trainer.world_size} fails with {type(error).__name__} after "
             f"{trainer.global_step} steps and saves nothing: the other ranks may not have failed, and a checkpoint "
-            "needs all. Go on from the newest one; to have newer ones, save every n steps (LastCheckpoint) instead of "
+            "needs all. Resume from the newest one; to have newer ones, save every n steps (LastCheckpoint) instead of "
             "on exceptions."
         ) from error
 
 
 class Ranks:
-    """This process among those of a Trainer.
+    """Collectives over the ranks of a Trainer.
 
     Args:
-        trainer: Trainer that knows the other ranks.
+        trainer: Trainer of the run.
 
     Attributes:
-        rank: Number of this one among those that read different prompts.
-        world_size: Number of processes, also of those that share their prompts.
+        rank: Index of this rank among those that read different data.
+        world_size: Number of ranks, those that read the same data included.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -69,18 +73,18 @@ class Ranks:
         self.rank = data_rank(trainer)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sums over all ranks. Every rank must ask."""
+        """Return the sums over all ranks. Collective: call on all ranks."""
         return torch.as_tensor(self._strategy.reduce(values, reduce_op="sum")) if self.world_size > 1 else values
 
     def largest(self, number: int) -> int:
-        """Return the largest number that a rank gave. Every rank must ask."""
+        """Return the maximum over all ranks. Collective: call on all ranks."""
         if self.world_size == 1:
             return number
         mine = torch.tensor(float(number), device=self._strategy.root_device)
         return int(torch.as_tensor(self._strategy.reduce(mine, reduce_op="max")))
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return the rows of all ranks, which must have equally many, one rank after the other."""
+        """Return the rows of all ranks, which must have equally many, in the order of ranks. Collective."""
         if self.world_size == 1:
             return values
         gathered: Tensor = self._strategy.all_gather(values)

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_lm.distributed import data_rank, data_ranks
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
 from lightning_lm.types import IGNORE_INDEX
@@ -126,18 +127,16 @@ class Share:
         """
         if trainer is None:
             return cls(batch_size)
-        sampler = trainer.distributed_sampler_kwargs
-        if sampler is None and trainer.world_size > 1:
+        if trainer.distributed_sampler_kwargs is None and trainer.world_size > 1:
             raise ConfigurationError(
                 f"{type(trainer.strategy).__name__} runs {trainer.world_size} processes and does not say which of them "
                 "read the same rows, so that all would train on all rows. Give it distributed_sampler_kwargs "
                 '(num_replicas and rank), as Lightning\'s ParallelStrategy has them, or use "ddp".'
             )
-        sampler = sampler or {"num_replicas": 1, "rank": 0}
         return cls(
             batch_size,
-            num_ranks=int(sampler["num_replicas"]),
-            rank=int(sampler["rank"]),
+            num_ranks=data_ranks(trainer),
+            rank=data_rank(trainer),
             micro_batches=micro_batches or trainer.accumulate_grad_batches,
         )
 

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lightning_lm.data.batches import batch_error
+from lightning_lm.distributed import data_rank
 from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.types import TokenBatch
 
@@ -50,7 +51,7 @@ class RunningMetrics:
         """
         whole = self._over_ranks(strategy)
         # What is kept counts once: on the first of the ranks that read different data.
-        kept = {key: value for key, value in whole.items() if key[0] == "total"} if _is_first(strategy) else {}
+        kept = {key: value for key, value in whole.items() if key[0] == "total"} if data_rank(strategy) == 0 else {}
         self._values = kept
         values = torch.stack(list(whole.values())).tolist() if whole else []
         pairs = zip(whole, values, strict=True)
@@ -86,11 +87,6 @@ def _joined(kind: Kind, before: Tensor, new: Tensor) -> Tensor:
     if kind == "max":
         return torch.maximum(before, new)
     return torch.minimum(before, new) if kind == "min" else before + new
-
-
-def _is_first(strategy: Strategy) -> bool:
-    sampler: dict[str, int] | None = getattr(strategy, "distributed_sampler_kwargs", None)
-    return strategy.is_global_zero if sampler is None else sampler["rank"] == 0
 
 
 def _neutral(kind: Kind) -> Tensor:
