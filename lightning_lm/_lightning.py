@@ -26,15 +26,15 @@ __all__ = [
 _SHORT_NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
     "zero1": ("ShardedOptimizerStrategy", {"stage": 1}, "DDP, sharded optimizer state"),
     "zero2": ("ShardedOptimizerStrategy", {"stage": 2}, "DDP, sharded optimizer state and gradients"),
-    "tensor_parallel": ("TensorParallelStrategy", {"tensor_parallel_size": "auto"}, "matrices split over a node"),
-    "fsdp2": ("TensorParallelStrategy", {"tensor_parallel_size": 1}, "all sharded"),
+    "fsdp2": ("ShardedModelStrategy", {}, "sharded parameters, gradients and optimizer state"),
+    "tensor_parallel": ("ShardedModelStrategy", {"tensor_parallel_size": "auto"}, "matrices split over a node"),
 }
 _OURS = "lightning_lm.strategies"
 _CLASSES: dict[str, tuple[str, ...]] = {
     _OURS: ("ContextParallelStrategy", "DataParallelStrategy", "PipelineStrategy", "ShardedOptimizerStrategy"),
     "lightning.pytorch.strategies": ("DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"),
 }
-_CLASSES[_OURS] += ("TensorParallelStrategy",)
+_CLASSES[_OURS] += ("ShardedModelStrategy", "TensorParallelStrategy")
 
 
 def register_strategies() -> None:

@@ -10,7 +10,7 @@ from lightning_lm.strategies.context_parallel import ContextParallelStrategy
 from lightning_lm.strategies.data_parallel import DataParallelStrategy, GradientAverager
 from lightning_lm.strategies.pipeline import PipelineStrategy
 from lightning_lm.strategies.tensor_parallel.shard import shard_over_data
-from lightning_lm.strategies.tensor_parallel.strategy import TensorParallelStrategy
+from lightning_lm.strategies.tensor_parallel.strategy import ShardedModelStrategy, TensorParallelStrategy
 from lightning_lm.strategies.zero.optimizer import ShardedOptimizer
 from lightning_lm.strategies.zero.strategy import ShardedOptimizerStrategy
 
@@ -21,6 +21,7 @@ __all__ = [
     "DataParallelStrategy",
     "GradientAverager",
     "PipelineStrategy",
+    "ShardedModelStrategy",
     "ShardedOptimizer",
     "ShardedOptimizerStrategy",
     "TensorParallelStrategy",

@@ -27,7 +27,7 @@ __all__ = ["Layout", "check_model", "gathered", "models_of", "set_synchronised",
 
 
 class Layout(NamedTuple):
-    """Settings of the user; see `TensorParallelStrategy`."""
+    """Settings of the user; see `ShardedModelStrategy`."""
 
     sequence_parallel: bool
     loss_parallel: bool

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -30,11 +29,12 @@ from lightning_lm.strategies.checkpoints.sharded import (
     write_sharded,
 )
 from lightning_lm.strategies.checkpoints.stock_folder import is_stock
+from lightning_lm.strategies.clipping import _ClipsOverRanks
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.tensor_parallel.gradients import gradients_of, local_parts, step_by_mesh, total_norm
 from lightning_lm.strategies.tensor_parallel.shard import Layout, check_model, gathered, set_synchronised, shard_model
 
-__all__ = ["TensorParallelStrategy", "_MeshStrategy"]
+__all__ = ["ShardedModelStrategy", "TensorParallelStrategy", "_MeshStrategy"]
 
 
 class _MeshStrategy(ModelParallelStrategy):
@@ -84,45 +84,45 @@ class _MeshStrategy(ModelParallelStrategy):
 _DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
-class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
-    """Each group of ranks splits the matrices of the model; over the groups everything is sharded (FSDP2).
+class ShardedModelStrategy(_ReportingStrategy, _ClipsOverRanks, _MeshStrategy):
+    """Fully sharded training (FSDP2), with tensor parallelism inside groups of ranks, of any LightningModule.
 
-    The ranks of a group read the same data and compute a share of each matrix product. What is split follows from
-    plans that modules carry (`protocols.HasParallelPlan`), or from one that is given here. Over the
-    ``world_size / tensor_parallel_size`` groups parameters, gradients and optimizer state are sharded, so
-    ``tensor_parallel_size=1`` is FSDP2 alone. Any optimizer, clipping, accumulation and precision but ``16-mixed`` work
-    as on one process, and a checkpoint can be loaded on any number of ranks. If ``configure_model`` has parallelised
-    the model already, it is left as it is.
+    The ``world_size / tensor_parallel_size`` groups read different data, and shard parameters, gradients and optimizer
+    state among them. The ranks of one group read the same data, and compute a shard of each matmul. Which matrices are
+    split follows from plans that modules carry (`protocols.HasParallelPlan`), or from one that is given here. Any
+    optimizer, clipping, accumulation and precision but ``16-mixed`` work as on one process, and a checkpoint can be
+    loaded on any number of ranks. If ``configure_model`` has parallelised the model already, it is left as it is.
 
     Args:
-        tensor_parallel_size: Ranks that share each matrix; "auto" for all of a node.
-        sequence_parallel: Also cut what lies between the matrices, along the sequence: less memory, and no more
+        tensor_parallel_size: Ranks that split each matrix; "auto" for all of a node, 1 for none.
+        sequence_parallel: Also shard activations between the matrices along the sequence: less memory, and no more
             communication. For models that carry plans.
-        loss_parallel: Also split embedding and head by vocabulary; our losses then never gather logits.
+        loss_parallel: Also shard embedding and head by vocabulary; our losses then never gather logits.
         reshard_after_forward: Free each layer's parameters between its forward and backward pass: less memory, more
             communication.
-        plan: Roles of modules by name, with globs, for models without plans; see `strategies.plan`.
+        plan: Roles of modules by name, with globs, for models without plans; see `strategies.tensor_parallel.plan`.
         save_distributed_checkpoint: Checkpoints are folders to which all ranks write; otherwise single files in the
             form of an ordinary run.
-        process_group_backend: For torch; by default what fits the device.
-        timeout: After which a rank that waits for others fails and says what these are at ("0:05:00" in YAML).
+        process_group_backend: Backend of torch's process group; by default the one that fits the device.
+        timeout: Time after which a rank that waits for others fails and reports what they are doing ("0:05:00" in
+            YAML).
 
     Raises:
         ConfigurationError: At the start, if sizes, plan or precision do not fit.
 
     Source:
-        Shoeybi et al. 2019, arXiv:1909.08053; sequence: Korthikanti et al. 2022, arXiv:2205.05198; sharding: Zhao et
-        al. 2023, arXiv:2304.11277.
+        Zhao et al. 2023, arXiv:2304.11277 (sharding); Shoeybi et al. 2019, arXiv:1909.08053 (tensor parallelism);
+        Korthikanti et al. 2022, arXiv:2205.05198 (sequence parallelism).
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> strategy = TensorParallelStrategy(2, sequence_parallel=True)
+        >>> strategy = ShardedModelStrategy(tensor_parallel_size=2, sequence_parallel=True)
         >>> trainer = Trainer(strategy=strategy, accelerator="cpu", devices=4, logger=False, enable_checkpointing=False)
     """
 
     def __init__(
         self,
-        tensor_parallel_size: int | Literal["auto"] = "auto",
+        tensor_parallel_size: int | Literal["auto"] = 1,
         *,
         sequence_parallel: bool = False,
         loss_parallel: bool = True,
@@ -140,27 +140,11 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
         )
         self.layout = Layout(sequence_parallel, loss_parallel, reshard_after_forward, plan)
         self.saves_folders = save_distributed_checkpoint
-        self.last_grad_norm: Tensor | None = None
-        """Norm of the gradients when they were clipped last, before that."""
         self._sharded: Any = None
         self._checkpoint_path: Path | None = None
         self._accumulates = False
 
     # --- set-up ---
-
-    @property
-    def precision_plugin(self) -> Precision:
-        """The plugin that casts and clips."""
-        plugin: Precision = super().precision_plugin
-        return plugin
-
-    @precision_plugin.setter
-    def precision_plugin(self, plugin: Precision | None) -> None:
-        # This is where a strategy can take over clipping, as Lightning's own for FSDP does.
-        ModelParallelStrategy.precision_plugin.fset(self, plugin)  # type: ignore[attr-defined]
-        if plugin is not None:
-            plugin.clip_grad_by_norm = self.clip_by_norm  # type: ignore[method-assign]
-            plugin.clip_grad_by_value = self.clip_by_value  # type: ignore[method-assign]
 
     def setup(self, trainer: Trainer) -> None:
         """Shard the model, once, then set up as ever."""
@@ -215,34 +199,14 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
         """Return the parts of averaged gradients that this rank holds."""
         return local_parts(gradients_of(optimizer))
 
-    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
-        """Return the 2-norm of all gradients together; every rank must ask."""
-        return total_norm(gradients_of(optimizer)).to(self.root_device)
-
-    def clip_by_norm(self, optimizer: Optimizer, clip_val: float, norm_type: float = 2.0, **_: Any) -> None:
-        """Scale the gradients of all ranks so that their norm is at most a value.
+    def total_gradient_norm(self, optimizer: Optimizer, norm_type: float) -> Tensor:
+        """Return the norm of all gradients together. Collective: call on all ranks.
 
         Args:
             optimizer: Optimizer of the gradients.
-            clip_val: The largest norm; 0 leaves them as they are.
             norm_type: Order of the norm.
         """
-        if clip_val <= 0:
-            return
-        gradients = gradients_of(optimizer)
-        self.last_grad_norm = norm = total_norm(gradients, norm_type).to(self.root_device)
-        if gradients:
-            torch._foreach_mul_(local_parts(gradients), (clip_val / (norm + 1e-6)).clamp(max=1.0))
-
-    def clip_by_value(self, optimizer: Optimizer, clip_val: float) -> None:
-        """Bring every element of the gradients into the range from ``-clip_val`` to ``clip_val``.
-
-        Args:
-            optimizer: Optimizer of the gradients.
-            clip_val: The largest value; 0 leaves them as they are.
-        """
-        for gradient in self.held_gradients(optimizer) if clip_val > 0 else []:
-            gradient.clamp_(-clip_val, clip_val)
+        return total_norm(gradients_of(optimizer), norm_type).to(self.root_device)
 
     # --- evaluation and generation ---
 
@@ -324,3 +288,15 @@ class TensorParallelStrategy(_ReportingStrategy, _MeshStrategy):
         """Load each rank's part of the optimizers' state."""
         for index, (optimizer, state) in enumerate(zip(self.optimizers, checkpoint["optimizer_states"], strict=True)):
             load_optimizer(optimizer, state, self._checkpoint_path, index)
+
+
+class TensorParallelStrategy(ShardedModelStrategy):
+    """`ShardedModelStrategy` that splits matrices over all ranks of a node by default; its earlier name.
+
+    Args:
+        tensor_parallel_size: Ranks that split each matrix; "auto" for all of a node.
+        **settings: For `ShardedModelStrategy`.
+    """
+
+    def __init__(self, tensor_parallel_size: int | Literal["auto"] = "auto", **settings: Any) -> None:
+        super().__init__(tensor_parallel_size, **settings)

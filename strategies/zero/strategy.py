@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from lightning_lm.distributed import require_all_ranks
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.dtypes import to_accumulate
+from lightning_lm.strategies.clipping import _ClipsOverRanks
 from lightning_lm.strategies.ddp_settings import without_defaults
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.unfrozen import _AveragesUnfrozen
@@ -26,7 +26,7 @@ __all__ = ["ShardedOptimizerStrategy"]
 _NOT_SHARDED = ("model_averaging_period", "ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper")
 
 
-class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
+class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnfrozen):
     """`DDPStrategy` in which each of N ranks keeps one N-th of the optimizer's state. Any module, any optimizer.
 
     Checkpoints are those of an ordinary run: any number of ranks and any other strategy can load them. With
@@ -83,18 +83,9 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
     # --- set-up and end ---
 
     @property
-    def precision_plugin(self) -> Precision:
-        """The plugin that casts and clips."""
-        plugin: Precision = super().precision_plugin
-        return plugin
-
-    @precision_plugin.setter
-    def precision_plugin(self, plugin: Precision | None) -> None:
-        # This is where a strategy can take over clipping, as Lightning's own for FSDP does.
-        DDPStrategy.precision_plugin.fset(self, plugin)  # type: ignore[attr-defined]
-        if self.stage == 2 and plugin is not None:
-            plugin.clip_grad_by_norm = self.clip_by_norm  # type: ignore[method-assign]
-            plugin.clip_grad_by_value = self.clip_by_value  # type: ignore[method-assign]
+    def takes_over_clipping(self) -> bool:  # type: ignore[override]
+        """Whether no rank has all gradients."""
+        return self.stage == 2
 
     def setup(self, trainer: Trainer) -> None:
         """Refuse a gradient scaler where each rank would scale by itself, then set up as ever."""
@@ -170,50 +161,25 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _AveragesUnfrozen):
     def held_gradients(self, optimizer: Optimizer) -> list[Tensor]:
         """Return the averaged gradients, or rows of them, that this rank has."""
         sharded = _unwrapped(optimizer)
-        if self._reducer is not None:
-            return sharded.local_gradients()
-        return [param.grad for group in sharded.param_groups for param in group["params"] if param.grad is not None]
+        return super().held_gradients(sharded) if self._reducer is None else sharded.local_gradients()
 
-    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
-        """Return the 2-norm of all gradients together; every rank must ask."""
-        return self._norm(optimizer, 2.0)
+    def total_gradient_norm(self, optimizer: Optimizer, norm_type: float) -> Tensor:
+        """Return the norm of all gradients together. Collective: call on all ranks.
 
-    def _norm(self, optimizer: Optimizer, norm_type: float) -> Tensor:
-        norm = torch.nn.utils.get_total_norm(self.held_gradients(optimizer), norm_type)
+        Args:
+            optimizer: Optimizer of the gradients.
+            norm_type: Order of the norm.
+        """
+        norm = super().total_gradient_norm(optimizer, norm_type)
         if self._reducer is None:
             return norm
         norm = norm.to(self.root_device)
         if norm_type == float("inf"):
             distributed.all_reduce(norm, distributed.ReduceOp.MAX)
             return norm
-        powers = norm.double() ** norm_type if norm.device.type != "mps" else norm**norm_type
+        powers = to_accumulate(norm) ** norm_type
         distributed.all_reduce(powers)
         return (powers ** (1 / norm_type)).to(norm.dtype)
-
-    def clip_by_norm(self, optimizer: Optimizer, clip_val: float, norm_type: float = 2.0, **_: Any) -> None:
-        """Scale the gradients of all ranks so that their norm is at most a value.
-
-        Args:
-            optimizer: Optimizer of the gradients.
-            clip_val: The largest norm; 0 leaves them as they are.
-            norm_type: Order of the norm.
-        """
-        if clip_val <= 0:
-            return
-        norm = self._norm(optimizer, norm_type)
-        gradients = self.held_gradients(optimizer)
-        if gradients:
-            torch._foreach_mul_(gradients, (clip_val / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device))
-
-    def clip_by_value(self, optimizer: Optimizer, clip_val: float) -> None:
-        """Bring every element of the gradients into the range from ``-clip_val`` to ``clip_val``.
-
-        Args:
-            optimizer: Optimizer of the gradients.
-            clip_val: The largest value; 0 leaves them as they are.
-        """
-        for gradient in self.held_gradients(optimizer) if clip_val > 0 else []:
-            gradient.clamp_(-clip_val, clip_val)
 
     # --- the whole model and the whole state ---
 
@@ -242,7 +208,7 @@ def _check_settings(stage: int, settings: dict[str, Any]) -> None:
     if stage not in (1, 2):
         raise ConfigurationError(
             f"stage={stage} is not known; use 1 (optimizer state) or 2 (gradients too). To spread the parameters too, "
-            "use FSDP2 (TensorParallelStrategy with tensor_parallel_size=1)."
+            "use ShardedModelStrategy (FSDP2)."
         )
     unfit = [name for name in _NOT_SHARDED if settings.get(name) is not None]
     if stage == 2:

@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from lightning_lm._lightning import set_mesh_sizes
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.strategies import TensorParallelStrategy
+from lightning_lm.strategies import ShardedModelStrategy, TensorParallelStrategy
 from lightning_lm.strategies.checkpoints.atomic import consolidate
 from lightning_lm.strategies.tensor_parallel.shard import check_model
 
@@ -335,7 +335,7 @@ def test_any_module_and_a_short_name(ranks):
     assert "model_parallel" not in StrategyRegistry
     for name, size in (("tensor_parallel", "auto"), ("fsdp2", 1)):
         strategy = trainer_for(name).strategy
-        assert isinstance(strategy, TensorParallelStrategy)
+        assert isinstance(strategy, ShardedModelStrategy)
         assert strategy.tensor_parallel_size == size
 
 

@@ -75,7 +75,7 @@ def split_head(
         raise ConfigurationError(
             f"The weight of the head is sharded over {mesh.mesh_dim_names}, so that each rank would need the others' "
             "rows. Call the model through a method that gathers them (register_fsdp_forward_method(model, 'hidden')), "
-            "or use lightning_lm.strategies.TensorParallelStrategy, which does."
+            "or use lightning_lm.strategies.ShardedModelStrategy, which does."
         )
     group: ProcessGroup = mesh.get_group()
     _groups[group.group_name] = group
