@@ -1,14 +1,14 @@
 """Measures of the shape of the code, printed as a table: ``python tests/measures.py [CHECKOUT]``.
 
-* The files that a reader opens from the fetch of a batch to the backward pass, and how often the file changes when the
-  functions are read in the order in which they first run: at each call into another file, and at the return from it.
-  One step of the recipe is run for this, as in ``test_reading_length.py``.
+* The files that a reader opens, and how often the file changes when functions are read in the order in which they first
+  run: at each call into another file, and at the return from it. One step of a recipe is run for this, as in
+  ``test_reading_length.py``: for GRPO the rollout with rewards and advantages, then ``training_step`` to the loss.
 * Files of each folder, imports between the files of a folder, and circles among imports.
 * Lines of the median function; docstrings and arguments that begin with a clause ("What ..."), as in
   ``test_language.py``.
 * Copies of a few idioms that have a place of their own.
 
-Another checkout, such as an earlier commit in a worktree, is measured by its own code: ``python tests/measures.py PATH``.
+Another checkout, such as a worktree of an earlier commit, is measured by its own code.
 """
 
 import ast
@@ -37,11 +37,7 @@ COPIES = {
     "lock": r"\.flock\(",
 }
 """Idioms, each with an expression that finds a line of it."""
-TRACED = {
-    "grpo/reverse": ("models", "generation", "tokenizers"),
-    "dpo/reverse": ("models", "tokenizers"),
-    "pretrain/quickstart": (),
-}
+APART = {"grpo/reverse": ("models", "generation", "tokenizers"), "dpo/reverse": ("models",), "pretrain/quickstart": ()}
 """Recipes, and the packages that are read apart."""
 
 
@@ -107,18 +103,25 @@ def trace(recipe: str) -> None:
     import lightning_lm
     from lightning_lm.cli import main
 
-    reading = Reading(Path(lightning_lm.__file__).parent, TRACED[recipe])
+    package = Path(lightning_lm.__file__).parent
+    rollout, step = Reading(package, APART[recipe]), Reading(package, APART[recipe])
+
+    def follow(note):
+        sys.setprofile(note)
+        threading.setprofile(note)
 
     class Trace(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
-            sys.setprofile(reading.note)
-            threading.setprofile(reading.note)
+            follow(rollout.note if recipe.startswith("grpo") else None)
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            follow(step.note)
 
         def on_before_backward(self, trainer, pl_module, loss):
-            sys.setprofile(None)
-            threading.setprofile(None)
-            files = sorted(str(Path(name).relative_to(reading.package)) for name in reading.files)
-            print("TRACED", len(files), reading.changes, reading.with_returns, *files, flush=True)
+            follow(None)
+            for name, reading in (("fetch of a rollout", rollout), ("training_step to the loss", step)):
+                files = sorted(str(Path(file).relative_to(package)) for file in reading.files)
+                print("TRACED", f"{recipe}, {name};", len(files), reading.changes, reading.with_returns, *files)
 
     sys.modules["traced"] = type(sys)("traced")
     sys.modules["traced"].Trace = Trace
@@ -142,18 +145,20 @@ def overlay(recipe: str) -> dict:
 
 
 def print_reading(root: Path, verbose: bool) -> None:
-    print("\nfrom the fetch of a batch to the backward pass   files   changes of file   with returns")
-    for recipe in TRACED:
+    print("\nreading                                         files   changes of file   with returns")
+    for recipe in APART:
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": folder}
             command = [sys.executable, "-P", str(HERE), "--trace", recipe]
             ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        found = re.search(r"^TRACED (\d+) (\d+) (\d+) (.*)$", ran.stdout, re.MULTILINE)
-        if found is None:
+        found = re.findall(r"^TRACED (.*); (\d+) (\d+) (\d+)(.*)$", ran.stdout, re.MULTILINE)
+        if not found:
             sys.exit(f"{recipe} did not run:\n{ran.stdout[-500:]}{ran.stderr[-3000:]}")
-        print(f"  {recipe:45} {found[1]:>6} {found[2]:>17} {found[3]:>14}")
-        for name in found[4].split() if verbose else ():
-            print(f"    {name}")
+        for name, files, changes, with_returns, names in found:
+            if names:
+                print(f"  {name:45} {files:>6} {changes:>17} {with_returns:>14}")
+            for file in names.split() if verbose else ():
+                print(f"    {file}")
 
 
 # --- folders and imports ---
