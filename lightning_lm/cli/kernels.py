@@ -3,16 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_lm.errors import ConfigurationError, UsageError
-
-if TYPE_CHECKING:
-    from lightning_lm.kernels.tuning.targets import Bench
-    from lightning_lm.kernels.tuning.tune import Tuned
 
 __all__ = ["add_arguments", "run"]
 
@@ -55,34 +49,36 @@ def run(namespace: argparse.Namespace) -> None:
 
 
 def _tune(namespace: argparse.Namespace) -> None:
-    if namespace.interpret:
+    rehearsal, output = namespace.interpret, namespace.output
+    if rehearsal:
         _choose_interpreter(namespace.dtype)
     import torch
 
     from lightning_lm.kernels import force_backend
     from lightning_lm.kernels.runtime.launch_settings import VARIABLE, user_table
-    from lightning_lm.kernels.tuning.targets import TUNABLE, Bench
-    from lightning_lm.kernels.tuning.tune import Effort, add_to_table, candidates, parse_target, tune
+    from lightning_lm.kernels.tuning import TUNABLE, Bench, add_to_table, parse_target, tune
 
-    words, rehearsal = namespace.targets or TUNABLE, namespace.interpret
-    targets = [target for word in words for target in parse_target(word, rehearsal=rehearsal)]
-    device = torch.device("cpu" if namespace.interpret else "cuda")
-    dtype = getattr(torch, namespace.dtype or ("float32" if namespace.interpret else "bfloat16"))
-    bench = Bench(device=device, dtype=dtype, tokens=namespace.tokens or (8 if namespace.interpret else 8192))
-    effort = Effort(repetitions=1, finalists=2, rounds=1, most=3) if namespace.interpret else Effort()
+    targets = [one for word in namespace.targets or TUNABLE for one in parse_target(word, rehearsal=rehearsal)]
+    dtype = getattr(torch, namespace.dtype or ("float32" if rehearsal else "bfloat16"))
+    tokens = namespace.tokens or (8 if rehearsal else 8192)
+    bench = Bench(torch.device("cpu" if rehearsal else "cuda"), dtype, tokens, rehearsal)
+    found = []
     with force_backend("triton"):
-        _require_kernels(device)
-        with _progress(sum(len(candidates(target, dtype, effort)) for target in targets)) as advance, _memory(bench):
-            found = [tune(target, bench, effort=effort, advance=advance(str(target))) for target in targets]
-    print(_table(found))
-    output = namespace.output or (None if namespace.interpret else user_table())
-    if output is None:
+        _require_kernels(bench.device)
+        for operation, dims in targets:
+            try:
+                found.append(tune(operation, dims, bench))
+            except torch.OutOfMemoryError as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigurationError(f"{tokens} rows do not fit: {reason} Use fewer --tokens.") from None
+            print(found[-1])
+    if rehearsal and output is None:
         print("A rehearsal: nothing is written without --output.")
         return
-    number = add_to_table(output, found, bench)
+    number = add_to_table(output or user_table(), found)
+    read = "Runs read it from now on" if output is None else f"{VARIABLE}={output} lets runs read it"
     faster = sum(one.is_faster for one in found)
-    read = "It is read from the next run on" if output == user_table() else f"{VARIABLE}={output} lets runs read it"
-    print(f"{output}: {faster} of {len(found)} targets are faster, {number} entries in all. {read}.")
+    print(f"{output or user_table()}: {faster} of {len(found)} are faster, {number} entries in all. {read}.")
 
 
 def _choose_interpreter(dtype: str | None) -> None:
@@ -106,47 +102,6 @@ def _require_kernels(device: Any) -> None:
         raise ConfigurationError(
             f"Kernels cannot be tuned here: {reason}. Tune on the machine that will train; --interpret rehearses."
         )
-
-
-@contextmanager
-def _memory(bench: "Bench") -> Iterator[None]:
-    """Say what to change where the work to time does not fit."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"{bench.tokens} rows do not fit: {reason} Take fewer --tokens.") from None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], Callable[[], None]]]:
-    """Show how many candidates are measured, on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=total)
-
-        def describe(text: str) -> Callable[[], None]:
-            bar.update(task, description=text)
-            return lambda: bar.advance(task)
-
-        yield describe
-
-
-def _table(found: "Sequence[Tuned]") -> str:
-    rows = [("kernel", "before", "us", "after", "us", "after/before", "tried")]
-    for one in found:
-        after = " ".join(f"{name}={size}" for name, size in one.after.items() if one.before.get(name) != size)
-        before = " ".join(f"{name}={size}" for name, size in one.before.items())
-        tried = f"{one.tried}" + (f", {one.failed} failed" if one.failed else "")
-        times = f"{one.before_us:.1f}", f"{one.after_us:.1f}"
-        rows.append((str(one.target), before, times[0], after or "the same", times[1], f"{one.ratio:.2f}", tried))
-    widths = [max(len(row[column]) for row in rows) for column in range(7)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _report() -> None:

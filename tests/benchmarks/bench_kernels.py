@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from lightning_lm import kernels
 from lightning_lm.kernels.runtime.launch import is_installed
-from lightning_lm.kernels.tuning.tune import Stopwatch
+from lightning_lm.kernels.tuning import Stopwatch
 
 FAILURES: tuple[type[Exception], ...] = (
     ImportError,

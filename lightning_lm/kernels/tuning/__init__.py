@@ -1,3 +1,0 @@
-"""Measurement of launch settings."""
-
-__all__: list[str] = []
