@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ class SaveConfig(SaveConfigCallback):
         record_run(Path(folder), "running", process=os.getpid(), host=socket.gethostname())
         text = self.parser.dump(self.config, skip_unset=False)
         _write(
-            Path(folder) / self.config_filename, text if text.startswith("#") else f"{_HEADER} {__version__}\n{text}"
+            Path(folder) / self.config_filename,
+            text if text.startswith("#") else f"{_HEADER}{version('lightning')}\n{text}",
         )
 
 

@@ -21,6 +21,7 @@ from lightning_lm.datamodules.base import PositionedDataModule
 from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.protocols import Tokenizer
+from lightning_lm.storage import cache_folder
 from lightning_lm.tokenizers import TokenizerPart
 
 __all__ = ["ChatDataModule"]

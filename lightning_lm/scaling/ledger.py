@@ -17,6 +17,7 @@ import numpy as np
 from lightning_lm.errors import DataError
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, Curve, Points
 from lightning_lm.scaling.flop_conventions import check_convention
+from lightning_lm.storage import lock_file
 
 __all__ = ["BadLine", "RunLedger", "RunRecord", "curves_of", "points_of"]
 
