@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -21,6 +21,7 @@ __all__ = [
     "return_to_step_end",
     "save_last",
     "set_mesh_sizes",
+    "trainer_of",
 ]
 
 _SHORT_NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -70,6 +71,11 @@ def set_mesh_sizes(strategy: Any, *, data_parallel: int, tensor_parallel: int) -
     """
     strategy._data_parallel_size = data_parallel
     strategy._tensor_parallel_size = tensor_parallel
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """Return the Trainer that runs a module; ``None`` outside of a run, where ``module.trainer`` raises."""
+    return module._trainer
 
 
 def requeues(trainer: Trainer) -> bool:

@@ -142,7 +142,7 @@ def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monke
     formulas = [inspect.unwrap(function) for kernel in called for function in FORMULAS.get(kernel, ())]
     formula = set().union(*(code_lines(function.__code__) for function in formulas)) - counted["functional"]
     sizes = {package: len(lines) for package, lines in sorted(counted.items())} | {"formula": len(formula)}
-    assert sizes["modules"] > 50  # else it was not seen running
+    assert sizes["modules"] > 30  # else it was not seen running
     assert sizes["kernels"] > 50
     assert formula
     everything = sum(sizes.values()) - sizes["formula"] + recipe_lines(recipe)

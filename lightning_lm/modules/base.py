@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_lm._lightning import trainer_of
 from lightning_lm.data.batches import batch_error
 from lightning_lm.distributed import data_rank, require_all_ranks
 from lightning_lm.errors import CheckpointError, ConfigurationError
@@ -246,7 +247,7 @@ class LMModule(_ModelOwner, abc.ABC):
         self.tokens_seen = torch.tensor(entry["tokens_seen"], device=self.device)
         sums = entry["interval"]
         self._interval = None if sums is None else torch.tensor(sums, dtype=torch.float64, device=self.device)
-        if data_rank(self._trainer) == 0:  # also where there is no Trainer: `load_from_checkpoint`
+        if data_rank(trainer_of(self)) == 0:  # also without a Trainer: `load_from_checkpoint`
             self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])

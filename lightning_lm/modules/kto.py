@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_lm._lightning import trainer_of
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.preference import KTO
@@ -108,7 +109,7 @@ class KTOModule(ComparedModule):
             moved = answer_logprobs(self.model, part) - self.reference.logprobs(self.model, part)
             counted = answer_lengths(part) > 0
             sums += torch.stack((torch.where(counted, moved, 0).sum(), counted.sum()))
-        trainer = self._trainer
+        trainer = trainer_of(self)
         if trainer is not None and trainer.world_size > 1:
             sums = torch.as_tensor(trainer.strategy.reduce(sums, reduce_op="sum"))
         kl = (sums[0] / sums[1].clamp(min=1)).clamp(min=0)

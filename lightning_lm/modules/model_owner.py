@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_lm._lightning import trainer_of
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import ModelConfig, as_language_model, attach_adapters
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing, compile_blocks, recompute_blocks
@@ -47,13 +48,13 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         if self._configured:
             return
         if self.model_config is not None:
-            _refuse_early_copies(self._trainer)
+            _refuse_early_copies(trainer_of(self))
             self.model = self.model_config.build(self._vocab_size())
         else:
             _check_vocabulary(self.model, self._vocab_size())
         if not self.model.training:
             self.model.train()  # what from_pretrained returns is in evaluation mode: no dropout
-        _check_length(self.model, self._trainer, self.model_config)
+        _check_length(self.model, trainer_of(self), self.model_config)
         self._configured = True
         recompute_blocks(self.model, self.activation_checkpointing)
         if self.compile_what == "blocks":
@@ -64,7 +65,7 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         return None if tokenizer is None else int(tokenizer.vocab_size)
 
     def _datamodule(self) -> Any:
-        trainer = self._trainer  # none outside of a run, where Lightning's own property raises
+        trainer = trainer_of(self)
         return getattr(trainer, "datamodule", None)
 
     def _tokenizer(self) -> Any:
@@ -118,7 +119,7 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         adapters = saved_adapters(checkpoint)
         if adapters is None or hasattr(self.model, "peft_config"):
             return
-        trainer = self._trainer
+        trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit" and trainer.strategy.restore_checkpoint_after_setup:
             raise ConfigurationError(
                 f"The checkpoint has adapters, and {type(trainer.strategy).__name__} has made the optimizer without "

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from lightning_lm._lightning import trainer_of
 from lightning_lm.data.batches import completed
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
@@ -135,7 +136,7 @@ class PipelineModule(PretrainModule):
         """Build the model, and keep this rank's part of it where there is a Trainer."""
         before = self._configured
         super().configure_model()
-        if before or self._trainer is None:
+        if before or trainer_of(self) is None:
             return
         strategy: Any = self.trainer.strategy
         if not hasattr(strategy, "stage_index"):

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_lm._lightning import trainer_of
 from lightning_lm.data.permutation import key_of
 from lightning_lm.data.post_training.prompts import PromptBatch
 from lightning_lm.distributed import Ranks, data_rank
@@ -297,7 +298,7 @@ class PolicyModule(LMModule, abc.ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counters; drop the rest of a rollout that was not finished."""
         super().on_load_checkpoint(checkpoint)
-        trainer = self._trainer  # none if a checkpoint is only loaded
+        trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             fit_loop = checkpoint["loops"]["fit_loop"]
             resume_behind_rollout(fit_loop, checkpoint[ENTRY]["rollout"], self.plan.steps, trainer)
