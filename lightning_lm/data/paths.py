@@ -16,7 +16,7 @@ __all__ = ["find_files", "looks_like_path", "roots_of"]
 _ENDINGS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2")
 
 
-def roots_of(paths: str | Iterable[str]) -> list[Path]:
+def roots_of(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return the files and folders that paths name.
 
     Args:
@@ -26,7 +26,7 @@ def roots_of(paths: str | Iterable[str]) -> list[Path]:
         DataError: If one of them does not exist, or matches nothing.
     """
     roots: list[Path] = []
-    for name in [paths] if isinstance(paths, str) else paths:
+    for name in map(os.fspath, [paths] if isinstance(paths, str | os.PathLike) else paths):
         found = [name] if os.path.exists(name) else sorted(glob.glob(os.path.expanduser(name), recursive=True))
         if not found:
             raise DataError(f"There is no file or folder {name!r} (looked from {Path.cwd()}).{_hub_advice(name)}")

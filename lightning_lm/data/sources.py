@@ -168,7 +168,7 @@ class Files(Source):
 
     @property
     def _name(self) -> str:
-        return self.path if isinstance(self.path, str) else ", ".join(self.path)
+        return ", ".join(map(str, self.path)) if isinstance(self.path, tuple | list) else str(self.path)
 
     def _report(self, skipped: dict[str, list[str]], num_files: int) -> None:
         if not skipped:

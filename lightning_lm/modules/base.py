@@ -19,6 +19,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, describe_adapters, generation_settings, parameter_roles
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, stop_where_trained
+from lightning_lm.modules.checkpoint_files import save_to_files
 from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
 from lightning_lm.modules.gradient_normalization import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.modules.hyper_parameters import log_hyper_parameters
@@ -102,7 +103,7 @@ class LMModule(_ModelOwner, abc.ABC):
     # --- one training step ---
 
     def on_fit_start(self) -> None:
-        """Move the counters to the device and agree on the seed.
+        """Move the counters to the device, agree on the seed, and save checkpoints without a copy in memory.
 
         Raises:
             ConfigurationError: If the strategy keeps the gradients to itself.
@@ -112,6 +113,7 @@ class LMModule(_ModelOwner, abc.ABC):
                 f"{type(self.trainer.strategy).__name__} accumulates gradients out of reach, so their mean over target "
                 "tokens cannot be made exact. Use DDP, FSDP2 or one of lightning_lm.strategies."
             )
+        save_to_files(self.trainer)
         stop_where_trained(self.model, self._tokenizer(), self._datamodule())
         self.tokens_seen = self.tokens_seen.to(self.device)
         self._interval = None if self._interval is None else self._interval.to(self.device)

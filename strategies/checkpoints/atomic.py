@@ -1,7 +1,6 @@
 """Checkpoint files that are whole or not there, and that run no code when they are loaded."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules.checkpoint import reading
-from lightning_lm.storage import replacing, system_error
+from lightning_lm.modules.checkpoint_files import replacing_checkpoint
 from lightning_lm.strategies.checkpoints.sharded import is_sharded, put, read_sharded, remove
 
 __all__ = ["AtomicCheckpointIO", "check_checkpoint", "consolidate"]
@@ -43,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with _replacing(Path(path)) as file:
+        with replacing_checkpoint(Path(path), put) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -96,21 +95,6 @@ def check_checkpoint(path: Path | str) -> None:
         return
     with reading(path):
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Any]:
-    """Give a temporary file that takes the place of the target, a file or a folder, if all went well."""
-    try:
-        with replacing(target, put=put) as file:
-            yield file
-    except (OSError, RuntimeError) as error:  # torch's writer wraps what the file system says
-        cause = system_error(error)
-        raise CheckpointError(
-            f"{target} was not written: {str(error).partition(chr(10))[0] if cause is None else cause.strerror}. "
-            f"{'The previous file of that name is untouched. ' if target.exists() else ''}"
-            "Free some space on this disk or save elsewhere (ModelCheckpoint's dirpath)."
-        ) from error
 
 
 def consolidate(folder: Path | str, output: Path | str) -> None:

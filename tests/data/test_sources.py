@@ -154,6 +154,8 @@ def test_several_paths_and_patterns(tmp_path, monkeypatch):
         Path(f"{name}.jsonl").write_text(json.dumps({"text": name}))
     for value in (["a.jsonl", "b.jsonl"], ("a.jsonl", "b.jsonl"), [Path("a.jsonl"), Path("b.jsonl")], "*.jsonl"):
         assert list(as_source(value).documents()) == ["a", "b"]
+    for path in (Path("a.jsonl"), [Path("a.jsonl")], "a.jsonl"):
+        assert list(Files(path=path).documents()) == ["a"]
     assert as_source(["a.jsonl", "b.jsonl"]).fingerprint != as_source(["a.jsonl"]).fingerprint
     with pytest.raises(DataError, match=r"no file or folder 'c.jsonl'"):
         list(as_source(["a.jsonl", "c.jsonl"]).documents())

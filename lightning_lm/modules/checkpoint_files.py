@@ -1,0 +1,76 @@
+"""Files of checkpoints that are written beside their target, straight to the disk, and renamed when they are whole.
+
+Lightning's own way builds the file in memory, which takes as much again as weights and optimizer, and then writes it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+
+from lightning_lm.errors import CheckpointError
+from lightning_lm.storage import replacing, system_error
+
+__all__ = ["replacing_checkpoint", "save_to_files"]
+
+
+class _FileCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints as files that are whole or not there; all else is Lightning's.
+
+    Modules of this package put it in the place of Lightning's own. ``lightning_lm.strategies.AtomicCheckpointIO``, a
+    plugin of the Trainer, also reads without running code and knows folders of sharded runs.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: Its content.
+            path: Path of the checkpoint; folders are made.
+            storage_options: Left to Lightning, as addresses such as ``s3://`` are.
+
+        Raises:
+            CheckpointError: If it cannot be written, for instance because the disk is full.
+        """
+        if storage_options is not None or "://" in str(path) or Path(path).is_dir():
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with replacing_checkpoint(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+def save_to_files(trainer: Trainer) -> None:
+    """Let a Trainer that has Lightning's default write its checkpoints without a copy in memory.
+
+    Args:
+        trainer: The Trainer of the run.
+    """
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = _FileCheckpointIO()
+
+
+@contextlib.contextmanager
+def replacing_checkpoint(target: Path, put: Callable[[Path, Path], None] | None = None) -> Iterator[Any]:
+    """Give a temporary file in the folder of the target, and put it in its place if all went well.
+
+    Args:
+        target: Path of the checkpoint; folders are made.
+        put: Moves the temporary file to the target, see `storage.replacing`.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    try:
+        with replacing(target, put=put) as file:
+            yield file
+    except (OSError, RuntimeError) as error:  # torch's writer wraps what the file system says
+        cause = system_error(error)
+        raise CheckpointError(
+            f"{target} was not written: {str(error).partition(chr(10))[0] if cause is None else cause.strerror}. "
+            f"{'The previous file of that name is untouched. ' if target.exists() else ''}"
+            "Free some space on this disk or save elsewhere (ModelCheckpoint's dirpath)."
+        ) from error
