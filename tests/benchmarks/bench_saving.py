@@ -8,6 +8,7 @@ process of its own; ``VmHWM`` does not count the page cache.
 """
 
 import argparse
+import functools
 import os
 import random
 import statistics
@@ -20,9 +21,11 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from record import write_record
 
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
+from lightning_lm.modules.checkpoint_files import save_to_files
 from lightning_lm.strategies import AtomicCheckpointIO
 
 BARE = "torch.save and fsync"
@@ -35,15 +38,12 @@ def bare(content: dict, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def from_python(content: dict, path: Path) -> None:
-    """Save as a module of this package does in a plain Trainer."""
-    from lightning.pytorch import Trainer
-
-    from lightning_lm.modules.checkpoint_files import save_to_files
-
-    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True)
+@functools.cache
+def plain_trainer() -> Trainer:
+    """Return a Trainer that a module of this package has met."""
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
     save_to_files(trainer)
-    trainer.strategy.save_checkpoint(content, path)
+    return trainer
 
 
 def stock(content: dict, path: Path) -> None:
@@ -55,7 +55,9 @@ def stock(content: dict, path: Path) -> None:
 WAYS: dict[str, Callable[[dict, Path], None]] = {
     BARE: bare,
     "AtomicCheckpointIO": lambda content, path: AtomicCheckpointIO().save_checkpoint(content, path),
-    "a plain Trainer with a module of this package": from_python,
+    "a plain Trainer with a module of this package": lambda content, path: plain_trainer().strategy.save_checkpoint(
+        content, path
+    ),
     "Lightning's TorchCheckpointIO and fsync": stock,
 }
 
