@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     content = checkpoint()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.ckpt"
         for way in WAYS.values():
             way({"a": torch.ones(1)}, path)  # imports
