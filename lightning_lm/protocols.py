@@ -11,14 +11,14 @@ Beside any other batch they show nothing that is counted in tokens.
 
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["GradientHolder", "HasParallelPlan", "LanguageModel", "RewardFunction", "Tokenizer"]
+__all__ = ["GradientHolder", "HasParallelPlan", "LanguageModel", "RewardFunction", "Tokenizer", "is_language_model"]
 
 
 @runtime_checkable
@@ -51,8 +51,19 @@ class LanguageModel(Protocol):
         document_ids: Int[Tensor, "batch seq"] | None = None,
         cache: Any | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
-        """Return the normalised features that ``head`` turns into logits."""
+        """Return the normalised hidden states that ``head`` turns into logits."""
         ...
+
+
+def is_language_model(model: object) -> TypeGuard[Any]:
+    """Return True if a model has `hidden` and `head`, so that losses need not build all logits.
+
+    `isinstance` does not tell on Python 3.12 and newer, where it overlooks the submodules of a module.
+
+    Args:
+        model: Any model.
+    """
+    return hasattr(model, "hidden") and hasattr(model, "head")
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_lm.data.batches import completed
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.kernels import linear_nll, output_layer
-from lightning_lm.protocols import LanguageModel
+from lightning_lm.protocols import LanguageModel, is_language_model
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["TextScore", "evaluate_perplexity"]
@@ -73,7 +73,7 @@ def evaluate_perplexity(
         ConfigurationError: If the model does not meet the protocol.
         DataError: If no batch has a target.
     """
-    if not isinstance(model, nn.Module) or not isinstance(model, LanguageModel):
+    if not isinstance(model, nn.Module) or not is_language_model(model):
         raise ConfigurationError(
             f"{type(model).__name__} has no hidden() and head; wrap a model of transformers in TransformersModel."
         )

@@ -1,8 +1,8 @@
 """Differentiable collectives.
 
-A tensor is *whole* on a rank, or a *part* along one dimension, or a *summand*. Gradients of whole tensors are whole on
-every rank; what enters a split computation comes back as summands. Parts are equally long: the last ones are filled
-with zeros, which the receiver cuts off.
+On a rank a tensor is replicated, a shard along one dimension, or a partial sum. The gradient of a replicated tensor is
+replicated; that of the input of a tensor-parallel region comes back as partial sums. Shards are equally long: the last
+ones are padded with zeros, which are cut off after gathering.
 
 Source:
     Shoeybi et al. 2019, arXiv:1909.08053, section 3; along the sequence: Korthikanti et al. 2022, arXiv:2205.05198.
@@ -16,89 +16,91 @@ from jaxtyping import Float
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-__all__ = ["enter", "gather_parts", "leave", "part_of", "scatter_sum", "summed", "whole_of"]
+from lightning_lm.deprecation import renamed_exports
+
+__all__ = ["all_gather", "all_reduce", "copy_to", "gather_replicated", "reduce_from", "reduce_scatter", "shard_of"]
 
 
-def enter(x: Float[Tensor, "*shape"], group: ProcessGroup) -> Float[Tensor, "*shape"]:
-    """Hand a whole tensor to a computation that is split over ranks; its gradients are added up.
-
-    Args:
-        x: The same on each rank.
-        group: The ranks.
-    """
-    return cast(Tensor, _Enter.apply(x, group))  # type: ignore[no-untyped-call]
-
-
-def leave(x: Float[Tensor, "*shape"], group: ProcessGroup) -> Float[Tensor, "*shape"]:
-    """Add up the summands of all ranks; each gets the whole gradient.
-
-    Args:
-        x: This rank's summand.
-        group: The ranks.
-    """
-    return cast(Tensor, _Leave.apply(x, group))  # type: ignore[no-untyped-call]
-
-
-def gather_parts(x: Tensor, group: ProcessGroup, *, dim: int, length: int) -> Tensor:
-    """Join the parts of all ranks for a computation that is split; gradients are added up and cut again.
-
-    Args:
-        x: This rank's part.
-        group: The ranks.
-        dim: Along which the parts lie.
-        length: Size of the whole tensor along the dimension.
-    """
-    return cast(Tensor, _Gather.apply(x, group, dim, length, True))  # type: ignore[no-untyped-call]
-
-
-def whole_of(x: Tensor, group: ProcessGroup, *, dim: int, length: int) -> Tensor:
-    """Join the parts of all ranks for a computation that every rank does as a whole; gradients are cut.
-
-    Args:
-        x: This rank's part.
-        group: The ranks.
-        dim: Along which the parts lie.
-        length: Size of the whole tensor along the dimension.
-    """
-    return cast(Tensor, _Gather.apply(x, group, dim, length, False))  # type: ignore[no-untyped-call]
-
-
-def scatter_sum(x: Tensor, group: ProcessGroup, *, dim: int) -> Tensor:
-    """Add up the summands of all ranks and keep this rank's part; gradients are joined.
-
-    Args:
-        x: This rank's summand.
-        group: The ranks.
-        dim: Along which the sum is cut.
-    """
-    return cast(Tensor, _Scatter.apply(x, group, dim, True))  # type: ignore[no-untyped-call]
-
-
-def part_of(x: Tensor, group: ProcessGroup, *, dim: int) -> Tensor:
-    """Keep this rank's part of a whole tensor; gradients are joined.
+def copy_to(x: Float[Tensor, "*shape"], group: ProcessGroup) -> Float[Tensor, "*shape"]:
+    """Copy a replicated tensor to a tensor-parallel region: identity forward, all-reduce backward.
 
     Args:
         x: The same on each rank.
-        group: The ranks.
-        dim: Along which it is cut.
+        group: Process group.
     """
-    return cast(Tensor, _Scatter.apply(x, group, dim, False))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _CopyTo.apply(x, group))  # type: ignore[no-untyped-call]
 
 
-def summed(x: Tensor, group: ProcessGroup, *, largest: bool = False) -> Tensor:
-    """Return the sum, or the largest, over ranks, without a gradient.
+def reduce_from(x: Float[Tensor, "*shape"], group: ProcessGroup) -> Float[Tensor, "*shape"]:
+    """Reduce partial sums from a tensor-parallel region: all-reduce forward, identity backward.
 
     Args:
-        x: This rank's numbers.
-        group: The ranks.
-        largest: Take the largest.
+        x: This rank's partial sum.
+        group: Process group.
+    """
+    return cast(Tensor, _ReduceFrom.apply(x, group))  # type: ignore[no-untyped-call]
+
+
+def all_gather(x: Tensor, group: ProcessGroup, *, dim: int, length: int) -> Tensor:
+    """Gather shards for a tensor-parallel region: all-gather forward, reduce-scatter backward.
+
+    Args:
+        x: This rank's shard.
+        group: Process group.
+        dim: Sharded dimension.
+        length: Size of the whole tensor along the dimension.
+    """
+    return cast(Tensor, _AllGather.apply(x, group, dim, length, True))  # type: ignore[no-untyped-call]
+
+
+def gather_replicated(x: Tensor, group: ProcessGroup, *, dim: int, length: int) -> Tensor:
+    """Gather shards for a computation that every rank repeats: all-gather forward, slice backward.
+
+    Args:
+        x: This rank's shard.
+        group: Process group.
+        dim: Sharded dimension.
+        length: Size of the whole tensor along the dimension.
+    """
+    return cast(Tensor, _AllGather.apply(x, group, dim, length, False))  # type: ignore[no-untyped-call]
+
+
+def reduce_scatter(x: Tensor, group: ProcessGroup, *, dim: int) -> Tensor:
+    """Reduce partial sums to shards: reduce-scatter forward, all-gather backward.
+
+    Args:
+        x: This rank's partial sum.
+        group: Process group.
+        dim: Dimension to shard.
+    """
+    return cast(Tensor, _ReduceScatter.apply(x, group, dim, True))  # type: ignore[no-untyped-call]
+
+
+def shard_of(x: Tensor, group: ProcessGroup, *, dim: int) -> Tensor:
+    """Take this rank's shard of a replicated tensor: slice forward, all-gather backward.
+
+    Args:
+        x: The same on each rank.
+        group: Process group.
+        dim: Dimension to shard.
+    """
+    return cast(Tensor, _ReduceScatter.apply(x, group, dim, False))  # type: ignore[no-untyped-call]
+
+
+def all_reduce(x: Tensor, group: ProcessGroup, *, op: Any = distributed.ReduceOp.SUM) -> Tensor:
+    """Return the sum over ranks, or another reduction, out of place and without a gradient.
+
+    Args:
+        x: This rank's values.
+        group: Process group.
+        op: Reduction, of ``torch.distributed.ReduceOp``.
     """
     total = x.clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(total, distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM, group=group)
+    distributed.all_reduce(total, op, group=group)
     return total
 
 
-class _Enter(torch.autograd.Function):
+class _CopyTo(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
@@ -106,36 +108,36 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return summed(upstream[0], ctx.group), None
+        return all_reduce(upstream[0], ctx.group), None
 
 
-class _Leave(torch.autograd.Function):
+class _ReduceFrom(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:  # noqa: ARG004
-        return summed(x, group)
+        return all_reduce(x, group)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         return upstream[0], None
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int, length: int, adds: bool) -> Tensor:
-        ctx.group, ctx.dim, ctx.adds = group, dim, adds
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int, length: int, reduces: bool) -> Tensor:
+        ctx.group, ctx.dim, ctx.reduces = group, dim, reduces
         return _join(x, group, dim, length)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        cut = _cut_sum if ctx.adds else _cut
+        cut = _cut_sum if ctx.reduces else _cut
         return cut(upstream[0], ctx.group, ctx.dim), None, None, None, None
 
 
-class _Scatter(torch.autograd.Function):
+class _ReduceScatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int, adds: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int, reduces: bool) -> Tensor:
         ctx.group, ctx.dim, ctx.length = group, dim, x.shape[dim]
-        return (_cut_sum if adds else _cut)(x, group, dim)
+        return (_cut_sum if reduces else _cut)(x, group, dim)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -150,18 +152,18 @@ def _join(x: Tensor, group: ProcessGroup, dim: int, length: int) -> Tensor:
 
 
 def _cut_sum(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
-    summand = _filled(x.movedim(dim, 0), group.size()).contiguous()
-    mine = summand.new_empty((summand.shape[0] // group.size(), *summand.shape[1:]))
-    _reduce_scatter(mine, summand, group=group)
+    padded = _padded(x.movedim(dim, 0), group.size()).contiguous()
+    mine = padded.new_empty((padded.shape[0] // group.size(), *padded.shape[1:]))
+    _reduce_scatter(mine, padded, group=group)
     return mine.movedim(0, dim)
 
 
 def _cut(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
-    return _filled(x.movedim(dim, 0), group.size()).chunk(group.size())[group.rank()].movedim(0, dim).clone()
+    return _padded(x.movedim(dim, 0), group.size()).chunk(group.size())[group.rank()].movedim(0, dim).clone()
 
 
-def _filled(x: Tensor, parts: int) -> Tensor:
-    """Append zeros until the first dimension can be cut into equal parts."""
+def _padded(x: Tensor, parts: int) -> Tensor:
+    """Pad the first dimension with zeros until it can be cut into equal shards."""
     missing = -x.shape[0] % parts
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x
 
@@ -171,6 +173,21 @@ def _all_gather(out: Tensor, mine: Tensor, *, group: ProcessGroup) -> None:
     (newer or distributed.all_gather_into_tensor)(out, mine, group=group)
 
 
-def _reduce_scatter(out: Tensor, summand: Tensor, *, group: ProcessGroup) -> None:
+def _reduce_scatter(out: Tensor, partial_sum: Tensor, *, group: ProcessGroup) -> None:
     newer = getattr(distributed, "reduce_scatter_single", None)
-    (newer or distributed.reduce_scatter_tensor)(out, summand, group=group)
+    (newer or distributed.reduce_scatter_tensor)(out, partial_sum, group=group)
+
+
+__getattr__ = renamed_exports(
+    __name__,
+    {
+        "enter": "copy_to",
+        "gather_parts": "all_gather",
+        "leave": "reduce_from",
+        "part_of": "shard_of",
+        "scatter_sum": "reduce_scatter",
+        "summed": "all_reduce",
+        "whole_of": "gather_replicated",
+    },
+    until="0.3",
+)

@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_lm.kernels.runtime.backend import register, use_triton
+from lightning_lm.kernels.runtime.backend import register, unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch
 from lightning_lm.kernels.runtime.launch_settings import settings
-from lightning_lm.kernels.runtime.rows import unsupported_dtype
 
 if TYPE_CHECKING:
     import triton.language as tl

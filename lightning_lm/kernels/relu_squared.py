@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_lm.kernels.runtime.backend import use_triton
+from lightning_lm.kernels.runtime.backend import unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate, pieces, unsupported_dtype
+from lightning_lm.kernels.runtime.rows import accurate, pieces
 
 if TYPE_CHECKING:
     import triton.language as tl

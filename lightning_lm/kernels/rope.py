@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_lm.functional.rope import require_head_axis, rotate
-from lightning_lm.kernels.runtime.backend import use_triton
+from lightning_lm.kernels.runtime.backend import unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch, next_power_of_two
 from lightning_lm.kernels.runtime.launch_settings import settings
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate, unsupported_dtype
+from lightning_lm.kernels.runtime.rows import accurate
 
 if TYPE_CHECKING:
     import triton.language as tl

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_lm.kernels.runtime.backend import register, use_triton
+from lightning_lm.kernels.runtime.backend import register, unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate, pieces, unsupported_dtype
+from lightning_lm.kernels.runtime.rows import accurate, pieces
 
 if TYPE_CHECKING:
     import triton.language as tl

@@ -15,6 +15,7 @@ from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.models.config import TransformerConfig
 from lightning_lm.models.roles import parameter_roles
 from lightning_lm.parts import Part
+from lightning_lm.protocols import is_language_model
 
 __all__ = ["AdapterPart", "Adapters", "attach_adapters", "describe_adapters", "merge_adapters", "remove_adapters"]
 
@@ -225,7 +226,7 @@ def _named(name: str, wanted: Sequence[str]) -> bool:
 
 def _check_output_layer(model: nn.Module, dropout: float) -> None:
     """Refuse dropout in an adapter of the output layer: losses read its weight and never call it."""
-    if hasattr(model, "hidden") and dropout and hasattr(getattr(model, "head", None), "lora_A"):
+    if is_language_model(model) and dropout and hasattr(model.head, "lora_A"):
         raise ConfigurationError(
             f"dropout={dropout} cannot be applied before an adapter of the output layer, whose weight the losses read "
             "without calling it. Set dropout to 0, leave the output layer out of targets, or name it in trained."

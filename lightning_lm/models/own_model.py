@@ -4,7 +4,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.huggingface.transformers_model import TransformersModel, is_of_transformers, unsupported
 from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart, several_documents
 from lightning_lm.models.transformer import Transformer
+from lightning_lm.protocols import is_language_model
 
 __all__ = ["accepted_inputs", "mixed_documents", "whole_logits"]
 
@@ -87,24 +88,19 @@ def mixed_documents(model: nn.Module, inputs: Mapping[str, Tensor]) -> str | Non
         return f"does not take {' and '.join(lost)}, so tokens see the earlier documents of their row"
 
     def run(inputs: dict[str, Tensor]) -> Tensor:
-        language_model: Any = model
-        if _has_hidden(model):
-            return cast(Tensor, language_model.hidden(**accepted_inputs(model, inputs)))
-        return whole_logits(model, inputs)
+        given = accepted_inputs(model, inputs)
+        hidden: Tensor = model.hidden(**given) if is_language_model(model) else whole_logits(model, inputs)
+        return hidden
 
     ids = inputs["input_ids"]
     apart = keeps_documents_apart(model, run, num_ids=int(ids.max()) + 1, device=ids.device)
     return None if apart else "takes document_ids, but a document after another gets other logits than alone"
 
 
-def _has_hidden(model: nn.Module) -> bool:
-    return hasattr(model, "hidden") and hasattr(model, "head")
-
-
 def _takes_keyword(model: nn.Module, name: str) -> bool:
     """Return whether a model's `hidden`, or its forward if it has none, takes an argument by this name."""
     inner: Any = getattr(model, "_orig_mod", model)  # the wrapper of torch.compile takes anything
-    function = inner.hidden if _has_hidden(inner) else inner.forward
+    function = inner.hidden if is_language_model(inner) else inner.forward
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.name == name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL):
         return True

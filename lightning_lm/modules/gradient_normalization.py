@@ -14,7 +14,7 @@ from lightning_lm.distributed import data_ranks
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.protocols import GradientHolder
 
-__all__ = ["GradientWindow", "WindowTotals", "gradient_norm", "held_gradients", "sums_of"]
+__all__ = ["GradientWindow", "WindowTotals", "gradient_norm", "held_gradients"]
 
 
 class WindowTotals(NamedTuple):
@@ -25,11 +25,6 @@ class WindowTotals(NamedTuple):
     """Divisor of the sums."""
     num_targets: Tensor
     """Target tokens: the same, unless the loss counts something else."""
-
-
-def sums_of(nll_sum: Tensor, num_tokens: Tensor, num_targets: Tensor) -> Tensor:
-    """Return all as one tensor [3]: one addition a micro-batch, one reduction over ranks."""
-    return torch.stack((nll_sum, num_tokens.to(nll_sum.dtype), num_targets.to(nll_sum.dtype)))
 
 
 class GradientWindow:
@@ -59,7 +54,8 @@ class GradientWindow:
         if self._constant is None:
             size = trainer.strategy.broadcast(positions)
             self._constant = 2.0 ** -round(math.log2(max(1, size)))
-        sums = sums_of(loss.nll_sum, loss.num_tokens, loss.num_tokens if num_targets is None else num_targets)
+        counts = loss.num_tokens, loss.num_tokens if num_targets is None else num_targets
+        sums = torch.stack((loss.nll_sum, *(count.to(loss.nll_sum.dtype) for count in counts)))
         self._sums = sums if self._sums is None else self._sums + sums
         return loss.loss_sum * (self._constant * trainer.accumulate_grad_batches)
 

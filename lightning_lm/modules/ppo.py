@@ -17,10 +17,11 @@ from lightning_lm.models.roles import parameter_roles
 from lightning_lm.modules.checkpoint import ENTRY
 from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.rl.experience_loader import Experience
-from lightning_lm.modules.rl.objective import Objective, learned_tokens
+from lightning_lm.modules.rl.objective import Objective
 from lightning_lm.modules.rl.policy import PolicyModule
 from lightning_lm.modules.rl.rollout import Rollout
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan
+from lightning_lm.modules.token_losses import target_mask
 from lightning_lm.optim import AdamW, CombinedOptimizer, Constant, OptimizerPart, Schedule
 from lightning_lm.optim.optimizers import RoledParameter
 from lightning_lm.rewards import Reward
@@ -115,7 +116,7 @@ class PPOModule(PolicyModule):
 
     def compute_advantages(self, rollout: Rollout, rows: Experience) -> Experience:
         """Return advantages and returns of each token, and what the critic expected, float32 [rows, seq - 1]."""
-        mask, ranks = learned_tokens(rows), Ranks(self.trainer)
+        mask, ranks = target_mask(rows), Ranks(self.trainer)
         rewards = self._rewards(rollout, rows, mask, ranks)
         earned, answers = ranks.sum(torch.stack([rewards.sum(), mask.any(1).sum()])).unbind()
         self._values_of().mean_reward.copy_(earned / answers.clamp(min=1))
@@ -149,7 +150,7 @@ class PPOModule(PolicyModule):
 
     def training_loss(self, batch: Mapping[str, Any]) -> TokenLoss:
         """Return the sums of a micro-batch: the policy's objective, and the critic's error with the same weights."""
-        terms, mask = self.objective_terms(batch), learned_tokens(batch)
+        terms, mask = self.objective_terms(batch), target_mask(batch)
         values, part = self._values_of()(batch), self.critic_part
         errors = clipped_value_loss(values, batch["old_values"], batch["returns"], clip=part.clip)
         error_sum = torch.where(mask, terms.weights * errors, 0).sum()

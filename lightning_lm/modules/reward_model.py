@@ -17,7 +17,7 @@ from lightning_lm.models import ModelConfig, TransformersModel, attach_adapters,
 from lightning_lm.models.roles import with_role
 from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoint, saved_adapters, tokenizer_of_folder
 from lightning_lm.modules.reward_folder import PublishedRewardModel
-from lightning_lm.protocols import Tokenizer
+from lightning_lm.protocols import Tokenizer, is_language_model
 from lightning_lm.rewards import Reward
 from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.tokenizers import tokenizer_from_files
@@ -42,8 +42,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        has_features = hasattr(backbone, "hidden") and hasattr(backbone, "head")
-        self.backbone = backbone if has_features else TransformersModel(backbone)
+        self.backbone = backbone if is_language_model(backbone) else TransformersModel(backbone)
         weight: Tensor = self.backbone.head.weight
         width = weight.shape[1]
         self.score = with_role(nn.Linear(width, 1, bias=False), "head").to(weight)

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_cross_entropy, linear_logprob, measured_cross_entropy, output_layer
 from lightning_lm.models.own_model import accepted_inputs, whole_logits
-from lightning_lm.models.prefix_sharing import answer_features
+from lightning_lm.models.prefix_sharing import completion_hidden_states
 from lightning_lm.parts import Part
-from lightning_lm.protocols import LanguageModel
+from lightning_lm.protocols import is_language_model
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = [
@@ -23,10 +23,15 @@ __all__ = [
     "CrossEntropy",
     "ImitationLoss",
     "TokenLossPart",
+    "hidden_or_logits",
     "next_token_inputs",
     "next_token_targets",
+    "target_mask",
     "token_scores",
 ]
+
+Batch = Mapping[str, Tensor]
+"""A `types.TokenBatch`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class TokenLossPart(Part, abc.ABC):
     """Base of every loss that is a sum over target tokens."""
 
     @abc.abstractmethod
-    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> TokenLoss:
+    def __call__(self, model: nn.Module, batch: Batch) -> TokenLoss:
         """Return the sums of a batch.
 
         Args:
@@ -50,29 +55,56 @@ class CrossEntropy(TokenLossPart):
     z_loss: float = 0.0
     """Weight of the squared log-normaliser, which keeps logits from drifting (1e-4 in PaLM). Unitless."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over the vocabulary. Unitless."""
+    """Fraction of the target spread evenly over the vocabulary. Unitless."""
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> TokenLoss:
-        """Return the sums of a batch; all logits are never held where the model has `hidden` and `head`."""
-        inputs, targets = next_token_inputs(batch), next_token_targets(batch)
-        if not (hasattr(model, "hidden") and hasattr(model, "head")):
-            logits = whole_logits(model, inputs)
-            return token_cross_entropy(logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
-        language_model = cast(LanguageModel, model)
-        features = language_model.hidden(**accepted_inputs(model, inputs))
-        terms: dict[str, Any] = {"z_loss": self.z_loss, "label_smoothing": self.label_smoothing}
-        return linear_cross_entropy(features, targets=targets, **output_layer(language_model), **terms)
+    def __call__(self, model: nn.Module, batch: Batch) -> TokenLoss:
+        """Return the sums of a batch; a model that has `hidden` and `head` never builds all logits."""
+        values, head = hidden_or_logits(model, batch)
+        loss = linear_cross_entropy if head else token_cross_entropy
+        targets = next_token_targets(batch)
+        return loss(values, targets=targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing, **head)
 
 
-def next_token_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def next_token_inputs(batch: Batch) -> dict[str, Tensor]:
     """Return the arguments of the model: all positions but the last, which predicts nothing."""
     names = ("input_ids", "position_ids", "document_ids")
     return {name: batch[name][:, :-1] for name in names if batch.get(name) is not None}
 
 
-def next_token_targets(batch: Mapping[str, Tensor]) -> Tensor:
+def next_token_targets(batch: Batch) -> Tensor:
     """Return the token that each of these positions predicts, or ``IGNORE_INDEX``."""
     return batch["labels"][:, 1:]
+
+
+def target_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Return True for each of these positions that predicts a target token, bool [rows, seq - 1]."""
+    return next_token_targets(batch) != IGNORE_INDEX
+
+
+def hidden_or_logits(
+    model: nn.Module, batch: Batch, mask: Tensor | slice = slice(None)
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return hidden states and the output layer that turns them into logits; of a model without `hidden`, its logits.
+
+    Losses take hidden states and `output_layer` because they need not hold all logits then, nor compute those of other
+    positions than the targets.
+
+    Args:
+        model: Meets `protocols.LanguageModel`, or returns logits (or an object with ``logits``).
+        batch: A `types.TokenBatch`. Completions in a `types.ExperienceBatch` that share a prompt compute it once if the
+            model allows.
+        mask: Positions that are needed, bool [rows, seq - 1]; by default all.
+
+    Returns:
+        Values, [rows, seq - 1, d_model or vocab], or [positions, d_model or vocab] with a mask; and the arguments
+        ``weight``, ``bias`` and ``softcap`` of a loss, none if the values are logits.
+    """
+    inputs = next_token_inputs(batch)
+    if not is_language_model(model):
+        return whole_logits(model, inputs)[mask], {}
+    hidden = completion_hidden_states(model, batch, mask) if isinstance(mask, Tensor) else None
+    hidden = model.hidden(**accepted_inputs(model, inputs))[mask] if hidden is None else hidden
+    return hidden, output_layer(model)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +113,7 @@ class ImitationLoss(Part):
 
     Args:
         z_loss: Weight of the squared log-normaliser. Unitless.
-        label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary. Unitless.
     """
 
     z_loss: float = 0.0
@@ -89,28 +121,18 @@ class ImitationLoss(Part):
     by_confidence: ClassVar[bool] = False
     """True if each token's loss is multiplied by its probability."""
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> MeasuredLoss:
+    def __call__(self, model: nn.Module, batch: Batch) -> MeasuredLoss:
         """Return the sums of a batch.
-
-        Only what is learned goes through the head, and all logits are never held where the model has `hidden` and
-        `head`.
 
         Args:
             model: Meets `protocols.LanguageModel`, or returns logits (or an object with ``logits``).
             batch: A `types.TokenBatch`.
         """
-        inputs, targets = next_token_inputs(batch), next_token_targets(batch)
-        learned = targets != IGNORE_INDEX
-        terms: dict[str, Any] = {
-            "z_loss": self.z_loss,
-            "label_smoothing": self.label_smoothing,
-            "by_confidence": self.by_confidence,
-        }
-        if not (hasattr(model, "hidden") and hasattr(model, "head")):
-            return _of_logits(whole_logits(model, inputs)[learned], targets[learned], **terms)
-        language_model = cast(LanguageModel, model)
-        features = language_model.hidden(**accepted_inputs(model, inputs))[learned]
-        return measured_cross_entropy(features, targets=targets[learned], **output_layer(language_model), **terms)
+        mask = target_mask(batch)
+        values, head = hidden_or_logits(model, batch, mask)
+        terms: dict[str, Any] = {"z_loss": self.z_loss, "label_smoothing": self.label_smoothing}
+        loss = measured_cross_entropy if head else _measured_loss_of_logits
+        return loss(values, targets=next_token_targets(batch)[mask], by_confidence=self.by_confidence, **terms, **head)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +151,7 @@ class DFT(ImitationLoss):
     by_confidence: ClassVar[bool] = True
 
 
-def _of_logits(logits: Tensor, targets: Tensor, **terms: Any) -> MeasuredLoss:
+def _measured_loss_of_logits(logits: Tensor, targets: Tensor, **terms: Any) -> MeasuredLoss:
     loss = token_cross_entropy(logits, targets, **terms)
     dtype = loss.nll_sum.dtype
     correct = (logits.argmax(dim=-1) == targets).sum(dtype=dtype)
@@ -137,39 +159,28 @@ def _of_logits(logits: Tensor, targets: Tensor, **terms: Any) -> MeasuredLoss:
 
 
 def token_scores(
-    model: nn.Module, batch: Mapping[str, Tensor], *, temperature: float = 1.0, entropy_gradient: bool = False
+    model: nn.Module, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
 ) -> TokenScores:
-    """Return the scores of each token that is learned, float32 [rows, seq - 1], aligned with ``labels[:, 1:]``.
+    """Return the scores of each target token, float32 [rows, seq - 1], aligned with ``labels[:, 1:]``.
 
-    Only the features of these tokens go through the head, and all logits are never held where the model has `hidden`
-    and `head`. Everywhere else the scores are 0, without a gradient. A batch in which nothing is learned gives zeros
-    whose gradient is zero for every parameter, so that no rank waits for another.
+    Elsewhere the scores are 0, without a gradient. A batch without target tokens gives zeros whose gradient is zero for
+    every parameter, so that no rank waits for another.
 
     Args:
         model: Meets `protocols.LanguageModel`, or returns logits (or an object with ``logits``).
-        batch: A `types.TokenBatch`; what rows of a `types.ExperienceBatch` share is computed once where it can be.
+        batch: A `types.TokenBatch`.
         temperature: Sampling temperature, by which the logits are divided; the policy is that distribution.
         entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
     """
-    inputs, targets = next_token_inputs(batch), next_token_targets(batch)
-    learned = targets != IGNORE_INDEX
+    mask = target_mask(batch)
+    values, head = hidden_or_logits(model, batch, mask)
+    scores = linear_logprob if head else _scores_of_logits
     options: dict[str, Any] = {"temperature": temperature, "entropy_gradient": entropy_gradient}
-    if hasattr(model, "hidden") and hasattr(model, "head"):
-        language_model = cast(LanguageModel, model)
-        features = answer_features(model, batch, learned)
-        features = language_model.hidden(**accepted_inputs(model, inputs))[learned] if features is None else features
-        scores = linear_logprob(features, ids=targets[learned], **output_layer(language_model), **options)
-    else:
-        scores = _scores_of_logits(whole_logits(model, inputs)[learned], targets[learned], **options)
-    return TokenScores(*(_spread(values, learned) for values in scores))
+    found = scores(values, ids=next_token_targets(batch)[mask], **head, **options)
+    return TokenScores(*(column.new_zeros(mask.shape).masked_scatter(mask, column) for column in found))
 
 
 def _scores_of_logits(logits: Tensor, ids: Tensor, *, temperature: float, entropy_gradient: bool) -> TokenScores:
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies = entropy(logits, temperature=temperature)
     return TokenScores(token_logprobs(logits, ids, temperature=temperature), entropies)
-
-
-def _spread(values: Tensor, learned: Tensor) -> Tensor:
-    """Put values back to where they were taken from; 0 elsewhere."""
-    return values.new_zeros(learned.shape).masked_scatter(learned, values)

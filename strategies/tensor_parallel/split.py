@@ -14,7 +14,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.collectives import enter, gather_parts, leave, part_of, scatter_sum, whole_of
+from lightning_lm.functional.collectives import (
+    all_gather,
+    copy_to,
+    gather_replicated,
+    reduce_from,
+    reduce_scatter,
+    shard_of,
+)
 from lightning_lm.strategies.tensor_parallel.plan import Planned
 
 __all__ = ["Region", "split_modules"]
@@ -43,12 +50,12 @@ class Region:
     def enter(self, x: Tensor) -> Tensor:
         """Take the stream into a split computation."""
         if self.sequence_parallel:
-            return gather_parts(x, self.group, dim=1, length=self.length)
-        return enter(x, self.group)
+            return all_gather(x, self.group, dim=1, length=self.length)
+        return copy_to(x, self.group)
 
     def leave(self, x: Tensor) -> Tensor:
         """Bring what this rank computed back to the stream."""
-        return scatter_sum(x, self.group, dim=1) if self.sequence_parallel else leave(x, self.group)
+        return reduce_scatter(x, self.group, dim=1) if self.sequence_parallel else reduce_from(x, self.group)
 
     def add_up_gradients(self) -> None:
         """Add up the gradients of `summands` over ranks, all in one exchange for each type."""
@@ -140,9 +147,9 @@ class HeadLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return all logits. Losses read the weight instead, and never hold all of them."""
         group = self.region.group
-        logits = F.linear(enter(input, group), _local(self.weight), _local(self.bias))
+        logits = F.linear(copy_to(input, group), _local(self.weight), _local(self.bias))
         missing = -(-self.out_features // group.size()) - logits.shape[-1]
-        return whole_of(F.pad(logits, (0, missing)), group, dim=logits.dim() - 1, length=self.out_features)
+        return gather_replicated(F.pad(logits, (0, missing)), group, dim=logits.dim() - 1, length=self.out_features)
 
 
 class SplitEmbedding(nn.Embedding):
@@ -186,12 +193,12 @@ def _around_embed(module: nn.Module, region: Region) -> None:
 
     module.register_forward_pre_hook(note_length)
     if not region.loss_parallel:
-        module.register_forward_hook(lambda _module, _args, output: part_of(output, region.group, dim=1))
+        module.register_forward_hook(lambda _module, _args, output: shard_of(output, region.group, dim=1))
 
 
 def _around_positions(module: nn.Module, region: Region) -> None:
     if region.sequence_parallel:
-        module.register_forward_hook(lambda _module, _args, output: part_of(output, region.group, dim=output.dim() - 2))
+        module.register_forward_hook(lambda _module, _args, out: shard_of(out, region.group, dim=out.dim() - 2))
 
 
 def _around_norm(module: nn.Module, region: Region) -> None:
@@ -203,7 +210,7 @@ def _around_last_norm(module: nn.Module, region: Region) -> None:
     if region.sequence_parallel:
         _add_summands(module, region)
         module.register_forward_hook(
-            lambda _module, _args, output: whole_of(output, region.group, dim=1, length=region.length)
+            lambda _module, _args, output: gather_replicated(output, region.group, dim=1, length=region.length)
         )
 
 
@@ -234,7 +241,7 @@ def _around_qk_norm(module: nn.Module, region: Region) -> None:
         (x,) = args
         if x.dim() != 3:
             return None
-        return (gather_parts(x, region.group, dim=_FEATURES, length=x.shape[_FEATURES] * region.group.size()),)
+        return (all_gather(x, region.group, dim=_FEATURES, length=x.shape[_FEATURES] * region.group.size()),)
 
     def cut(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return output.chunk(region.group.size(), _FEATURES)[region.group.rank()] if output.dim() == 3 else None

@@ -223,8 +223,8 @@ def test_logits_never_take_more_than_their_budget(backend, budget, dtype, monkey
     targets, *inputs = problem(rows, 8, vocab, dtype)
     hidden, weight, bias = (tensor.detach() for tensor in inputs)
     asked = {"measured": True, "dtype": dtype, "budget": budget, "needs": [True] * 3}
-    share = {"num_ids": vocab, "stretch": vocab, "ranks": ""}
-    head = Head(hidden, weight, bias, targets, softcap=2.0, temperature=0.7, **asked, **share)
+    shard = {"num_ids": vocab, "shard_size": vocab, "group_name": ""}
+    head = Head(hidden, weight, bias, targets, softcap=2.0, temperature=0.7, **asked, **shard)
     with Meter(vocab, (weight, hidden, bias)) as meter:
         _linear_cross_entropy_forward(*head, 1e-2, 0.1, True)
     assert budget / 4 < meter.peak <= budget
@@ -236,12 +236,12 @@ def test_logits_never_take_more_than_their_budget(backend, budget, dtype, monkey
 
 
 def test_large_vocabularies_multiply_at_least_256_rows_at_once():
-    """Each piece reads all of the weight and of its gradient; what is made of its logits still fits into caches."""
+    """Each chunk reads all of the weight and of its gradient; what is made of its logits still fits into caches."""
     rows, vocab = 512, 60_000
     targets, *inputs = problem(rows, 2, vocab, bias=False)
     hidden, weight, _ = (tensor.detach() for tensor in inputs)
     head = heads.open_head(hidden, weight.requires_grad_(), None, targets, softcap=None)
-    assert [len(range(rows)[piece]) for piece, _ in head.pieces("linear_cross_entropy")] == [256, 256]
+    assert [len(range(rows)[chunk]) for chunk, _ in head.chunks("linear_cross_entropy")] == [256, 256]
     with Meter(vocab, (weight, hidden)) as meter:
         _linear_cross_entropy_forward(*head._replace(weight=weight.detach()), 0.0, 0.0, False)
     assert meter.peak <= 4 * 256 * vocab + 16 * 2**20

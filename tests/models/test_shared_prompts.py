@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_lm.models import GLU, MLP, Attention, Layer, TransformerConfig
-from lightning_lm.models.prefix_sharing import answer_features
+from lightning_lm.models.prefix_sharing import completion_hidden_states
 from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.types import IGNORE_INDEX
 
@@ -44,7 +44,7 @@ def model_of(**attention):
 
 
 def features_of(model, batch):
-    return answer_features(model, batch, batch["labels"][:, 1:] != IGNORE_INDEX)
+    return completion_hidden_states(model, batch, batch["labels"][:, 1:] != IGNORE_INDEX)
 
 
 CASES = {

@@ -20,12 +20,11 @@ from torch import Tensor
 from lightning_lm.functional.flash_attention import FlashOptions, flash_backward, flash_forward, require_heads
 from lightning_lm.kernels.flash_attention.triton_kernels import forward_kernel, key_kernel, query_kernel
 from lightning_lm.kernels.lm_head.head import autocast_dtype
-from lightning_lm.kernels.runtime.backend import architecture, use_triton
+from lightning_lm.kernels.runtime.backend import architecture, unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.flop_formulas import flop_formula
 from lightning_lm.kernels.runtime.launch import launch, next_power_of_two, triton_version
 from lightning_lm.kernels.runtime.launch_settings import settings
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import unsupported_dtype
 
 __all__ = ["flash_attention", "precision", "supported", "tiles"]
 

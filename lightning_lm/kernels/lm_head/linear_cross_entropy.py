@@ -1,6 +1,6 @@
 """Output head and cross-entropy together: loss and gradients in one sweep, and never all logits."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -9,20 +9,20 @@ from torch import Tensor
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.kernels.lm_head.cross_entropy import loss_coefficients, row_losses
-from lightning_lm.kernels.lm_head.head import INPUTS, OPTIONS, Head, HeadGradients, empty_gradients, open_head
+from lightning_lm.kernels.lm_head.head import (
+    INPUTS,
+    OPTIONS,
+    Head,
+    HeadGradients,
+    empty_gradients,
+    matmul_flops,
+    open_head,
+)
 from lightning_lm.kernels.runtime.flop_formulas import flop_formula
 from lightning_lm.kernels.runtime.operation import Operation
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["linear_cross_entropy", "measured_cross_entropy"]
-
-
-class _Terms(NamedTuple):
-    """The last arguments of the operation, after those of the head."""
-
-    z_loss: float
-    label_smoothing: float
-    by_confidence: bool
 
 
 def linear_cross_entropy(
@@ -96,44 +96,43 @@ def measured_cross_entropy(
 
 
 def _linear_cross_entropy_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    (head, terms), name = _parted(*arguments), "linear_cross_entropy"
-    head, (z_loss, label_smoothing, by_confidence) = head.cast(), terms
+    *of_head, z_loss, label_smoothing, by_confidence = arguments
+    head, name = Head(*of_head).cast(), "linear_cross_entropy"
     sums = torch.zeros(4, dtype=accumulation_dtype(head.hidden.device), device=head.hidden.device)
     gradients = HeadGradients(head)
-    for rows, logits in head.pieces(name):
+    for rows, logits in head.chunks(name):
         found = head.statistics(logits, name, averaged=label_smoothing > 0)
         weights = found.nll.neg().exp() if by_confidence else torch.ones_like(found.nll)
         losses = weights * row_losses(found, z_loss, label_smoothing)
         sums += torch.stack((losses, found.nll, found.entropy, found.correct)).sum(dim=1, dtype=sums.dtype)
         if any(head.needs):
-            coefficients = loss_coefficients(
-                found.normaliser.value, weights, head.num_ids, z_loss=z_loss, label_smoothing=label_smoothing
-            )
+            terms = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+            coefficients = loss_coefficients(found.normaliser.value, weights, head.num_ids, **terms)
             gradients.add(rows, head.gradient(logits, found.normaliser, coefficients, name))
-        del logits  # before the next piece is made
+        del logits  # before the next chunk is made
     loss = sums[0].clone().to(torch.promote_types(arguments[0].dtype, torch.float32))
     return loss, sums[1:].clone(), gradients.hidden, gradients.weight, gradients.bias
 
 
-def _linear_cross_entropy_backward(grad: Tensor | None, grad_sums: Any, *gradients_and_options: Any) -> Any:
-    gradients: tuple[Tensor, ...] = gradients_and_options[:3]
+def _linear_cross_entropy_backward(
+    grad: Tensor | None, grad_sums: Any, hidden: Tensor, weight: Tensor, bias: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    """Multiply the gradients that the forward pass has computed by the upstream gradient."""
+    gradients = hidden, weight, bias
     if grad is None:
         return tuple(torch.zeros_like(part) for part in gradients)
     return tuple(part * grad.to(torch.promote_types(part.dtype, torch.float32)) for part in gradients)
 
 
-def _parted(*arguments: Any) -> tuple[Head, _Terms]:
-    return Head(*arguments[:-3]), _Terms(*arguments[-3:])
-
-
 def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    hidden = arguments[0]
-    loss = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return loss, hidden.new_empty(3, dtype=accumulation_dtype(hidden.device)), *empty_gradients(_parted(*arguments)[0])
+    *of_head, _, _, _ = arguments
+    head = Head(*of_head)
+    loss = head.hidden.new_empty((), dtype=torch.promote_types(head.hidden.dtype, torch.float32))
+    return loss, head.hidden.new_empty(3, dtype=accumulation_dtype(head.hidden.device)), *empty_gradients(head)
 
 
-def _fake_backward(grad: Any, grad_sums: Any, *gradients_and_options: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(part) for part in gradients_and_options[:3])
+def _fake_backward(grad: Any, grad_sums: Any, hidden: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Any:
+    return torch.empty_like(hidden), torch.empty_like(weight), torch.empty_like(bias)
 
 
 _TERMS = "float z_loss, float label_smoothing, bool by_confidence"
@@ -141,7 +140,7 @@ _operation = Operation(
     _linear_cross_entropy_forward,
     _linear_cross_entropy_backward,
     schema=f"({INPUTS}, {OPTIONS}, {_TERMS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    backward_schema="(Tensor? grad, Tensor? grad_sums, Tensor of_hidden, Tensor of_weight, Tensor of_bias,"
+    backward_schema="(Tensor? grad, Tensor? grad_sums, Tensor hidden, Tensor weight, Tensor bias,"
     f" {OPTIONS}, {_TERMS}) -> (Tensor, Tensor, Tensor)",
     fakes=(_fake_forward, _fake_backward),
     saved=lambda _, results: results[2:],
@@ -151,7 +150,6 @@ _operation = Operation(
 
 @flop_formula(torch.ops.lightning_lm.linear_cross_entropy)
 def _flops(*arguments: Any, **_: Any) -> int:
-    """Count one product for the logits and one for each gradient, which are made in the forward pass."""
-    head = _parted(*arguments)[0]
-    products = 1 + sum(head.needs[:2])
-    return int(2 * head.hidden[0] * head.hidden[1] * head.weight[0] * products)
+    """Count one matmul for the logits and one for each gradient, which are computed in the forward pass."""
+    *of_head, _, _, _ = arguments
+    return matmul_flops(Head(*of_head))

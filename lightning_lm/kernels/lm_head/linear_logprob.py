@@ -7,7 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_lm.functional.logprobs import TokenScores
-from lightning_lm.kernels.lm_head.head import INPUTS, OPTIONS, Head, HeadGradients, empty_gradients, open_head
+from lightning_lm.kernels.lm_head.head import (
+    INPUTS,
+    OPTIONS,
+    Head,
+    HeadGradients,
+    empty_gradients,
+    matmul_flops,
+    open_head,
+)
 from lightning_lm.kernels.lm_head.logits import Coefficients, Normaliser
 from lightning_lm.kernels.runtime.flop_formulas import flop_formula
 from lightning_lm.kernels.runtime.operation import Operation
@@ -78,10 +86,10 @@ def linear_nll(
 def _linear_logprob_forward(*arguments: Any) -> tuple[Tensor, ...]:
     head = Head(*arguments).cast()
     found = head.hidden.new_zeros(4, len(head.hidden), dtype=torch.promote_types(head.dtype, torch.float32))
-    for rows, logits in head.pieces("linear_logprob"):
+    for rows, logits in head.chunks("linear_logprob"):
         part = head.statistics(logits, "linear_logprob")
         found[:, rows] = torch.stack((-part.nll, part.entropy, *part.normaliser))
-        del logits  # before the next piece is made
+        del logits  # before the next chunk is made
     return tuple(column.clone() for column in found)
 
 
@@ -93,7 +101,7 @@ def _linear_logprob_backward(
     gradients = HeadGradients(head)
     of_logprob = torch.zeros_like(peak) if grad is None else grad
     softmax = -of_logprob if grad_entropy is None else -of_logprob - grad_entropy * entropies
-    for rows, logits in head.pieces("linear_logprob"):
+    for rows, logits in head.chunks("linear_logprob"):
         coefficients = Coefficients(
             softmax[rows].contiguous(),
             of_logprob[rows].contiguous(),
@@ -101,12 +109,12 @@ def _linear_logprob_backward(
         )
         normaliser = Normaliser(peak[rows], log_total[rows])
         gradients.add(rows, head.gradient(logits, normaliser, coefficients, "linear_logprob"))
-        del logits  # before the next piece is made
+        del logits  # before the next chunk is made
     return gradients.hidden, gradients.weight, gradients.bias
 
 
 def _saved(hidden: Any, weight: Any, bias: Any, ids: Any, *rest: Any) -> tuple[Head, Any, Any, Any]:
-    """Return what backward is given: the head, entropies, and the two parts of the log-normaliser."""
+    """Return the saved head, entropies, and the two parts of the log-normaliser."""
     entropies, peak, log_total, *options = rest
     return Head(hidden, weight, bias, ids, *options), entropies, peak, log_total
 
@@ -140,7 +148,5 @@ def _forward_flops(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 @flop_formula(torch.ops.lightning_lm.linear_logprob_backward)
 def _backward_flops(grad: Any, grad_entropy: Any, *saved_and_options: Any, **_: Any) -> int:
-    """Count the logits once more, and a product for each gradient."""
-    head = _saved(*saved_and_options)[0]
-    products = 1 + sum(head.needs[:2])
-    return int(2 * head.hidden[0] * head.hidden[1] * head.weight[0] * products)
+    """Count the logits once more, and a matmul for each gradient."""
+    return matmul_flops(_saved(*saved_and_options)[0])

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_lm.kernels.runtime.backend import use_triton
+from lightning_lm.kernels.runtime.backend import unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch
 from lightning_lm.kernels.runtime.launch_settings import settings
-from lightning_lm.kernels.runtime.rows import accurate, unsupported_dtype
+from lightning_lm.kernels.runtime.rows import accurate
 
 if TYPE_CHECKING:
     import triton.language as tl

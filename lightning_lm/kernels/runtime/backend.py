@@ -7,12 +7,25 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.kernels.runtime import launch
 
-__all__ = ["Choice", "architecture", "choices", "force_backend", "report", "unavailable", "use_triton"]
+__all__ = [
+    "FLOATS",
+    "Choice",
+    "architecture",
+    "choices",
+    "force_backend",
+    "report",
+    "unavailable",
+    "unsupported_dtype",
+    "use_triton",
+]
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""The types that kernels read and write; they compute in float32."""
 _OLDEST = (8, 0)
 """Compute capability of the oldest GPU with bfloat16 products."""
 _forced: list[str] = []  # not a context variable: gradients run in threads of their own
@@ -66,6 +79,15 @@ def use_triton(operation: str, device: torch.device, unsupported: str | None) ->
     if forced == "triton" and reason is not None:
         raise ConfigurationError(f"{operation} was forced to run in Triton and cannot: {reason}.")
     return reason is None
+
+
+def unsupported_dtype(x: Tensor) -> str | None:
+    """Return why kernels cannot read a type, or nothing if they can.
+
+    Args:
+        x: The tensor.
+    """
+    return None if x.dtype in FLOATS else f"{x.dtype} is none of float32, float16 and bfloat16"
 
 
 @contextlib.contextmanager

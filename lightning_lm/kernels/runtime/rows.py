@@ -3,22 +3,18 @@
 import torch
 from torch import Tensor
 
+from lightning_lm.kernels.runtime.backend import unsupported_dtype
 from lightning_lm.kernels.runtime.launch import next_power_of_two
 from lightning_lm.kernels.runtime.launch_settings import settings
 
 __all__ = [
-    "FLOATS",
     "accurate",
     "partial_sums",
     "pieces",
     "row_settings",
     "rows_of",
-    "unsupported_dtype",
     "unsupported_rows",
 ]
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""The types that kernels read and write; they compute in float32."""
 
 LONGEST_ROW = 8192
 """Features of a row that fits into the registers of one program: at twice as many the gradients of norms spill."""
@@ -41,15 +37,6 @@ def rows_of(x: Tensor) -> Tensor:
     """
     rows = x.reshape(-1, x.size(-1))
     return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def unsupported_dtype(x: Tensor) -> str | None:
-    """Return why kernels cannot read a type, or nothing if they can.
-
-    Args:
-        x: The tensor.
-    """
-    return None if x.dtype in FLOATS else f"{x.dtype} is none of float32, float16 and bfloat16"
 
 
 def unsupported_rows(x: Tensor, longest: int = LONGEST_ROW) -> str | None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.roles import parameter_roles, with_role
-from lightning_lm.modules.rl.objective import learned_tokens
-from lightning_lm.modules.token_losses import next_token_inputs
+from lightning_lm.modules.token_losses import next_token_inputs, target_mask
 from lightning_lm.parts import Part
+from lightning_lm.protocols import is_language_model
 
 __all__ = ["Critic", "KLReward", "ValueModel"]
 
@@ -90,7 +90,7 @@ class ValueModel(nn.Module):
         mean_reward: Mean reward of the newest rollout; added to each value.
 
     Raises:
-        ConfigurationError: If the model shows no features.
+        ConfigurationError: If the model has no `hidden` and `head`.
     """
 
     body: Any
@@ -99,10 +99,10 @@ class ValueModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        if not (hasattr(model, "hidden") and hasattr(model, "head")):
+        if not is_language_model(model):
             raise ConfigurationError(
-                f"A critic reads the features of a model, and {type(model).__name__} has no 'hidden' and 'head'. Wrap "
-                "a causal language model of transformers in TransformersModel."
+                f"A critic reads the hidden states of a model, and {type(model).__name__} has no 'hidden' and 'head'. "
+                "Wrap a causal language model of transformers in TransformersModel."
             )
         self.body = copy.deepcopy(model)
         weight: Tensor = self.body.head.weight
@@ -121,13 +121,12 @@ class ValueModel(nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return what is expected before each learned token; float32 [rows, seq - 1], 0 elsewhere.
+        """Return the value at each target token, float32 [rows, seq - 1], 0 elsewhere.
 
         Args:
             batch: A `types.TokenBatch`.
         """
-        learned = learned_tokens(batch)
-        hidden: Tensor = self.body.hidden(**next_token_inputs(batch))[learned]
-        values = self.value(hidden)[:, 0].float() + self.mean_reward
-        spread: Tensor = values.new_zeros(learned.shape).masked_scatter(learned, values)
-        return spread
+        mask = target_mask(batch)
+        hidden: Tensor = self.body.hidden(**next_token_inputs(batch))[mask]
+        values: Tensor = self.value(hidden)[:, 0].float() + self.mean_reward
+        return values.new_zeros(mask.shape).masked_scatter(mask, values)

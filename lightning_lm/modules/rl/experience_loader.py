@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lightning_lm.data.post_training.prompts import PromptBatch
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.modules.rl.objective import learned_tokens
 from lightning_lm.modules.rl.rollout import Rollout, SparePrompts
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan
+from lightning_lm.modules.token_losses import target_mask
 
 __all__ = [
     "Experience",
@@ -143,7 +143,7 @@ def policy_logprobs(
         logprobs: Computes the log-probabilities of some rows, given their indices.
         all_rows: Compute those of the first step too.
     """
-    mask, order = learned_tokens(rows), learning_orders(rows, plan)[0]
+    mask, order = target_mask(rows), learning_orders(rows, plan)[0]
     num_fresh = 0 if all_rows else len(order) // plan.minibatches
     scored = order[num_fresh:].sort().values
     old = torch.full(mask.shape, torch.nan, device=mask.device)
@@ -167,7 +167,7 @@ def recorded_logprobs(rollout: Rollout, rows: Experience) -> Experience:
             "ratio_to='sampler' needs the log-probabilities of sampled tokens, and this generation gives none. Use "
             "ratio_to='policy'."
         )
-    return {"old_logprobs": rollout.sampler_logprobs(learned_tokens(rows).float())}
+    return {"old_logprobs": rollout.sampler_logprobs(target_mask(rows).float())}
 
 
 def keep_logprobs(rows: Experience, row_ids: Tensor, logprobs: Tensor) -> None:
@@ -202,7 +202,7 @@ def _has_rows(value: Any) -> bool:
 def _trim(rows: Experience) -> Experience:
     """Leave out the columns behind the last token that is learned; they change nothing."""
     width = rows["labels"].shape[1]
-    columns = learned_tokens(rows).any(0).nonzero()
+    columns = target_mask(rows).any(0).nonzero()
     kept = int(columns[-1]) + 2 if len(columns) else 2
     return {
         name: value[:, : kept - (width - value.shape[1])] if _has_rows(value) and value.dim() == 2 else value

@@ -11,11 +11,10 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.dtypes import to_accumulate
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.functional.policy import ClippedSurrogate, KLPenalty, PolicyLoss, PolicyTerms, Reduction, TokenMean
-from lightning_lm.modules.token_losses import next_token_targets
+from lightning_lm.modules.token_losses import target_mask
 from lightning_lm.parts import Part
-from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["Objective", "ObjectiveTerms", "learned_tokens"]
+__all__ = ["Objective", "ObjectiveTerms"]
 
 
 class ObjectiveTerms(NamedTuple):
@@ -60,7 +59,7 @@ class Objective(Part):
             scores: Scores of the current policy.
             batch: A `types.ExperienceBatch`. Without ``old_logprobs`` the present policy is the one that sampled.
         """
-        mask = learned_tokens(batch)
+        mask = target_mask(batch)
         logprobs = scores.logprobs
         old = batch.get("old_logprobs")
         old = logprobs.detach() if old is None else old
@@ -80,12 +79,3 @@ class Objective(Part):
         count = self.reduction.count(mask, batch["tokens_per_row"])
         ratio = (logprobs.detach() - old).exp()
         return ObjectiveTerms(TokenLoss(loss_sum, to_accumulate(loss_sum.detach()), count), weights, policy, ratio, kl)
-
-
-def learned_tokens(batch: Mapping[str, Any]) -> Tensor:
-    """Return which tokens the policy is trained on, bool [rows, seq - 1].
-
-    Args:
-        batch: A `types.TokenBatch`.
-    """
-    return next_token_targets(batch) != IGNORE_INDEX

@@ -41,10 +41,10 @@ from lightning_lm.modules.rl.experience_loader import (
     staleness_of,
 )
 from lightning_lm.modules.rl.metrics import record_objective, record_rollout, record_sampler, record_validation
-from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms, learned_tokens
+from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms
 from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine, ServerWeights, SparePrompts
 from lightning_lm.modules.rl.rollout_plan import RolloutPlan
-from lightning_lm.modules.token_losses import token_scores
+from lightning_lm.modules.token_losses import target_mask, token_scores
 from lightning_lm.optim import OptimizerPart, Schedule, SkipRule
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.rewards import check_reward, check_weights
@@ -190,7 +190,7 @@ class PolicyModule(LMModule, abc.ABC):
             rows |= self.compute_advantages(rollout, rows)
         self._num_completions += len(rollout)
         self._has_signal |= bool((rows["advantages"] != 0).any()) and bool((np.nan_to_num(rollout.totals) != 0).any())
-        mask = learned_tokens(rows)
+        mask = target_mask(rows)
         tokens, count = Ranks(trainer).sum(torch.tensor([mask.sum(), len(mask)], device=self.device)).tolist()
         rows |= {"tokens_per_row": tokens / count}
         record_rollout(self, rollout, time.monotonic() - start_s)
@@ -218,7 +218,7 @@ class PolicyModule(LMModule, abc.ABC):
                 old = found["old_logprobs"]
                 difference = old - rollout.sampler_logprobs(old)
                 if found["num_fresh"] < len(old):
-                    record_sampler(self, difference, learned_tokens(rows) & ~old.isnan())
+                    record_sampler(self, difference, target_mask(rows) & ~old.isnan())
                 if plan.importance_cap is not None:
                     found["importance_weights"] = difference.exp().clamp(max=plan.importance_cap)
         if self.reference is not None:
@@ -259,7 +259,7 @@ class PolicyModule(LMModule, abc.ABC):
         """Return the recorded terms of the objective, and keep the log-probabilities that later epochs compare with."""
         scores = self.scores(self.model, batch)
         terms = self.objective(scores, batch)
-        record_objective(self, terms, scores, learned_tokens(batch))
+        record_objective(self, terms, scores, target_mask(batch))
         if "row_ids" in batch and self.last_rollout is not None:
             keep_logprobs(self.last_rollout[1], batch["row_ids"], scores.logprobs)
         return terms
@@ -276,7 +276,7 @@ class PolicyModule(LMModule, abc.ABC):
 
     def target_tokens(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of target tokens: the loss may count completions."""
-        return learned_tokens(batch).sum()
+        return target_mask(batch).sum()
 
     def evaluate_batch(self, batch: PromptBatch) -> dict[str, Tensor]:
         """Complete held-out prompts and record the rewards; no likelihood is measured."""
