@@ -32,6 +32,8 @@ __all__ = [
 
 Batch = Mapping[str, Tensor]
 """A `types.TokenBatch`."""
+OutputLayer = dict[str, Any]
+"""The arguments ``weight``, ``bias`` and ``softcap`` of a loss on hidden states."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,9 +83,7 @@ def target_mask(batch: Mapping[str, Any]) -> Tensor:
     return next_token_targets(batch) != IGNORE_INDEX
 
 
-def hidden_or_logits(
-    model: nn.Module, batch: Batch, mask: Tensor | slice = slice(None)
-) -> tuple[Tensor, dict[str, Any]]:
+def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | slice = slice(None)) -> tuple[Tensor, OutputLayer]:
     """Return hidden states and the output layer that turns them into logits; of a model without `hidden`, its logits.
 
     Losses take hidden states and `output_layer` because they need not hold all logits then, nor compute those of other
@@ -96,8 +96,8 @@ def hidden_or_logits(
         mask: Positions that are needed, bool [rows, seq - 1]; by default all.
 
     Returns:
-        Values, [rows, seq - 1, d_model or vocab], or [positions, d_model or vocab] with a mask; and the arguments
-        ``weight``, ``bias`` and ``softcap`` of a loss, none if the values are logits.
+        Values, [rows, seq - 1, d_model or vocab], or [positions, d_model or vocab] with a mask; and the output
+        layer, empty if the values are logits.
     """
     inputs = next_token_inputs(batch)
     if not is_language_model(model):
