@@ -5,6 +5,7 @@ from lightning_lm.models.cache import KVCache
 from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
 from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.ffn import FFN, GLU, MLP
+from lightning_lm.models.gguf import export_gguf, import_gguf
 from lightning_lm.models.grow import grow_vocabulary
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.huggingface.folder import (
@@ -105,11 +106,13 @@ __all__ = [
     "describe",
     "describe_adapters",
     "end_ids",
+    "export_gguf",
     "export_model",
     "flops_per_token",
     "generation_settings",
     "gpt2",
     "grow_vocabulary",
+    "import_gguf",
     "llama2",
     "llama3",
     "load_huggingface",

@@ -1,5 +1,6 @@
 """Weights in folders of safetensors files, one tensor at a time, and their names and layouts in ``transformers``."""
 
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ __all__ = [
     "StoredTensor",
     "read_file",
     "read_json",
+    "read_shapes",
     "read_tensors",
     "renames_for",
     "weight_files",
@@ -57,6 +59,22 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield from read_file(path)
 
 
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a folder by name, without reading the tensors.
+
+    Args:
+        folder: As in `read_tensors`.
+
+    Raises:
+        CheckpointError: As there.
+    """
+    shapes = {}
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+    return shapes
+
+
 def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and value of each tensor of a safetensors file, holding one at a time.
 
@@ -67,10 +85,16 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
         CheckpointError: If it is truncated, of another kind, or has changed since it was written.
     """
     check_digests(path.parent, [path.name])
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 - the handle is not iterable
+            yield name, file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the handle is not iterable
-                yield name, file.get_tensor(name)
+            yield file
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); fetch or save it again.") from error
 
