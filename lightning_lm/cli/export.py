@@ -1,6 +1,7 @@
-"""The verb ``lightning-lm export``: the model of a checkpoint as a folder that ``transformers`` and servers open."""
+"""The verb ``lightning-lm export``: the model of a checkpoint, as ``transformers``, servers or llama.cpp open it."""
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a .ckpt file, the folder of runs (the newest finished one is taken), or one with adapters of peft",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the files are written")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="PATH", help="folder to write, or the file of --format gguf"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("huggingface", "gguf"),
+        default="huggingface",
+        help="a folder for transformers, vLLM and SGLang (default), or a file for llama.cpp, Ollama and LM Studio",
+    )
+    parser.add_argument("--quantization", choices=_QUANTIZATIONS, help="of the matrices in a GGUF file (default: f16)")
+    parser.add_argument(
+        "--splitting", metavar="NAME", help="llama.cpp's name for how the tokenizer splits words (default: recognised)"
+    )
     parser.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="folder or file (default: the one in the checkpoint)"
     )
@@ -56,11 +70,38 @@ def run(namespace: argparse.Namespace) -> None:
         CheckpointError: If there is no checkpoint, or it does not hold a model of this package.
         ConfigurationError: If no family can express the model, or the tokenizer has more ids than it.
     """
+    if namespace.format == "gguf":
+        _export_gguf(namespace)
+        return
+    if namespace.quantization is not None or namespace.splitting is not None:
+        raise ConfigurationError("--quantization and --splitting belong to a GGUF file; add --format gguf.")
     with held(namespace.output, "choose another --output"):
-        _export(namespace)
+        print(_export(namespace))
 
 
-def _export(namespace: argparse.Namespace) -> None:
+def _export_gguf(namespace: argparse.Namespace) -> None:
+    """Write a GGUF file from a folder in the format of Hugging Face, which is written for it unless it is one."""
+    from lightning_lm.models import export_gguf
+
+    output: Path = namespace.output
+    if output.is_dir():
+        raise ConfigurationError(f"{output} is a folder; name the file: --output {output / 'model.gguf'}.")
+    quantization = namespace.quantization or "f16"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
+        folder = namespace.checkpoint
+        if not (folder / "config.json").is_file():
+            folder = Path(temporary) / output.stem
+            _export(argparse.Namespace(**{**vars(namespace), "output": folder}))
+            if not (folder / "config.json").is_file() or "ForCausalLM" not in (folder / "config.json").read_text():
+                raise ConfigurationError("A GGUF file holds a whole causal language model; leave out --format gguf.")
+        export_gguf(folder, output, quantization=quantization, splitting=namespace.splitting)
+    size = output.stat().st_size / 2**20
+    print(f"{output} holds the model in {quantization} ({size:.1f} MiB): llama-cli -m {output}")
+
+
+def _export(namespace: argparse.Namespace) -> str:
+    """Write a folder, and return what it holds."""
     import torch
 
     from lightning_lm.models import export_model, remove_adapters, save_adapters
@@ -79,15 +120,13 @@ def _export(namespace: argparse.Namespace) -> None:
         save_adapters(model, output, base=namespace.base, family=namespace.family, dtype=dtype)
         if tokenizer is not None:
             tokenizer.save(output)
-        print(_report_adapters(output))
-        return
+        return _report_adapters(output)
     if isinstance(model, RewardModel):
         export_reward_model(model, output, tokenizer, dtype=dtype, family=namespace.family)
-        print(f"{output} holds a reward model: AutoModelForSequenceClassification.from_pretrained({str(output)!r})")
-        return
+        return f"{output} holds a reward model: AutoModelForSequenceClassification.from_pretrained({str(output)!r})"
     model = remove_adapters(model) if namespace.adapters == "drop" else model
     export_model(model, output, tokenizer, dtype=dtype, family=namespace.family)
-    print(_report(model, tokenizer, output))
+    return _report(model, tokenizer, output)
 
 
 def _load(path: Path, namespace: argparse.Namespace) -> tuple["nn.Module", "Tokenizer | None"]:

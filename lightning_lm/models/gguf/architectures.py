@@ -62,9 +62,9 @@ class Architecture:
         layer: Module paths within a layer by the names of llama.cpp.
         settings: Keys of GGUF, without the architecture's prefix, by those of ``config.json``.
         fixed: Settings that llama.cpp has in its code, by the settings read.
-        interleaved: Whether rows of the query and key projections are interleaved for the rotation.
+        interleaved: True if the rows of the query and key projections are interleaved for the rotation.
         norm_offset: Number that llama.cpp adds to the weights of norms.
-        tied: Whether the output layer is always the embedding.
+        tied: True if the output layer is always the embedding.
     """
 
     name: str

@@ -55,7 +55,7 @@ def import_gguf(
         path: The file. Quantized weights become the numbers that they stand for.
         folder: Created if needed; an earlier model in it is replaced as a whole.
         dtype: That of the weights in the folder. float32 has every number of a quantized file exactly.
-        tokenizer: Whether the tokenizer and the chat template of the file are written too.
+        tokenizer: True to write the tokenizer and the chat template of the file too.
 
     Returns:
         The content of the ``config.json``.
