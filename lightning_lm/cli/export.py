@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.storage import held, resolve_checkpoint
@@ -86,7 +86,7 @@ def _export_gguf(namespace: argparse.Namespace) -> None:
     output: Path = namespace.output
     if output.is_dir():
         raise ConfigurationError(f"{output} is a folder; name the file: --output {output / 'model.gguf'}.")
-    quantization = namespace.quantization or "f16"
+    quantization: Any = namespace.quantization or "f16"
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
         folder = namespace.checkpoint

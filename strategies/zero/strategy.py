@@ -84,7 +84,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
 
     @property
     def takes_over_clipping(self) -> bool:  # type: ignore[override]
-        """Whether no rank has all gradients."""
+        """True if no rank has all gradients."""
         return self.stage == 2
 
     def setup(self, trainer: Trainer) -> None:

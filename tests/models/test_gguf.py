@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers
 from gguf import GGUFReader, GGUFWriter
 
-from lightning_lm.errors import CheckpointError, ConfigurationError, TokenizerError
+from lightning_lm.errors import CheckpointError, ConfigurationError, MissingDependencyError, TokenizerError
 from lightning_lm.models import (
     Attention,
     Layer,
@@ -266,6 +267,12 @@ def test_an_unknown_architecture_or_setting_is_named(tmp_path):
     write_metadata(tmp_path / "b.gguf", "llama", block_count=1)
     with pytest.raises(CheckpointError, match=r"lacks llama\.embedding_length"):
         import_gguf(tmp_path / "b.gguf", tmp_path / "folder")
+
+
+def test_the_missing_package_is_named(written, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install \"lightning-lm\[gguf\]\""):
+        import_gguf(written[2] / "model.gguf", tmp_path)
 
 
 def test_an_unknown_rule_for_words_names_the_remedy(tokenizer):

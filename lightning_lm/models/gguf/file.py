@@ -108,6 +108,4 @@ def gguf_package(purpose: str) -> Any:
     try:
         return importlib.import_module("gguf")
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"The gguf package is needed to {purpose}: pip install 'lightning-lm[gguf]'"
-        ) from error
+        raise MissingDependencyError("gguf", purpose, "gguf") from error

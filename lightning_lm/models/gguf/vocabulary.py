@@ -267,7 +267,7 @@ def _special_ids(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
     for name, key in _NAMED.items():
         token = config.get(name)
         token = token.get("content") if isinstance(token, dict) else token
-        if token in ids:
+        if isinstance(token, str) and token in ids:
             found[key] = ids[token]
     ends = list(_listed(generation.get("eos_token_id")))
     if ends:
