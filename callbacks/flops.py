@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_lm.callbacks.hooks import Attempt, set_aside
+from lightning_lm.callbacks.hooks import Attempt, without_side_effects
 from lightning_lm.models.summary import flops_per_token
 from lightning_lm.modules import LMModule
 from lightning_lm.protocols import LanguageModel
@@ -49,7 +49,7 @@ def _count_by_running(pl_module: LightningModule, forward: Callable[[Any], Any],
     """Run one row; ``None`` if that fails."""
     row = torch.zeros(1, context_length, dtype=torch.int64, device=pl_module.device)
     counter = FlopCounterMode(display=False)
-    with set_aside(pl_module, pl_module.device), _unfused(), counter, Attempt() as attempt:
+    with without_side_effects(pl_module, pl_module.device), _unfused(), counter, Attempt() as attempt:
         forward(row)
     if attempt.error is not None:
         return None

@@ -1,8 +1,9 @@
-"""Conduct of observing callbacks: hooks that cost nothing where they are not used, and looks that leave no trace.
+"""Building blocks of observing callbacks: hooks that cost nothing when unused, evaluation without side effects.
 
-A model is used between two training steps with its modes, random numbers and measured times as they were (`set_aside`,
-`clocks_stopped`). User code that runs beside the training, such as a ``forward`` on other inputs, may fail without
-ending the run (`Attempt`). Numbers go straight to the loggers, once a logging interval (`emit`).
+A model is used between two training steps, and its modes, random state and measured times are as before
+(`without_side_effects`, `clocks_stopped`). User code that runs beside the training, such as a ``forward`` on other
+inputs, may fail without ending the run (`Attempt`). Metrics go straight to the loggers, once a logging interval
+(`emit`).
 """
 
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 
 from lightning_lm.errors import LightningLMError
 
-__all__ = ["Attempt", "LeanHooks", "LogInterval", "clocks_stopped", "emit", "reason_of", "set_aside"]
+__all__ = ["Attempt", "LeanHooks", "LogInterval", "clocks_stopped", "emit", "reason_of", "without_side_effects"]
 
 _HOOKS = (
     "on_train_batch_start",
@@ -122,8 +123,8 @@ def clocks_stopped(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def set_aside(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Switch a module to evaluation, and give back its modes and the random state afterwards, bit for bit.
+def without_side_effects(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluate a module between training steps: afterwards modes and random state are as before, bit for bit.
 
     Args:
         module: Each of its submodules gets back its own mode, so a frozen part stays in evaluation.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_lm.callbacks.batches import logits_of
 from lightning_lm.callbacks.formatting import visible
-from lightning_lm.callbacks.hooks import Attempt, LeanHooks, clocks_stopped, reason_of, set_aside
+from lightning_lm.callbacks.hooks import Attempt, LeanHooks, clocks_stopped, reason_of, without_side_effects
 from lightning_lm.callbacks.prompts import Prompt, sample_prompts
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
@@ -119,7 +119,8 @@ class SampleText(LeanHooks, Callback):
     def _complete(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
         generator = Generator(_language_model(trainer, pl_module), self._find_tokenizer(trainer))
         gather = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
-        with set_aside(pl_module, pl_module.device), gather(pl_module), trainer.precision_plugin.val_step_context():
+        precision = trainer.precision_plugin.val_step_context()
+        with without_side_effects(pl_module, pl_module.device), gather(pl_module), precision:
             given = [prompt.ids or prompt.text for prompt in self._prompts]
             completions = generator.generate(given, sampling=self._sampling, max_new_tokens=self._max_new_tokens)
         return [completion.text for completion in completions]

@@ -48,7 +48,7 @@ class ScalingLaw(LeanHooks, Callback):
     (``input_ids``, or a pair of inputs and targets); in ``validation_step`` or `Perplexity` it should log ``val/loss``.
 
     With eight runs of several sizes the parametric law is fitted: ``scaling/alpha``, ``scaling/beta``, ``scaling/E``
-    and the exponent of the optimal size go to the loggers, pictures to TensorBoard where matplotlib is there.
+    and the exponent of the optimal size go to the loggers, figures to TensorBoard where matplotlib is there.
 
     Args:
         ledger: The file; made when the first run ends.
@@ -58,7 +58,7 @@ class ScalingLaw(LeanHooks, Callback):
             config, learning rate, tokens per step, steps and seed.
         name: Name of the run in figures.
         unique_tokens: Different tokens of the training set; needed for laws of repeated data.
-        convention: In which sizes are counted for the fit and the pictures.
+        convention: In which sizes are counted for the fit and the figures.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -247,10 +247,10 @@ def _draw(trainer: Trainer, points: Points, fit: ScalingFit) -> None:
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     if not boards:
         return
-    from lightning_lm.scaling.plots.fits import pictures
+    from lightning_lm.scaling.plots.fits import figures
 
     try:
-        drawn = pictures(points, fit)
+        drawn = figures(points, fit)
     except MissingDependencyError:
         return
     for name, figure in drawn.items():

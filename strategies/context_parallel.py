@@ -146,11 +146,11 @@ class _SharedRows:
         self._document_ids = rows.pop("document_ids", None)
         found = self._loss(model, _as_batch({name: shard_sequence(value, self._group) for name, value in rows.items()}))
         if not isinstance(found, MeasuredLoss):
-            return self._summed(found)
+            return self._reduced(found)
         entropy_sum, num_correct = self._over_ranks(found.entropy_sum), self._over_ranks(found.num_correct)
-        return MeasuredLoss(self._summed(found.loss), entropy_sum, num_correct)
+        return MeasuredLoss(self._reduced(found.loss), entropy_sum, num_correct)
 
-    def _summed(self, loss: TokenLoss) -> TokenLoss:
+    def _reduced(self, loss: TokenLoss) -> TokenLoss:
         nll_sum, num_tokens = self._over_ranks(loss.nll_sum), self._over_ranks(loss.num_tokens)
         return TokenLoss(loss.loss_sum * self._group.size(), nll_sum, num_tokens)
 

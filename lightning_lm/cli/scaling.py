@@ -116,11 +116,11 @@ def _fit(arguments: argparse.Namespace) -> None:
     if predicted:
         report.table(_optimum_table(predicted, points))
     if arguments.plot is not None:
-        from lightning_lm.scaling.plots.fits import pictures, write_pictures
+        from lightning_lm.scaling.plots.fits import figures, write_figures
 
         curves = curves_of(records, arguments.convention)
-        drawn = pictures(points, fit, curves, held_out=held, predicted=predicted)
-        written = write_pictures(arguments.plot, drawn)
+        drawn = figures(points, fit, curves, held_out=held, predicted=predicted)
+        written = write_figures(arguments.plot, drawn)
         path = report.write(arguments.plot, arguments.command_line, written)
         print(f"Report: {path}, with {', '.join(figure.name for figure in written)}")
 
@@ -174,10 +174,10 @@ def _transfer(arguments: argparse.Namespace) -> None:
                 f"Note (edge): {name} may have better rates beyond those tried at {', '.join(map(str, fit.at_edge))}."
             )
     if arguments.plot is not None:
-        from lightning_lm.scaling.plots.fits import write_pictures
-        from lightning_lm.scaling.plots.transfer import transfer_picture
+        from lightning_lm.scaling.plots.fits import write_figures
+        from lightning_lm.scaling.plots.transfer import transfer_figure
 
-        written = write_pictures(arguments.plot, {"transfer": transfer_picture(fits)})
+        written = write_figures(arguments.plot, {"transfer": transfer_figure(fits)})
         path = report.write(arguments.plot, arguments.command_line, written)
         print(f"Report: {path}, with {written[0].name}")
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from lightning_lm.datamodules.loader import Loading, RowStream, Share, TrainLoader
+from lightning_lm.datamodules.loader import DataShard, Loading, RowStream, TrainLoader
 from lightning_lm.errors import ConfigurationError, FingerprintError
 
-__all__ = ["PositionedDataModule", "StepAlignment", "Steps", "align_progress", "check_same_rows"]
+__all__ = ["ResumableDataModule", "StepAlignment", "Steps", "align_progress", "check_same_rows"]
 
 
-class PositionedDataModule(LightningDataModule):
+class ResumableDataModule(LightningDataModule):
     """Rows in an endless order, read from wherever the optimizer stands.
 
     A checkpoint resumes exactly with other workers, micro-batches or ranks. A subclass sets ``_train`` in `setup`, and
@@ -69,7 +69,7 @@ class PositionedDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Return the micro-batches of this rank, from wherever training stands."""
         assert self._train is not None, "setup() comes first"
-        return TrainLoader(self._train, self._share(), self._position, self._loading)
+        return TrainLoader(self._train, self._shard(), self._position, self._loading)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and what says which rows it counts."""
@@ -80,7 +80,7 @@ class PositionedDataModule(LightningDataModule):
             "fingerprint": self._train.fingerprint,
             "rows": self._train.description,
             "batch_size": self.batch_size,
-            "micro_batches": self._share().micro_batches,
+            "micro_batches": self._shard().micro_batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -107,8 +107,8 @@ class PositionedDataModule(LightningDataModule):
         overfits = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
         return 0 if overfits else self.samples_consumed
 
-    def _share(self) -> Share:
-        return Share.of(self.trainer, self.batch_size)
+    def _shard(self) -> DataShard:
+        return DataShard.of(self.trainer, self.batch_size)
 
 
 class _CountsSteps(Protocol):

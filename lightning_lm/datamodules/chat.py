@@ -17,7 +17,7 @@ from lightning_lm.data import (
     store_examples,
     texts_of,
 )
-from lightning_lm.datamodules.base import PositionedDataModule
+from lightning_lm.datamodules.base import ResumableDataModule
 from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.protocols import Tokenizer
@@ -29,7 +29,7 @@ __all__ = ["ChatDataModule"]
 AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
 
 
-class ChatDataModule(PositionedDataModule):
+class ChatDataModule(ResumableDataModule):
     """Questions with completions, or conversations, as packed rows of tokens in an order that only the seed decides.
 
     Records have ``prompt`` and ``completion``, each a text or a list of messages, or ``messages``. They are encoded

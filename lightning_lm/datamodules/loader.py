@@ -19,7 +19,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["Loading", "RowStream", "Share", "TrainLoader", "ValidationLoader"]
+__all__ = ["DataShard", "Loading", "RowStream", "TrainLoader", "ValidationLoader"]
 
 Batch = dict[str, Tensor]
 
@@ -87,7 +87,7 @@ class Loading(Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class DataShard:
     """The part of each optimizer step's rows that one rank reads, and in how many micro-batches.
 
     Args:
@@ -97,7 +97,7 @@ class Share:
         micro_batches: Batches whose gradients are accumulated.
 
     Raises:
-        ConfigurationError: If the rows cannot be shared equally.
+        ConfigurationError: If the rows cannot be split equally.
     """
 
     batch_size: int
@@ -109,18 +109,18 @@ class Share:
         parts = self.num_ranks * self.micro_batches
         if self.batch_size < 1 or self.batch_size % parts:
             raise ConfigurationError(
-                f"batch_size={self.batch_size} rows per optimizer step cannot be shared equally by {self.num_ranks} "
+                f"batch_size={self.batch_size} rows per optimizer step cannot be split equally over {self.num_ranks} "
                 f"rank(s) times accumulate_grad_batches={self.micro_batches}; use a multiple of {parts}."
             )
 
     @classmethod
-    def of(cls, trainer: Trainer | None, batch_size: int, *, micro_batches: int | None = None) -> "Share":
-        """Return the share of this process. Tensor-parallel ranks read the same rows, which the strategy knows.
+    def of(cls, trainer: Trainer | None, batch_size: int, *, micro_batches: int | None = None) -> "DataShard":
+        """Return the shard of this rank; ranks that split a model read the same rows.
 
         Args:
-            trainer: Trainer that knows rank and world size.
+            trainer: Trainer of the run.
             batch_size: Rows of an optimizer step.
-            micro_batches: Left out, as many as the Trainer accumulates.
+            micro_batches: Batches whose gradients are accumulated; by default those of the Trainer.
 
         Raises:
             ConfigurationError: If there are several ranks and the strategy does not say which rows each reads.
@@ -155,20 +155,20 @@ class TrainLoader:
 
     Args:
         stream: The rows.
-        share: Part of the data that this rank reads.
+        shard: Part of the data that this rank reads.
         position: Returns the number of rows trained on so far; asked when the first batch is fetched.
         loading: Workers and their options.
     """
 
-    def __init__(self, stream: RowStream, share: Share, position: Callable[[], int], loading: Loading) -> None:
-        self._stream, self._share, self._position, self._loading = stream, share, position, loading
+    def __init__(self, stream: RowStream, shard: DataShard, position: Callable[[], int], loading: Loading) -> None:
+        self._stream, self._shard, self._position, self._loading = stream, shard, position, loading
 
     def __len__(self) -> int:
         """Return the number of micro-batches of an epoch."""
-        return -(-self._stream.rows_per_epoch // self._share.batch_size) * self._share.micro_batches
+        return -(-self._stream.rows_per_epoch // self._shard.batch_size) * self._shard.micro_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = _TrainBatches(self._stream, self._share, self._position())
+        batches = _TrainBatches(self._stream, self._shard, self._position())
         yield from _fetched(batches, range(len(self)), self._loading)
 
     def state_dict(self) -> dict[str, int]:
@@ -186,47 +186,47 @@ class ValidationLoader:
 
     Args:
         stream: The rows; only its first epoch is read.
-        share: Part of the data that this rank reads.
+        shard: Part of the data that this rank reads.
         loading: Workers and their options.
     """
 
-    def __init__(self, stream: RowStream, share: Share, loading: Loading) -> None:
-        self._stream, self._share, self._loading = stream, share, loading
+    def __init__(self, stream: RowStream, shard: DataShard, loading: Loading) -> None:
+        self._stream, self._shard, self._loading = stream, shard, loading
 
     def __len__(self) -> int:
         """Return the number of batches of this rank, the same for every rank."""
-        return -(-self._stream.rows_per_epoch // (self._share.rows * self._share.num_ranks))
+        return -(-self._stream.rows_per_epoch // (self._shard.rows * self._shard.num_ranks))
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from _fetched(_ValidationBatches(self._stream, self._share), range(len(self)), self._loading)
+        yield from _fetched(_ValidationBatches(self._stream, self._shard), range(len(self)), self._loading)
 
 
 class _TrainBatches(Dataset[Batch]):
-    def __init__(self, stream: RowStream, share: Share, position: int) -> None:
-        self._stream, self._share, self._first, self._steps = stream, share, position, isinstance(stream, StepStream)
+    def __init__(self, stream: RowStream, shard: DataShard, position: int) -> None:
+        self._stream, self._shard, self._first, self._steps = stream, shard, position, isinstance(stream, StepStream)
 
     def __getitem__(self, number: int) -> Batch:
-        share = self._share
-        step, micro_batch = divmod(number, share.micro_batches)
-        first = self._first + step * share.batch_size + (micro_batch * share.num_ranks + share.rank) * share.rows
-        rows = self._stream.batch(np.arange(first, first + share.rows))
+        shard = self._shard
+        step, micro_batch = divmod(number, shard.micro_batches)
+        first = self._first + step * shard.batch_size + (micro_batch * shard.num_ranks + shard.rank) * shard.rows
+        rows = self._stream.batch(np.arange(first, first + shard.rows))
         return _tensors(rows if micro_batch or not self._steps else self._with_step(rows, first))
 
     def _with_step(self, rows: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
         """Return the first micro-batch of a step with the rows that the whole step needs."""
         assert isinstance(self._stream, StepStream)
-        share = self._share
-        starts = first + np.arange(share.micro_batches)[:, None] * share.num_ranks * share.rows
-        return rows | self._stream.step_batch((starts + np.arange(share.rows)).ravel())
+        shard = self._shard
+        starts = first + np.arange(shard.micro_batches)[:, None] * shard.num_ranks * shard.rows
+        return rows | self._stream.step_batch((starts + np.arange(shard.rows)).ravel())
 
 
 class _ValidationBatches(Dataset[Batch]):
-    def __init__(self, stream: RowStream, share: Share) -> None:
-        self._stream, self._share = stream, share
+    def __init__(self, stream: RowStream, shard: DataShard) -> None:
+        self._stream, self._shard = stream, shard
 
     def __getitem__(self, number: int) -> Batch:
-        share = self._share
-        indices = (number * share.rows + np.arange(share.rows)) * share.num_ranks + share.rank
+        shard = self._shard
+        indices = (number * shard.rows + np.arange(shard.rows)) * shard.num_ranks + shard.rank
         outside = indices >= self._stream.rows_per_epoch
         inside = np.where(outside, 0, indices)
         rows = self._stream.batch(inside)

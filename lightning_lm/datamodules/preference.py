@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_lm.data.post_training.chat import ChatTemplate, Plain
 from lightning_lm.data.post_training.examples import ExampleSource, split_sides, texts_of
 from lightning_lm.data.post_training.preference import PairRows, PairStream, PreferencePairs
-from lightning_lm.datamodules.base import PositionedDataModule
+from lightning_lm.datamodules.base import ResumableDataModule
 from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.protocols import Tokenizer
@@ -24,7 +24,7 @@ __all__ = ["PreferenceDataModule"]
 AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
 
 
-class PreferenceDataModule(PositionedDataModule):
+class PreferenceDataModule(ResumableDataModule):
     """Pairs of completions as `types.PairBatch`, in an order that only the seed decides.
 
     Records have ``chosen`` and ``rejected``, as text or as lists of messages, and may have ``prompt`` and ``margin``;

@@ -12,7 +12,7 @@ from lightning_lm.data import ChatTemplate, ExampleSource, Plain, split_sides, t
 from lightning_lm.data.post_training.prompts import PromptBatch, PromptStream
 from lightning_lm.datamodules.base import check_same_rows
 from lightning_lm.datamodules.corpus import make_tokenizer
-from lightning_lm.datamodules.loader import Loading, Share
+from lightning_lm.datamodules.loader import DataShard, Loading
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import cache_folder
@@ -37,7 +37,7 @@ class PromptDataModule(LightningDataModule):
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
             of the records, and what is done with bad ones.
-        validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
+        validation: The same for validation, or the fraction of ``train`` to hold out for it; 0 for none.
         tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
             checkpoint from which the model starts.
         template: Writes conversations as text.
@@ -114,15 +114,15 @@ class PromptDataModule(LightningDataModule):
         assert self._train is not None, "setup() comes first"
         make = getattr(getattr(self.trainer, "lightning_module", None), "experience_loader", None)
         if make is None:
-            return PromptLoader(self, self._train, Share.of(self.trainer, self.batch_size))
-        share = Share.of(self.trainer, self.batch_size, micro_batches=1)
-        return make(PromptLoader(self, self._train, share))
+            return PromptLoader(self, self._train, DataShard.of(self.trainer, self.batch_size))
+        shard = DataShard.of(self.trainer, self.batch_size, micro_batches=1)
+        return make(PromptLoader(self, self._train, shard))
 
     def val_dataloader(self) -> Any:
         """Return the held-out prompts of this rank; nothing where nothing is held out."""
         if self._validation is None:
             return []
-        return PromptValidationLoader(self._validation, Share.of(self.trainer, self.batch_size, micro_batches=1))
+        return PromptValidationLoader(self._validation, DataShard.of(self.trainer, self.batch_size, micro_batches=1))
 
     def test_dataloader(self) -> Any:
         """Return the same prompts as for validation."""
@@ -166,28 +166,28 @@ class PromptLoader:
     Args:
         data: Keeps the position.
         stream: The prompts.
-        share: Part of the data that this rank reads.
+        shard: Part of the data that this rank reads.
 
     Attributes:
         prompts_per_batch: Prompts of this rank in each batch.
     """
 
-    def __init__(self, data: PromptDataModule, stream: PromptStream, share: Share) -> None:
-        self._data, self._stream, self._share = data, stream, share
-        self.prompts_per_batch = share.rows
+    def __init__(self, data: PromptDataModule, stream: PromptStream, shard: DataShard) -> None:
+        self._data, self._stream, self._shard = data, stream, shard
+        self.prompts_per_batch = shard.rows
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
-        return -(-self._stream.rows_per_epoch // self._share.batch_size) * self._share.micro_batches
+        return -(-self._stream.rows_per_epoch // self._shard.batch_size) * self._shard.micro_batches
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        share, first = self._share, 0
+        shard, first = self._shard, 0
         for number in range(len(self)):
-            micro_batch = number % share.micro_batches
+            micro_batch = number % shard.micro_batches
             if micro_batch == 0:
                 first = self._data.take()
-            begin = first + (micro_batch * share.num_ranks + share.rank) * share.rows
-            yield self._stream.batch(np.arange(begin, begin + share.rows))
+            begin = first + (micro_batch * shard.num_ranks + shard.rank) * shard.rows
+            yield self._stream.batch(np.arange(begin, begin + shard.rows))
 
     def spare(self, number: int, count: int) -> PromptBatch:
         """Return prompts that take the place of some that teach nothing, others on each rank.
@@ -196,7 +196,7 @@ class PromptLoader:
             number: Number of earlier calls in this rollout.
             count: Prompts that are needed.
         """
-        places = np.arange(count) * self._share.num_ranks + self._share.rank
+        places = np.arange(count) * self._shard.num_ranks + self._shard.rank
         return self._stream.spare(places, self._data.prompts_consumed, number)
 
     def state_dict(self) -> dict[str, int]:
@@ -214,20 +214,20 @@ class PromptValidationLoader:
 
     Args:
         stream: The prompts; only its first epoch is read.
-        share: Part of the data that this rank reads.
+        shard: Part of the data that this rank reads.
     """
 
-    def __init__(self, stream: PromptStream, share: Share) -> None:
-        self._stream, self._share = stream, share
-        self._prompts = min(_VALIDATION_PROMPTS, -(-stream.rows_per_epoch // share.num_ranks))
+    def __init__(self, stream: PromptStream, shard: DataShard) -> None:
+        self._stream, self._shard = stream, shard
+        self._prompts = min(_VALIDATION_PROMPTS, -(-stream.rows_per_epoch // shard.num_ranks))
 
     def __len__(self) -> int:
         """Return the number of batches of this rank, the same for every rank."""
-        return -(-self._stream.rows_per_epoch // (self._prompts * self._share.num_ranks))
+        return -(-self._stream.rows_per_epoch // (self._prompts * self._shard.num_ranks))
 
     def __iter__(self) -> Iterator[PromptBatch]:
         total = self._stream.rows_per_epoch
         for number in range(len(self)):
-            places = (number * self._prompts + np.arange(self._prompts)) * self._share.num_ranks + self._share.rank
+            places = (number * self._prompts + np.arange(self._prompts)) * self._shard.num_ranks + self._shard.rank
             batch = self._stream.batch(np.where(places < total, places, 0))
             yield cast(PromptBatch, {**batch, "counted": (places < total).tolist()})

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStore, TokenStream
-from lightning_lm.datamodules.base import PositionedDataModule
+from lightning_lm.datamodules.base import ResumableDataModule
 from lightning_lm.datamodules.corpus import Corpus, Prepared
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.errors import ConfigurationError
@@ -22,7 +22,7 @@ __all__ = ["TextDataModule"]
 AnySource = Source | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
 
 
-class TextDataModule(PositionedDataModule):
+class TextDataModule(ResumableDataModule):
     """Packed rows of text for pretraining, from any source, in an order that only the seed decides.
 
     The tokenizer is trained or loaded and the text is tokenized once; both are kept in a cache and used again. The

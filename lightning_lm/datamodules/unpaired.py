@@ -10,7 +10,7 @@ from lightning_lm.data.post_training.chat import ChatTemplate, Plain
 from lightning_lm.data.post_training.examples import ExampleSource, split_sides, texts_of
 from lightning_lm.data.post_training.preference import PairRows
 from lightning_lm.data.post_training.unpaired import UnpairedExamples, UnpairedStream
-from lightning_lm.datamodules.base import PositionedDataModule
+from lightning_lm.datamodules.base import ResumableDataModule
 from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import Loading, ValidationLoader
 from lightning_lm.errors import ConfigurationError
@@ -23,7 +23,7 @@ __all__ = ["UnpairedDataModule"]
 AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
 
 
-class UnpairedDataModule(PositionedDataModule):
+class UnpairedDataModule(ResumableDataModule):
     """Completions with labels as `types.UnpairedBatch`, in an order that only the seed decides.
 
     Records have ``prompt``, ``completion`` and ``label`` (true for a desirable completion), or are preferences, which

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_lm.errors import DataError
 from lightning_lm.rewards.answers import Reward
-from lightning_lm.rewards.replay import judged_apart, judging_program, recording_program
+from lightning_lm.rewards.replay import can_replay, recording_program, scoring_program
 from lightning_lm.rewards.sandbox import Sandbox
 
 __all__ = ["CodeOutput", "CodeTests", "extract_code"]
@@ -131,11 +131,11 @@ class CodeTests(Reward):
         if tests is None:
             return None
         program, source = extract_code(completion), source_of_tests(tests)
-        if judged_apart(source):
+        if can_replay(source):
             recorded = self.sandbox.run(recording_program(program, source))
             records = recorded.stdout.rstrip().rpartition("\n")[2]
             try:
-                judge = judging_program(records, source)
+                judge = scoring_program(records, source)
             except (ValueError, RecursionError):  # the program ended before the tests
                 return 0.0
             return float(self.sandbox.run(judge).ok)

@@ -10,7 +10,7 @@ import ast
 import builtins
 import json
 
-__all__ = ["judged_apart", "judging_program", "recording_program"]
+__all__ = ["can_replay", "recording_program", "scoring_program"]
 
 _BUILTINS = frozenset(dir(builtins))
 
@@ -136,7 +136,7 @@ class _Calls(ast.NodeTransformer):
         return ast.Call(ast.Name("__record__", ast.Load()), recorded, [])
 
 
-def judged_apart(tests: str) -> bool:
+def can_replay(tests: str) -> bool:
     """Tell whether tests can run without the program: they make no objects of its classes.
 
     Args:
@@ -166,7 +166,7 @@ def recording_program(program: str, tests: str) -> str:
     return f"PROGRAM, TESTS, SHADOWED = {program!r}, {source!r}, {shadowed!r}\n{_RECORD}"
 
 
-def judging_program(records: str, tests: str) -> str:
+def scoring_program(records: str, tests: str) -> str:
     """Return the program that runs the tests on recorded values and ends without an error if they pass.
 
     Args:

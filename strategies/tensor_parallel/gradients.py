@@ -19,10 +19,10 @@ __all__ = ["gradients_of", "groups_by_mesh", "local_parts", "mesh_of", "step_by_
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
     """Return the gradients of all parameters of an optimizer, in any layout."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [_summed(parameter) for parameter in parameters if parameter.grad is not None]
+    return [_reduced(parameter) for parameter in parameters if parameter.grad is not None]
 
 
-def _summed(parameter: Tensor) -> Tensor:
+def _reduced(parameter: Tensor) -> Tensor:
     """Let the ranks add up what torch's own layouts may leave as summands."""
     gradient = parameter.grad
     if isinstance(gradient, DTensor) and any(isinstance(place, Partial) for place in gradient.placements):

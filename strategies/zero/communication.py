@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from lightning_lm.strategies.zero.partition import Piece, Placement, rows_of
 
-__all__ = ["State", "Transfer", "gather_states", "map_tensors", "reduce_rows", "reduce_to", "share_pieces"]
+__all__ = ["State", "Transfer", "gather_pieces", "gather_states", "map_tensors", "reduce_rows", "reduce_to"]
 
 _DIRECT_BYTES = 2**20
 """Parameters below this size travel together."""
@@ -100,7 +100,9 @@ def reduce_rows(gradient: Tensor, placement: Placement, *, tag: int = 0) -> list
     return [Transfer([_reduce_scatter(own, whole.view(-1), async_op=True)], [own], sent=whole)]
 
 
-def share_pieces(placements: Iterable[tuple[Tensor, Placement]], group: distributed.ProcessGroup | None = None) -> None:
+def gather_pieces(
+    placements: Iterable[tuple[Tensor, Placement]], group: distributed.ProcessGroup | None = None
+) -> None:
     """Send every piece from its rank to all others, and wait; small ones of one rank travel together.
 
     Args:

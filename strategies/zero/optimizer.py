@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.optim.combined import require_complete
-from lightning_lm.strategies.zero.communication import gather_states, map_tensors, share_pieces
+from lightning_lm.strategies.zero.communication import gather_pieces, gather_states, map_tensors
 from lightning_lm.strategies.zero.local_view import Closure, OnlyLocal
 from lightning_lm.strategies.zero.ownership import Ownership
 from lightning_lm.strategies.zero.partition import MIN_SPLIT_ELEMENTS
@@ -217,7 +217,7 @@ class ShardedOptimizer(_Wrapper, Joinable):
             result = self.inner.step(**settings)
         if self.ownership.num_ranks > 1:
             pieces = ((param.detach(), pieces) for param, pieces in self.ownership.placements.items())
-            share_pieces(pieces, self.ownership.group)
+            gather_pieces(pieces, self.ownership.group)
         return result
 
     @contextlib.contextmanager

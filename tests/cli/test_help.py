@@ -50,7 +50,7 @@ def test_a_page_fits_on_a_screen(verb):
 
 def test_the_page_names_the_modules_that_there_are():
     assert set(MODULES) == concrete(modules, LMModule) - {"PipelineModule"}  # its strategy makes it
-    assert set(DATA_MODULES) == concrete(datamodules, LightningDataModule) - {"PositionedDataModule"}  # the base
+    assert set(DATA_MODULES) == concrete(datamodules, LightningDataModule) - {"ResumableDataModule"}  # the base
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_lm.data import Texts, TokenStream, tokenize
-from lightning_lm.datamodules.loader import Loading, Share, TrainLoader, ValidationLoader
+from lightning_lm.datamodules.loader import DataShard, Loading, TrainLoader, ValidationLoader
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.tokenizers import ByteTokenizer
 
@@ -23,8 +23,8 @@ def steps(stream, batch_size, num_ranks, micro_batches, *, position=0, workers=0
     """Return, step by step, the sorted rows that all ranks read together."""
     ranks = []
     for rank in range(num_ranks):
-        share = Share(batch_size, num_ranks, rank, micro_batches)
-        loader = TrainLoader(stream, share, lambda: position, Loading(num_workers=workers))
+        shard = DataShard(batch_size, num_ranks, rank, micro_batches)
+        loader = TrainLoader(stream, shard, lambda: position, Loading(num_workers=workers))
         ranks.append([batch["input_ids"].tolist() for batch in loader])
         assert len(ranks[-1]) == len(loader)
     read = [[row for rank in ranks for row in rank[k]] for k in range(len(ranks[0]))]
@@ -53,13 +53,15 @@ def test_a_position_is_a_number_of_rows_whatever_the_batch_size(stream):
 def test_workers_leave_the_global_random_state_alone(stream):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    next(iter(TrainLoader(stream, Share(8), lambda: 0, Loading(num_workers=1))))
+    next(iter(TrainLoader(stream, DataShard(8), lambda: 0, Loading(num_workers=1))))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
 def test_validation_counts_each_token_once_and_ranks_have_equally_many_batches(stream, num_ranks):
-    loaders = [ValidationLoader(stream, Share(num_ranks * 4, num_ranks, rank), Loading()) for rank in range(num_ranks)]
+    loaders = [
+        ValidationLoader(stream, DataShard(num_ranks * 4, num_ranks, rank), Loading()) for rank in range(num_ranks)
+    ]
     assert len({len(loader) for loader in loaders}) == 1
     batches = [batch for loader in loaders for batch in loader]
     assert {batch["labels"].shape for batch in batches} == {(4, 33)}
@@ -72,7 +74,7 @@ def test_validation_counts_each_token_once_and_ranks_have_equally_many_batches(s
 @pytest.mark.parametrize(("batch_size", "num_ranks", "micro_batches"), [(8, 3, 1), (8, 2, 8), (1, 2, 1)])
 def test_rows_that_cannot_be_shared_equally_are_refused(batch_size, num_ranks, micro_batches):
     with pytest.raises(ConfigurationError, match=f"multiple of {num_ranks * micro_batches}"):
-        Share(batch_size, num_ranks, 0, micro_batches)
+        DataShard(batch_size, num_ranks, 0, micro_batches)
 
 
 def test_a_strategy_that_does_not_say_who_reads_what_is_refused():
@@ -80,6 +82,6 @@ def test_a_strategy_that_does_not_say_who_reads_what_is_refused():
         distributed_sampler_kwargs=None, world_size=2, strategy=object(), accumulate_grad_batches=1
     )
     with pytest.raises(ConfigurationError, match="all would train on all rows"):
-        Share.of(trainer, 8)
+        DataShard.of(trainer, 8)
     trainer.world_size = 1
-    assert Share.of(trainer, 8) == Share(8)
+    assert DataShard.of(trainer, 8) == DataShard(8)

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lm.data import ChatML, Plain, ReverseDigits
 from lightning_lm.data.post_training.prompts import PromptStream, join_prompts, take_prompts
 from lightning_lm.datamodules import PromptDataModule
-from lightning_lm.datamodules.loader import Share
+from lightning_lm.datamodules.loader import DataShard
 from lightning_lm.datamodules.prompts import PromptLoader, PromptValidationLoader
 from lightning_lm.errors import ConfigurationError, DataError, FingerprintError
 from lightning_lm.tokenizers import CharacterTokenizer, TrainCharacters
@@ -96,11 +96,11 @@ def test_longer_prompts_are_left_out_and_counted(digits):
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_ranks_and_micro_batches_share_the_prompts_of_a_rollout(digits, micro_batches):
-    whole = [batch["prompts"] for batch in PromptLoader(data_of(digits), stream_of(digits), Share(4))]
+    whole = [batch["prompts"] for batch in PromptLoader(data_of(digits), stream_of(digits), DataShard(4))]
     shared = {}
     for rank in range(2):
-        share = Share(4, num_ranks=2, rank=rank, micro_batches=micro_batches)
-        loader = PromptLoader(data_of(digits), stream_of(digits), share)
+        shard = DataShard(4, num_ranks=2, rank=rank, micro_batches=micro_batches)
+        loader = PromptLoader(data_of(digits), stream_of(digits), shard)
         batches = list(loader)
         assert len(batches) == len(loader) == 2 * micro_batches
         for number, batch in enumerate(batches):
@@ -110,7 +110,7 @@ def test_ranks_and_micro_batches_share_the_prompts_of_a_rollout(digits, micro_ba
 
 def test_spare_prompts_differ_between_ranks(digits):
     spare = [
-        PromptLoader(data_of(digits), stream_of(digits), Share(4, num_ranks=2, rank=rank)).spare(1, 3)["prompts"]
+        PromptLoader(data_of(digits), stream_of(digits), DataShard(4, num_ranks=2, rank=rank)).spare(1, 3)["prompts"]
         for rank in range(2)
     ]
     assert not set(spare[0]) & set(spare[1])
@@ -121,7 +121,7 @@ def test_validation_counts_every_prompt_once(digits, ranks, monkeypatch):
     monkeypatch.setattr("lightning_lm.datamodules.prompts._VALIDATION_PROMPTS", 2)
     stream, counted, lengths = stream_of(digits, shuffle=False), [], set()
     for rank in range(ranks):
-        loader = PromptValidationLoader(stream, Share(ranks, num_ranks=ranks, rank=rank))
+        loader = PromptValidationLoader(stream, DataShard(ranks, num_ranks=ranks, rank=rank))
         batches = list(loader)
         lengths.add((len(batches), len(loader), *(len(batch["prompts"]) for batch in batches)))
         for batch in batches:

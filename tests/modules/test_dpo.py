@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_lm.data import EncodedPair, PairStream, PreferencePairs
-from lightning_lm.datamodules.loader import Loading, Share, TrainLoader
+from lightning_lm.datamodules.loader import DataShard, Loading, TrainLoader
 from lightning_lm.functional.preference import IPO, ChosenNLL, Sigmoid, SimPO, WeightedLosses
 from lightning_lm.modules import CopyReference, DPOModule, SlowSync
 from lightning_lm.optim import AdamW, Constant
@@ -301,7 +301,7 @@ class Data:
 
     def loader(self):
         position = lambda: self.trainer.global_step * self.size  # noqa: E731
-        return TrainLoader(self.stream, Share.of(self.trainer, self.size), position, Loading())
+        return TrainLoader(self.stream, DataShard.of(self.trainer, self.size), position, Loading())
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_lm.errors import MissingDependencyError
 from lightning_lm.scaling import Curve, Estimator, fit_isoflop, fit_parametric, hold_out
-from lightning_lm.scaling.plots.fits import collapsed_curves, isoflop_curves, pictures, write_pictures
+from lightning_lm.scaling.plots.fits import collapsed_curves, figures, isoflop_curves, write_figures
 
 BUDGETS = np.geomspace(1e19, 1e21, 4)
 
@@ -20,11 +20,11 @@ def test_every_picture_is_written(hoffmann, tmp_path):
     points = hoffmann.isoflop(BUDGETS, noise=0.002)
     tokens = np.geomspace(1e8, 1e10, 20)
     curves = [Curve(parameters=N, tokens=tokens, loss=hoffmann.loss(N, tokens)) for N in (1e8, 1e9)]
-    drawn = pictures(points, fit_parametric(points, Estimator(num_bootstraps=20)), curves)
+    drawn = figures(points, fit_parametric(points, Estimator(num_bootstraps=20)), curves)
     assert set(drawn) == {"isoflop", "frontier", "contours", "residuals", "curves"}
-    paths = write_pictures(tmp_path / "new", drawn)
+    paths = write_figures(tmp_path / "new", drawn)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-    assert set(pictures(points, fit_isoflop(points))) == {"isoflop", "frontier", "residuals"}
+    assert set(figures(points, fit_isoflop(points))) == {"isoflop", "frontier", "residuals"}
 
 
 def test_each_budget_stands_beside_its_curve_and_the_minima_are_where_they_should_be(hoffmann):
@@ -41,7 +41,7 @@ def test_each_budget_stands_beside_its_curve_and_the_minima_are_where_they_shoul
 
 def test_exponents_stand_beside_the_frontier(hoffmann):
     points = hoffmann.isoflop(BUDGETS)
-    drawn = pictures(points, fit_parametric(points, Estimator(num_bootstraps=20)))
+    drawn = figures(points, fit_parametric(points, Estimator(num_bootstraps=20)))
     labels = " ".join(texts(drawn["frontier"]))
     assert "parameters ~ $C^{0.45}$" in labels
     assert "tokens ~ $C^{0.55}$" in labels
@@ -55,7 +55,7 @@ def test_runs_predictions_and_held_out_runs_are_drawn(hoffmann):
 
     fit, held = fitted(points), hold_out(points, fitted)
     optimum = fit.optimal(1e23)
-    drawn = pictures(points, fit, held_out=held, predicted=[optimum])
+    drawn = figures(points, fit, held_out=held, predicted=[optimum])
     axes = drawn["frontier"].axes[0]
     stars = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "*"]
     assert stars == [[1e23, optimum.parameters.value], [1e23, optimum.tokens.value]]
@@ -91,4 +91,4 @@ def test_without_matplotlib_the_command_to_install_it_is_told(hoffmann, monkeypa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     points = hoffmann.isoflop(BUDGETS)
     with pytest.raises(MissingDependencyError, match=r"lightning-lm\[scaling\]"):
-        pictures(points, fit_parametric(points, Estimator(num_bootstraps=0)))
+        figures(points, fit_parametric(points, Estimator(num_bootstraps=0)))

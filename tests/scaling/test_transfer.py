@@ -1,4 +1,4 @@
-"""The best learning rate of each width on losses whose minima are known, the verb, and the picture."""
+"""The best learning rate of each width on losses whose minima are known, the verb, and the figure."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import pytest
 from lightning_lm.cli import main
 from lightning_lm.errors import DataError
 from lightning_lm.scaling import RunLedger, RunRecord, fit_critical_batch, fit_transfer, transfer_of
-from lightning_lm.scaling.plots.batch import critical_batch_picture
-from lightning_lm.scaling.plots.fits import write_pictures
-from lightning_lm.scaling.plots.transfer import transfer_picture
+from lightning_lm.scaling.plots.batch import critical_batch_figure
+from lightning_lm.scaling.plots.fits import write_figures
+from lightning_lm.scaling.plots.transfer import transfer_figure
 
 WIDTHS, RATES = (16, 32, 64, 128), 0.002 * 2.0 ** np.arange(6)
 
@@ -107,7 +107,7 @@ def test_the_verb_prints_tables_and_draws(tmp_path, capsys):
 
 def test_the_picture_has_a_panel_for_each_parametrisation_and_stars_at_the_minima():
     fits = {"standard": transfer_of(list(runs(-1.0))), "muP": transfer_of(list(runs(0.0)))}
-    figure = transfer_picture(fits)
+    figure = transfer_figure(fits)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["standard", "muP", "Where the minima go"]
     stars = [line.get_xydata()[0] for line in figure.axes[2].lines if line.get_marker() == "*"]
     assert [tuple(star) for star in stars[:4]] == [
@@ -125,8 +125,8 @@ def test_the_picture_of_the_critical_batch_size_says_it_and_its_interval(tmp_pat
     """McCandlish et al. 2018, arXiv:1812.06162, section 2.3: ``(S / S_min - 1) (E / E_min - 1) = 1``."""
     sizes = np.array([8, 16, 32, 64, 128, 256, 512.0])
     steps = 1000 * (1 + 90 / sizes) * np.exp(0.03 * np.random.default_rng(1).standard_normal(7))
-    figure = critical_batch_picture(sizes, steps, fit_critical_batch(sizes, steps))
-    write_pictures(tmp_path, {"batch": figure})
+    figure = critical_batch_figure(sizes, steps, fit_critical_batch(sizes, steps))
+    write_figures(tmp_path, {"batch": figure})
     (axes,) = figure.axes
     lines = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 100]
     assert (lines[0] - 1) * (lines[1] - 1) == pytest.approx(np.ones(100))

@@ -79,7 +79,7 @@ def shared(way):
             for piece in placement:
                 if piece.rank != rank:
                     communication.rows_of(tensor, piece).fill_(-1.0)
-        communication.share_pieces(zip(found, placements(), strict=True))
+        communication.gather_pieces(zip(found, placements(), strict=True))
         return found
 
 

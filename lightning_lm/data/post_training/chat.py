@@ -164,7 +164,7 @@ class ChatML(ChatTemplate):
             header = f"{role}\n"
             if role == "assistant":
                 ids.add([start, *tokenizer.encode(header)])
-                learned = is_learned(message, number, learn_from)
+                learned = is_target(message, number, learn_from)
                 ids.add([*encode_after(header, said, tokenizer), end], learned=learned)
             else:
                 ids.add([start, *tokenizer.encode(header + said), end])
@@ -257,7 +257,7 @@ def turns_of(content: Content, role: str) -> list[Message]:
     return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
 
 
-def is_learned(message: Message, number: int, learn_from: int) -> bool:
+def is_target(message: Message, number: int, learn_from: int) -> bool:
     weight = message.get("weight")
     return number >= learn_from if weight is None else bool(weight)
 

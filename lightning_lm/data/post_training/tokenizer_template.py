@@ -20,7 +20,7 @@ from lightning_lm.data.post_training.chat import (
     Message,
     Rendered,
     encode_after,
-    is_learned,
+    is_target,
     turns_of,
 )
 from lightning_lm.data.post_training.conversation import (
@@ -180,7 +180,7 @@ class _Writer:
     def answers(self, learn_from: int) -> tuple[str, list[tuple[int, int]], str]:
         """Return the conversation as text, the places of what is learned, and the end mark that the text lacks."""
         roles = [message["role"] == "assistant" for message in self.messages]
-        learned = [is_learned(message, number, learn_from) for number, message in enumerate(self.messages)]
+        learned = [is_target(message, number, learn_from) for number, message in enumerate(self.messages)]
         wanted = [number for number, answers in enumerate(roles) if answers and learned[number]]
         if _GENERATION.search(self._template):
             text, spans = _unmarked(self.write(self.messages, False, _MARKS))
@@ -200,7 +200,7 @@ class _Writer:
         Raises:
             DataError: If one is left out.
         """
-        learned = [message for number, message in enumerate(self.messages) if is_learned(message, number, learn_from)]
+        learned = [message for number, message in enumerate(self.messages) if is_target(message, number, learn_from)]
         calls = [
             call for message in learned if message["role"] == "assistant" for call in message.get("tool_calls", ())
         ]

@@ -1,4 +1,4 @@
-"""The picture of the critical batch size: steps and examples that runs of several batch sizes took to one loss."""
+"""The figure of the critical batch size: steps and examples that runs of several batch sizes took to one loss."""
 
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,12 @@ from lightning_lm.scaling.plots.canvas import INK, label, new_figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["critical_batch_picture"]
+__all__ = ["critical_batch_figure"]
 
 _ACCENT, _BLUE = "#c2410c", "#1d4ed8"
 
 
-def critical_batch_picture(batch_sizes: ArrayLike, steps: ArrayLike, fit: CriticalBatch) -> "Figure":
+def critical_batch_figure(batch_sizes: ArrayLike, steps: ArrayLike, fit: CriticalBatch) -> "Figure":
     """Draw steps and examples over the batch size, each over its minimum: both are twice that at the critical size.
 
     Args:

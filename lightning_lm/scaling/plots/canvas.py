@@ -27,7 +27,7 @@ def new_figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses a back end for the process
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("matplotlib", "draw pictures", extra="scaling") from error
+        raise MissingDependencyError("matplotlib", "draw figures", extra="scaling") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["collapsed_curves", "contours", "frontier", "isoflop_curves", "pictures", "residuals", "write_pictures"]
+__all__ = ["collapsed_curves", "contours", "figures", "frontier", "isoflop_curves", "residuals", "write_figures"]
 
 _ACCENT, _GREY = "#c2410c", "#9ca3af"
 _DPI = 150
@@ -27,7 +27,7 @@ _SHOWN_SHARE = 0.05
 """The beginning of a run is steeper than anything that follows."""
 
 
-def pictures(
+def figures(
     points: Points,
     fit: ScalingFit,
     curves: Sequence[Curve] = (),
@@ -35,7 +35,7 @@ def pictures(
     held_out: Sequence[HeldOut] = (),
     predicted: Sequence[Optimum] = (),
 ) -> dict[str, "Figure"]:
-    """Return every picture that the runs allow, by name.
+    """Return every figure that the runs allow, by name.
 
     Args:
         points: The runs.
@@ -57,12 +57,12 @@ def pictures(
     return drawn
 
 
-def write_pictures(folder: Path | str, drawn: Mapping[str, "Figure"]) -> list[Path]:
-    """Write pictures as PNG, and return the paths.
+def write_figures(folder: Path | str, drawn: Mapping[str, "Figure"]) -> list[Path]:
+    """Write figures as PNG, and return the paths.
 
     Args:
         folder: Made where it does not exist.
-        drawn: Result of `pictures`.
+        drawn: Result of `figures`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

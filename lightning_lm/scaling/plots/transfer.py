@@ -1,4 +1,4 @@
-"""The picture of learning-rate transfer: loss over learning rate at each width, and where the minima go."""
+"""The figure of learning-rate transfer: loss over learning rate at each width, and where the minima go."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["transfer_picture"]
+__all__ = ["transfer_figure"]
 
 _COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce")
 
 
-def transfer_picture(fits: Mapping[str, TransferFit]) -> "Figure":
+def transfer_figure(fits: Mapping[str, TransferFit]) -> "Figure":
     """Draw a panel of loss curves for each parametrisation, then the best learning rates of all over the width.
 
     Args:

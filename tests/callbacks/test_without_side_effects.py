@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lm.callbacks.hooks import set_aside
+from lightning_lm.callbacks.hooks import without_side_effects
 
 
 def test_modes_random_state_and_gradients_are_given_back():
@@ -14,7 +14,7 @@ def test_modes_random_state_and_gradients_are_given_back():
     torch.manual_seed(1)
     expected = torch.rand(4)
     torch.manual_seed(1)
-    with set_aside(module, torch.device("cpu")):
+    with without_side_effects(module, torch.device("cpu")):
         assert not any(part.training for part in module.modules())
         torch.rand(7)
         assert not module(torch.ones(1, 3)).requires_grad
@@ -25,6 +25,6 @@ def test_modes_random_state_and_gradients_are_given_back():
 
 def test_also_after_an_exception():
     module = nn.Dropout()
-    with pytest.raises(RuntimeError, match="stop"), set_aside(module, torch.device("cpu")):
+    with pytest.raises(RuntimeError, match="stop"), without_side_effects(module, torch.device("cpu")):
         raise RuntimeError("stop")
     assert module.training
