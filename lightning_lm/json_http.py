@@ -48,7 +48,7 @@ class JSONServer(Part):
         ConfigurationError: If the address is not one, or a number is out of range.
     """
 
-    url: str
+    url: str = dataclasses.field(kw_only=False)
     api_key_variable: str | None = None
     timeout_s: float = 600.0
     retries: int = 4

@@ -24,10 +24,12 @@ class _Open:
     _usage: ClassVar[str] = ""
 
     def __new__(cls, *arguments: Any, **_: Any) -> Self:
-        if arguments:
-            names = ", ".join(f"{field.name}=" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        unnamed = arguments[sum(not field.kw_only for field in fields) :]
+        if unnamed:
+            names = ", ".join(f"{field.name}=" for field in fields)
             raise ConfigurationError(
-                f"{cls.__name__} takes its settings by name ({names}), got {type(arguments[0]).__name__} without one."
+                f"{cls.__name__} takes its settings by name ({names}), got {type(unnamed[0]).__name__} without one."
                 f"{cls._usage.format(cls.__name__)}"
             )
         return super().__new__(cls)
@@ -35,7 +37,7 @@ class _Open:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part(_Open):
-    """Base of every part. Subclasses are frozen, keyword-only dataclasses."""
+    """Base of every part. Subclasses are frozen, keyword-only dataclasses; a single required field may come unnamed."""
 
     registry: ClassVar[dict[str, type["Part"]]] = {}
 

@@ -1,6 +1,7 @@
 """What is public is exported, documented and importable."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -16,6 +17,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch.optim import Optimizer
 
+from lightning_lm.optim import OptimizerPart
 from lightning_lm.parts import Part
 
 
@@ -73,6 +75,28 @@ def test_every_exported_name_says_what_it_is_and_what_it_takes(package, name):
         return
     missing = {taken for taken in taken_by(value) if not taken.startswith("_")} - documented_by(value)
     assert not missing, f"{package}.{name} does not say what {sorted(missing)} mean"
+
+
+def test_the_one_setting_that_a_part_needs_may_come_without_its_name():
+    parts = [value for package, name in EXPORTED if is_part(value := exported(package, name))]
+    needed = {
+        part: [field for field in dataclasses.fields(part) if field.default is field.default_factory] for part in parts
+    }
+    single = {
+        part: fields[0] for part, fields in needed.items() if len(fields) == 1 and not issubclass(part, OptimizerPart)
+    }
+    assert {"CheckpointModel", "Files", "LoadTokenizer", "TokenFiles"} <= {part.__name__ for part in single}
+    for part in parts:
+        positional = [field for field in dataclasses.fields(part) if not field.kw_only]
+        assert positional == ([single[part]] if part in single else []), part
+
+
+def exported(package: str, name: str) -> Any:
+    return getattr(importlib.import_module(package), name)
+
+
+def is_part(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Part)
 
 
 def is_protocol(value: type) -> bool:

@@ -78,7 +78,7 @@ class Files(Source):
         ConfigurationError: If there is no such encoding.
     """
 
-    path: str | tuple[str, ...]
+    path: str | tuple[str, ...] = dataclasses.field(kw_only=False)
     separator: str | None = "<|endoftext|>"
     field: str = "text"
     pattern: str = "**/*"
@@ -210,7 +210,7 @@ class Texts(Source):
         DataError: If the texts are one text, a dictionary or a table, of which the parts are no texts.
     """
 
-    texts: Any
+    texts: Any = dataclasses.field(kw_only=False)
     field: str = "text"
     on_bad_record: OnBadRecord = "raise"
 
@@ -259,7 +259,7 @@ class Mixture(Source):
         weights: One positive number per source; only their ratios matter. Left out, all are equal.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = dataclasses.field(kw_only=False)
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ class TokenFiles(Source):
         dtype: Type of the ids of a file without a header; ``None`` for the other formats, which name theirs.
     """
 
-    path: str
+    path: str = dataclasses.field(kw_only=False)
     dtype: Literal["uint16", "uint32", "int32", "int64"] | None = None
 
     def documents(self) -> Iterator[str]:

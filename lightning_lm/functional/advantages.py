@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.shapes import require_shape
 from lightning_lm.parts import Part
 
 __all__ = [
@@ -215,6 +216,7 @@ def gae(
     Source:
         Schulman et al. 2016, arXiv:1506.02438, equation 16.
     """
+    require_shape("rows seq", rewards=rewards, values=values, mask=mask)
     following = torch.zeros_like(values[:, 0])
     advantage = torch.zeros_like(following)
     columns = []
@@ -246,6 +248,7 @@ def whiten(
             one process.
         eps: Added to the variance.
     """
+    require_shape("", values=values, mask=mask)
     kept = values.double().masked_fill(~mask, 0.0)
     count, total, _ = all_reduce(torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])).unbind()
     mean = total / count.clamp(min=1)
@@ -269,6 +272,7 @@ def explained_variance(
         returns: Returns to be predicted.
         mask: The policy's own tokens.
     """
+    require_shape("", values=values, returns=returns, mask=mask)
     kept_values, kept_returns = values[mask].double(), returns[mask].double()
     if kept_returns.numel() < 2:
         return torch.zeros((), dtype=torch.float32, device=values.device)

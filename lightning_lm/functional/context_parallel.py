@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.attention import band, causal_attention
+from lightning_lm.functional.flash_attention import require_heads
 
 __all__ = ["context_parallel_attention", "gather_sequence", "shard_sequence"]
 
@@ -30,6 +31,10 @@ def shard_sequence(
     Raises:
         ConfigurationError: If a row cannot be cut into equal chunks.
     """
+    if whole.dim() < 2:
+        raise ConfigurationError(
+            f"The rows have shape {tuple(whole.shape)}, and [batch, seq, ...] is needed: row[None] for a single one."
+        )
     size, rank = distributed.get_world_size(group), distributed.get_rank(group)
     if whole.size(1) % (2 * size):
         raise ConfigurationError(
@@ -79,6 +84,12 @@ def context_parallel_attention(
     Source:
         Grattafiori et al. 2024 (Llama 3), arXiv:2407.21783, section 3.3.2, "Context parallelism for long sequences".
     """
+    require_heads(query, key, value)
+    needed = (query.size(0), query.size(2) * distributed.get_world_size(group))
+    if document_ids is not None and document_ids.shape != needed:
+        raise ConfigurationError(
+            f"document_ids has shape {tuple(document_ids.shape)}; those of the whole rows are needed, {needed}."
+        )
     keys_and_values = torch.cat((key, value), dim=-1).transpose(1, 2)
     keys, values = gather_sequence(keys_and_values, group).transpose(1, 2).chunk(2, dim=-1)
     mixed = []

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_lm.functional.dtypes import accumulation_dtype
+from lightning_lm.functional.shapes import require_aligned
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["MeasuredLoss", "TokenLoss", "token_cross_entropy"]
@@ -60,6 +61,7 @@ def token_cross_entropy(
         Chowdhery et al. 2022, arXiv:2204.02311, section 5 (z-loss); Szegedy et al. 2015, arXiv:1512.00567, section 7
         (label smoothing); Wu et al. 2025, arXiv:2508.05629 (weighting by confidence).
     """
+    require_aligned(logits=logits, targets=targets)
     flat = logits.reshape(-1, logits.shape[-1])
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     valid = targets.reshape(-1) != ignore_index

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from lightning_lm.functional.shapes import require_aligned, require_shape
+
 __all__ = ["TokenScores", "entropy", "masked_mean", "masked_normalize", "sequence_logprobs", "token_logprobs"]
 
 
@@ -35,6 +37,7 @@ def masked_mean(values: Float[Tensor, "*shape"], mask: Shaped[Tensor, "*shape"],
         >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False])).item()
         2.0
     """
+    require_shape("", values=values, mask=mask)
     keep = mask.bool()
     kept = values.float().masked_fill(~keep, 0.0)
     if dim is None:
@@ -58,6 +61,7 @@ def masked_normalize(
     Source:
         Liu et al. 2025, arXiv:2503.20783, section 3.2.
     """
+    require_shape("", values=values, mask=mask)
     kept = values.float().masked_fill(~mask.bool(), 0.0)
     return (kept.sum() if dim is None else kept.sum(dim)) / constant
 
@@ -72,6 +76,7 @@ def token_logprobs(
         ids: The token at each position.
         temperature: Sampling temperature, by which the logits are divided; the policy is that distribution.
     """
+    require_aligned(logits=logits, ids=ids)
     scaled = logits.float() / temperature
     return -F.cross_entropy(scaled.flatten(0, -2), ids.flatten().long(), reduction="none").view(ids.shape)
 
@@ -97,4 +102,5 @@ def sequence_logprobs(logprobs: Float[Tensor, "rows seq"], mask: Bool[Tensor, "r
         logprobs: Log-probability of each token. Nats.
         mask: The tokens that count.
     """
+    require_shape("rows seq", logprobs=logprobs, mask=mask)
     return logprobs.masked_fill(~mask, 0.0).sum(-1)

@@ -6,7 +6,7 @@ and ranks add up to the same gradient however the window is cut.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_lm.functional.logprobs import masked_mean
+from lightning_lm.functional.shapes import require_shape
 from lightning_lm.parts import Part
 
 __all__ = [
@@ -79,6 +80,7 @@ class PolicyGradient(PolicyLoss):
         advantages: Float[Tensor, "rows seq"],
         mask: Bool[Tensor, "rows seq"],
     ) -> PolicyTerms:
+        require_shape("rows seq", logprobs=logprobs, advantages=advantages, mask=mask)
         never = torch.zeros_like(mask)
         return PolicyTerms(-advantages * logprobs, never, never)
 
@@ -109,6 +111,7 @@ class ClippedSurrogate(PolicyLoss):
         advantages: Float[Tensor, "rows seq"],
         mask: Bool[Tensor, "rows seq"],
     ) -> PolicyTerms:
+        require_shape("rows seq", logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
         return _clip(_ratio(logprobs - old_logprobs), advantages, self)
 
 
@@ -131,6 +134,7 @@ class GSPO(ClippedSurrogate):
         advantages: Float[Tensor, "rows seq"],
         mask: Bool[Tensor, "rows seq"],
     ) -> PolicyTerms:
+        require_shape("rows seq", logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
         logratio = masked_mean(logprobs - old_logprobs, mask, dim=-1)
         return _clip(_ratio(logratio)[:, None].expand_as(logprobs), advantages, self)
 
@@ -158,6 +162,7 @@ class CISPO(PolicyLoss):
         advantages: Float[Tensor, "rows seq"],
         mask: Bool[Tensor, "rows seq"],
     ) -> PolicyTerms:
+        require_shape("rows seq", logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
         ratio = _ratio(logprobs.detach() - old_logprobs)
         low = 0.0 if self.clip_low is None else 1 - self.clip_low
         weight = ratio.clamp(low, 1 + self.clip_high)
@@ -256,7 +261,7 @@ class ConstantLength(Reduction):
         Liu et al. 2025, arXiv:2503.20783, section 3.2.
     """
 
-    max_tokens: int
+    max_tokens: int = field(kw_only=False)
 
     @override
     def weights(self, mask: Bool[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
@@ -319,6 +324,7 @@ def kl_estimate(
     Source:
         Schulman 2020, "Approximating KL divergence".
     """
+    require_shape("", logprobs=logprobs, reference_logprobs=reference_logprobs)
     difference = logprobs - reference_logprobs
     if estimator == "k1":
         return difference
@@ -345,6 +351,7 @@ def clipped_value_loss(
     Source:
         Schulman et al., PPO's reference implementation (the paper has no value clipping).
     """
+    require_shape("rows seq", values=values, old_values=old_values, returns=returns)
     errors = (values - returns).square()
     if clip is not None:
         held = old_values + (values - old_values).clamp(-clip, clip)

@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.shapes import require_shape
 from lightning_lm.parts import Part
 
 __all__ = [
@@ -50,17 +51,39 @@ class PairLogProbs(NamedTuple):
     @property
     def chosen_logratio(self) -> Float[Tensor, " pairs"]:
         """Log-ratio of the preferred completion between policy and reference, in nats."""
+        require_shape("pairs", chosen=self.chosen, reference_chosen=self.reference_chosen)
         return self.chosen - self.reference_chosen
 
     @property
     def rejected_logratio(self) -> Float[Tensor, " pairs"]:
         """Log-ratio of the rejected completion between policy and reference, in nats."""
+        require_shape("pairs", rejected=self.rejected, reference_rejected=self.reference_rejected)
         return self.rejected - self.reference_rejected
 
     @property
     def margin(self) -> Float[Tensor, " pairs"]:
         """Difference of the two log-ratios, in nats: what DPO raises."""
+        require_shape("pairs", chosen=self.chosen, rejected=self.rejected)
         return self.chosen_logratio - self.rejected_logratio
+
+    @property
+    def chosen_per_token(self) -> Float[Tensor, " pairs"]:
+        """Log-probability of the preferred completion per token, in nats."""
+        require_shape("pairs", chosen=self.chosen, chosen_lengths=self.chosen_lengths)
+        return self.chosen / self.chosen_lengths
+
+    @property
+    def rejected_per_token(self) -> Float[Tensor, " pairs"]:
+        """Log-probability of the rejected completion per token, in nats."""
+        require_shape("pairs", chosen=self.chosen, rejected=self.rejected, rejected_lengths=self.rejected_lengths)
+        return self.rejected / self.rejected_lengths
+
+    @property
+    def margin_per_token(self) -> Float[Tensor, " pairs"]:
+        """Difference of the two log-ratios, each divided by its completion's length, in nats."""
+        require_shape("pairs", chosen=self.chosen, chosen_lengths=self.chosen_lengths, rejected=self.rejected)
+        require_shape("pairs", rejected=self.rejected, rejected_lengths=self.rejected_lengths)
+        return self.chosen_logratio / self.chosen_lengths - self.rejected_logratio / self.rejected_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +127,7 @@ class Sigmoid(PreferenceLoss):
 
     @override
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
-        margin = pairs.margin
-        if self.length_normalize:
-            margin = pairs.chosen_logratio / pairs.chosen_lengths - pairs.rejected_logratio / pairs.rejected_lengths
+        margin = pairs.margin_per_token if self.length_normalize else pairs.margin
         right, wrong = F.logsigmoid(self.beta * margin), F.logsigmoid(-self.beta * margin)
         return -(1 - self.label_smoothing) * right - self.label_smoothing * wrong
 
@@ -153,8 +174,7 @@ class IPO(PreferenceLoss):
 
     @override
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
-        margin = pairs.chosen_logratio / pairs.chosen_lengths - pairs.rejected_logratio / pairs.rejected_lengths
-        return (margin - 1 / (2 * self.beta)).square()
+        return (pairs.margin_per_token - 1 / (2 * self.beta)).square()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,14 +271,13 @@ class SimPO(PreferenceLoss):
 
     @override
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
-        chosen = self.beta * pairs.chosen / pairs.chosen_lengths
-        rejected = self.beta * pairs.rejected / pairs.rejected_lengths
+        chosen, rejected = self.rewards(pairs)
         return -F.logsigmoid(chosen - rejected - self.target_margin)
 
     @override
     def rewards(self, pairs: PairLogProbs) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Return ``beta`` times the log-probability per token of both completions."""
-        return self.beta * pairs.chosen / pairs.chosen_lengths, self.beta * pairs.rejected / pairs.rejected_lengths
+        return self.beta * pairs.chosen_per_token, self.beta * pairs.rejected_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +292,7 @@ class ChosenNLL(PreferenceLoss):
 
     @override
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
-        return -pairs.chosen / pairs.chosen_lengths
+        return -pairs.chosen_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +352,8 @@ def bradley_terry_loss(
         Ouyang et al. 2022, arXiv:2203.02155, equation 1; Touvron et al. 2023, arXiv:2307.09288, equation 2 (margin);
         Eisenstein et al. 2023, arXiv:2312.09244, section 2 (centring).
     """
+    margins = {"margin": margin} if isinstance(margin, Tensor) and margin.dim() else {}
+    require_shape("pairs", chosen=chosen, rejected=rejected, **margins)
     return -F.logsigmoid(chosen - rejected - margin) + center_coefficient * (chosen + rejected).square()
 
 
@@ -375,6 +396,7 @@ class KTO(Part):
             desirable: Mask of the desirable completions.
             kl: Estimate of the divergence from the reference, nats; no gradient flows through it.
         """
+        require_shape("rows", logratios=logratios, desirable=desirable)
         margins = self.beta * (logratios - kl.detach())
         gains = torch.sigmoid(torch.where(desirable, margins, -margins))
         return torch.where(desirable, self.desirable_weight, self.undesirable_weight) * (1 - gains)

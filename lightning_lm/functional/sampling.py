@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.dtypes import accumulation_dtype
+from lightning_lm.functional.shapes import require_shape
 
 __all__ = [
     "draw",
@@ -40,6 +42,7 @@ def penalize_repetition(
     Source:
         Keskar et al. 2019, arXiv:1909.05858, section 4.1.
     """
+    require_shape("batch vocab", logits=logits, seen=seen)
     penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, penalized, logits)
 
@@ -62,6 +65,7 @@ def penalize_counts(
     Source:
         OpenAI API reference, ``presence_penalty`` and ``frequency_penalty``.
     """
+    require_shape("batch vocab", logits=logits, counts=counts)
     wide = _at_least_float32(logits)
     times = counts.to(wide.dtype)
     return (wide - frequency * times - presence * times.clamp(max=1)).to(logits.dtype)
@@ -152,6 +156,7 @@ def draw(logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]
         logits: One row per sequence.
         uniforms: Independent numbers of [0, 1), best in float64.
     """
+    _require_rows(logits, uniforms=uniforms)
     # float64 because the rounding of a float32 sum over a large vocabulary is larger than many of its probabilities.
     dtype = accumulation_dtype(logits.device)
     cumulative = _at_least_float32(logits).softmax(dim=-1).to(dtype).cumsum(dim=-1)
@@ -180,10 +185,23 @@ def verify_draft(
     Source:
         Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023, arXiv:2302.01318, algorithm 2.
     """
+    require_shape("batch vocab", logits=logits, draft_logits=draft_logits)
+    _require_rows(logits, ids=ids, uniforms=uniforms[..., 0])
     wanted, drafted = _at_least_float32(logits).softmax(dim=-1), _at_least_float32(draft_logits).softmax(dim=-1)
     p, q = (probabilities.gather(-1, ids[:, None])[:, 0] for probabilities in (wanted, drafted))
     kept = uniforms[:, 0] * q < p
     return torch.where(kept, ids, draw((wanted - drafted).clamp(min=0).log(), uniforms[:, 1])), kept
+
+
+def _require_rows(logits: Tensor, **numbers: Tensor) -> None:
+    """Refuse numbers that are not one for each row of logits."""
+    require_shape("batch vocab", logits=logits)
+    for name, values in numbers.items():
+        if values.shape != logits.shape[:1]:
+            raise ConfigurationError(
+                f"{name} has shape {tuple(values.shape)} for logits of shape {tuple(logits.shape)}; one is needed for "
+                f"each of the {len(logits)} rows."
+            )
 
 
 def _largest_values(

@@ -45,7 +45,7 @@ class MuP(Init):
         Yang et al. 2022 (Tensor Programs V), arXiv:2203.03466, table 3.
     """
 
-    base_width: int
+    base_width: int = dataclasses.field(kw_only=False)
     base: Init = Normal()
 
     def __post_init__(self) -> None:

@@ -324,7 +324,7 @@ class CheckpointModel(ModelConfig):
             mean of its others (`models.grow_vocabulary`).
     """
 
-    checkpoint: str
+    checkpoint: str = dataclasses.field(kw_only=False)
     context_length: int = 0
     base: str | None = None
     new_tokens: tuple[str, ...] = ()

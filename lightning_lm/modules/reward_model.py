@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -148,7 +148,7 @@ class LearnedReward(Reward):
         batch_size: Rows that are read at once.
     """
 
-    checkpoint: str
+    checkpoint: str = field(kw_only=False)
     template: ChatTemplate = Plain()
     device: str = "cpu"
     batch_size: int = 64

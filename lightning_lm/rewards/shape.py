@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from typing_extensions import override
@@ -41,7 +41,7 @@ class LengthReward(Reward):
         target: The wanted length, in characters.
     """
 
-    target: int
+    target: int = field(kw_only=False)
 
     def __post_init__(self) -> None:
         if self.target < 1:

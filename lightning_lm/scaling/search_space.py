@@ -4,7 +4,7 @@ import abc
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Grid(SearchSpace):
         [{'width': 64, 'lr': 0.01}, {'width': 128, 'lr': 0.01}]
     """
 
-    values: Mapping[str, Sequence[Any]]
+    values: Mapping[str, Sequence[Any]] = field(kw_only=False)
 
     def settings(self) -> list[dict[str, Any]]:
         """Return the settings of each run, the last one changing fastest."""
@@ -57,7 +57,7 @@ class RandomSearch(SearchSpace):
         Bergstra and Bengio 2012, JMLR 13:281-305.
     """
 
-    num_runs: int
+    num_runs: int = field(kw_only=False)
     ranges: Mapping[str, tuple[float, float]] | None = None
     choices: Mapping[str, Sequence[Any]] | None = None
     seed: int = 0
@@ -91,7 +91,7 @@ class IsoFlopPlan(Part):
         tokens_per_parameter: Expected optimum of tokens per parameter.
     """
 
-    flops: tuple[float, ...]
+    flops: tuple[float, ...] = field(kw_only=False)
     sizes_per_budget: int = 5
     tokens_per_parameter: float = 20.0
 

@@ -78,7 +78,7 @@ class ClockMeter(Meter):
         flops_per_s: FLOP/s of the slowest run on this device: small models on large devices are far from the peak.
     """
 
-    flops_per_s: float
+    flops_per_s: float = field(kw_only=False)
 
     @property
     def unit(self) -> str:

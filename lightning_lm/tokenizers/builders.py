@@ -168,7 +168,7 @@ class LoadTokenizer(TokenizerPart):
         path: A folder or file.
     """
 
-    path: str
+    path: str = dataclasses.field(kw_only=False)
 
     def build(self, texts: Texts, cache_dir: Path | str | None = None) -> BaseTokenizer:  # noqa: ARG002
         """Return the tokenizer; texts and cache are not looked at."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     CohereConfig,
     FalconH1Config,
     Gemma2Config,
@@ -15,6 +16,8 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    ModernBertDecoderConfig,
+    RecurrentGemmaConfig,
     T5Config,
 )
 
@@ -176,6 +179,29 @@ def test_what_cannot_work_is_refused(ids):
         model(ids, document_ids=documents, cache=cache)
     with pytest.raises(ConfigurationError, match="one number"):
         model.make_cache(3, 16, torch.zeros(2, dtype=torch.int64))
+
+
+@torch.no_grad()
+def test_soft_caps_by_another_name(ids):
+    """Recurrent Gemma and xLSTM call theirs otherwise; without it every loss would be wrong."""
+    layers = {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(
+        RecurrentGemmaConfig(vocab_size=61, logits_soft_cap=0.1, attention_window_size=8, lru_width=32, **layers)
+    ).eval()
+    model.lm_head.weight.normal_()
+    torch.testing.assert_close(TransformersModel(model)(ids), model(ids).logits, rtol=0, atol=1e-6)
+    assert model(ids).logits.abs().max() > 0.09
+
+
+def test_layers_between_decoder_and_head_are_refused():
+    sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
+    config = ModernBertDecoderConfig(vocab_size=61, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)
+    encoder = BertConfig(vocab_size=61, is_decoder=True, **sizes)
+    for settings, layer in ((config, "lm_head.dense.weight"), (encoder, "cls.predictions.transform.dense.weight")):
+        model = AutoModelForCausalLM.from_config(settings)
+        assert as_language_model(model) is model  # its own forward makes the logits
+        with pytest.raises(ConfigurationError, match=f"more than a linear head behind its decoder .*{layer}"):
+            TransformersModel(model)
 
 
 def test_other_models_are_refused():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models import parameter_roles
+from lightning_lm.models import PretrainedCheckpoint, parameter_roles
 from lightning_lm.optim import SGD, AdamW, Muon, MuonOptimizer
 from lightning_lm.parts import Part
 
@@ -95,3 +95,10 @@ def test_parameters_without_a_name_are_answered_with_what_to_write(part):
     copies = pickle.loads(pickle.dumps(part(lr=0.5))), copy.deepcopy(part(lr=0.5)), dataclasses.replace(part(), lr=0.5)
     assert all(one == part(lr=0.5) for one in copies)
     assert next(iter(inspect.signature(part).parameters)) == "lr"
+
+
+def test_a_setting_beyond_the_one_that_is_needed_is_named():
+    assert PretrainedCheckpoint("folder") == PretrainedCheckpoint(checkpoint="folder")
+    assert Part.from_dict(PretrainedCheckpoint("folder").to_dict()) == PretrainedCheckpoint("folder")
+    with pytest.raises(ConfigurationError, match=r"takes its settings by name \(.*got int without one"):
+        PretrainedCheckpoint("folder", 128)

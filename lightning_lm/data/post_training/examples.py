@@ -75,7 +75,7 @@ class Examples(ExampleSource):
             records out and reports their number.
     """
 
-    source: Any
+    source: Any = dataclasses.field(kw_only=False)
     format: RecordForm | None = None
     on_bad_record: OnBadRecord = "raise"
 
@@ -158,7 +158,7 @@ class PromptedExamples(ExampleSource):
         prompt: Prompt, with the names of fields in braces.
     """
 
-    source: ExampleSource | str
+    source: ExampleSource | str = dataclasses.field(kw_only=False)
     prompt: str = "{question}"
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_lm.functional.shapes import require_aligned
 from lightning_lm.kernels.lm_head.logits import (
     WORK_BYTES,
     Coefficients,
@@ -215,6 +216,7 @@ def open_head(
         measured: Compute entropies and correct predictions.
         budget_bytes: Size of a chunk of logits with all temporary matrices; at least one row.
     """
+    require_aligned(hidden=hidden, targets=targets)
     shard = VocabShard(len(weight), len(weight))
     if hasattr(weight, "device_mesh"):
         (hidden, weight, bias), shard = local_head(hidden, weight, bias)

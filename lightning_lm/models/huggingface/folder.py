@@ -175,7 +175,7 @@ class PretrainedCheckpoint(ModelConfig):
         base: Folder of the model that the adapters belong to; ``None`` for the one that they name.
     """
 
-    checkpoint: str
+    checkpoint: str = dataclasses.field(kw_only=False)
     context_length: int = 0
     base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

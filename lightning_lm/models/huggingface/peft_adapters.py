@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class PretrainedAdapters(AdapterPart):
             the folder.
     """
 
-    folder: str
+    folder: str = field(kw_only=False)
     dropout: float | None = None
 
     def attach(self, model: nn.Module) -> None:

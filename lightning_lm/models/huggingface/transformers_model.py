@@ -100,10 +100,11 @@ class TransformersConfig(ModelConfig):
         return TransformersModel(model)
 
 
-_SCALES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+_SCALES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier")
 _MULTIPLIES = {"cohere": "logit_scale", "falcon_h1": "lm_head_multiplier", "hyperclovax": "logits_scaling"}
-_DIVIDES = {"granite": "logits_scaling"}
+_DIVIDES = {"granite": "logits_scaling", "minicpm3": "logits_scaling"}
 """Families by the beginning of their ``model_type``, and what they scale logits with."""
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 class TransformersModel(nn.Module):
@@ -125,7 +126,8 @@ class TransformersModel(nn.Module):
         super().__init__()
         _check_supported(model)
         self.model = model
-        self.logit_softcap: float | None = getattr(_text_config(model), "final_logit_softcapping", None)
+        caps = (getattr(_text_config(model), name, None) for name in _SOFT_CAPS)
+        self.logit_softcap: float | None = next((cap for cap in caps if cap is not None), None)
         self._scale = _logit_scale(_text_config(model)) or 1.0
         self._keeps_apart: bool | None = None
 
@@ -334,6 +336,12 @@ def unsupported(model: nn.Module) -> str | None:
         )
     if any(getattr(part, "is_prompt_learning", False) for part in getattr(model, "peft_config", {}).values()):
         return "has learned prompts of peft, which stand before every row. Use adapters such as LoraConfig."
+    between = _between(model, head)
+    if between:
+        return (
+            f"has more than a linear head behind its decoder ({', '.join(between[:3])}), and losses are computed from "
+            "the decoder's hidden states and the head's weight. Give a model whose logits are head(hidden)."
+        )
     config = _text_config(model)
     scale = _logit_scale(config)
     if scale is None or (scale != 1.0 and head.bias is not None):
@@ -343,6 +351,14 @@ def unsupported(model: nn.Module) -> str | None:
             "soft-cap(scale * head(hidden)) can be used. Fold the factor into the weight of the head."
         )
     return None
+
+
+def _between(model: Any, head: nn.Linear) -> list[str]:
+    """Return the names of parameters that act on hidden states behind the decoder, apart from the head's own."""
+    inner = _without_wrapper(model)
+    plain = {name for name, _ in nn.Linear(1, 1, device="meta").named_parameters()}
+    known = {*_decoder(model).parameters(), *(value for name, value in head.named_parameters() if name in plain)}
+    return [name for name, value in inner.named_parameters() if value not in known]
 
 
 def _restarting_positions(

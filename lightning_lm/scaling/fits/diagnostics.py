@@ -1,7 +1,7 @@
 """Diagnostics of a fit, to read before trusting it, and rules for the runs that it leaves out."""
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ class DropSmallestBudgets(Outliers):
         count: Number of runs.
     """
 
-    count: int
+    count: int = field(kw_only=False)
 
     def kept(self, points: Points) -> NDArray[np.bool_]:
         """Return false for the runs with the fewest FLOPs."""
@@ -94,7 +94,7 @@ class DropHighestLosses(Outliers):
         Besiroglu et al. 2024, arXiv:2404.10102, leave out five runs of Hoffmann et al.
     """
 
-    count: int
+    count: int = field(kw_only=False)
 
     def kept(self, points: Points) -> NDArray[np.bool_]:
         """Return false for the runs with the highest loss."""
