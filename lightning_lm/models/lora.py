@@ -17,7 +17,15 @@ from lightning_lm.models.roles import parameter_roles
 from lightning_lm.parts import Part
 from lightning_lm.protocols import is_language_model
 
-__all__ = ["AdapterPart", "Adapters", "attach_adapters", "describe_adapters", "merge_adapters", "remove_adapters"]
+__all__ = [
+    "AdapterPart",
+    "Adapters",
+    "attach_adapters",
+    "default_adapters",
+    "describe_adapters",
+    "merge_adapters",
+    "remove_adapters",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +144,29 @@ def describe_adapters(model: nn.Module) -> dict[str, Any] | None:
     return described
 
 
+def default_adapters(model: Any) -> Any:
+    """Return the settings of the low-rank adapters of a ``PeftModel``, each module named as seen from its wrapper.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        ``None`` if it is no ``PeftModel``, or has adapters of another kind or name, or several.
+    """
+    settings = getattr(model, "peft_config", {}) if hasattr(model, "get_base_model") else {}
+    if list(settings) != ["default"] or settings["default"].peft_type != "LORA":
+        return None
+    names = {"BaseTunerLayer": set(), "ModulesToSaveWrapper": set()}
+    for name, part in model.get_base_model().named_modules():
+        for kind in {base.__name__ for base in type(part).__mro__} & names.keys():
+            names[kind].add(f"model.{name}")
+    described = copy.copy(settings["default"])
+    described.target_modules = names["BaseTunerLayer"]
+    described.modules_to_save = sorted(names["ModulesToSaveWrapper"]) or None
+    described.layers_to_transform = described.layers_pattern = described.exclude_modules = None
+    return described
+
+
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Return a copy of a model in which the adapters are part of the weights, and their modules are gone.
 
@@ -181,8 +212,8 @@ def _without_adapters(model: nn.Module, *, merge: bool) -> nn.Module:
         elif isinstance(child, ModulesToSaveWrapper):
             kept = child.modules_to_save[child.active_adapters[0]] if merge else child.original_module
             plain.set_submodule(name, kept)
-    if hasattr(plain, "peft_config"):
-        del plain.peft_config
+    for part in plain.modules():  # peft leaves it on the model inside its own too
+        part.__dict__.pop("peft_config", None)
     if shared - _shared_weights(plain):
         _declare_untied(plain)
     return plain.requires_grad_(True)

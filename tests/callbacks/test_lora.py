@@ -204,3 +204,55 @@ def test_a_tied_layer_that_is_trained_apart_is_merged_apart(tmp_path, make, name
             logits = again.eval()(probe())
             torch.testing.assert_close(getattr(logits, "logits", logits), trained, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(remove_adapters(model)(probe()), before)
+
+
+PEFT = {
+    "pattern": {"target_modules": r"model\.layers\.\d+\.self_attn\.[qv]_proj"},
+    "one layer": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "modules_to_save": ["norm"]},
+    "head": {"target_modules": ["o_proj", "lm_head"], "use_dora": False},
+    "whole head": {"target_modules": "all-linear", "modules_to_save": ["lm_head"], "use_rslora": True},
+}
+
+
+def of_peft(kind):
+    """A model of transformers in a PeftModel, as people make it; the same each time."""
+    import peft
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = transformers.GraniteConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, logits_scaling=2.0)
+    config.tie_word_embeddings = False
+    base = transformers.GraniteForCausalLM(config)
+    return peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=3, task_type="CAUSAL_LM", **PEFT[kind]))
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_a_model_of_peft_trains_resumes_opens_and_is_exported(tmp_path, kind):
+    """Oracle: the user's own PeftModel, whose weights are trained."""
+
+    def fit_peft(steps, folder, resume=None):
+        given = of_peft(kind)
+        module = PretrainModule(given, optimizer=AdamW(lr=1e-2), schedule=Constant())
+        saver = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+        trainer = Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, callbacks=[saver], enable_progress_bar=False
+        )
+        trainer.fit(module, rows(), ckpt_path=resume)
+        return given.eval(), module
+
+    given, module = fit_peft(4, "whole")
+    checkpoint = tmp_path / "whole" / "step=4.ckpt"
+    trained = {name for name, value in module.named_parameters() if value.requires_grad}
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    fresh = of_peft(kind).state_dict()
+    assert any(not torch.equal(value, fresh[name]) for name, value in given.state_dict().items())
+    with torch.no_grad():
+        expected = given(probe()).logits
+        for model in (load_merged(checkpoint)[0], PretrainModule.load_from_checkpoint(checkpoint).model.eval()):
+            torch.testing.assert_close(model(probe()), expected)
+        export_model(module.model, tmp_path / "exported")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
+        torch.testing.assert_close(theirs(probe()).logits, expected)
+    resumed, _ = fit_peft(4, "rest", tmp_path / "whole" / "step=2.ckpt")
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, given.state_dict()[name]), name

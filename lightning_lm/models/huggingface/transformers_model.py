@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.huggingface.transformers_cache import TransformersCache
+from lightning_lm.models.lora import default_adapters
 from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart, several_documents
 
 __all__ = [
@@ -116,7 +117,8 @@ class TransformersModel(nn.Module):
     scaled instead: the same for a head without a bias.
 
     Args:
-        model: For example ``AutoModelForCausalLM.from_pretrained(...)``, bare or with adapters in a ``PeftModel``.
+        model: For example ``AutoModelForCausalLM.from_pretrained(...)``, bare or with adapters in a ``PeftModel``. The
+            low-rank adapters of a ``PeftModel`` are described in checkpoints as those of the callback `LoRA` are.
 
     Raises:
         ConfigurationError: If the model is not a decoder whose logits are ``soft-cap(scale * head(hidden))``.
@@ -126,6 +128,9 @@ class TransformersModel(nn.Module):
         super().__init__()
         _check_supported(model)
         self.model = model
+        adapters = default_adapters(model)
+        if adapters is not None:
+            self.model, self.peft_config = _without_wrapper(model), {"default": adapters}
         caps = (getattr(_text_config(model), name, None) for name in _SOFT_CAPS)
         self.logit_softcap: float | None = next((cap for cap in caps if cap is not None), None)
         self._scale = _logit_scale(_text_config(model)) or 1.0
@@ -329,14 +334,15 @@ def unsupported(model: nn.Module) -> str | None:
     """Return why a model cannot be a `TransformersModel`; ``None`` if it can."""
     config = getattr(model, "config", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    if config is None or not isinstance(head, nn.Linear) or getattr(config, "is_encoder_decoder", False):
+    layer = getattr(head, "base_layer", getattr(head, "original_module", head))  # below adapters
+    if config is None or not isinstance(layer, nn.Linear) or getattr(config, "is_encoder_decoder", False):
         return (
             "is not a causal language model of transformers with a linear head; give what "
             "AutoModelForCausalLM.from_pretrained returns."
         )
     if any(getattr(part, "is_prompt_learning", False) for part in getattr(model, "peft_config", {}).values()):
         return "has learned prompts of peft, which stand before every row. Use adapters such as LoraConfig."
-    between = _between(model, head)
+    between = _between(model, head, layer)
     if between:
         return (
             f"has more than a linear head behind its decoder ({', '.join(between[:3])}), and losses are computed from "
@@ -353,12 +359,12 @@ def unsupported(model: nn.Module) -> str | None:
     return None
 
 
-def _between(model: Any, head: nn.Linear) -> list[str]:
-    """Return the names of parameters that act on hidden states behind the decoder, apart from the head's own."""
-    inner = _without_wrapper(model)
-    plain = {name for name, _ in nn.Linear(1, 1, device="meta").named_parameters()}
-    known = {*_decoder(model).parameters(), *(value for name, value in head.named_parameters() if name in plain)}
-    return [name for name, value in inner.named_parameters() if value not in known]
+def _between(model: Any, head: nn.Module, layer: nn.Linear) -> list[str]:
+    """Return the names of parameters that act behind the decoder, apart from those of a linear head."""
+    known = {*_decoder(model).parameters(), layer.weight, layer.bias}
+    if head is not layer:  # with adapters
+        known |= {*head.parameters()}
+    return [name for name, value in _without_wrapper(model).named_parameters() if value not in known]
 
 
 def _restarting_positions(
