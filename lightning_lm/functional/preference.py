@@ -51,39 +51,29 @@ class PairLogProbs(NamedTuple):
     @property
     def chosen_logratio(self) -> Float[Tensor, " pairs"]:
         """Log-ratio of the preferred completion between policy and reference, in nats."""
-        require_shape("pairs", chosen=self.chosen, reference_chosen=self.reference_chosen)
+        require_shape("pairs", **self._asdict())
         return self.chosen - self.reference_chosen
 
     @property
     def rejected_logratio(self) -> Float[Tensor, " pairs"]:
         """Log-ratio of the rejected completion between policy and reference, in nats."""
-        require_shape("pairs", rejected=self.rejected, reference_rejected=self.reference_rejected)
         return self.rejected - self.reference_rejected
 
     @property
     def margin(self) -> Float[Tensor, " pairs"]:
         """Difference of the two log-ratios, in nats: what DPO raises."""
-        require_shape("pairs", chosen=self.chosen, rejected=self.rejected)
         return self.chosen_logratio - self.rejected_logratio
-
-    @property
-    def chosen_per_token(self) -> Float[Tensor, " pairs"]:
-        """Log-probability of the preferred completion per token, in nats."""
-        require_shape("pairs", chosen=self.chosen, chosen_lengths=self.chosen_lengths)
-        return self.chosen / self.chosen_lengths
-
-    @property
-    def rejected_per_token(self) -> Float[Tensor, " pairs"]:
-        """Log-probability of the rejected completion per token, in nats."""
-        require_shape("pairs", chosen=self.chosen, rejected=self.rejected, rejected_lengths=self.rejected_lengths)
-        return self.rejected / self.rejected_lengths
 
     @property
     def margin_per_token(self) -> Float[Tensor, " pairs"]:
         """Difference of the two log-ratios, each divided by its completion's length, in nats."""
-        require_shape("pairs", chosen=self.chosen, chosen_lengths=self.chosen_lengths, rejected=self.rejected)
-        require_shape("pairs", rejected=self.rejected, rejected_lengths=self.rejected_lengths)
         return self.chosen_logratio / self.chosen_lengths - self.rejected_logratio / self.rejected_lengths
+
+    @property
+    def per_token(self) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Log-probabilities of both completions, each divided by its length, in nats."""
+        require_shape("pairs", **self._asdict())
+        return self.chosen / self.chosen_lengths, self.rejected / self.rejected_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +200,7 @@ class NCA(PreferenceLoss):
 
     @override
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
-        chosen, rejected = self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+        chosen, rejected = self.rewards(pairs)
         return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
 
@@ -277,7 +267,8 @@ class SimPO(PreferenceLoss):
     @override
     def rewards(self, pairs: PairLogProbs) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Return ``beta`` times the log-probability per token of both completions."""
-        return self.beta * pairs.chosen_per_token, self.beta * pairs.rejected_per_token
+        chosen, rejected = pairs.per_token
+        return self.beta * chosen, self.beta * rejected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +283,7 @@ class ChosenNLL(PreferenceLoss):
 
     @override
     def __call__(self, pairs: PairLogProbs) -> Float[Tensor, " pairs"]:
-        return -pairs.chosen_per_token
+        return -pairs.per_token[0]
 
 
 @dataclass(frozen=True, kw_only=True)

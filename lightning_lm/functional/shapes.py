@@ -1,5 +1,7 @@
 """Checks of shapes: tensors that would broadcast to a result of neither shape are refused, naming theirs."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
@@ -17,15 +19,9 @@ def require_shape(axes: str, **tensors: Tensor) -> None:
     Raises:
         ConfigurationError: If their shapes differ, or they have more or fewer axes.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    first = next(iter(shapes.values()))
-    if any(shape != first for shape in shapes.values()) or (axes and len(first) != len(axes.split())):
-        found = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
-        needed = f" [{', '.join(axes.split())}]" if axes else ""
-        raise ConfigurationError(
-            f"{found}; {'all need' if len(shapes) > 1 else 'it needs'} the same shape{needed}, because other shapes "
-            "would broadcast to wrong results. Use x.squeeze(-1), or x[:, None].expand_as(y) for one value per row."
-        )
+    shapes = {tensor.shape for tensor in tensors.values()}
+    if len(shapes) > 1 or (axes and len(shapes.pop()) != len(axes.split())):
+        raise _other_shapes(axes, tensors)
 
 
 def require_aligned(**tensors: Tensor) -> None:
@@ -37,10 +33,23 @@ def require_aligned(**tensors: Tensor) -> None:
     Raises:
         ConfigurationError: If the shapes do not fit.
     """
-    (name, values), (ids_name, ids) = tensors.items()
+    values, ids = tensors.values()
     if values.shape[:-1] != ids.shape:
-        raise ConfigurationError(
-            f"{name} has shape {tuple(values.shape)} and {ids_name} {tuple(ids.shape)}; {name} needs the axes of "
-            f"{ids_name} and one more, with the next token's id beside each position: {name}[:, :-1] and "
-            f"{ids_name}[:, 1:]."
-        )
+        raise _not_aligned(tensors)
+
+
+def _other_shapes(axes: str, tensors: Mapping[str, Tensor]) -> ConfigurationError:
+    found = ", ".join(f"{name} has shape {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    needed = f" [{', '.join(axes.split())}]" if axes else ""
+    return ConfigurationError(
+        f"{found}; {'all need the same' if len(tensors) > 1 else 'it needs the'} shape{needed}, because others would "
+        "broadcast to wrong results. Use x.squeeze(-1), or x[:, None].expand_as(y) for one value per row."
+    )
+
+
+def _not_aligned(tensors: Mapping[str, Tensor]) -> ConfigurationError:
+    (name, values), (ids_name, ids) = tensors.items()
+    return ConfigurationError(
+        f"{name} has shape {tuple(values.shape)} and {ids_name} {tuple(ids.shape)}; {name} needs its axes and one "
+        f"more, with the next token's id beside each position: {name}[:, :-1] and {ids_name}[:, 1:]."
+    )
