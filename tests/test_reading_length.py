@@ -123,8 +123,8 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limits", "read_apart"),
     [
-        ("grpo/reverse", (600, 690, 1000), ("models", "generation")),
-        ("dpo/reverse", (300, 340, 470), ("models",)),
+        ("grpo/reverse", (600, 690, 1010), ("models", "generation")),
+        ("dpo/reverse", (300, 340, 480), ("models",)),
         ("pretrain/quickstart", (800, 900, 900), ()),
     ],
 )
