@@ -1,5 +1,6 @@
 """Short runs on one process or on many, over the same windows, for tests of strategies."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from lightning_lm.distributed import data_rank, data_ranks
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import AdamW, Constant
-from lightning_lm.strategies import ShardedOptimizerStrategy, TensorParallelStrategy
+from lightning_lm.strategies import ShardedModelStrategy, ShardedOptimizerStrategy
 
-__all__ = ["STRATEGIES", "Losses", "Rows", "model_config", "run", "trainer_for", "weights_of"]
+__all__ = ["STRATEGIES", "Losses", "Rows", "model_config", "run", "save_run", "trainer_for", "weights_of"]
 
 ROWS, LENGTH = 8, 13
 """Rows of an optimizer step, and tokens of a row: 12 positions, which no number of ranks but 2, 3, 4 divides."""
@@ -22,9 +23,9 @@ STRATEGIES = {
     "ddp": lambda: "ddp",
     "zero1": lambda: ShardedOptimizerStrategy(stage=1, min_split_elements=500),
     "zero2": lambda: ShardedOptimizerStrategy(stage=2, min_split_elements=500),
-    "fsdp2": lambda: TensorParallelStrategy(1),
-    "tp2": lambda: TensorParallelStrategy(2),
-    "tp2 sp": lambda: TensorParallelStrategy(2, sequence_parallel=True),
+    "fsdp2": lambda: ShardedModelStrategy(1),
+    "tp2": lambda: ShardedModelStrategy(2),
+    "tp2 sp": lambda: ShardedModelStrategy(2, sequence_parallel=True),
 }
 """What a user chooses; small matrices are split too."""
 
@@ -69,6 +70,11 @@ class Rows:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass  # the step of the Trainer is the position
+
+
+def save_run(name: str, path: Path) -> None:
+    """Train a model of one layer for a step with a strategy of `STRATEGIES`, and save a checkpoint."""
+    run(STRATEGIES[name](), config=model_config(num_layers=1), steps=1, save_to=path)
 
 
 class Losses(Callback):

@@ -40,7 +40,7 @@ class ChatDataModule(ResumableDataModule):
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
             of the records, and what is done with bad ones.
-        validation: The same for validation, or the share of ``train`` to hold out for it; 0 for none.
+        validation: The same for validation, or the fraction of ``train`` to hold out for it; 0 for none.
         tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
             checkpoint from which the model starts.
         template: Writes conversations as text.
@@ -103,7 +103,7 @@ class ChatDataModule(ResumableDataModule):
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the validation rows of this rank; nothing where nothing is held out."""
-        return [] if self._validation is None else ValidationLoader(self._validation, self._share(), self._loading)
+        return [] if self._validation is None else ValidationLoader(self._validation, self._shard(), self._loading)
 
     def test_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the same rows as for validation."""

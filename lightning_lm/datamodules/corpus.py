@@ -41,13 +41,13 @@ class Corpus:
 
     Args:
         train: Whatever `as_source` takes.
-        validation: The same, or the share of the documents of ``train`` to hold out; 0 for none.
+        validation: The same, or the fraction of the documents of ``train`` to hold out; 0 for none.
         tokenizer: A tokenizer, or how to get one; ``None`` for that of the checkpoint from which the model starts,
             or else a new `TrainBPE`.
         loading: Cache folder and number of tokenizing processes.
 
     Raises:
-        ConfigurationError: If the share is not between 0 and 1.
+        ConfigurationError: If the fraction is not between 0 and 1.
         DataError: If one of the sources is no text source.
     """
 

@@ -35,7 +35,7 @@ class PreferenceDataModule(ResumableDataModule):
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
             of the records, and what is done with bad ones.
-        validation: The same for validation, or the share of ``train`` to hold out for it, or None.
+        validation: The same for validation, or the fraction of ``train`` to hold out for it, or None.
         tokenizer: A tokenizer, or how to get one; left out, that of the checkpoint from which the model starts. One
             that is to be trained is, on the texts of ``train``.
         template: Writes conversations as text.
@@ -97,7 +97,7 @@ class PreferenceDataModule(ResumableDataModule):
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the validation pairs of this rank; nothing where there are none."""
         stream = self._validation_stream()
-        return [] if stream is None else ValidationLoader(stream, self._share(), self._loading)
+        return [] if stream is None else ValidationLoader(stream, self._shard(), self._loading)
 
     def test_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the same pairs as for validation."""
@@ -130,4 +130,4 @@ class PreferenceDataModule(ResumableDataModule):
         streams = [PairStream(self.train_pairs, shuffle=False), self._validation_stream()]
         for stream in streams:
             if stream is not None:
-                yield from ValidationLoader(stream, self._share(), self._loading)
+                yield from ValidationLoader(stream, self._shard(), self._loading)

@@ -31,7 +31,7 @@ class TextDataModule(ResumableDataModule):
 
     Args:
         train: A file, a folder, a `Source`, an iterable of strings or records, or a function that returns one.
-        validation: The same for validation, or the share of ``train``'s documents to hold out for it; 0 for none.
+        validation: The same for validation, or the fraction of ``train``'s documents to hold out for it; 0 for none.
         tokenizer: A tokenizer, or how to get one; it is trained on the train side alone. By default that of the
             checkpoint from which the model starts, or else `TrainBPE`.
         context_length: Positions the model sees. Rows are one token longer.
@@ -123,7 +123,7 @@ class TextDataModule(ResumableDataModule):
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the validation rows of this rank; nothing where no text is held out."""
-        return [] if self._validation is None else ValidationLoader(self._validation, self._share(), self._loading)
+        return [] if self._validation is None else ValidationLoader(self._validation, self._shard(), self._loading)
 
     def test_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the same rows as for validation."""

@@ -100,7 +100,7 @@ class UnpairedDataModule(ResumableDataModule):
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the validation completions of this rank; nothing where there are none."""
-        return [] if self._validation is None else ValidationLoader(self._validation, self._share(), self._loading)
+        return [] if self._validation is None else ValidationLoader(self._validation, self._shard(), self._loading)
 
     def test_dataloader(self) -> ValidationLoader | list[Any]:
         """Return the same completions as for validation."""

@@ -13,14 +13,13 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.nn.functional as F
-from record import write_record
+from record import cpu_seconds, write_record
 from torch import Tensor
 
 from lightning_lm.kernels import linear_cross_entropy
@@ -65,13 +64,7 @@ def step(name: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
 
 def seconds(vocab: int, rounds: int) -> dict[str, list[float]]:
     inputs = problem(vocab)
-    times: dict[str, list[float]] = {name: [] for name in candidates(vocab)}
-    for index in range(rounds):
-        for name in times if index % 2 else reversed(times):
-            start = time.process_time()
-            step(name, *inputs)
-            times[name].append(time.process_time() - start)
-    return times
+    return cpu_seconds(candidates(vocab), lambda name: step(name, *inputs), rounds)
 
 
 def grown_mib(name: str, vocab: int) -> float:

@@ -8,14 +8,13 @@ import argparse
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from record import write_record
+from record import cpu_seconds, write_record
 
 from lightning_lm.generation import Generator, Sampling
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig
@@ -102,14 +101,12 @@ def transformers(prompts: torch.Tensor, sampling: Sampling) -> Callable[[], int]
 
 def measure(contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, dict[str, float]]:
     """Return tokens per CPU-second of each in its best round, and the median ratio of the first's speed to its."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     tokens = {name: run() for name, run in contenders.items()}  # the first round warms up
-    for index in range(rounds):
-        order = list(contenders) if index % 2 else list(reversed(contenders))
-        for name in order:
-            start = time.process_time()
-            assert contenders[name]() == tokens[name]
-            seconds[name].append(time.process_time() - start)
+
+    def run(name: str) -> None:
+        assert contenders[name]() == tokens[name]
+
+    seconds = cpu_seconds(contenders, run, rounds)
     first = next(iter(contenders))
     return {
         name: {

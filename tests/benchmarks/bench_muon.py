@@ -10,14 +10,13 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from record import write_record
+from record import cpu_seconds, write_record
 
 from lightning_lm.optim import MuonOptimizer
 from lightning_lm.optim.muon import _iterate, _iterate_gram
@@ -34,12 +33,7 @@ def matrices() -> list[torch.Tensor]:
 
 
 def paired(candidates: dict[str, Callable[[], object]], rounds: int, reference: str) -> dict[str, dict[str, float]]:
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, work in candidates.items():
-            start = time.process_time()
-            work()
-            times[name].append(time.process_time() - start)
+    times = cpu_seconds(candidates, lambda name: candidates[name](), rounds)
     return {
         name: {
             "best_cpu_s": round(min(seconds), 4),

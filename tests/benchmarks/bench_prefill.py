@@ -8,13 +8,12 @@
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import torch
-from record import write_record
+from record import cpu_seconds, write_record
 
 from lightning_lm.generation import Generator, Sampling, forward
 from lightning_lm.models import GLU, Attention, Layer, TransformerConfig, TransformersModel
@@ -68,12 +67,7 @@ def main() -> None:
     results = {}
     for name, model in {"Transformer": own(), "TransformersModel": of_transformers()}.items():
         contenders = ways(Generator(model), prompts)
-        seconds: dict[str, list[float]] = {way: [] for way in contenders}
-        for _ in range(arguments.rounds):
-            for way, run in contenders.items():
-                start = time.process_time()
-                run()
-                seconds[way].append(time.process_time() - start)
+        seconds = cpu_seconds(contenders, lambda way, ways=contenders: ways[way](), arguments.rounds)
         base = seconds["one by one, 1 new token"]
         results[name] = {
             way: {

@@ -9,12 +9,11 @@ beforehand. One thread, CPU time; the ways take turns in one process.
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import write_record
+from record import cpu_seconds, write_record
 from torch import Tensor, nn
 
 from lightning_lm.generation import Generator, Sampling, Speculation
@@ -58,13 +57,12 @@ def measure(target: nn.Module, small: nn.Module, rows: int, share: float, rounds
     texts = torch.where(torch.rand(texts.shape) < share, texts, (texts + 1) % VOCAB)
     texts = nn.functional.pad(texts, (0, 1))
     drafted = Generator(target, speculation=Speculation(draft=Draft(small, texts)))
-    seconds: dict[Generator, list[float]] = {plain: [], drafted: []}
-    for index in range(rounds):
-        for generator in seconds if index % 2 else reversed(seconds):
-            start = time.process_time()
-            found = generator.generate(prompts.tolist(), **options)
-            seconds[generator].append(time.process_time() - start)
-            assert [answer.token_ids for answer in found] == [answer.token_ids for answer in answers]
+
+    def run(generator: Generator) -> None:
+        found = generator.generate(prompts.tolist(), **options)
+        assert [answer.token_ids for answer in found] == [answer.token_ids for answer in answers]
+
+    seconds = cpu_seconds((plain, drafted), run, rounds)
     ratios = [without / with_drafts for without, with_drafts in zip(*seconds.values(), strict=True)]
     return {
         "best_cpu_s_without": round(min(seconds[plain]), 3),

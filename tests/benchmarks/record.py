@@ -4,9 +4,14 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import time
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Work = TypeVar("Work", bound=Hashable)
 
 _PACKAGES = ("torch", "lightning", "transformers", "trl", "litgpt", "tokenizers", "tiktoken", "numpy")
 
@@ -30,6 +35,17 @@ def write_record(path: Path | str, *, command: str, results: dict) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def cpu_seconds(works: Iterable[Work], run: Callable[[Work], object], rounds: int) -> dict[Work, list[float]]:
+    """Return the CPU time of each work in each round; they take turns, every other round in the opposite order."""
+    times: dict[Work, list[float]] = {work: [] for work in works}
+    for index in range(rounds):
+        for work in times if index % 2 else reversed(times):
+            start = time.process_time()
+            run(work)
+            times[work].append(time.process_time() - start)
+    return times
 
 
 def _device() -> str:

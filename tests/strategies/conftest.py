@@ -1,8 +1,10 @@
 """Ranks for the tests of strategies."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from split_runs import save_run
 from workers import Workers
 
 
@@ -18,3 +20,11 @@ def ranks() -> Iterator[Callable[[int], Workers]]:
     yield of
     for pool in pools.values():
         pool.close()
+
+
+@pytest.fixture(scope="session")
+def saved(ranks: Callable[[int], Workers], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a checkpoint that two ranks wrote."""
+    path = tmp_path_factory.mktemp("saved") / "last.ckpt"
+    ranks(2).run(save_run, "fsdp2", path)
+    return path

@@ -21,17 +21,6 @@ FLIPS = 12
 """In each file, at places all over it."""
 
 
-def save(name, path):
-    run(STRATEGIES[name](), config=CONFIG, steps=1, save_to=path)
-
-
-@pytest.fixture(scope="module")
-def saved(ranks, tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "last.ckpt"
-    ranks(2).run(save, "fsdp2", path)
-    return path
-
-
 @pytest.fixture
 def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "last.ckpt")

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from split_runs import STRATEGIES, Rows, model_config, run, trainer_for
+from split_runs import STRATEGIES, Rows, model_config, run, save_run, trainer_for
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
@@ -85,17 +85,6 @@ HIDDEN = [
 ]
 
 
-def save(name, path):
-    run(STRATEGIES[name](), config=CONFIG, steps=1, save_to=path)
-
-
-@pytest.fixture(scope="module")
-def saved(ranks, tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "last.ckpt"
-    ranks(2).run(save, "fsdp2", path)
-    return path
-
-
 @pytest.fixture
 def folder(saved, tmp_path):
     path = shutil.copytree(saved, tmp_path / "last.ckpt")
@@ -108,7 +97,7 @@ def put(folder, metadata):
 
 
 def test_metadata_is_what_torch_reads(ranks, saved, tmp_path):
-    ranks(2).run(save, "tp2 sp", tmp_path / "split")
+    ranks(2).run(save_run, "tp2 sp", tmp_path / "split")
     for path in (saved, tmp_path / "split"):
         ours, theirs = read_metadata(path), sound(path)
         theirs.storage_meta.load_id = None
