@@ -3,16 +3,16 @@
 ::
 
     LightningLMError
-    |-- ConfigurationError (ValueError)     a setting that cannot work: says what came, what is needed, what to change
-    |   `-- UsageError                      a word on the command line or in YAML that means nothing, and its place
-    |-- DataError (ValueError)              text, tokens or a store that cannot be used
-    |   `-- FingerprintError                the data is not what the run or the store was made with
-    |-- TokenizerError (ValueError)         text that cannot be encoded, or a vocabulary that cannot be built
-    |-- CheckpointError (ValueError)        a checkpoint that is truncated, foreign or of another configuration
-    |-- DivergenceError (RuntimeError)      a loss, gradient or weight that is not finite, which ends a run
-    |-- RemoteError (RuntimeError)          a server that cannot be reached, refuses, or answers what cannot be used
-    `-- MissingDependencyError (ImportError)  an optional package is needed; the message holds the pip command
-    RunStopped (SystemExit)                 no error: a signal ended the run, and the exit status is 128 + its number
+    |-- ConfigurationError (ValueError)     a setting that cannot work: the message has the value, the need and the
+    remedy |   `-- UsageError                      a word on the command line or in YAML that means nothing, and its
+    place |-- DataError (ValueError)              text, tokens or a store that cannot be used |   `-- FingerprintError
+    other data than the run or the store was made with |-- TokenizerError (ValueError)         text that cannot be
+    encoded, or a vocabulary that cannot be built |-- CheckpointError (ValueError)        a checkpoint that is
+    truncated, foreign or of another configuration |-- DivergenceError (RuntimeError)      a loss, gradient or weight
+    that is not finite, which ends a run |-- RemoteError (RuntimeError)          a server that is unreachable, refuses,
+    or sends an unusable response `-- MissingDependencyError (ImportError)  an optional package is needed; the message
+    has the pip command RunStopped (SystemExit)                 no error: a signal ended the run, and the exit status is
+    128 + its number
 """
 
 import signal
@@ -65,11 +65,11 @@ class DivergenceError(LightningLMError, RuntimeError):
 
 
 class RemoteError(LightningLMError, RuntimeError):
-    """A server that cannot be reached, refuses, takes too long, or answers what cannot be used.
+    """A server that is unreachable, refuses, times out, or sends an unusable response.
 
     Args:
         message: Received value, and the remedy.
-        status: The HTTP status of its answer; ``None`` if there was none.
+        status: HTTP status of its response; ``None`` if there was none.
     """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""JSON over HTTP with the standard library: what inference servers and judges are asked through."""
+"""JSON over HTTP with the standard library, for inference servers and judges."""
 
 import contextlib
 import dataclasses
@@ -23,12 +23,12 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _LONGEST_PAUSE_S = 60.0
 _SHOWN = 500
-"""Characters of a server's answer that an error message repeats."""
+"""Characters of a response that an error message quotes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JSONServer(Part):
-    """A server that is sent JSON and answers JSON; safe to use from many threads.
+    """A server that takes and returns JSON; safe to use from many threads.
 
     Trouble that may pass (status 408, 425, 429, 500, 502, 503, 504, a connection that fails) is tried again after a
     pause that doubles each time, or that the server's ``Retry-After`` names. A request that runs out of time is not:
@@ -36,7 +36,7 @@ class JSONServer(Part):
 
     Args:
         url: Address of the API, such as ``http://localhost:8000/v1``.
-        api_key_variable: Environment variable that holds the key, sent as a bearer token. Only its name is kept here,
+        api_key_variable: Environment variable with the key, sent as a bearer token. Only its name is kept here,
             so that no key gets into a checkpoint or a log.
         timeout_s: Longest time for one attempt, from connecting to the last byte. Seconds.
         retries: Further attempts after the first.
@@ -64,14 +64,14 @@ class JSONServer(Part):
             )
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Send an object and return the object that the server answers.
+        """Send an object and return the object in the response.
 
         Args:
             path: Below the address, such as ``completions``.
             body: Body of the request.
 
         Raises:
-            RemoteError: If the server cannot be reached, refuses, takes too long, or does not answer a JSON object.
+            RemoteError: If the server is unreachable, refuses, times out, or does not return a JSON object.
             ConfigurationError: If the environment does not hold the key, or the key cannot be in a header.
         """
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self._authorization()}
@@ -99,15 +99,15 @@ class JSONServer(Part):
                 connection.request("POST", f"{parts.path.rstrip('/')}/{path}", data, dict(headers))
                 response = connection.getresponse()
                 content = response.read(self.max_bytes + 1)
-                if response.length and len(content) <= self.max_bytes:  # `read(n)` does not say that some is missing
+                if response.length and len(content) <= self.max_bytes:  # `read(n)` does not report that some is missing
                     raise http.client.IncompleteRead(content, response.length)
-                if deadline.passed:  # an answer without a length looks whole when it is cut
+                if deadline.passed:  # a response without a length looks complete when it is cut
                     raise TimeoutError
             except (OSError, http.client.HTTPException) as error:
                 if deadline.passed or isinstance(error, TimeoutError):
                     raise RemoteError(
-                        f"{place} gave no whole answer within timeout_s={self.timeout_s:g}. Give it more time, ask for "
-                        "less, or see whether the server hangs."
+                        f"{place} sent no complete response within timeout_s={self.timeout_s:g}. Give it more time, "
+                        "ask for less, or see whether the server hangs."
                     ) from error
                 raise _PassingError(f"{place} cannot be reached: {type(error).__name__}: {error}") from error
             if len(content) > self.max_bytes:
@@ -144,7 +144,7 @@ class _PassingError(Exception):
 
 
 class _Deadline:
-    """Cuts a connection at the deadline: a socket's own limit starts anew with every byte that trickles in."""
+    """Cuts a connection at the deadline: a socket's own timeout is reset by every byte that arrives."""
 
     def __init__(self, timeout_s: float) -> None:
         self.passed = False
@@ -183,15 +183,15 @@ def _answer(place: str, response: http.client.HTTPResponse, content: bytes) -> d
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RemoteError(f"{place} answered what is not JSON ({error}): {said}", status=200) from error
+        raise RemoteError(f"{place} sent a response that is not JSON ({error}): {said}", status=200) from error
     if not isinstance(answer, dict):
-        raise RemoteError(f"{place} must answer a JSON object, and answered {said}", status=200)
+        raise RemoteError(f"{place} must return a JSON object, and returned {said}", status=200)
     return answer
 
 
 def _hint(response: http.client.HTTPResponse) -> str:
     if response.status in (401, 403):
-        return " Name the environment variable that holds the key in api_key_variable."
+        return " Set api_key_variable to the environment variable with the key."
     if response.status in (404, 405):
         return " The url should end where the API begins, often in /v1, and the server must know the model."
     if 300 <= response.status < 400:

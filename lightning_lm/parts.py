@@ -1,4 +1,4 @@
-"""Parts: small frozen dataclasses that describe what to build, and travel through YAML and checkpoints as plain data.
+"""Parts: frozen dataclasses that describe an object to build and travel through YAML and checkpoints as plain data.
 
 A variant is a new part, never a new flag. A part is written as a plain dictionary, so that a checkpoint that holds it
 can be loaded with ``weights_only=True``; only classes that derive from `Part` are ever built from such a dictionary.

@@ -68,7 +68,7 @@ def is_language_model(model: object) -> TypeGuard[Any]:
 
 @runtime_checkable
 class HasParallelPlan(Protocol):
-    """A module that says what the modules below it do when matrices are split over ranks.
+    """A module that declares the parallel role of the modules below it, for tensor parallelism.
 
     The names and their meaning are in `lightning_lm.strategies.tensor_parallel.plan`. Numbers that the ranks must
     divide can be named in ``parallel_divides``.
@@ -94,7 +94,7 @@ class Tokenizer(Protocol):
 
     @property
     def eos_id(self) -> int | None:
-        """Id that separates documents and ends an answer, if there is one."""
+        """Id that separates documents and ends a completion, if there is one."""
         ...
 
     @property
@@ -138,21 +138,21 @@ class RewardFunction(Protocol):
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
-        """Return the reward of each sample; ``columns`` holds ``completion_ids`` and the data's other columns."""
+        """Return the reward of each sample; ``columns`` are ``completion_ids`` and the other columns of the data."""
         ...
 
 
 @runtime_checkable
 class GradientHolder(Protocol):
-    """A strategy that knows where gradients are once they are averaged, and measures all of them together.
+    """A strategy that has the averaged gradients in a place of its own, and computes the norm of all of them.
 
     Under it a rank may hold only some gradients, or only parts of them; clipping through the Trainer is the strategy's.
     """
 
     def held_gradients(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return the averaged gradients, or parts of them, that this rank holds and that its update will use."""
+        """Return the local shards of the averaged gradients, which this rank's update uses."""
         ...
 
     def gradient_norm(self, optimizer: Optimizer) -> Tensor:
-        """Return the 2-norm of the gradients of all parameters together, a plain tensor; every rank must ask."""
+        """Return the 2-norm of the gradients of all parameters together, a plain tensor. Collective."""
         ...

@@ -1,4 +1,4 @@
-"""Names that every part shares: what the axes of a tensor mean, what a batch holds, which targets are ignored.
+"""Shared names: axes of tensors, fields of batches, the index of ignored targets.
 
 Axis names used in shape annotations: ``batch`` (rows), ``seq`` (token positions of a row), ``vocab`` (token ids),
 ``d_model`` (features of the residual stream), ``heads``, ``kv_heads``, ``head_dim``.
@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["IGNORE_INDEX", "ExperienceBatch", "PairBatch", "TokenBatch", "UnpairedBatch"]
 
 IGNORE_INDEX = -100
-"""Label of a position at which nothing is learned or measured (the value of torch and transformers)."""
+"""Label of a position without a loss or a metric (the value of torch and transformers)."""
 
 
 class TokenBatch(TypedDict):
@@ -25,7 +25,7 @@ class TokenBatch(TypedDict):
     input_ids: Tensor
     """int64 [batch, seq]."""
     labels: NotRequired[Tensor]
-    """int64 [batch, seq], ``IGNORE_INDEX`` where nothing is learned. Left out, every token is a target, except the
+    """int64 [batch, seq], ``IGNORE_INDEX`` at positions without a loss. By default every token is a target, except the
     first of a document and those that ``attention_mask``, ``completion_mask`` or ``assistant_masks`` (of transformers
     and trl) exclude."""
     position_ids: NotRequired[Tensor]
@@ -35,18 +35,18 @@ class TokenBatch(TypedDict):
 
 
 class PairBatch(TypedDict):
-    """Preferences: ``pairs`` preferred answers, then the other answer to each, all with their prompts, padded right."""
+    """Preferences: ``pairs`` chosen completions, then the rejected ones, each after its prompt, padded right."""
 
     input_ids: Tensor
     """int64 [2 * pairs, seq]. Both rows of a pair begin with the same prompt ids."""
     labels: Tensor
-    """int64 [2 * pairs, seq], unshifted, ``IGNORE_INDEX`` outside the answer. A pair without any counts nothing."""
+    """int64 [2 * pairs, seq], unshifted, ``IGNORE_INDEX`` outside the completion. Pairs without any do not count."""
     position_ids: Tensor
     """int64 [2 * pairs, seq]."""
     lengths: Tensor
-    """int64 [2 * pairs]: tokens of a row, padding left out."""
+    """int64 [2 * pairs]: tokens of a row, without padding."""
     margin: Tensor
-    """float32 [pairs]: how much better the preferred answer is, 0 where the data does not say. Units of reward."""
+    """float32 [pairs]: margin of the chosen completion, 0 if the data has none. Units of reward."""
     pair_ids: Tensor
     """int64 [pairs]: number of the pair in the data, training pairs first."""
 
@@ -72,20 +72,20 @@ class UnpairedBatch(TypedDict):
 
 
 class ExperienceBatch(TypedDict):
-    """Answers that a policy gave, each with its prompt, padded right, and what is needed to learn from them."""
+    """Completions that a policy sampled, each after its prompt, padded right, with the inputs of the policy loss."""
 
     input_ids: Tensor
     """int64 [rows, seq]."""
     labels: Tensor
-    """int64 [rows, seq], unshifted, ``IGNORE_INDEX`` outside the answer and in answers that nothing is learned from."""
+    """int64 [rows, seq], unshifted, ``IGNORE_INDEX`` outside the completion and in completions without a loss."""
     advantages: Tensor
     """float32 [rows], or [rows, seq - 1] aligned with ``labels[:, 1:]``: how much better than expected, in reward."""
     tokens_per_row: float
-    """Mean number of learned tokens of a row, over the whole rollout and all ranks."""
+    """Mean number of target tokens of a row, over the whole rollout and all ranks."""
     old_logprobs: NotRequired[Tensor]
-    """float32 [rows, seq - 1]: of the policy that gave the answers, nats. Left out, the present policy did.
+    """float32 [rows, seq - 1]: log-probabilities under the policy that sampled, nats; by default the current policy.
 
-    In a rollout NaN for the answers that are learned first, until they are.
+    In a rollout NaN for the completions of the first optimizer step, which fills them in.
     """
     reference_logprobs: NotRequired[Tensor]
     """float32 [rows, seq - 1]: of the policy to stay near to, nats."""
@@ -96,8 +96,8 @@ class ExperienceBatch(TypedDict):
     prompt_lengths: NotRequired[Tensor]
     """int64 [rows]: tokens of that prompt, at least one."""
     num_fresh: NotRequired[int]
-    """Answers of a rollout, the first that are learned from, whose ``old_logprobs`` that step computes itself."""
+    """Completions of the first optimizer step after a rollout, which computes their ``old_logprobs`` itself."""
     row_ids: NotRequired[Tensor]
-    """int64 [rows]: numbers in the rollout of such answers, where a later epoch will learn from them again."""
+    """int64 [rows]: indices in the rollout of such completions, if a later epoch trains on them again."""
     policy_version: NotRequired[int]
-    """Optimizer steps of the policy that gave the answers."""
+    """Optimizer steps of the policy that sampled the completions."""

@@ -17,7 +17,7 @@ _CHUNK = 1 << 22
 def gzip_bits_per_byte(data: bytes) -> float:
     """Return the size of ``gzip -9`` of the data, in bits per byte of data.
 
-    Deflate looks back 32 kB and counts symbols: what a file costs without knowing a language. Header included.
+    Deflate looks back 32 kB and counts symbols: the cost of a file without a model of the language. Header included.
 
     Args:
         data: All text, concatenated, as UTF-8 bytes.

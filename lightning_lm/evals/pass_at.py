@@ -7,17 +7,17 @@ __all__ = ["pass_at"]
 
 
 def pass_at(num_correct: NDArray[np.int64], num_samples: int, k: int) -> NDArray[np.float64]:
-    """Return the chance that at least one of ``k`` answers is right, without bias, for each problem.
+    """Return the unbiased estimate of pass@k for each problem: the probability that one of ``k`` samples is right.
 
-    It is one minus the share of the choices of ``k`` among the samples that hold no right one.
+    It is one minus the fraction of the subsets of ``k`` samples without a right one.
 
     Args:
-        num_correct: Right answers among the samples of each problem.
-        num_samples: Answers that were sampled for each problem.
-        k: Answers that are allowed; at most ``num_samples``.
+        num_correct: Number of right samples of each problem.
+        num_samples: Number of samples of each problem.
+        k: Number of attempts; at most ``num_samples``.
 
     Raises:
-        ValueError: If there are fewer samples than answers allowed.
+        ValueError: If there are fewer samples than attempts.
 
     Source:
         Chen et al. 2021, arXiv:2107.03374, equation 1.
@@ -27,7 +27,7 @@ def pass_at(num_correct: NDArray[np.int64], num_samples: int, k: int) -> NDArray
         [0.0, 0.5, 1.0]
     """
     if k > num_samples:
-        raise ValueError(f"k={k} answers are allowed, but only num_samples={num_samples} were sampled; sample more.")
+        raise ValueError(f"k={k} is more than num_samples={num_samples}; sample more, or use a smaller k.")
     wrong = num_samples - num_correct.astype(np.float64)
     missed = np.ones_like(wrong)
     for drawn in range(k):

@@ -19,7 +19,7 @@ __all__ = ["Backend", "GenerationBackend", "HTTPBackend", "OwnBackend", "PolicyA
 
 
 class PolicyAtWork(NamedTuple):
-    """Whose completions are wanted, and what limits their making."""
+    """Prompts to complete, and the limits of their completions."""
 
     model: Any
     tokenizer: Tokenizer | None
@@ -31,7 +31,7 @@ class PolicyAtWork(NamedTuple):
 
 @runtime_checkable
 class GenerationBackend(Protocol):
-    """Answers prompts: `lightning_lm.generation.Generator`, `lightning_lm.generation.HTTPGenerator`, or another."""
+    """Source of completions: `lightning_lm.generation.Generator`, `HTTPGenerator`, or another."""
 
     def generate(
         self,

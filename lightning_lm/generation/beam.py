@@ -46,7 +46,7 @@ def beam_search(
     Args:
         model: As for `lightning_lm.generation.Generator`.
         prompts: Token ids.
-        num_beams: Answers that are followed at a time, and returned at most.
+        num_beams: Number of hypotheses kept at each step, and the most that are returned.
         max_new_tokens: Most tokens of a completion; one that reaches it has ended.
         stop_ids: Ids that end a completion, such as the tokenizer's ``eos_id``.
         length_penalty: 0 compares probabilities, which favours short completions; 1 the mean log-probability per token.
@@ -110,7 +110,7 @@ class _Search:
 
     def advance(self, totals: Tensor) -> list[int]:
         """Take the best continuations, from log-probabilities [beams, vocab]; return the beams that they continue."""
-        # Each beam has a continuation with each stop id, so this many hold num_beams that go on.
+        # Each beam has a continuation with each stop id, so among this many are num_beams unfinished ones.
         count = min(self.options.num_beams * (1 + len(self.options.stop_ids)), totals.numel())
         best = totals.flatten().topk(count)
         beams: list[tuple[float, tuple[int, ...]]] = []
@@ -132,7 +132,7 @@ class _Search:
     def best(self) -> list[Beam]:
         """Return the completions that have ended, the best first."""
         if not self._ended:
-            raise ConfigurationError("The model gave logits that are NaN, from which no answer can be chosen.")
+            raise ConfigurationError("The model returned NaN logits, so no token can be chosen.")
         return self._ended
 
     def _may_improve(self, score: float) -> bool:

@@ -1,4 +1,4 @@
-"""The decoding loop: rows that share the model's forward passes until each has come to its end."""
+"""The decoding loop: rows that share the model's forward passes until each one is finished."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -81,8 +81,8 @@ class Batch:
 
     Args:
         rows: The completions to write; they are filled in.
-        forward: Holds one row per distinct prompt, in the order in which these first occur.
-        sampler: Holds one row per completion.
+        forward: Rows of the distinct prompts, one each, in the order of their first occurrence.
+        sampler: Sampling state, one row per completion.
         ends: Stop conditions of a completion.
         logprobs: Record the log-probability of each token.
         num_ids: Only ids below this number are chosen: a model may have more, to fill up its matrices. ``None`` for
@@ -136,7 +136,7 @@ class Batch:
         return logits[order]
 
     def _record(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Store the new column; return the ids of the rows that go on."""
+        """Store the new column; return the indices of the unfinished rows."""
         if not self._rows:
             return ids
         column = ids.tolist()

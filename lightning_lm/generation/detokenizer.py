@@ -44,7 +44,7 @@ class AnswerText:
         self._pieces.append(self._stops.push(self._decoder.push(ids)))
 
     def finish(self) -> None:
-        """Let go of what was held back, now that no more ids come; bytes of half a character become U+FFFD."""
+        """Return the text that was held back, once no more ids come; bytes of an incomplete character become U+FFFD."""
         self._pieces.append(self._stops.push(self._decoder.finish()) + self._stops.finish())
 
     def take(self) -> str:

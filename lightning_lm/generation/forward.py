@@ -13,7 +13,7 @@ __all__ = ["CachedForward", "Forward", "PrefixForward", "ReversibleForward", "fo
 
 
 class Forward(Protocol):
-    """Rows of tokens and the logits of what follows each."""
+    """Rows of tokens, and the next-token logits of each."""
 
     def prefill(self) -> Tensor:
         """Read the prompts; return logits [rows, vocab]."""
@@ -24,7 +24,7 @@ class Forward(Protocol):
         ...
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows, int64; one may be named several times."""
+        """Keep the rows with these indices, int64; an index may occur several times."""
         ...
 
 
@@ -93,7 +93,7 @@ class CachedForward:
         return torch.cat(logits)[torch.cat([rows for rows, _ in parts]).argsort()]
 
     def _run_along(self, groups: int) -> None:
-        """Go on with passes over one token until all ranks have read their groups, at most one for each prompt."""
+        """Run passes over one token until all ranks have read their groups, at most one for each prompt."""
         if self._steps_agree is not None:
             while self._steps_agree(False) and groups < len(self._prompts):
                 self._read([[0]], self._empty_cache([[0]], 0))
@@ -135,14 +135,14 @@ class CachedForward:
         self._cache.rewind(columns)
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows, int64; one may be named several times."""
+        """Keep the rows with these indices, int64; an index may occur several times."""
         self._cache.select(rows)
 
 
 class PrefixForward:
     """Runs the model over everything so far at each step: slow, but any causal model will do.
 
-    Prompts are aligned on the left; what stands behind the end of a row cannot reach back to it.
+    Prompts are padded on the right; under a causal mask, padding after the end of a row does not affect it.
 
     Args:
         model: Maps int64 ids [rows, seq] to logits [rows, seq, vocab], or to an object that has them as ``logits``.
@@ -184,7 +184,7 @@ class PrefixForward:
         return logits.gather(1, places[:, :, None].expand(-1, -1, logits.shape[-1]))
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows, int64; one may be named several times."""
+        """Keep the rows with these indices, int64; an index may occur several times."""
         self._ids, self._lengths = self._ids[rows], self._lengths[rows]
 
 

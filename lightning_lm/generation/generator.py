@@ -30,7 +30,7 @@ class Completion:
         prompt_ids: The ids that it continues, with the mark that a text prompt was given at its front.
         token_ids: The generated ids. The id that ended the completion, and the ids that spelt a stop string, are among
             them: training on the completion needs them.
-        text: The generated text, without an end-of-sequence token and without the stop string and what follows it.
+        text: The generated text, without the end-of-sequence token, and cut before the stop string.
             Empty where there is no tokenizer.
         finish_reason: ``"eos"``: the tokenizer's end of sequence came. ``"stop"``: a stop id or stop string came.
             ``"length"``: ``max_new_tokens`` were generated.
@@ -59,7 +59,7 @@ class Generator:
         tokenizer: Needed for text prompts, stop strings, streaming and ``Completion.text``. Its ``eos_id`` ends an
             answer, beside those in the model's own `models.generation_settings`, and ids that it does not know are
             never chosen.
-        batch_size: Most rows that are decoded together; ``None`` takes all at once. Does not change any answer.
+        batch_size: Most rows that are decoded together; ``None`` takes all at once. Has no effect on the completions.
         prefix_ids: Put before every text prompt (not before prompts given as ids). ``None`` takes the tokenizer's
             ``prefix_ids`` (what a published tokenizer puts there), or else its ``bos_id``; one that has neither
             attribute gets its ``eos_id``: documents begin with it in training.
@@ -94,7 +94,7 @@ class Generator:
         speculation: Speculation | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size} holds no row; give at least 1, or None for all at once.")
+            raise ConfigurationError(f"batch_size={batch_size} must be at least 1, or None to decode all rows at once.")
         if speculation is not None and steps_agree is not None:
             raise ConfigurationError("With speculation ranks cannot agree on steps; leave one of the two out.")
         self.model = model
@@ -129,7 +129,7 @@ class Generator:
             max_new_tokens: Most tokens of a completion.
             stop_ids: Ids that end a completion, besides the tokenizer's ``eos_id``.
             stop_strings: Texts that end a completion.
-            num_samples: Answers per prompt.
+            num_samples: Completions per prompt.
             logprobs: Return the log-probabilities of the generated tokens.
 
         Raises:
@@ -138,7 +138,7 @@ class Generator:
         """
         ends = self._ends(max_new_tokens, stop_ids)
         if num_samples < 1:
-            raise ConfigurationError(f"num_samples={num_samples} asks for no answer; give at least 1.")
+            raise ConfigurationError(f"num_samples={num_samples} asks for no completion; give at least 1.")
         prompt_ids = [self._prompt_ids(prompt, index) for index, prompt in enumerate(prompts)]
         self._check(prompt_ids, max_new_tokens)
         rows = [
@@ -311,13 +311,13 @@ def _begin_mark(tokenizer: Tokenizer | None) -> list[int]:
 
 
 def _any_mark(tokenizer: Tokenizer) -> list[int]:
-    """Return what an empty text can begin with, also where texts usually begin with nothing."""
+    """Return the ids before an empty text, also for a tokenizer that puts none before other texts."""
     marks = (getattr(tokenizer, "bos_id", None), tokenizer.eos_id)
     return [mark for mark in marks if mark is not None][:1]
 
 
 def with_seed(sampling: Sampling) -> Sampling:
-    """Return settings whose noise is decided: a seed left out is taken from torch's global generator."""
+    """Return settings with a seed; a missing one is drawn from torch's global generator."""
     if sampling.seed is not None or sampling.greedy:
         return sampling
     return dataclasses.replace(sampling, seed=int(torch.randint(2**62, ())))

@@ -1,8 +1,8 @@
-"""Answers from an inference server (vLLM, SGLang, llama.cpp) through the completions part of OpenAI's HTTP interface.
+"""Completions from an inference server (vLLM, SGLang, llama.cpp) through OpenAI's HTTP interface.
 
-Training needs what the server really sampled: its token ids, since the text of an answer may have other ids, and their
-log-probabilities under the distribution that is trained. What is not exact is refused when log-probabilities are asked
-for, and never made up.
+Training needs what the server really sampled: its token ids, since the text of a completion may be tokenized otherwise,
+and their log-probabilities under the distribution that is trained. What is not exact is refused when log-probabilities
+are asked for, and never made up.
 """
 
 import math
@@ -37,16 +37,16 @@ _ID_MARK = "token_id:"
 
 
 class HTTPGenerator:
-    """Continues prompts with a model that an inference server holds.
+    """Completes prompts with the model of an inference server.
 
     It is called as `lightning_lm.generation.Generator` is. Every prompt is one request, so the server sees all of them
     at once and batches as it likes. Every sampling option is sent, also where it is off: servers have defaults of their
-    own, which they read from the model's folder. Which weights the server holds is the user's affair; where they are
+    own, which they read from the model's folder. The user decides which weights the server has loaded; where they are
     not the ones in training, ``RolloutPlan.importance_cap`` corrects for it.
 
     Tried against the server itself: llama.cpp (xllamacpp 2026.10.11549), with ``--parallel`` at least the number of
     answers to a prompt. vLLM and SGLang are followed as documented. ``transformers serve`` (5.23) takes no ids as
-    prompts and sends none, so that nothing can be trained on its answers.
+    prompts and sends none, so that no policy can be trained on its completions.
 
     Args:
         url: Address of the server's API, such as ``http://localhost:8000/v1``, or a `lightning_lm.json_http.JSONServer`
@@ -98,21 +98,21 @@ class HTTPGenerator:
         num_samples: int = 1,
         logprobs: bool = False,
     ) -> list[Completion]:
-        """Return ``num_samples`` answers to each prompt: first those to the first prompt, then those to the second.
+        """Return ``num_samples`` completions of each prompt: those of the first prompt, then those of the second, ...
 
         Args:
             prompts: Token ids, at least one in each.
             sampling: Sampling settings. The same seed gives the same completions as far as the server keeps to it.
-            max_new_tokens: Most tokens of an answer.
-            stop_ids: Ids that end an answer, besides those that the server knows.
-            stop_strings: Texts that end an answer.
-            num_samples: Answers per prompt.
+            max_new_tokens: Maximum length of a completion, tokens.
+            stop_ids: Ids that end a completion, besides those of the server.
+            stop_strings: Texts that end a completion.
+            num_samples: Completions per prompt.
             logprobs: Return the log-probabilities of the generated tokens; then ids must be exact too.
 
         Raises:
             ConfigurationError: If a setting cannot work, or the server's log-probabilities would be those of another
                 distribution.
-            RemoteError: If the server fails, or answers something else than what was asked for.
+            RemoteError: If the server fails, or its response is not what was requested.
         """
         if max_new_tokens < 1 or num_samples < 1:
             raise ConfigurationError(f"{max_new_tokens=} and {num_samples=} must both be at least 1.")
@@ -164,7 +164,7 @@ class HTTPGenerator:
         if needed:
             raise ConfigurationError(
                 f"{', '.join(needed)} cannot be sent: {refused} fields beyond OpenAI's. Leave these settings at their "
-                "defaults, or use a server that knows them (vLLM, SGLang, llama.cpp)."
+                "defaults, or use a server that supports them (vLLM, SGLang, llama.cpp)."
             )
         return {name: value for name, value in request.items() if name not in _FURTHER or name in self._options}
 
@@ -204,13 +204,13 @@ class HTTPGenerator:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes completions of the choices in an answer.
+    """Converts the choices of a response to completions.
 
     Args:
         tokenizer: That of the model.
-        stop_ids: Ids that end an answer, besides the end of sequence.
-        stop_strings: Texts that end an answer.
-        max_new_tokens: Most tokens of an answer.
+        stop_ids: Ids that end a completion, besides the end of sequence.
+        stop_strings: Texts that end a completion.
+        max_new_tokens: Maximum length of a completion, tokens.
         exact: True if the completions are trained on: ids must be the sampled ones, with their log-probabilities.
     """
 
@@ -231,17 +231,21 @@ class _Reader:
     def completion(self, choice: Mapping[str, Any], prompt: Sequence[int]) -> Completion:
         if choice.get("finish_reason") not in ("stop", "length"):
             raise RemoteError(
-                f"The server broke an answer off: finish_reason={choice.get('finish_reason')!r}. Look into its log; "
+                f"The server aborted a completion: finish_reason={choice.get('finish_reason')!r}. Look into its log; "
                 "it may have run out of memory, or been told to drop requests."
             )
         if choice.get("prompt_token_ids") not in (None, list(prompt)):
-            raise RemoteError("The server put other ids before the answer than the prompt; let it add no tokens.")
+            raise RemoteError(
+                "The server put ids other than the prompt before the completion; configure it to add no tokens."
+            )
         ids = _token_ids(choice)
         if ids is None:
             return self._tokenized_again(choice, prompt)
         self._require_bounded(len(ids), self.max_new_tokens)
         if not self.end_ids.isdisjoint(ids[:-1]):
-            raise RemoteError("The server went on after an id that ends an answer; it must heed stop_token_ids.")
+            raise RemoteError(
+                "The server continued after an id that ends a completion; it must respect stop_token_ids."
+            )
         completion = self._from_ids(choice, tuple(prompt), ids)
         return replace(completion, logprobs=_logprobs(choice, len(ids))) if self.exact else completion
 
@@ -263,8 +267,8 @@ class _Reader:
             reason = "stop"
         if self.exact and self.tokenizer is not None and reason == "stop" and not (ended or stopped):
             raise RemoteError(
-                "The server ended an answer without the id that ends it, which training needs. Let it return that id "
-                "too, or name it in stop_ids."
+                "The server ended a completion without the id that ends it, which training needs. Let it return that "
+                "id too, or name it in stop_ids."
             )
         return Completion(prompt, ids, text, reason)
 
@@ -274,7 +278,7 @@ class _Reader:
         return last is not None and (last == choice.get("stop_reason") or last in special)
 
     def _text(self, choice: Mapping[str, Any], prompt: Sequence[int], ids: Sequence[int]) -> tuple[str, bool]:
-        """Return the text of an answer, and whether one of the stop strings ended it."""
+        """Return the text of a completion, and whether one of the stop strings ended it."""
         if self.tokenizer is None:
             return str(choice.get("text") or ""), False
         vocab_size = self.tokenizer.vocab_size
@@ -291,9 +295,10 @@ class _Reader:
         text = choice.get("text")
         if self.exact or self.tokenizer is None or not isinstance(text, str):
             raise RemoteError(
-                "The server sent no token ids, and the ids of an answer cannot be told from its text: training on a "
-                "guess would be wrong. Use one that knows return_token_ids (vLLM from 0.10.2, SGLang from July 2026) "
-                "or llama.cpp. Without log-probabilities and with a tokenizer the text alone is enough."
+                "The server sent no token ids, and the ids of a completion cannot be derived from its text: training "
+                "on a "
+                "guess would be wrong. Use one that supports return_token_ids (vLLM from 0.10.2, SGLang from July "
+                "2026) or llama.cpp. Without log-probabilities and with a tokenizer the text alone is enough."
             )
         plain = choice["finish_reason"] == "stop" and not self.stop_strings and not self.stop_ids
         ends = plain and self.eos_id is not None and choice.get("stop_reason") in (None, self.eos_id)
@@ -303,21 +308,21 @@ class _Reader:
 
 
 def _choices(answer: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
-    """Return an answer's choices in order, which the server need not keep."""
+    """Return the choices of a response in the order of their indices."""
     choices = answer.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise RemoteError(f"The server's answer has no list of choices; it says {str(answer)[:300]}.")
+        raise RemoteError(f"The server's response has no list of choices: {str(answer)[:300]}.")
     places = [choice.get("index", 0 if count == 1 else None) for choice in choices]
     if sorted(map(str, places)) != sorted(map(str, range(count))):
         raise RemoteError(
-            f"The server was asked for n={count} answers to a prompt and sent {len(choices)}, of the indices {places}. "
-            "It must know the field n; where it does not, repeat the prompts instead."
+            f"The server was asked for n={count} completions of a prompt and sent {len(choices)}, of the indices "
+            f"{places}. It must know the field n; where it does not, repeat the prompts instead."
         )
     return [choice for _, choice in sorted(zip(map(int, places), choices, strict=True), key=lambda pair: pair[0])]
 
 
 def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the ids that were sampled, or ``None`` where the server does not say."""
+    """Return the ids that were sampled, or ``None`` if the server does not report them."""
     ids = choice.get("token_ids")
     if ids is None and _content(choice):
         ids = [entry.get("id") for entry in _content(choice)]
@@ -332,7 +337,7 @@ def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def _content(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return what llama.cpp says of each sampled token: an entry with its ``id`` and ``logprob``, as in chats."""
+    """Return llama.cpp's entry of each sampled token, with its ``id`` and ``logprob``, as in chats."""
     content = (choice.get("logprobs") or {}).get("content")
     entries = content if isinstance(content, list) else []
     return entries if all(isinstance(entry, dict) and "id" in entry for entry in entries) else []
@@ -369,7 +374,7 @@ def _checked_prompt(prompt: Sequence[int] | str, index: int) -> list[int]:
 
 
 def _seeds(sampling: Sampling, count: int) -> list[dict[str, int]]:
-    """Return the field ``seed`` for each prompt; servers count it up for the further answers to the same prompt."""
+    """Return the field ``seed`` for each prompt; servers increment it for further completions of a prompt."""
     if sampling.greedy:
         return [{}] * count
     seed = int(torch.randint(2**62, ())) if sampling.seed is None else sampling.seed

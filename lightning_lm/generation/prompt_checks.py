@@ -26,19 +26,20 @@ def check_ids(model: Any, prompts: Sequence[Sequence[int]]) -> None:
     for index, prompt in enumerate(prompts):
         low, high = min(prompt), max(prompt)
         if low < 0 or (weight is not None and high >= weight.shape[0]):
-            known = "" if weight is None else f"; the model knows 0 to {weight.shape[0] - 1}"
+            known = "" if weight is None else f"; the model has 0 to {weight.shape[0] - 1}"
             raise ConfigurationError(
-                f"Prompt {index} holds the id {low if low < 0 else high}{known}. Use the tokenizer of its training."
+                f"Prompt {index} contains the id {low if low < 0 else high}{known}. Use the tokenizer that it was "
+                "trained with."
             )
 
 
 def check_length(model: Any, prompt_length: int, max_new_tokens: int) -> None:
-    """Refuse a text that learned positions do not reach, and warn of one longer than the model was made for.
+    """Refuse a text longer than the learned positions, and warn of one longer than the training context.
 
-    Rotary and sinusoidal positions go on for ever, but what a model says beyond its training length is usually poor.
+    Rotary and sinusoidal positions have no limit, but quality usually degrades beyond the training length.
 
     Args:
-        model: Anything that generates; one that tells nothing of its length passes.
+        model: Any model that generates; one without a stated length is not checked.
         prompt_length: Tokens of the longest prompt.
         max_new_tokens: Most tokens after it. The last of them is never read, so it needs no position.
 
@@ -58,11 +59,13 @@ def check_length(model: Any, prompt_length: int, max_new_tokens: int) -> None:
             f"{message} and its learned positions end there. Shorten the prompt, or set max_new_tokens to at most "
             f"{max(limit - prompt_length + 1, 0)}."
         )
-    warnings.warn(f"{message}. Its positions go on, but quality usually falls behind that length.", stacklevel=3)
+    warnings.warn(
+        f"{message}. Its positions have no limit, but quality usually degrades beyond that length.", stacklevel=3
+    )
 
 
 def _context_length(model: Any) -> tuple[int | None, bool]:
-    """Return how many positions a model was made for, if it says so, and whether it has learned each of them."""
+    """Return the context length of a model, if it states one, and whether its positions are learned."""
     if not isinstance(model, nn.Module):
         return None, False
     tables = [module.num_embeddings for module in model.modules() if isinstance(module, PositionTable)]

@@ -35,12 +35,13 @@ class Sampling(Part):
         top_k: Keep this many of the likeliest tokens; ``None`` keeps all.
         top_p: Keep the smallest set of likeliest tokens with this probability.
         min_p: Keep tokens at least this fraction as likely as the likeliest.
-        repetition_penalty: Divisor for the logits of tokens that prompt or answer hold; 1 is off.
-        presence_penalty: Subtracted from the logits of tokens that the completion holds.
-        frequency_penalty: Subtracted from the logits of tokens for each time that the completion holds them.
+        repetition_penalty: Divisor for the logits of tokens in the prompt or the completion; 1 is off.
+        presence_penalty: Subtracted from the logits of tokens that occur in the completion.
+        frequency_penalty: Subtracted from the logits of tokens, times their count in the completion.
         seed: At least 0. ``None`` takes a new one from torch's global generator at each call, so that
-            ``seed_everything`` decides. Answer ``j`` to prompt ``i`` of a call depends on (seed, i, j) and its prompt
-            only, not on the rest of the batch. Ranks that should say different things need different seeds.
+            ``seed_everything`` decides. Completion ``j`` of prompt ``i`` of a call depends on (seed, i, j) and its
+            prompt only, not on the rest of the batch. Ranks that should sample different completions need different
+            seeds.
 
     Raises:
         ConfigurationError: If a value lies outside its range.
@@ -87,7 +88,8 @@ class Sampling(Part):
 class Sampler:
     """`Sampling` at work on the rows of one batch.
 
-    Every row has its own stream of random numbers, so rows may come and go without changing what another says.
+    Every row has its own stream of random numbers, so rows may be added or removed without changing the samples of
+    another.
 
     Args:
         sampling: The settings; the seed must be a number.
@@ -184,7 +186,7 @@ def beside(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _prompt_history(prompts: Sequence[Sequence[int]], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which tokens each row's prompt holds, bool [rows, vocab], and zero counts of generated ones."""
+    """Return a mask of the tokens in each row's prompt, bool [rows, vocab], and zero counts of generated ones."""
     seen = torch.zeros(logits.shape, dtype=torch.bool)
     for row, prompt in zip(seen, prompts, strict=True):
         row[torch.tensor(prompt, dtype=torch.int64)] = True

@@ -16,7 +16,7 @@ from lightning_lm.generation.sampling import Sampling, beside, row_uniforms
 __all__ = ["DraftLength", "Speculation", "SpeculativeForward", "SpeculativeSampler"]
 
 _EXPECTED, _MEMORY = 0.8, 0.97
-"""Share of drafted tokens that is thought to be kept at first, and the weight of a try relative to the next one."""
+"""Acceptance rate assumed at first, and the decay of older observations of it."""
 _DRAFT_COST, _WIDTH_COST = 0.2, 0.05
 """Cost of a pass of the small model, and of each further token in a pass of the large one: passes of the large one."""
 
@@ -25,7 +25,7 @@ _DRAFT_COST, _WIDTH_COST = 0.2, 0.05
 class Speculation:
     """Let a small model guess ahead.
 
-    What is generated has exactly the distribution of the large model alone, and is the same text where decoding is
+    The output has exactly the distribution of the large model alone, and is the same text if decoding is
     greedy. The rows of a batch advance together, by as many tokens as the least lucky one kept, so small batches gain
     most; and a sampled row is no longer the same in every batch. Fewer tokens are drafted where few are kept, and none
     any more in a batch once drafts do not pay, as with a bad draft or in a large batch.
@@ -114,7 +114,7 @@ class SpeculativeSampler:
         return ids
 
     def draw(self, logits: Tensor, ahead: int) -> Tensor:
-        """Return a token of each row for the place ``ahead`` tokens behind those handed out."""
+        """Return a token of each row for the position ``ahead`` tokens after those handed out."""
         return draw(self._sampling.truncate(logits.float()), self._numbers(logits)[:, self.chosen + ahead, 0])
 
     def verify(self, logits: Tensor, draft_logits: Tensor, ids: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
@@ -161,29 +161,29 @@ class SpeculativeForward:
         logits, drafts = self._target.prefill(), self._draft.prefill()
         if logits[:, : self._num_ids].shape != drafts[:, : self._num_ids].shape:
             raise ConfigurationError(
-                f"The model has {logits.shape[1]} token ids and its draft {drafts.shape[1]}; take a draft that shares "
-                "its tokenizer."
+                f"The model has {logits.shape[1]} token ids and its draft {drafts.shape[1]}; use a draft model that "
+                "shares its tokenizer."
             )
         return logits
 
     def step(self, ids: Tensor) -> Tensor:
-        """Go on behind these ids, int64 [rows]; return logits [rows, vocab]."""
+        """Append these ids, int64 [rows]; return the next-token logits [rows, vocab]."""
         if self._logits:
             return self._logits.popleft()
         self._num_tokens = self._num_tokens and self._length.best()
-        if self._num_tokens == 0:  # for good: the small model has not read what was said since
+        if self._num_tokens == 0:  # for good: the small model has not read the tokens since
             return self._target.step(ids)
         self._speculate(ids)
         return self._logits.popleft()
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows, int64; one may be named several times."""
+        """Keep the rows with these indices, int64; an index may occur several times."""
         self._target.select(rows)
         self._draft.select(rows)
         self._logits = deque(logits[rows] for logits in self._logits)
 
     def _speculate(self, ids: Tensor) -> None:
-        """Draft, check, and take back what was not kept."""
+        """Draft, verify, and roll back the rejected tokens."""
         drafted, draft_logits = self._guess(ids)
         logits = self._target.extend(torch.stack([ids, *drafted], dim=1))
         count = self._check(drafted, draft_logits, logits)
@@ -195,7 +195,7 @@ class SpeculativeForward:
         self._logits = deque(logits[:, :count].unbind(dim=1))
 
     def _guess(self, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Let the small model go on; it reads the last guess too, to have read what the large one will."""
+        """Draft tokens with the small model; it reads the last draft too, so that both have read the same tokens."""
         drafted: list[Tensor] = []
         all_logits: list[Tensor] = []
         for ahead in range(min(self._num_tokens, self._sampler.remaining - 1)):
@@ -207,7 +207,7 @@ class SpeculativeForward:
         return drafted, all_logits
 
     def _check(self, drafted: list[Tensor], draft_logits: list[Tensor], logits: Tensor) -> int:
-        """Queue the tokens that all rows have: the kept ones, and one that was replaced or drawn behind them."""
+        """Queue the tokens that all rows have: the kept ones, and the one that was resampled or drawn after them."""
         for ahead, (ids, guessed_from) in enumerate(zip(drafted, draft_logits, strict=True)):
             wanted = logits[:, ahead, : self._num_ids]
             checked, kept = self._sampler.verify(wanted, guessed_from, ids, ahead)

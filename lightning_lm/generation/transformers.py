@@ -1,4 +1,4 @@
-"""Answers from the ``generate`` of a ``transformers`` model, with its own caches and kernels."""
+"""Completions from the ``generate`` of a ``transformers`` model, with its own caches and kernels."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ class TransformersGenerator:
             max_new_tokens: Most tokens of a completion.
             stop_ids: Ids that end a completion, besides the tokenizer's ``eos_id``.
             stop_strings: Not supported; must be empty.
-            num_samples: Answers per prompt.
+            num_samples: Completions per prompt.
             logprobs: Return the log-probabilities of the generated tokens.
 
         Raises:
@@ -157,7 +157,7 @@ class _Recorder:
 
 def _check(sampling: Sampling, stop_strings: Sequence[str], *, logprobs: bool) -> None:
     if stop_strings:
-        raise ConfigurationError(f"{stop_strings=} would need transformers' tokenizer; end answers by stop_ids.")
+        raise ConfigurationError(f"{stop_strings=} would need transformers' tokenizer; use stop_ids.")
     if sampling.presence_penalty or sampling.frequency_penalty:
         raise ConfigurationError(f"transformers has no presence or frequency penalty; set them to 0 in {sampling}.")
     if logprobs and sampling.remembers:
@@ -168,7 +168,7 @@ def _check(sampling: Sampling, stop_strings: Sequence[str], *, logprobs: bool) -
 
 @contextmanager
 def _own_settings(model: Any, sampling: Sampling, ends: Ends) -> Iterator[None]:
-    """Put our settings in the place of the model's, which would fill in whatever is left out, and put those back."""
+    """Replace the model's generation settings, which would fill in missing ones, and restore them afterwards."""
     try:
         from transformers import GenerationConfig
     except ImportError as error:

@@ -21,11 +21,12 @@ class WeightPush(Part):
 
     The defaults are those of SGLang. vLLM reads the folder that it was started with again: start it with ``vllm serve
     FOLDER`` and ``VLLM_SERVER_DEV_MODE=1``, and give ``path: collective_rpc`` and ``body: {method: reload_weights}``.
-    The server must forget what it has cached of old weights: SGLang does, vLLM needs ``--no-enable-prefix-caching``.
+    The server must discard what it has cached under the old weights: SGLang does, vLLM needs
+    ``--no-enable-prefix-caching``.
 
     Args:
         server: Address to which ``path`` is relative, often above the API: ``{url: http://localhost:30000}``.
-        folder: Folder of the saved weights; server and rank 0 see it under this name. It is written anew each time.
+        folder: Folder of the saved weights; server and rank 0 see it under this name. It is rewritten each time.
         path: Path of the request, below the address.
         body: Body of the request; ``{folder}`` in a text stands for the folder.
         every: Least optimizer steps from one time to the next; more than a rollout lasts makes the completions older.
@@ -42,7 +43,7 @@ class WeightPush(Part):
             raise ConfigurationError(f"every={self.every} must be at least 1 optimizer step.")
 
     def __call__(self, model: nn.Module, tokenizer: Tokenizer | None) -> None:
-        """Save the weights and have them loaded; returns when the server says that it has.
+        """Save the weights and have the server load them; returns once it confirms.
 
         Args:
             model: The policy, whole.

@@ -1,4 +1,4 @@
-"""Optimizers, what routes parameters to them, learning-rate schedules, and rules for skipping bad steps."""
+"""Optimizers, the routing of parameters to them, learning-rate schedules, and rules for skipping bad steps."""
 
 from lightning_lm.optim.combined import CombinedOptimizer
 from lightning_lm.optim.muon import MuonOptimizer, MuonScaling, orthogonalize

@@ -1,4 +1,4 @@
-"""Several optimizers behind the face of one, which is all that Lightning accepts."""
+"""Several optimizers behind the interface of one, as Lightning's automatic optimization takes only one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
@@ -82,7 +82,7 @@ class CombinedOptimizer(Optimizer):
         """Restore the state of all children.
 
         Raises:
-            CheckpointError: If it holds other parameters, or comes from other optimizers.
+            CheckpointError: If it has other parameters, or comes from other optimizers.
         """
         arranged = _arrange(state_dict, self.param_groups)
         super().load_state_dict(arranged)

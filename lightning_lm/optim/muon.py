@@ -139,15 +139,15 @@ class MuonOptimizer(Optimizer):
     """SGD with momentum whose update is made orthogonal, with decoupled weight decay.
 
     Parameters of equal shape are orthogonalised together. Of a matrix that is shared among ranks (DTensor) each gathers
-    the whole update, in one exchange, and applies its part. Parameters with more than two dimensions are stacks of
+    the whole update, in one collective, and applies its part. Parameters with more than two dimensions are stacks of
     matrices (one per expert). Vectors, embeddings and output heads belong to AdamW.
 
     Args:
         params: Parameters or groups; each at least two-dimensional.
         lr: Learning rate before scaling by the shape. Unitless.
-        momentum: Share of the old momentum kept at a step. Unitless.
+        momentum: Momentum coefficient. Unitless.
         nesterov: Look ahead by one step of the momentum.
-        weight_decay: Share of a weight taken away at a step, times the learning rate. Unitless.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate at each step. Unitless.
         steps: Newton-Schulz iterations.
         scaling: "original" (Jordan), or "match_adamw": an update as large as AdamW's, so that its learning rate and
             weight decay carry over.

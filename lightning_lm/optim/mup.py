@@ -18,10 +18,10 @@ __all__ = ["MuPRates"]
 class MuPRates(OptimizerPart):
     """Any optimizer, with the learning rate of each role scaled by how much wider the model is than a small one.
 
-    How, the optimizer says: AdamW divides that of matrices and of the head by the width and keeps that of embeddings
-    and vectors. At ``base_width`` nothing changes, so a learning rate found there can be kept. Weight decay, which is
-    multiplied by the learning rate, is scaled the other way: its strength stays. The first group logged is one whose
-    learning rate is not scaled. Use it with `lightning_lm.models.MuP` of the same ``base_width``.
+    The optimizer defines the rule: AdamW divides that of matrices and of the head by the width and keeps that of
+    embeddings and vectors. At ``base_width`` nothing changes, so a learning rate found there can be kept. Weight decay,
+    which is multiplied by the learning rate, is scaled the other way: its strength stays. The first group logged is one
+    whose learning rate is not scaled. Use it with `lightning_lm.models.MuP` of the same ``base_width``.
 
     Source:
         Yang et al. 2022 (Tensor Programs V), arXiv:2203.03466, table 3.
@@ -42,7 +42,7 @@ class MuPRates(OptimizerPart):
         """Return one optimizer for all parameters of a model that need gradients.
 
         Args:
-            model: Holds the parameters.
+            model: Model whose parameters are optimized.
             roles: Role of each parameter by its name; `lightning_lm.models.parameter_roles` makes it.
 
         Raises:
@@ -59,7 +59,7 @@ class MuPRates(OptimizerPart):
         """Return the optimizers of the small model, one set for each power of the width.
 
         Raises:
-            ConfigurationError: If nothing tells the width, or the optimizer has no rule.
+            ConfigurationError: If the width is unknown, or the optimizer has no rule.
         """
         wider = self._width(parameters) / self.base_width
         shares: dict[float, list[RoledParameter]] = defaultdict(list)
@@ -86,6 +86,6 @@ class MuPRates(OptimizerPart):
 
 
 def _has_tied_head(model: nn.Module, roles: Mapping[str, str]) -> bool:
-    """Tell whether a linear map holds one of the embeddings."""
+    """Return whether a linear layer has one of the embeddings as its weight."""
     tables = {id(parameter) for name, parameter in model.named_parameters() if roles.get(name) == "embedding"}
     return any(isinstance(module, nn.Linear) and id(module.weight) in tables for module in model.modules())

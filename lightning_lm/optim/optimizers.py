@@ -42,7 +42,7 @@ class OptimizerPart(Part, abc.ABC):
         """Return one optimizer for all parameters of a model that need gradients.
 
         Args:
-            model: Holds the parameters.
+            model: Model whose parameters are optimized.
             roles: Role of each parameter by its name; `lightning_lm.models.parameter_roles` makes it.
 
         Raises:
@@ -59,7 +59,7 @@ class OptimizerPart(Part, abc.ABC):
 
     @abc.abstractmethod
     def children(self, parameters: Sequence[RoledParameter]) -> list[Optimizer]:
-        """Return torch optimizers that share out these parameters among themselves."""
+        """Return torch optimizers that together optimize these parameters, each of them once."""
 
     def width_power(self, role: str) -> float:
         """Return the power of the width by which `MuPRates` multiplies the learning rate of a role.
@@ -71,8 +71,8 @@ class OptimizerPart(Part, abc.ABC):
             ConfigurationError: If that is not known for this optimizer.
         """
         raise ConfigurationError(
-            f"{type(self).__name__} does not say how the learning rate of role {role!r} follows the width. Define its "
-            "width_power, or use AdamW, SGD or Muon."
+            f"{type(self).__name__} does not define how the learning rate of role {role!r} scales with the width. "
+            "Define its width_power, or use AdamW, SGD or Muon."
         )
 
 
@@ -87,11 +87,11 @@ class AdamW(OptimizerPart):
     lr: float = 6e-4
     """Peak learning rate. Unitless."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Shares of the old first and second moment kept at a step."""
+    """Decay rates of the first and second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
-    """Share of a weight taken away at a step, times the learning rate."""
+    """Decoupled weight decay, multiplied by the learning rate at each step."""
     no_decay: tuple[str, ...] = ("vector",)
     """Roles without weight decay."""
 
@@ -103,7 +103,7 @@ class AdamW(OptimizerPart):
         return [torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=fused)] if groups else []
 
     def width_power(self, role: str) -> float:
-        """Return -1 for what has as many inputs as the model is wide, else 0: each weight moves by the same step.
+        """Return -1 for layers whose fan-in is the width of the model, else 0: each weight moves by the same step.
 
         Args:
             role: Role of a parameter.
@@ -121,9 +121,9 @@ class SGD(OptimizerPart):
     lr: float = 0.1
     """Peak learning rate. Unitless."""
     momentum: float = 0.9
-    """Share of the old momentum kept at a step."""
+    """Momentum coefficient."""
     weight_decay: float = 0.0
-    """Share of a weight added to its gradient."""
+    """L2 penalty: fraction of a weight that is added to its gradient."""
 
     def children(self, parameters: Sequence[RoledParameter]) -> list[Optimizer]:
         """Return one SGD with a group that decays and one that does not."""
@@ -131,7 +131,7 @@ class SGD(OptimizerPart):
         return [torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)] if groups else []
 
     def width_power(self, role: str) -> float:
-        """Return 0 for matrices, -1 for the head and routers, 1 for what has one input for each feature.
+        """Return 0 for matrices, -1 for the head and routers, 1 for vectors and embeddings.
 
         Args:
             role: Role of a parameter.
@@ -149,11 +149,11 @@ class Muon(OptimizerPart):
     lr: float = 0.02
     """Peak learning rate of the matrices. Unitless."""
     momentum: float = 0.95
-    """Share of the old momentum kept at a step."""
+    """Momentum coefficient."""
     nesterov: bool = True
     """Look ahead by one step of the momentum."""
     weight_decay: float = 0.1
-    """Share of a weight taken away at a step, times the learning rate."""
+    """Decoupled weight decay, multiplied by the learning rate at each step."""
     steps: int = 5
     """Newton-Schulz iterations."""
     scaling: MuonScaling = "original"

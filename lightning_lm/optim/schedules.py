@@ -26,13 +26,13 @@ class Schedule(Part, abc.ABC):
     """
 
     warmup: float = 0.0
-    """Length of the linear warm-up; below one: as a share of the horizon."""
+    """Length of the linear warm-up; below one: a fraction of the horizon."""
     horizon_tokens: int | None = None
     """Length of the run in target tokens; default: the Trainer's number of optimizer steps."""
 
     def __post_init__(self) -> None:
         if self.warmup < 0:
-            raise ConfigurationError(f"warmup={self.warmup} is negative; give a length, or a share below one.")
+            raise ConfigurationError(f"warmup={self.warmup} is negative; give a length, or a fraction below one.")
 
     def multiplier(self, step: int, horizon: int) -> float:
         """Return the factor on the peak learning rate of the update that follows `step` finished ones.
@@ -53,7 +53,7 @@ class Schedule(Part, abc.ABC):
 
     @abc.abstractmethod
     def after_warmup(self, step: int, horizon: int) -> float:
-        """Return the factor at a position counted from the end of the warm-up, for what is left of the horizon."""
+        """Return the multiplier at a position counted from the end of the warm-up, over the rest of the horizon."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Constant(Schedule):
 
     @property
     def needs_horizon(self) -> bool:
-        """Only a warm-up given as a share depends on the length of the run."""
+        """Only a warm-up given as a fraction depends on the length of the run."""
         return 0 < self.warmup < 1
 
     def after_warmup(self, step: int, horizon: int) -> float:  # noqa: ARG002
@@ -125,7 +125,7 @@ class WSD(Schedule):
     """
 
     decay: float = 0.2
-    """Length of the decay; below or equal to one: as a share of the horizon."""
+    """Length of the decay; at most one: a fraction of the horizon."""
     final: float = 0.0
     """Factor at the end."""
 

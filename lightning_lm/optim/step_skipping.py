@@ -49,7 +49,7 @@ class NormHistory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NonFinite(SkipRule):
-    """Skips steps whose gradient holds an infinity or NaN, which would destroy every weight at once."""
+    """Skips steps whose gradient contains an infinity or NaN, which would destroy every weight at once."""
 
     def reason(self, grad_norm: float, history: NormHistory) -> str | None:  # noqa: ARG002
         """Return a reason if the norm is not finite."""
@@ -58,7 +58,7 @@ class NonFinite(SkipRule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spike(NonFinite):
-    """Also skips steps whose gradient norm lies far above what it has been lately.
+    """Also skips steps whose gradient norm is far above its recent values.
 
     The logarithm of the norm is compared with its running mean and standard deviation, because norms vary by factors.
 
@@ -80,7 +80,7 @@ class Spike(NonFinite):
         found = super().reason(grad_norm, history)
         if found is not None:
             return found
-        if grad_norm == 0:  # a step without targets says nothing about the others
+        if grad_norm == 0:  # a step without targets is no observation of the norm
             return None
         margin = max(self.deviations * math.sqrt(history.variance), math.log(self.min_factor))
         if history.count >= self.warmup and math.log(grad_norm) > history.mean + margin:

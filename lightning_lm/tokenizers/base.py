@@ -29,7 +29,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 """The file of the chat template, in a folder and in a checkpoint."""
 
 MARKER = "lightning_lm_tokenizer.json"
-"""The file that tells which kind of tokenizer a folder holds. It is written last."""
+"""The file with the kind of the tokenizer in a folder. It is written last."""
 
 _FORMAT = 1
 
@@ -77,7 +77,7 @@ class BaseTokenizer(ABC):
 
     @property
     def eos_id(self) -> int | None:
-        """Id that separates documents and ends an answer, if there is one."""
+        """Id that separates documents and ends a completion, if there is one."""
         return None if self.eos_token is None else self._special[self.eos_token]
 
     @functools.cached_property
@@ -90,7 +90,7 @@ class BaseTokenizer(ABC):
         """Return the ids of a text. Special tokens written in it are ordinary text unless allowed.
 
         Raises:
-            TokenizerError: If the text holds a lone surrogate, which has no UTF-8 form.
+            TokenizerError: If the text contains a lone surrogate, which has no UTF-8 form.
         """
         refuse_surrogates(text)
         if not allow_special or self._special_expression is None:
@@ -153,7 +153,7 @@ class BaseTokenizer(ABC):
         return copy
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Self:
-        """Return this tokenizer with further special tokens behind its last id; every text keeps its ids.
+        """Return this tokenizer with further special tokens after its last id; the ids of every text stay the same.
 
         The model needs a row for each of them; many published models have spare ones.
 
@@ -217,7 +217,7 @@ class BaseTokenizer(ABC):
 
     @abstractmethod
     def _encode_ordinary(self, text: str) -> list[int]:
-        """Return the ids of a text that holds no lone surrogates and in which nothing is special."""
+        """Return the ids of a text without lone surrogates and special tokens."""
 
     def _last_cut(self, text: str) -> int:  # noqa: ARG002  (kinds that can cut a text look at it)
         """Return the last place where a text can be cut without changing its ids, 0 if there is none."""
@@ -274,7 +274,7 @@ def refuse_surrogates(text: str) -> None:
     """Raise if a text cannot be written as UTF-8.
 
     Raises:
-        TokenizerError: If the text holds a lone surrogate; the message says where, and how to repair the text.
+        TokenizerError: If the text contains a lone surrogate; the message has its position and a remedy.
     """
     if text.isascii():
         return
@@ -282,8 +282,8 @@ def refuse_surrogates(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"The text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start:,}; it is no "
-            "character and has no UTF-8 form. Repair the text first: "
+            f"The text contains a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start:,}; it is "
+            "no character and has no UTF-8 form. Repair the text first: "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         ) from error
 

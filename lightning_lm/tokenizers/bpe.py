@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding: learned here, applied by tiktoken."""
+"""Byte-level byte-pair encoding: trained here, applied by tiktoken."""
 
 import functools
 import sys
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BPETokenizer", "TrainingProgress", "training_progress"]
 
-# tiktoken's regular expressions run out of stack on white space that goes on for some hundred thousand characters.
+# tiktoken's regular expressions run out of stack on runs of some hundred thousand blanks.
 _LONG_BLANK = 25_000
 
 
@@ -83,7 +83,7 @@ class BPETokenizer(ByteTableTokenizer):
     ) -> Self:
         """Learn merges from texts; the most frequent pair first, ties to the greatest pair of byte strings.
 
-        The vocabulary comes out smaller than asked where the texts do not hold enough different pairs. Memory holds the
+        The vocabulary is smaller than requested if the texts have too few distinct pairs. Memory holds the
         distinct words and a few megabytes of text, so the corpus may be larger than memory.
 
         Args:
@@ -139,10 +139,10 @@ class BPETokenizer(ByteTableTokenizer):
 
     @classmethod
     def from_tokenizer_json(cls, path: Path | str, *, eos_token: str | None = None) -> Self:
-        """Read a Hugging Face ``tokenizer.json`` that holds byte-level byte-pair encoding.
+        """Read a Hugging Face ``tokenizer.json`` of byte-level byte-pair encoding.
 
         Raises:
-            TokenizerError: If it holds anything else; `PretrainedTokenizer` reads those.
+            TokenizerError: If it is of another kind; `PretrainedTokenizer` reads those.
         """
         parsed = tokenizer_json.parse(Path(path).read_text(encoding="utf-8"))
         return cls(
@@ -225,7 +225,7 @@ def _named(pairs: Iterable[tuple[int, int]]) -> list[Merge]:
 
 
 def _has_long_blank(text: str) -> bool:
-    """Tell whether white space may go on for twice `_LONG_BLANK` characters; looks at few characters only."""
+    """Return whether the text may have a run of twice `_LONG_BLANK` blanks, by looking at a few characters only."""
     return len(text) >= _LONG_BLANK and any(
         text[start : start + _LONG_BLANK].isspace() for start in range(0, len(text), _LONG_BLANK)
     )

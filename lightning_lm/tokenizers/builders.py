@@ -1,4 +1,4 @@
-"""Tokenizers as parts: what a YAML file says about the tokenizer of a run."""
+"""Tokenizers as parts, to be named in YAML."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ __all__ = [
 Texts = Callable[[], Iterable[str]]
 
 _TRAINERS_VERSION = 1
-"""Counted up when the same texts give other ids, so that tokenizers of an older version are not reused."""
+"""Version of the training algorithm, incremented when the same texts give other ids."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class TrainedTokenizerPart(TokenizerPart):
     """Base of the parts that train; they do so once for the same settings and texts."""
 
     def build(self, texts: Texts, cache_dir: Path | str | None = None) -> BaseTokenizer:
-        """Return the tokenizer, from the cache if it holds it."""
+        """Return the tokenizer, from the cache if possible."""
         if cache_dir is None:
             return self.train(texts())
         folder = Path(cache_dir) / f"tokenizer-{self._key(texts())}"
@@ -86,7 +86,7 @@ class TrainBPE(TrainedTokenizerPart):
         vocab_size: Number of ids: 256 bytes, merges, special tokens.
         pattern: ``gpt2``, ``gpt4`` or an expression: how text is split into words.
         special_tokens: They split the text and are never merged.
-        num_workers: Processes that count words; left out, one a CPU core.
+        num_workers: Processes that count words; by default one per CPU core.
     """
 
     vocab_size: int = 4096

@@ -35,7 +35,7 @@ def measure(tokenizer: BaseTokenizer, texts: Iterable[str]) -> Measurement:
     """
     num_bytes = num_tokens = num_unknown = 0
     seconds, exact = 0.0, True
-    tokenizer.encode(" ")  # what is built on first use is not part of the speed
+    tokenizer.encode(" ")  # the tables that are built on first use are not timed
     for text in texts:
         begin = time.perf_counter()
         ids = tokenizer.encode(text)

@@ -97,7 +97,7 @@ def tokenizer_from_files(files: Mapping[str, str]) -> BaseTokenizer:
 
 
 def _files_in_checkpoint(path: Path) -> dict[str, str]:
-    """Return what a training run kept of its tokenizer; the weights beside it are not read."""
+    """Return the tokenizer files in a checkpoint; its weights are not read."""
     import torch
 
     check_archive(path)

@@ -20,9 +20,9 @@ class SplitPattern:
 
     Args:
         expression: In the syntax that ``regex``, tiktoken and Hugging Face `tokenizers` share. No capture groups.
-        ascii_expression: The same for ASCII text, in the syntax of ``re``: it is twice as fast. May be left out.
+        ascii_expression: The same for ASCII text, in the syntax of ``re``: it is twice as fast. Optional.
         cuts: A ``re`` expression of zero width: places where a text can be cut so that the words of both sides are the
-            words of the whole. Left out, a stream of text can only be encoded as a whole.
+            words of the whole. Without them, a stream of text can only be encoded as a whole.
     """
 
     expression: str

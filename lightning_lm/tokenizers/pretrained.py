@@ -135,7 +135,7 @@ class PretrainedTokenizer(BaseTokenizer):
 
     def _no_template(self) -> TokenizerError:
         return TokenizerError(
-            "This tokenizer has no chat template: tokenizer_config.json holds none and there is no "
+            "This tokenizer has no chat template: tokenizer_config.json has none and there is no "
             "chat_template.jinja. Set the attribute chat_template to one."
         )
 
@@ -171,14 +171,14 @@ def _rebuild(cls: type[PretrainedTokenizer], files: dict[str, str]) -> Pretraine
 
 
 def _tokenizer(definition: str, special: Sequence[str | None]) -> "tokenizers.Tokenizer":
-    """Return a tokenizer in which the named tokens are special, whatever the definition says about them."""
+    """Return a tokenizer in which the named tokens are special, even if the definition has them as ordinary ones."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingDependencyError("tokenizers", "run a tokenizer.json", "hf") from error
     model = _json(definition, "tokenizer.json").get("model")
     if not isinstance(model, dict) or "vocab" not in model:
-        raise TokenizerError("tokenizer.json holds no model with a vocabulary: it is damaged, or something else.")
+        raise TokenizerError("tokenizer.json has no model with a vocabulary: it is damaged, or of another kind.")
     tokenizer = Tokenizer.from_str(definition)
     tokenizer.add_special_tokens([name for name in special if name and tokenizer.token_to_id(name) is not None])
     tokenizer.no_truncation()
@@ -192,7 +192,7 @@ def _json(text: str, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise TokenizerError(f"{name} is no JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise TokenizerError(f"{name} holds a {type(content).__name__}, not an object.")
+        raise TokenizerError(f"{name} contains a {type(content).__name__}, not an object.")
     return content
 
 

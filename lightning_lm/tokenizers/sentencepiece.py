@@ -31,7 +31,7 @@ MODEL_BASE64 = "tokenizer.model.base64"
 
 _SPACE_MARK = "\u2581"
 _REPLACEMENT = "\ufffd".encode()
-# Pieces begin with their spaces, so none reaches from another character to a space behind it.
+# Pieces begin with their spaces, so none reaches from another character to a space after it.
 _BEFORE_SPACE = r"(?<=[^ \u2581])(?= )"
 _SENTENCE_CHARACTERS = 4096
 
@@ -44,7 +44,7 @@ class SentencePieceTokenizer(ByteTableTokenizer):
 
     Args:
         model: The content of a ``.model`` file.
-        eos_token: The control symbol that ends a document; left out, the model's own or ``<|endoftext|>``.
+        eos_token: The control symbol that ends a document; by default the model's own or ``<|endoftext|>``.
 
     Source:
         Kudo and Richardson 2018, arXiv:1808.06226; unigram: Kudo 2018, arXiv:1804.10959.
@@ -232,6 +232,6 @@ def _explained(error: RuntimeError, vocab_size: int) -> TokenizerError:
     if "required_chars" in message:
         return TokenizerError(
             f"vocab_size={vocab_size} is too small for 256 bytes, special tokens and the texts' characters; choose a "
-            f"larger one. SentencePiece says: {message}"
+            f"larger one. SentencePiece reports: {message}"
         )
     return TokenizerError(f"SentencePiece cannot be trained with vocab_size={vocab_size}: {message}")

@@ -13,13 +13,13 @@ from lightning_lm.tokenizers.word_counts import Text, count_words
 __all__ = ["UNKNOWN", "ByteTokenizer", "CharacterTokenizer", "WordTokenizer"]
 
 UNKNOWN = "<|unk|>"
-"""The special token for what a vocabulary does not hold; it decodes to U+FFFD."""
+"""The special token for strings outside the vocabulary; it decodes to U+FFFD."""
 
 _REPLACEMENT = "\ufffd".encode()
 
 
 class ByteTokenizer(ByteTableTokenizer):
-    """One id a byte of UTF-8, then the special tokens. It needs no training and knows every text.
+    """One id a byte of UTF-8, then the special tokens. It needs no training and encodes every text.
 
     Args:
         special_tokens: Names, numbered from 256 on.
@@ -51,7 +51,7 @@ class ByteTokenizer(ByteTableTokenizer):
 
 
 class _ListedTokenizer(ByteTableTokenizer):
-    """A tokenizer with a fixed list of strings; what is not in it becomes one special token."""
+    """A tokenizer with a fixed list of strings; anything else becomes one special token."""
 
     def __init__(self, entries: Sequence[str], special_tokens: Sequence[str], eos_token: str | None) -> None:
         if UNKNOWN in special_tokens:

@@ -15,7 +15,7 @@ _BLOCK_BYTES = 1 << 18
 
 
 def read_text(path: os.PathLike[str] | str, *, block_bytes: int = _BLOCK_BYTES) -> Iterator[str]:
-    """Yield a UTF-8 file in blocks; a byte order mark at its start is left out, line ends stay as they are.
+    """Yield a UTF-8 file in blocks; without a byte-order mark at its start, with line ends as they are.
 
     Raises:
         TokenizerError: If the file is not UTF-8; the message names it.
@@ -36,8 +36,8 @@ def read_text(path: os.PathLike[str] | str, *, block_bytes: int = _BLOCK_BYTES) 
 def rejoin(texts: Iterable[str], last_cut: Callable[[str], int], *, size: int = _CHUNK_CHARACTERS) -> Iterator[str]:
     """Yield texts that follow each other in chunks that can be taken one by one.
 
-    The parts may be cut anywhere, even within a word or a special token; a chunk ends only where ``last_cut`` says.
-    Memory is bounded by ``size`` and by the longest stretch of text without such a place.
+    The parts may be cut anywhere, even within a word or a special token; a chunk ends only at a place that ``last_cut``
+    returns. Memory is bounded by ``size`` and by the longest run of text without such a place.
 
     Args:
         texts: Parts of one text, in order.
@@ -69,7 +69,7 @@ def special_expression(special_tokens: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def avoiding_special(last_cut: Callable[[str], int], special_tokens: Iterable[str]) -> Callable[[str], int]:
-    """Return a ``last_cut`` that cuts behind special tokens and never within one, finished or not."""
+    """Return a ``last_cut`` that cuts after special tokens and never within one, complete or not."""
     tokens = list(special_tokens)
     expression = special_expression(tokens)
     if expression is None:

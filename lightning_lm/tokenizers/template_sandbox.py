@@ -79,7 +79,7 @@ def compiled(template: str) -> Template:
 
 
 class _Generation(Extension):
-    """``{% generation %}``: around what the assistant says."""
+    """``{% generation %}``: the block around the text of the assistant."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -152,7 +152,7 @@ def _environment() -> _Environment:
 
 
 def _size(value: Any) -> int:
-    """Return about how many characters a value has as text, counting no further than what is allowed."""
+    """Return about how many characters a value has as text, counting no further than the limit."""
     size, waiting = 0, [value]
     while waiting and size <= _MAX_TEXT:
         item = waiting.pop()
@@ -226,7 +226,7 @@ _TEXT_FILTERS = {"join", "string", "tojson", "pprint", "xmlattr", "urlencode", "
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that looks at what it is given first."""
+    """Return a filter that checks its arguments first."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)

@@ -1,7 +1,7 @@
 """Llama 3's ``tokenizer.model``: a list of tokens with their ranks, as tiktoken has it, and no SentencePiece model.
 
 The file names neither the expression that splits text nor special tokens. Those of Llama 3 are known by the number of
-its tokens; any other list of ranks is refused, because a guessed expression would give wrong ids without a word.
+its tokens; any other list of ranks is refused, because a guessed expression would silently give wrong ids.
 """
 
 import base64
@@ -41,7 +41,7 @@ def is_rank_file(content: bytes) -> bool:
 
 
 def definition_of_ranks(content: bytes) -> dict[str, str]:
-    """Return the ``tokenizer.json`` and ``tokenizer_config.json`` of Llama 3 that say the same as its ranks.
+    """Return the ``tokenizer.json`` and ``tokenizer_config.json`` of Llama 3 that are equivalent to its ranks.
 
     Args:
         content: The content of its ``tokenizer.model``.
@@ -53,7 +53,7 @@ def definition_of_ranks(content: bytes) -> dict[str, str]:
     if len(ranks) != _LLAMA_3:
         raise TokenizerError(
             f"This is a list of {len(ranks):,} tiktoken ranks, and only Llama 3's ({_LLAMA_3:,}) is known: the "
-            "file does not say how text is split. Take the tokenizer.json of the same model instead."
+            "file does not define how text is split. Use the tokenizer.json of the same model instead."
         )
     special = _special_tokens()
     begin, end = special[0], special[1]

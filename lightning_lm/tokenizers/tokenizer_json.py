@@ -62,7 +62,7 @@ def parse(text: str) -> ParsedTokenizer:
     """Read the content of a ``tokenizer.json``.
 
     Raises:
-        TokenizerError: If it is damaged, or holds anything but byte-level byte-pair encoding.
+        TokenizerError: If it is damaged, or not byte-level byte-pair encoding.
     """
     try:
         content = json.loads(text)

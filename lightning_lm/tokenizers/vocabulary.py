@@ -22,7 +22,7 @@ class Vocabulary:
 
     Args:
         merges: In the order in which they are applied.
-        ids: The id of every byte and merged token; left out, bytes come first, then merges.
+        ids: The id of every byte and merged token; by default bytes come first, then merges.
 
     Raises:
         TokenizerError: If a merge uses or makes a token it cannot, or a token has no id.
@@ -79,7 +79,7 @@ class Vocabulary:
         """Check that applying the merges to the bytes of a token makes that token, by its own merge.
 
         tiktoken merges any two neighbours whose bytes are a token. Where this check passes, that is the same as
-        applying the merges in order: a stretch of text that ends up as one token goes through the same merges wherever
+        applying the merges in order: a substring that ends up as one token goes through the same merges wherever
         it stands, since no merge crosses its ends.
         """
         made: dict[tuple[int, int], int] = {}

@@ -98,8 +98,8 @@ def _encoded(counts: dict[str, int]) -> dict[bytes, int]:
         return {word.encode(): count for word, count in counts.items()}
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"A text holds the lone surrogate U+{ord(error.object[error.start]):04X} in {error.object!r}, which is no "
-            "character and has no UTF-8 form. Read files with encoding='utf-8', or drop it with "
+            f"A text contains the lone surrogate U+{ord(error.object[error.start]):04X} in {error.object!r}, which is "
+            "no character and has no UTF-8 form. Read files with encoding='utf-8', or drop it with "
             "text.encode('utf-8', 'ignore').decode()."
         ) from error
 

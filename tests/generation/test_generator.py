@@ -338,7 +338,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("wrong", [97, -1])
     def test_ids_that_the_model_does_not_know(self, wrong):
-        with pytest.raises(ConfigurationError, match=f"Prompt 1 holds the id {wrong}; the model knows 0 to 96"):
+        with pytest.raises(ConfigurationError, match=f"Prompt 1 contains the id {wrong}; the model has 0 to 96"):
             Generator(TransformersModel(tiny_llama())).generate([[96], [5, wrong]])
 
     @pytest.mark.parametrize("stop_strings", ["abc", [""]])
