@@ -153,10 +153,10 @@ def test_another_number_of_answers_is_refused(backend, indices):
     ("sent", "message"),
     [
         (choice("a", finish="abort"), "abort"),
-        (choice("a", prompt_token_ids=[256, 1]), "other ids before"),
+        (choice("a", prompt_token_ids=[256, 1]), "ids other than the prompt"),
         (choice("a", token_ids=[97, 1.5]), "whole numbers"),
         (choice("a", token_ids=[97, 999]), "999"),
-        (choice("a", token_ids=[97, EOS, 97]), "went on"),
+        (choice("a", token_ids=[97, EOS, 97]), "continued after"),
         (choice("a", end=()), "without the id"),
         (choice("a", logprobs=None), "sent none"),
         (choice("a", logprobs={"token_logprobs": [-1.0]}), "sent 1"),
