@@ -26,7 +26,8 @@ def roots_of(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
         DataError: If one of them does not exist, or matches nothing.
     """
     roots: list[Path] = []
-    for name in map(os.fspath, [paths] if isinstance(paths, str | os.PathLike) else paths):
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        name = os.fspath(path)
         found = [name] if os.path.exists(name) else sorted(glob.glob(os.path.expanduser(name), recursive=True))
         if not found:
             raise DataError(f"There is no file or folder {name!r} (looked from {Path.cwd()}).{_hub_advice(name)}")
