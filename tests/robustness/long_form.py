@@ -22,10 +22,10 @@ MARK = "<!-- table of long_form.py -->\n"
 LIMITS = (0, 20, 100, 150, 400, 1_000, 4_000, 20_000)
 
 
-def trials(flips: int) -> list[str]:
+def trials(flips: int, only: str) -> list[str]:
     """Return a row of the table for each kind of files; an error ends it."""
     rows, totals = [], [0] * 5
-    for writer in WRITERS:
+    for writer in [writer for writer in WRITERS if only in writer.name]:
         folder = Path(tempfile.mkdtemp())
         kills = kill_everywhere(writer, folder / "kills")
         in_write = kill_everywhere(writer, folder / "writes", in_write=True)
@@ -45,10 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flips", type=int, default=500)
     parser.add_argument("--write", action="store_true", help="write the table into FILES.md")
+    parser.add_argument("--only", default="", help="part of the name of a kind of files")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     begin = time.process_time()
-    rows = trials(arguments.flips)
+    rows = trials(arguments.flips, arguments.only)
     head = "| files | kills at changes | kills in writes | full disks | bits found | bits without effect | failures |"
     note = f"{datetime.date.today()}, {time.process_time() - begin:.0f} CPU-seconds of the parent process."
     table = "\n".join([note, "", head, "|---|---|---|---|---|---|---|", *rows]) + "\n"

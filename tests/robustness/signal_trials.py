@@ -110,12 +110,14 @@ class Outcome:
     Args:
         status: Exit status of the process that was started.
         seconds: From the signal to the end of the last process.
+        saved_s: From the signal to the checkpoint; ``None`` if there is none. Seconds.
         output: All that was printed.
         step: Of the checkpoint that was saved; ``None`` if there is none.
     """
 
     status: int
     seconds: float
+    saved_s: float | None
     output: str
     step: int | None
 
@@ -174,7 +176,7 @@ def execute(folder: Path, trial: Trial, *, limit_s: float = 60.0, signals: int =
     try:
         came = select.select([ready], [], [], START_S)[0]
         assert came, (folder / "output").read_text()[-3000:]
-        start = time.monotonic()
+        start, start_time = time.monotonic(), time.time()
         for number in range(signals):
             time.sleep(1.5 if number else 0)
             send(folder, process, trial)
@@ -184,7 +186,9 @@ def execute(folder: Path, trial: Trial, *, limit_s: float = 60.0, signals: int =
         os.close(ready)
         (folder / "ready").unlink()
         kill_group(process.pid)
-    return Outcome(status, seconds, (folder / "output").read_text(errors="replace"), saved_step(folder))
+    path = checkpoint_of(folder)
+    saved_s = None if path is None else path.stat().st_mtime - start_time
+    return Outcome(status, seconds, saved_s, (folder / "output").read_text(errors="replace"), saved_step(folder))
 
 
 def send(folder: Path, process: "subprocess.Popen[bytes]", trial: Trial) -> None:
@@ -273,12 +277,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="launcher or strategy")
     parser.add_argument("--compare", action="store_true", help="also resume each run and compare its weights")
+    parser.add_argument("--numbers", type=int, nargs="+", help="rows of the table, from 0 on")
     arguments = parser.parse_args()
     print(
-        "| launcher | strategy | signal | to | moment | status | seconds | saved step | resumed |\n" + "|---" * 9 + "|"
+        "| launcher | strategy | signal | to | moment | status | saved after, s | ended after, s | saved step | resumed |\n"
+        + "|---" * 10
+        + "|"
     )
-    for trial in trials():
-        if arguments.only not in (trial.launcher, trial.strategy, ""):
+    for number, trial in enumerate(trials()):
+        if arguments.only not in (trial.launcher, trial.strategy, "") or number not in (arguments.numbers or [number]):
             continue
         with tempfile.TemporaryDirectory() as folder:
             outcome = execute(Path(folder), trial)
@@ -286,7 +293,8 @@ def main() -> None:
             if arguments.compare and outcome.step is not None:
                 equal = "bit-equal" if continuation_is_equal(Path(folder), trial) else "DIFFERS"
         cells = (trial.launcher, trial.strategy, trial.signum.name, trial.target, trial.beacon, outcome.status)
-        print("|", *(f"{cell} |" for cell in (*cells, f"{outcome.seconds:.1f}", outcome.step, equal)), flush=True)
+        times = ["-" if found is None else f"{found:.1f}" for found in (outcome.saved_s, outcome.seconds)]
+        print("|", *(f"{cell} |" for cell in (*cells, *times, outcome.step, equal)), flush=True)
         if outcome.status not in (128 + trial.signum, 1) or outcome.seconds > 10:
             print(outcome.output[-3000:], file=sys.stderr)
 

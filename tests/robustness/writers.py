@@ -1,22 +1,36 @@
 """Everything that this package writes and reads again, with two versions of its content."""
 
+import copy
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from robustness.faults import Writer
+from torch import distributed, nn
 
 from lightning_lm.data import TokenStore, tokenize
 from lightning_lm.data.post_training.chat import Plain
 from lightning_lm.data.post_training.examples import Examples
 from lightning_lm.data.post_training.supervised import SupervisedRows, SupervisedStore, store_examples
 from lightning_lm.kernels.runtime.launch_settings import Entry, read_table, write_table
-from lightning_lm.models import GLU, Attention, Layer, TransformerConfig, load_huggingface
+from lightning_lm.models import (
+    GLU,
+    Adapters,
+    Attention,
+    Layer,
+    TransformerConfig,
+    load_huggingface,
+    merge_adapters,
+    save_adapters,
+)
 from lightning_lm.models.huggingface.folder import save_huggingface
+from lightning_lm.modules import load_model
 from lightning_lm.modules.preference import precomputed_reference
 from lightning_lm.scaling import RunLedger, RunRecord
 from lightning_lm.strategies import AtomicCheckpointIO
+from lightning_lm.strategies.checkpoints.sharded import write_sharded
 from lightning_lm.tokenizers import ByteTokenizer, load_tokenizer
 from lightning_lm.tokenizers.bpe import BPETokenizer
 
@@ -50,7 +64,10 @@ def write_checkpoint(folder: Path, version: int) -> None:
 
 
 def read_checkpoint(folder: Path) -> int:
-    content = AtomicCheckpointIO().load_checkpoint(folder / "last.ckpt")
+    path = folder / "last.ckpt"
+    if not path.exists():  # a folder that is replaced is found under another name for a moment
+        path = folder / "last.replaced.ckpt"
+    content = AtomicCheckpointIO().load_checkpoint(path)
     states = {version: same(content["state_dict"], model.state_dict()) for version, model in MODELS.items()}
     assert content["epoch"] == version_of(states)
     return version_of(states)
@@ -61,6 +78,39 @@ def read_export(folder: Path) -> int:
     version = version_of({number: same(model.state_dict(), other.state_dict()) for number, other in MODELS.items()})
     assert tokenizer.fingerprint == TOKENIZERS[version].fingerprint
     return version
+
+
+def with_adapters(version: int) -> nn.Module:
+    model = MODELS[1].config.build()
+    model.load_state_dict(MODELS[1].state_dict())
+    Adapters(rank=version).attach(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(version / 8)
+    return model
+
+
+def read_adapters(folder: Path) -> int:
+    """Compare the model that the adapters have been merged into."""
+    if not (folder / "base").is_dir():
+        save_huggingface(MODELS[1], folder / "base")
+    try:
+        merged = load_model(folder / "adapters", base=folder / "base")[0].state_dict()
+    finally:
+        shutil.rmtree(folder / "base")
+    whole = {version: merge_adapters(copy.deepcopy(model)).state_dict() for version, model in ADAPTED.items()}
+    return version_of({version: same(merged, own) for version, own in whole.items()})
+
+
+def write_sharded_folder(folder: Path, version: int) -> None:
+    """Write as the only rank of a group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        write_sharded({"state_dict": MODELS[version].state_dict(), "epoch": version}, folder / "last.ckpt")
+    finally:
+        distributed.destroy_process_group()
 
 
 def read_tokenizer(folder: Path) -> int:
@@ -146,6 +196,7 @@ def read_entries(folder: Path) -> int:
     return version_of({version: found == entries_of(version) for version in (1, 2)})
 
 
+ADAPTED = {version: with_adapters(version) for version in (1, 2)}
 WRITERS = [
     Writer("checkpoint", write_checkpoint, read_checkpoint),
     Writer(
@@ -160,6 +211,8 @@ WRITERS = [
         ),
         read_export,
     ),
+    Writer("folder of a sharded run", write_sharded_folder, read_checkpoint),
+    Writer("adapters", lambda folder, version: save_adapters(ADAPTED[version], folder / "adapters"), read_adapters),
     Writer("tokenizer", lambda folder, version: TOKENIZERS[version].save(folder / "tokenizer"), read_tokenizer),
     Writer("token store", write_store, read_store),
     Writer("encoded examples", write_examples, read_examples),
