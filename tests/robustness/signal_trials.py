@@ -279,11 +279,10 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="also resume each run and compare its weights")
     parser.add_argument("--numbers", type=int, nargs="+", help="rows of the table, from 0 on")
     arguments = parser.parse_args()
-    print(
-        "| launcher | strategy | signal | to | moment | status | saved after, s | ended after, s | saved step | resumed |\n"
-        + "|---" * 10
-        + "|"
+    head = (
+        "launcher | strategy | signal | to | moment | status | saved after, s | ended after, s | saved step | resumed"
     )
+    print(f"| {head} |\n" + "|---" * 10 + "|")
     for number, trial in enumerate(trials()):
         if arguments.only not in (trial.launcher, trial.strategy, "") or number not in (arguments.numbers or [number]):
             continue
