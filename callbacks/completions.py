@@ -30,7 +30,7 @@ class Completions(LeanHooks, Callback):
     """Show prompts, completions, rewards and advantages of the newest rollout, in the console and in TensorBoard.
 
     The groups with the widest spread of rewards are shown: they carry the learning signal. Of each, the completions
-    that earned most and least.
+    with the highest and the lowest rewards.
 
     Args:
         every_n_steps: Optimizer steps between two tables; left out, one comes with each logging interval of the

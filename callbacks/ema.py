@@ -1,4 +1,4 @@
-"""A running average of the weights, also of weights that ranks share."""
+"""A running average of the weights, also of sharded weights."""
 
 import weakref
 from collections.abc import Mapping

@@ -68,7 +68,7 @@ class GradientNoiseScale(LeanHooks, Callback):
         """Check that there is a small batch inside the large one, and that both gradients can be read.
 
         Raises:
-            ConfigurationError: If every step has one micro-batch in all, or ranks share the gradients.
+            ConfigurationError: If every step has one micro-batch in all, or the gradients are sharded.
         """
         if trainer.world_size > 1 and not isinstance(trainer.strategy.model, DistributedDataParallel):
             raise ConfigurationError(

@@ -30,7 +30,7 @@ class Profile(LeanHooks, Callback):
     Written to the folder: ``trace.json`` for ui.perfetto.dev or chrome://tracing, in which the phases have their names,
     and on CUDA ``memory.pickle`` for pytorch.org/memory_viz.
 
-    The phases add up to the time of a batch: with accumulation the optimizer's is shared out over its batches, and what
+    The phases add up to the time of a batch: with accumulation the optimizer's is divided among its batches, and what
     passes between the end of one batch and the start of the next (data, other callbacks) is a phase of its own. The
     modules add up to forward and backward. What no module of a known kind does is the last of their rows: the loss, and
     the head's product where the loss takes hidden states; such a loss makes its gradients in its forward pass.

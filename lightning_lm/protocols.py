@@ -3,7 +3,7 @@
 Batches have no class of their own. Callbacks count tokens, and measure perplexity, of these forms:
 
 * a mapping with ``input_ids`` [batch, seq], and ``labels`` [batch, seq] if not every token is a target (unshifted, -100
-  where nothing is learned);
+  where there is no target);
 * a pair ``(inputs, targets)`` of integer tensors [batch, seq], the targets shifted by one already.
 
 Beside any other batch they show nothing that is counted in tokens.
@@ -133,7 +133,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """Judges completions: one number per sample, ``None`` where it does not apply. May be async."""
+    """Scores completions: one number per sample, ``None`` where it does not apply. May be async."""
 
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]

@@ -1,4 +1,4 @@
-"""Rows that are longer than one device can hold: ranks share the tokens of each row."""
+"""Rows that are longer than one device can hold: the tokens of each row are sharded."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ __all__ = ["ContextParallelStrategy"]
 
 
 class ContextParallelStrategy(_ReportingStrategy, _AveragesUnfrozen):
-    """`DDPStrategy` in which neighbouring ranks share each row: a rank has some of its tokens, and all weights.
+    """`DDPStrategy` that shards each row over neighbouring ranks: a rank has some of its tokens, and all weights.
 
     Activations shrink by the number of ranks that share a row; keys and values are gathered for one layer at a time.
     For modules whose ``loss`` sums over tokens (`PretrainModule`, `SFTModule`) and models of this package; weights,

@@ -172,7 +172,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def gradient_norm(self, optimizer: Optimizer) -> Tensor:
-        """Return the 2-norm of the gradients of all stages together. Every rank must ask."""
+        """Return the 2-norm of the gradients of all stages together. Collective: call on all ranks."""
         square = torch.nn.utils.get_total_norm(self.held_gradients(optimizer)).to(self.root_device).square()
         distributed.all_reduce(square, group=self.pipeline_group)
         return square.sqrt()
@@ -180,7 +180,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
     # --- checkpoints ---
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return on rank 0 the whole model; every rank must ask."""
+        """Return on rank 0 the whole model; collective: call on all ranks."""
         assert self.lightning_module is not None
         require_all_ranks(self.lightning_module.trainer)
         own = {name: tensor.detach().cpu() for name, tensor in super().lightning_module_state_dict().items()}
@@ -188,7 +188,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         return {name: tensor for stage in stages for name, tensor in stage.items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return on rank 0 the state that one optimizer of the whole model would have; every rank must ask."""
+        """Return on rank 0 the state of an optimizer of the whole model; collective: call on all ranks."""
         stages = self._on_rank_zero(super().optimizer_state(optimizer))
         return _merged(stages) if stages else {}
 

@@ -142,9 +142,9 @@ def _load(path: Path, namespace: argparse.Namespace) -> tuple["nn.Module", "Toke
     elif not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     from lightning_lm.modules import load_model, load_reward_model
-    from lightning_lm.modules.checkpoint import holds_reward_model
+    from lightning_lm.modules.checkpoint import is_reward_model
 
-    if path.is_file() and holds_reward_model(path):
+    if path.is_file() and is_reward_model(path):
         return load_reward_model(path)
     return load_model(path, merged=namespace.adapters == "merge", base=namespace.base)
 

@@ -136,7 +136,7 @@ class StoreRows:
 
 
 def blank_rows(num_rows: int, row_length: int) -> Rows:
-    """Return rows of padding: one document of token 0 in which nothing is learned or measured."""
+    """Return rows of padding: one document of token 0 without target tokens."""
     shape = num_rows, row_length
     return {
         "input_ids": np.zeros(shape, dtype=np.int64),

@@ -81,7 +81,7 @@ class TokenStream:
         return rows
 
     def padding(self, num_rows: int) -> Rows:
-        """Return rows in which nothing is learned or measured."""
+        """Return rows without target tokens."""
         return blank_rows(num_rows, self.row_length)
 
     @property

@@ -44,7 +44,7 @@ class ChatDataModule(ResumableDataModule):
         tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
             checkpoint from which the model starts.
         template: Writes conversations as text.
-        rows: The context length, what is learned of an example, and what becomes of longer ones.
+        rows: Context length, target tokens of an example, and treatment of longer ones.
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
         seed: Seed of the order of the rows.
         loading: Workers, cache, and what else changes no row.

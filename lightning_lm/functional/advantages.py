@@ -40,7 +40,7 @@ class Advantage(Part):
 
     @abstractmethod
     def __call__(self, rewards: Float[Tensor, "prompts samples"]) -> Float[Tensor, "prompts samples"]:
-        """Return the advantage of each completion; NaN if it is left out of training."""
+        """Return the advantage of each completion; NaN if it is not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class MaxRLAdvantage(Advantage):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardFilter(Advantage):
-    """1 for every completion whose reward reaches the threshold; the others are left out of training.
+    """1 for every completion whose reward reaches the threshold; the others are not trained on.
 
     With `PolicyGradient` the loss is their negative log-likelihood: expert iteration, which samples, filters and
     fine-tunes on what is left.
@@ -263,7 +263,7 @@ def whiten(
 def explained_variance(
     values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
 ) -> Float[Tensor, ""]:
-    """Return the share of the returns' variance that the critic explains: 1 is perfect, 0 a constant, below 0 worse.
+    """Return the fraction of the returns' variance that the critic explains: 1 is perfect, 0 a constant, below 0 worse.
 
     Returns of no variance give 0.
 

@@ -2,7 +2,7 @@
 
 Keys and values, which grouped heads make small, are gathered from all ranks; queries stay where they are. A row is cut
 into twice as many chunks as there are ranks, and rank r has the chunks r and 2 ranks - 1 - r, so that early queries,
-which see few keys, and late ones are shared out evenly.
+which see few keys, and late ones are balanced.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def shard_sequence(
 
     Args:
         whole: The same on all ranks.
-        group: The ranks that share each row.
+        group: Process group that shards each row.
 
     Raises:
         ConfigurationError: If a row cannot be cut into equal chunks.
@@ -52,7 +52,7 @@ def gather_sequence(
 
     Args:
         local: This rank's two chunks.
-        group: The ranks that share each row.
+        group: Process group that shards each row.
     """
     whole: Tensor = _Gather.apply(local, group)  # type: ignore[no-untyped-call]
     return whole
@@ -75,7 +75,7 @@ def context_parallel_attention(
         query: Queries of this rank's chunks, positions already applied; ``heads`` is a multiple of ``kv_heads``.
         key: Like ``query``.
         value: Like ``key``.
-        group: The ranks that share each row; every one must call this.
+        group: Process group that shards each row; every one must call this.
         document_ids: Ids of the whole rows, equal inside a document; no token sees another document's.
         window: Number of keys a query sees, itself included; ``None`` for all.
         softcap: Scores are squeezed to ``softcap * tanh(score / softcap)``.

@@ -51,9 +51,9 @@ def token_cross_entropy(
 
     Args:
         logits: Scores of every token id; any float type.
-        targets: Token ids, or `ignore_index` where nothing is learned.
+        targets: Token ids, or `ignore_index` for positions without a target.
         z_loss: Weight of the squared log-normaliser. Unitless.
-        label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary. Unitless.
         by_confidence: Multiply each token's loss by its probability, which is taken as a constant.
         ignore_index: Label of positions that count for nothing.
 

@@ -31,9 +31,9 @@ def cut_like(whole: Tensor, like: Tensor) -> Tensor:
         dim = getattr(place, "dim", None)
         if dim is not None:
             size = whole.shape[dim]
-            stretch = -(-size // mesh.size(axis))
-            start = min(size, stretch * mesh.get_local_rank(axis))
-            whole = whole.narrow(dim, start, min(stretch, size - start))
+            shard_size = -(-size // mesh.size(axis))
+            start = min(size, shard_size * mesh.get_local_rank(axis))
+            whole = whole.narrow(dim, start, min(shard_size, size - start))
     return whole
 
 

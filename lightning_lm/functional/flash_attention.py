@@ -203,7 +203,7 @@ class _Tile:
     begin: Tensor
     """First key of each query, [batch, rows]."""
     end: Tensor
-    """One behind the last key of each query, [rows]."""
+    """One past the last key of each query, [rows]."""
 
     def hidden(self, columns: slice) -> Tensor | None:
         """Return which pairs are not seen, [batch, 1, 1, rows, columns]; nothing if all are."""

@@ -124,11 +124,11 @@ class Sigmoid(PreferenceLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class Robust(PreferenceLoss):
-    """DPO that is unbiased when a known share of the pairs is labelled the wrong way round.
+    """DPO that is unbiased when a known fraction of the pairs is labelled the wrong way round.
 
     Args:
         beta: Strength of the pull to the reference. Unitless.
-        flip_rate: Share of wrong labels, below one half.
+        flip_rate: Fraction of wrong labels, below one half.
 
     Source:
         Chowdhury et al. 2024, arXiv:2403.00409, equation 11.
@@ -288,7 +288,7 @@ class ChosenNLL(PreferenceLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedLosses(PreferenceLoss):
-    """A weighted sum of losses, for example DPO with a share of `ChosenNLL`.
+    """A weighted sum of losses, for example DPO with a fraction of `ChosenNLL`.
 
     Args:
         losses: Losses to add up.

@@ -1,7 +1,7 @@
 """Rotary position embedding: frequencies, their scalings for longer contexts, and the rotation itself.
 
-A head of ``head_dim`` features is read as ``head_dim / 2`` planes. At position ``p`` plane ``i`` is turned by the angle
-``p * frequency[i]``, so that a dot product of two turned vectors depends on the distance of their positions alone.
+A head of ``head_dim`` features is read as ``head_dim / 2`` planes. At position ``p`` plane ``i`` is rotated by
+``p * frequency[i]``, so that a dot product of two rotated vectors depends on the distance of their positions alone.
 """
 
 import math
@@ -168,7 +168,7 @@ def rotate(
     require_head_axis("x", x)
     rotary_dim = cos.size(-1)
     if rotary_dim < x.size(-1):
-        turned, rest = x.split([rotary_dim, x.size(-1) - rotary_dim], dim=-1)
-        return torch.cat((rotate(turned, cos, sin, interleaved=interleaved), rest), dim=-1)
+        rotated, rest = x.split([rotary_dim, x.size(-1) - rotary_dim], dim=-1)
+        return torch.cat((rotate(rotated, cos, sin, interleaved=interleaved), rest), dim=-1)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else x.roll(rotary_dim // 2, -1)
     return (x * cos).addcmul_(swapped, sin).to(x.dtype)

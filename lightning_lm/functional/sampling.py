@@ -134,7 +134,7 @@ def keep_min_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, 
 
     Args:
         logits: One row per sequence.
-        p: Share of the largest probability, from 0 (keeps all) to 1 (keeps the likeliest).
+        p: Fraction of the largest probability, from 0 (keeps all) to 1 (keeps the likeliest).
 
     Source:
         Nguyen et al. 2024, arXiv:2407.01082, section 3.

@@ -1,6 +1,6 @@
 """`rms_norm` of rows that are too long for the registers of one program: it loops over them, block by block.
 
-A row is read twice each way, and the gradient of the gain is summed by programs of its own, each over some columns of
+A row is read twice each way, and the gradient of the gain is added up by programs of its own, each over some columns of
 some rows, always in the same order.
 """
 
@@ -100,8 +100,8 @@ def _gain_kernel(
         if ROUND:
             unit = unit.to(x_ptr.dtype.element_ty).to(tl.float32)
         total += grad * unit
-    summed = tl.sum(total, axis=0, keep_dims=True)
-    tl.store(partial_ptr + chunk * SIZE + columns, summed, mask=columns < SIZE)
+    total = tl.sum(total, axis=0, keep_dims=True)
+    tl.store(partial_ptr + chunk * SIZE + columns, total, mask=columns < SIZE)
 
 
 def wide_forward(

@@ -108,8 +108,8 @@ def _forward_heads(
         gain = tl.load(gain_ptr + features, mask=features < DIM, other=0.0).to(tl.float32) + offset
         other_gain = tl.load(gain_ptr + other, mask=features < DIM, other=0.0).to(tl.float32) + offset
         x, partner = x * scale * gain, partner * scale * other_gain
-    turned = tl.where(features < ROTARY, x * cos + partner * sin, x)
-    tl.store(out_ptr + heads * DIM + features, turned.to(out_ptr.dtype.element_ty), mask=mask)
+    rotated = tl.where(features < ROTARY, x * cos + partner * sin, x)
+    tl.store(out_ptr + heads * DIM + features, rotated.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -199,8 +199,8 @@ def _rope_forward(
         q_wide, k_wide = (
             x if gain is None else _normalised(x, gain, eps, offset)[0] for x, gain in ((q, q_gain), (k, k_gain))
         )
-        q_turned, k_turned = (rotate(accurate(x), cos, sin, interleaved=interleaved) for x in (q_wide, k_wide))
-        return q_turned.to(q.dtype).contiguous(), k_turned.to(k.dtype).contiguous()
+        q_rotated, k_rotated = (rotate(accurate(x), cos, sin, interleaved=interleaved) for x in (q_wide, k_wide))
+        return q_rotated.to(q.dtype).contiguous(), k_rotated.to(k.dtype).contiguous()
     q, k = _dense_heads(q), _dense_heads(k)
     out = q.new_empty(q.shape), k.new_empty(k.shape)
     pointers, constants = _shared_arguments(q, k, cos, sin, q_gain, k_gain, interleaved)
@@ -278,14 +278,14 @@ def _reference_gradients(
     offset: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of heads and gain: the rotation back, and then that of the norm."""
-    turned = rotate(accurate(grad), tables[0], -tables[1], interleaved=interleaved)
+    rotated = rotate(accurate(grad), tables[0], -tables[1], interleaved=interleaved)
     if x is None or gain is None:
-        return turned.to(grad.dtype).contiguous(), grad.new_empty(0)
+        return rotated.to(grad.dtype).contiguous(), grad.new_empty(0)
     _, scale = _normalised(x, gain, eps, offset)
     unit = accurate(x) * scale
-    of_gain = (turned * unit).flatten(0, -2).sum(0).to(gain.dtype)
-    turned = turned * (accurate(gain) + offset)
-    of_x = (turned - unit * (turned * unit).mean(dim=-1, keepdim=True)) * scale
+    of_gain = (rotated * unit).flatten(0, -2).sum(0).to(gain.dtype)
+    rotated = rotated * (accurate(gain) + offset)
+    of_x = (rotated - unit * (rotated * unit).mean(dim=-1, keepdim=True)) * scale
     return of_x.to(x.dtype).contiguous(), of_gain
 
 

@@ -16,7 +16,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def residual_output(module: Module) -> Module:
-    """Mark a linear map that writes to the residual stream, and return it. `DepthScaled` starts it smaller."""
+    """Mark a linear layer that writes to the residual stream, and return it. `DepthScaled` starts it smaller."""
     module.is_residual_output = True  # type: ignore[assignment]
     return module
 

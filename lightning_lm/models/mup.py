@@ -29,7 +29,7 @@ class MuP(Init):
     """Initial weights of the maximal update parametrisation: equal to ``base`` at its width, smaller in wider models.
 
     Matrices shrink by the root of how much wider the model is, the head and routers by all of it. Every inner width
-    (heads times ``head_dim``, ``hidden_size``) must grow with ``d_model``, as they do where they are left out. Use it
+    (heads times ``head_dim``, ``hidden_size``) must grow with ``d_model``, as they do by default. Use it
     with `lightning_lm.optim.MuPRates` of the same ``base_width``, and with `MuPAttention` if heads become wider
     instead of more.
 

@@ -145,7 +145,7 @@ class Rope(Part):
 
     Args:
         base: Ratio of the slowest to the fastest plane's period.
-        fraction: Share of each head's features that is rotated.
+        fraction: Fraction of each head's features that is rotated.
         scaling: Scaling of the frequencies for a longer context; ``None`` leaves them.
         interleaved: Rotate features ``(2i, 2i + 1)`` together instead of ``(i, i + half)``.
 

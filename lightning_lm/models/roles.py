@@ -11,7 +11,7 @@ from torch import nn
 __all__ = ["Role", "parameter_roles", "with_role"]
 
 Role = Literal["embedding", "head", "matrix", "vector", "router", "conv"]
-"""``embedding``: a table looked up by id; ``head``: turns features into logits; ``matrix``: every other linear map;
+"""``embedding``: a table looked up by id; ``head``: turns features into logits; ``matrix``: every other linear layer;
 ``vector``: gains and biases; ``router``: chooses experts; ``conv``: convolution kernels."""
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,7 +34,7 @@ def with_role(module: Module, role: Role) -> Module:
 def parameter_roles(module: nn.Module) -> dict[str, Role]:
     """Return the role of every parameter by its name, as `nn.Module.named_parameters` spells it.
 
-    Where no role was attached it is inferred: `nn.Embedding` holds embeddings, a linear map called ``head`` or
+    Where no role was attached it is inferred: `nn.Embedding` holds embeddings, a linear layer called ``head`` or
     ``lm_head`` is the head, fewer than two dimensions make a vector, convolutions are ``conv``, the rest ``matrix``.
     A parameter that is shared appears once; the head tied to the embedding is an embedding.
 

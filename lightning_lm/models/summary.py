@@ -165,8 +165,8 @@ def memory_estimate(
 ) -> MemoryEstimate:
     """Return roughly what a training step holds at its peak.
 
-    Activations are taken as twice the output of each linear map: the output itself, and what is computed from it
-    feature by feature (a rotation, an activation, a residual sum). The head is left out, as the loss never holds all
+    Activations are taken as twice the output of each linear layer: the output itself, and what is computed from it
+    feature by feature (a rotation, an activation, a residual sum). The head is not counted, as the loss never holds all
     logits.
 
     Args:
@@ -276,7 +276,7 @@ def _short(number: float | int) -> str:
 
 
 def readable_bytes(number: int) -> str:
-    """Return a number of bytes with one digit behind the point and a binary unit."""
+    """Return a number of bytes with one decimal and a binary unit."""
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= size:
             return f"{number / size:.1f} {unit}"

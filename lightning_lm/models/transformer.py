@@ -77,7 +77,7 @@ class Transformer(nn.Module):
 
         Args:
             input_ids: Tokens; with a cache, those after the ones it holds.
-            position_ids: Place of each token in its document; counted where left out.
+            position_ids: Place of each token in its document; counted by default.
             document_ids: Equal inside a document; no token sees another document's.
             cache: Keys and values of earlier tokens, from `make_cache`; the new ones are added.
         """
@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         return KVCache(layers, batch_size=batch_size, max_length=max_length, starts=starts)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw every parameter anew, for instance after ``to_empty`` of a model made on the meta device."""
+        """Re-initialise every parameter, for instance after ``to_empty`` of a model made on the meta device."""
         self.config.init.apply(self, num_layers=self.config.num_layers, generator=generator)
 
     def _rotary_tables(self) -> dict[tuple[Rope, int], RotaryTable]:

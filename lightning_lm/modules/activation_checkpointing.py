@@ -44,7 +44,7 @@ def compile_blocks(model: nn.Module) -> None:
 def recompute_blocks(model: nn.Module, what: ActivationCheckpointing) -> None:
     """Let every layer compute its activations again in the backward pass; names of parameters stay as they are.
 
-    The class of each layer is exchanged for a subclass, so that copies of the model behave alike.
+    The class of each layer is replaced by a subclass, so that copies of the model behave alike.
 
     Source:
         Chen et al. 2016, arXiv:1604.06174; keeping products: Korthikanti et al. 2022, arXiv:2205.05198, section 5.

@@ -41,7 +41,7 @@ __all__ = [
     "CheckpointModel",
     "check_config",
     "check_weights",
-    "holds_reward_model",
+    "is_reward_model",
     "load_config",
     "load_model",
     "read_checkpoint",
@@ -80,7 +80,7 @@ def reading(path: Path | str) -> Iterator[None]:
         raise CheckpointError(
             f"{path} holds objects other than tensors and plain data, or is no checkpoint. It was not loaded, because "
             "unpickling foreign objects can run any code. If you trust its author, load it with torch.load(..., "
-            "weights_only=False) yourself and save its tensors anew."
+            "weights_only=False) yourself and save its tensors again."
         ) from error
     except (RuntimeError, EOFError, UnicodeDecodeError, OSError) as error:
         # A zip archive that ends early makes torch seek before its beginning, which is "Invalid argument".
@@ -158,7 +158,7 @@ def load_model(
     return model.eval(), _tokenizer(entry["tokenizer"])
 
 
-def holds_reward_model(path: Path | str) -> bool:
+def is_reward_model(path: Path | str) -> bool:
     """Tell whether a checkpoint is that of a reward model; its weights are not read.
 
     Args:
@@ -320,7 +320,7 @@ class CheckpointModel(ModelConfig):
         checkpoint: The file or folder; or the folder of the runs of a name, such as ``runs/sft_reverse``: then that of
             the newest run that has finished.
         base: Folder of the model that a folder of adapters belongs to; ``None`` for the one that they name.
-        new_tokens: Special tokens that the tokenizer there gets behind its last id; the model gets a row for each, the
+        new_tokens: Special tokens that the tokenizer there gets after its last id; the model gets a row for each, the
             mean of its others (`models.grow_vocabulary`).
     """
 

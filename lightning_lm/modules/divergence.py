@@ -40,7 +40,7 @@ class DivergenceWatch:
         """Stop the run if a step was not finite. Collective: call on all ranks.
 
         Args:
-            trainer: Its ranks agree: those that share matrices each have the loss for themselves.
+            trainer: Its ranks agree: those of a tensor-parallel group each have the loss for themselves.
 
         Raises:
             DivergenceError: On all ranks, with the step.

@@ -96,7 +96,7 @@ def held_gradients(optimizer: Optimizer, strategy: Strategy) -> list[Tensor]:
 
 
 def gradient_norm(optimizer: Optimizer, strategy: Strategy) -> Tensor:
-    """Return the 2-norm of all gradients together, whole also where they are sharded. Every rank must ask."""
+    """Return the 2-norm of all gradients together, whole also where they are sharded. Collective: call on all ranks."""
     if isinstance(strategy, GradientHolder):
         return strategy.gradient_norm(optimizer)
     norm = torch.nn.utils.get_total_norm(held_gradients(optimizer, strategy))

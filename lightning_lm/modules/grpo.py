@@ -27,7 +27,7 @@ class GRPOModule(PolicyModule):
 
     Watch the reward and ``val/pass@1``, not the loss: it is zero at the first step of each rollout, whatever was
     learned. Logged under ``train/``: ``reward``, ``reward_std``, ``frac_reward_zero_std`` (zero-variance groups),
-    ``rewards/NAME/mean``, ``completions/...`` (lengths, share cut off), ``entropy``, ``kl``, ``clip_ratio/...``,
+    ``rewards/NAME/mean``, ``completions/...`` (lengths, fraction truncated), ``entropy``, ``kl``, ``clip_ratio/...``,
     ``ratio/...``, ``policy_loss``, ``sampling/...`` (training against generation), ``rollout/...``; under ``val/``:
     ``reward``, ``pass@k``, ``completions/...``.
 
@@ -78,7 +78,7 @@ class GRPOModule(PolicyModule):
         self.advantage = advantage
 
     def compute_advantages(self, rollout: Rollout, rows: Experience) -> Experience:
-        """Return the advantage of each completion, float32 [rows], 0 where no reward applies, and what is learned."""
+        """Return the advantage of each completion, float32 [rows], 0 if no reward applies, and the labels."""
         rewards = torch.from_numpy(rollout.groups)
         # A baseline or a deviation of the whole batch is that of all ranks.
         everyone = Ranks(self.trainer).gather(rewards.to(self.device, torch.float32))

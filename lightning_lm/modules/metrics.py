@@ -45,9 +45,9 @@ class RunningMetrics:
         self._values[kind, name] = pair if before is None else _joined(kind, before, pair.to(before.device))
 
     def read(self, strategy: Strategy) -> dict[str, float]:
-        """Return every metric over all ranks; means and extremes begin anew. Every rank must ask.
+        """Return every metric over all ranks, and reset means, minima and maxima. Collective: call on all ranks.
 
-        A name that nothing was counted for is left out.
+        Names without a count are omitted.
         """
         whole = self._over_ranks(strategy)
         # What is kept counts once: on the first of the ranks that read different data.
@@ -58,7 +58,7 @@ class RunningMetrics:
         return {name: value / count if kind == "mean" else value for (kind, name), (value, count) in pairs if count}
 
     def state_dict(self, strategy: Strategy) -> list[list[Any]]:
-        """Return all values over all ranks as plain data. Every rank must ask."""
+        """Return all values over all ranks as plain data. Collective: call on all ranks."""
         return [[kind, name, *pair.tolist()] for (kind, name), pair in self._over_ranks(strategy).items()]
 
     def load_state_dict(self, state: list[list[Any]], *, device: torch.device) -> None:

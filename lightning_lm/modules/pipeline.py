@@ -1,4 +1,4 @@
-"""Pretraining with the layers of the model shared out over ranks, one stage each."""
+"""Pretraining with the layers of the model sharded over ranks, one stage each."""
 
 import copy
 import dataclasses
@@ -81,7 +81,7 @@ class OneForwardOneBackward(PipelineSchedule):
 class PipelineModule(PretrainModule):
     """`PretrainModule` for `PipelineStrategy`: each rank holds and trains some of the layers.
 
-    A batch of the data is one optimizer step, cut into micro-batches that pass through the stages one behind the other;
+    A batch of the data is one optimizer step, cut into micro-batches that pass through the stages one after the other;
     they take the place of ``accumulate_grad_batches``. Gradients are those of the sum over target tokens divided by
     their number, over all pipelines; checkpoints hold the whole model under its ordinary names, so that
     `PretrainModule` and any number of stages can load them. Each rank makes the whole model on its CPU before it keeps
@@ -339,7 +339,7 @@ def keep_stage(model: Transformer, place: _Place) -> None:
         )
     if len(model.layers) < place.num_stages:
         raise ConfigurationError(
-            f"{len(model.layers)} layers cannot be shared out over {place.num_stages} stages; use fewer devices."
+            f"{len(model.layers)} layers cannot be divided among {place.num_stages} stages; use fewer devices."
         )
     first, stop = (stage * len(model.layers) // place.num_stages for stage in (place.stage, place.stage + 1))
     for index in range(len(model.layers)):

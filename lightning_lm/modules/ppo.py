@@ -102,12 +102,12 @@ class PPOModule(PolicyModule):
         policy = self.optimizer_part.build(self.model, parameter_roles(self.model))
         critic, scale = self._values_of(), self.critic_part.lr_scale
         roles = parameter_roles(critic)
-        learned = [
+        trained = [
             RoledParameter(f"critic.{name}", parameter, roles[name])
             for name, parameter in critic.named_parameters()
             if parameter.requires_grad
         ]
-        children = self.optimizer_part.children(learned)
+        children = self.optimizer_part.children(trained)
         for group in (group for child in children for group in child.param_groups):
             group.update(lr=group["lr"] * scale, name=f"critic_{group.get('name', 'all')}")
         return CombinedOptimizer([*policy.children, *children])
@@ -118,8 +118,8 @@ class PPOModule(PolicyModule):
         """Return advantages and returns of each token, and what the critic expected, float32 [rows, seq - 1]."""
         mask, ranks = target_mask(rows), Ranks(self.trainer)
         rewards = self._rewards(rollout, rows, mask, ranks)
-        earned, answers = ranks.sum(torch.stack([rewards.sum(), mask.any(1).sum()])).unbind()
-        self._values_of().mean_reward.copy_(earned / answers.clamp(min=1))
+        reward_sum, completions = ranks.sum(torch.stack([rewards.sum(), mask.any(1).sum()])).unbind()
+        self._values_of().mean_reward.copy_(reward_sum / completions.clamp(min=1))
         values = self.in_chunks(self._values_of(), rows)
         advantages, returns = gae(rewards, values, mask, gamma=self.critic_part.gamma, lam=self.critic_part.lam)
         tokens = mask.sum()

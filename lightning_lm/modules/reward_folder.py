@@ -71,7 +71,7 @@ class PublishedRewardModel(nn.Module):
 
         Args:
             input_ids: Prompts with answers, padded on the right.
-            lengths: Tokens of each row, padding left out.
+            lengths: Tokens of each row, without padding.
         """
         mask = torch.arange(input_ids.shape[1], device=lengths.device) < lengths[:, None]
         hidden = self.body(input_ids=input_ids, attention_mask=mask.long(), use_cache=False).last_hidden_state

@@ -61,7 +61,7 @@ class RewardModel(nn.Module):
 
         Args:
             input_ids: Prompts with completions, padded on the right.
-            lengths: Tokens of each row, padding left out.
+            lengths: Tokens of each row, without padding.
         """
         hidden = self.backbone.hidden(input_ids)
         last = hidden[torch.arange(len(lengths), device=lengths.device), lengths.clamp(min=1) - 1]
@@ -119,7 +119,7 @@ class ModelReward:
         self._model.eval()
         rewards: list[float] = []
         for first in range(0, len(rows), self._batch_size):
-            rewards += self._judge(rows[first : first + self._batch_size])
+            rewards += self._score(rows[first : first + self._batch_size])
         self._model.train(was_training)
         return rewards
 
@@ -129,7 +129,7 @@ class ModelReward:
         prompt_ids, answer_ids, _ = encode_pair(prompt, answer, self._tokenizer, self._template, longest)
         return [*prompt_ids, *answer_ids]
 
-    def _judge(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
         device = self._model.score.weight.device
         lengths = torch.tensor([len(row) for row in rows], device=device)
         ids = [torch.tensor(row, dtype=torch.int64, device=device) for row in rows]

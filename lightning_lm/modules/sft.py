@@ -21,8 +21,8 @@ class SFTModule(LMModule):
     """Trains a model on the tokens of a batch that have a label.
 
     Batches are `types.TokenBatch`, as `ChatDataModule` makes them. Besides what every module logs, for training,
-    validation and test: ``token_accuracy`` (share of learned tokens that were the likeliest) and ``entropy`` (nats a
-    learned token); and ``train/num_tokens`` (all tokens so far, prompts included and padding not).
+    validation and test: ``token_accuracy`` (fraction of target tokens that were the likeliest), ``entropy`` (nats per
+    target token) and ``train/num_tokens`` (all tokens so far, prompts included and padding not).
 
     Args:
         model: Model to train: a config, such as `PretrainedCheckpoint`, or a module.
@@ -80,6 +80,6 @@ class SFTModule(LMModule):
 
 
 def _num_tokens(labels: Tensor) -> Tensor:
-    """Return how many tokens rows hold up to the last that is learned; what follows is padding."""
-    learned = labels != IGNORE_INDEX
-    return learned.flip(1).cumsum(1).bool().sum()
+    """Return the number of tokens of rows up to the last target; padding follows."""
+    is_target = labels != IGNORE_INDEX
+    return is_target.flip(1).cumsum(1).bool().sum()

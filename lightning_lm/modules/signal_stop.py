@@ -167,8 +167,8 @@ class SignalStop(Callback):
 class _Agreement:
     """The signal that any rank has received, known on all ranks at the same step.
 
-    Each step begins an exchange and reads that of the step before, which has long arrived: no rank waits for another.
-    After a step that takes a second or more its own exchange is read.
+    Each step begins a collective and reads that of the step before, which has long arrived: no rank waits for another.
+    After a step that takes a second or more its own result is read.
 
     Args:
         trainer: The Trainer of the run, whose ranks all ask equally often.
@@ -197,7 +197,7 @@ class _Agreement:
         return found
 
     def take(self) -> int:
-        """Return what the exchange that is under way has found."""
+        """Return what the collective that is under way has found."""
         if self._pending is None:
             return 0
         wait, received = self._pending

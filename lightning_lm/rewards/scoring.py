@@ -106,7 +106,7 @@ def score(
     values = np.full((len(completions), len(rewards)), np.nan)
     failures: list[RewardFailure] = []
     for place, reward in enumerate(rewards):
-        values[:, place], failed = _judge(reward, samples, scoring)
+        values[:, place], failed = _score_with(reward, samples, scoring)
         failures += failed
     if failures and scoring.stop_on_failure:
         raise RewardError(str(failures[0]))
@@ -116,7 +116,7 @@ def score(
     return RewardTable(tuple(map(reward_name, rewards)), values, totals, tuple(failures))
 
 
-def _judge(
+def _score_with(
     reward: Callable[..., Any], samples: Mapping[str, Sequence[Any]], scoring: Scoring
 ) -> tuple[np.ndarray, list[RewardFailure]]:
     """Return one reward's values, NaN where it has none, and its failures."""
@@ -131,7 +131,7 @@ def _judge(
     values, failures = np.full(count, np.nan), []
     for sample in range(count):
         alone = {name: column[sample : sample + 1] for name, column in samples.items()}
-        single, found = _judge(reward, alone, scoring)
+        single, found = _score_with(reward, alone, scoring)
         values[sample] = single[0]
         failures += [_failure(reward, samples, sample, failure.reason) for failure in found]
     return values, failures

@@ -45,7 +45,7 @@ def check_folder(folder: Path | str, *, part: int = 0, parts: int = 1) -> None:
     Args:
         folder: The folder.
         part: Index of the part of the files to look at; existence and sizes of all are compared.
-        parts: Number of parts that ranks share.
+        parts: Number of parts.
 
     Raises:
         CheckpointError: If a file is missing, truncated or damaged; names it.

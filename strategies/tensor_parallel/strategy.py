@@ -50,7 +50,7 @@ class _MeshStrategy(ModelParallelStrategy):
         self.tensor_parallel_size = tensor_parallel_size
 
     def setup_environment(self) -> None:
-        """Form the mesh: neighbouring ranks share matrices."""
+        """Form the mesh: matrices are sharded over neighbouring ranks."""
         world_size = self.num_nodes * self.num_processes
         size = self.num_processes if self.tensor_parallel_size == "auto" else self.tensor_parallel_size
         if size < 1 or world_size % size:

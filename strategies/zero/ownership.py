@@ -13,7 +13,7 @@ __all__ = ["Ownership"]
 
 
 class Ownership:
-    """Parameters shared out over ranks, and the part of this one.
+    """Parameters partitioned over ranks, and the part of this one.
 
     Args:
         min_split_elements: Size from which a parameter is split by rows, where its optimizer allows it.

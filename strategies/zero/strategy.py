@@ -184,7 +184,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
     # --- the whole model and the whole state ---
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return on rank 0 the state dictionary of the optimizer that the module made; every rank must ask."""
+        """Return on rank 0 the state dictionary of the module's own optimizer; collective: call on all ranks."""
         if self.lightning_module is not None:
             require_all_ranks(self.lightning_module.trainer)
         return _unwrapped(optimizer).full_state_dict() or {}

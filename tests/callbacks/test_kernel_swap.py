@@ -330,7 +330,7 @@ def test_a_forward_that_somebody_replaced_is_left_alone():
     layer = nn.RMSNorm(8, eps=1e-6)
     layer.forward = mine = lambda x: x
     (entry,) = swap(nn.Sequential(layer))
-    assert (entry.kernel, entry.reason) == ("", "its forward was exchanged by somebody else")
+    assert (entry.kernel, entry.reason) == ("", "its forward was replaced by other code")
     restore([entry])
     assert layer.forward is mine
 

@@ -230,7 +230,7 @@ def fit_refused(module, strategy, message):
 def test_what_cannot_be_cut_is_refused(ranks):
     for module, strategy, message in (
         (PipelineModule(config(tie_embeddings=True)), PipelineStrategy(), "two ranks would train copies"),
-        (PipelineModule(config(1)), PipelineStrategy(), "1 layers cannot be shared out over 2 stages"),
+        (PipelineModule(config(1)), PipelineStrategy(), "1 layers cannot be divided among 2 stages"),
         (PipelineModule(torch.nn.Linear(2, 2)), PipelineStrategy(), "got Linear"),
         (PipelineModule(config()), "ddp", "PipelineModule needs PipelineStrategy"),
         (PretrainModule(config()), PipelineStrategy(), "needs a PipelineModule, and got PretrainModule"),

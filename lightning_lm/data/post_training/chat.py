@@ -51,7 +51,7 @@ class ChatTemplate(Part):
         Args:
             messages: The turns.
             tokenizer: Gives the ids.
-            learn_from: Index of the first turn that is learned, unless the turn's own ``weight`` (0 or 1) decides.
+            learn_from: Index of the first turn that is trained on, unless the turn's own ``weight`` (0 or 1) decides.
 
         Raises:
             DataError: If a turn cannot be written.
@@ -84,7 +84,7 @@ class ChatTemplate(Part):
         return self
 
     def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
-        """Return the ids of a prompt, and those of its completion up to the last that is learned.
+        """Return the ids of a prompt, and those of its completion up to the last target.
 
         Args:
             prompt: Text, or turns.

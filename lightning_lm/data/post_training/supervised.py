@@ -79,7 +79,7 @@ class ExampleCounts:
         kept: Examples to learn from.
         cut: Examples that were kept, but cut.
         too_long: Examples left out because of their length.
-        empty: Examples left out because nothing in them is learned.
+        empty: Examples left out because they have no target tokens.
         num_learned: Tokens that are learned.
         bad: Records left out because they cannot be used.
         written_special: Examples in which a special token stands as text, and is encoded as its characters.
@@ -164,7 +164,7 @@ class SupervisedStore(TokenStore):
 
 
 def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn) -> Rendered:
-    """Return the ids of an example, up to the last that is learned.
+    """Return the ids of an example, up to the last target.
 
     Args:
         record: A conversation, a prompt with its completion, a text or tokens; see `data.post_training.forms`.

@@ -24,7 +24,7 @@ def _weights_of(scores, factor, cap, SOFTCAP: tl.constexpr):
 
 @jit
 def _rows_of(x_ptr, rows, stride, limit, SIZE: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
-    """Load a tile of rows; those behind the limit are zeros, if any may be there."""
+    """Load a tile of rows; those past the limit are zeros, if any may be there."""
     d = tl.arange(0, BLOCK_D)
     inside = (rows[:, None] < limit) & (d[None, :] < SIZE) if MASKED else d[None, :] < SIZE
     return tl.load(x_ptr + rows[:, None] * stride + d[None, :], mask=inside, other=0.0)

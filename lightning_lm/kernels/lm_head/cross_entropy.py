@@ -39,10 +39,10 @@ def cross_entropy(
 
     Args:
         logits: Scores of every token id; any float type.
-        targets: Token ids, or `ignore_index` where nothing is learned.
+        targets: Token ids, or `ignore_index` for positions without a target.
         softcap: Replace the logits by ``softcap * tanh(logits / softcap)``.
         z_loss: Weight of the squared log-normaliser. Unitless.
-        label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary. Unitless.
         weights: Multiply the loss of each token; the count and the plain likelihoods stay as they are.
         ignore_index: Label of positions that count for nothing.
 
@@ -63,7 +63,7 @@ def row_losses(found: RowStatistics, z_loss: float, label_smoothing: float) -> T
     Args:
         found: Statistics of the rows.
         z_loss: Weight of the squared log-normaliser.
-        label_smoothing: Share of the target spread evenly over the vocabulary.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary.
     """
     losses, log_normaliser = found.nll, found.normaliser.value
     if label_smoothing:
@@ -81,7 +81,7 @@ def loss_coefficients(
         upstream: Gradient of each row's loss.
         vocab_size: Number of token ids.
         z_loss: Weight of the squared log-normaliser.
-        label_smoothing: Share of the target spread evenly over the vocabulary.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary.
     """
     softmax = upstream * (1 + 2 * z_loss * normaliser) if z_loss else upstream
     constant = upstream * (-label_smoothing / vocab_size) if label_smoothing else None

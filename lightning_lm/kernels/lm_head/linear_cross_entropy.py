@@ -1,4 +1,4 @@
-"""Output head and cross-entropy together: loss and gradients in one sweep, and never all logits."""
+"""Fused output layer and cross-entropy: loss and gradients in one sweep over chunks of logits, never all of them."""
 
 from typing import Any
 
@@ -39,18 +39,18 @@ def linear_cross_entropy(
     """Sum the cross-entropy of ``hidden @ weight.T`` over the target tokens without holding all logits.
 
     The gradients are computed along with the loss; that of the weight is added up in float32, and the upstream gradient
-    is multiplied in at the end. Under autocast the products run in its type. Where ranks share the rows of the weight
-    (tensor parallelism) each computes the logits of its own ids, and the result is the same on all.
+    is multiplied in at the end. Under autocast the matmuls run in its type. If the rows of the weight are sharded over
+    ranks (tensor parallelism), each computes the logits of its own ids, and the result is the same on all.
 
     Args:
-        hidden: Features of each position.
+        hidden: Hidden states of each position.
         weight: One row per token id.
-        targets: Token ids, or ``IGNORE_INDEX`` where nothing is learned.
+        targets: Token ids, or ``IGNORE_INDEX`` for positions without a target.
         bias: Added to the logits.
         softcap: Replace the logits by ``softcap * tanh(logits / softcap)``.
         z_loss: Weight of the squared log-normaliser. Unitless.
-        label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
-        budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
+        label_smoothing: Fraction of the target spread evenly over the vocabulary. Unitless.
+        budget_bytes: Size of a chunk of logits with all temporary matrices; at least one row. By default 512 MiB on a
             GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
 
     Source:
@@ -77,13 +77,13 @@ def measured_cross_entropy(
     """Sum cross-entropies as `linear_cross_entropy` does, and entropies and correct predictions from the same logits.
 
     Args:
-        hidden: Features of each position.
+        hidden: Hidden states of each position.
         weight: One row per token id.
-        targets: Token ids, or ``IGNORE_INDEX`` where nothing is learned.
+        targets: Token ids, or ``IGNORE_INDEX`` for positions without a target.
         bias: Added to the logits.
         softcap: Replace the logits by ``softcap * tanh(logits / softcap)``.
         z_loss: Weight of the squared log-normaliser. Unitless.
-        label_smoothing: Share of the target spread evenly over the vocabulary. Unitless.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary. Unitless.
         by_confidence: Multiply each token's loss by its probability, which is taken as a constant.
 
     Source:

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens straight from features, with the gradients of both; never all logits."""
+"""Log-probabilities and entropies of tokens from hidden states, with the gradients of both; never all logits."""
 
 from typing import Any
 
@@ -34,21 +34,21 @@ def linear_logprob(
     entropy_gradient: bool = False,
     budget_bytes: int | None = None,
 ) -> TokenScores:
-    """Return log-probabilities and entropies from features, in float32, without ever holding all logits.
+    """Return log-probabilities and entropies from hidden states, in float32, without ever holding all logits.
 
-    Each piece of the logits is built, read and dropped, and built again in the backward pass, where the upstream
-    gradients of both scores become that of the logits in one pass over them. Where ranks share the rows of the weight
-    (tensor parallelism) each builds the logits of its own ids, and the scores are the same on all.
+    Each chunk of logits is computed, read and dropped, and recomputed in the backward pass, where the upstream
+    gradients of both results become that of the logits in one pass. If the rows of the weight are sharded over ranks
+    (tensor parallelism), each computes the logits of its own ids, and the results are the same on all.
 
     Args:
-        hidden: Features of each position, aligned with ``ids`` (already shifted).
+        hidden: Hidden states of each position, aligned with ``ids`` (already shifted).
         weight: The output head.
         ids: The token at each position; ``IGNORE_INDEX`` gives zeros.
         bias: Added to the logits.
         temperature: Divides the logits.
         softcap: If given, logits become ``softcap * tanh(logits / softcap)`` first.
         entropy_gradient: Let gradients flow through the entropies; otherwise they are for the log.
-        budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
+        budget_bytes: Size of a chunk of logits with all temporary matrices; at least one row. By default 512 MiB on a
             GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
     """
     options: dict[str, Any] = {"softcap": softcap, "temperature": temperature, "budget_bytes": budget_bytes}
@@ -69,12 +69,12 @@ def linear_nll(
     """Return the negative log-likelihood of each target in nats and float32, without gradients: for evaluation.
 
     Args:
-        hidden: Features of each position.
+        hidden: Hidden states of each position.
         weight: The output head.
         targets: Token ids; ``IGNORE_INDEX`` gives zero.
         bias: Added to the logits.
         softcap: If given, logits become ``softcap * tanh(logits / softcap)``.
-        budget_bytes: Logits held at once, with all that is made of them; at least one row is. By default 512 MiB on a
+        budget_bytes: Size of a chunk of logits with all temporary matrices; at least one row. By default 512 MiB on a
             GPU and 40 MiB on a CPU, or more if 256 rows of a large vocabulary need more.
     """
     with torch.no_grad():

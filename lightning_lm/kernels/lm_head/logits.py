@@ -94,7 +94,7 @@ def statistics(logits: Logits, operation: str, *, averaged: bool = False, measur
 
     Args:
         logits: The scores.
-        operation: On whose behalf, for the report.
+        operation: Name of the operation, for the report.
         averaged: Compute mean logits; zeros otherwise.
         measured: Compute entropies and correct predictions; zeros otherwise.
     """
@@ -113,7 +113,7 @@ def gradient(
         logits: The scores.
         normaliser: Log-normaliser of `statistics`.
         coefficients: The four numbers of each row.
-        operation: On whose behalf, for the report.
+        operation: Name of the operation, for the report.
         out: Output, of the shape and type of the scores; may be those themselves.
     """
     if use_triton(operation, logits.values.device, unsupported_dtype(logits.values)):

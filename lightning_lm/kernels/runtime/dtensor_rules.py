@@ -1,6 +1,6 @@
 """DTensor rules of our operators: the dimensions that may be sharded, and the placements of the results.
 
-An operator that works on rows lets every axis but that of features be cut, so a norm runs on a share of the batch or of
+An operator that works on rows lets every axis but that of features be cut, so a norm runs on a shard of the batch or of
 the sequence; one that works on single numbers lets any. Gradients of gains, which are sums over all rows, become
 ``Partial``. What is cut otherwise is gathered by torch before.
 """
@@ -43,7 +43,7 @@ def _like(tensor: Any, placement: Any) -> Any:
     return _WHOLE if list(tensor.shape) == [0] else placement
 
 
-def _summed(parameter: Any, placement: Any) -> Any:
+def _partial(parameter: Any, placement: Any) -> Any:
     """Return the placement of a gradient that is a sum over rows."""
     return Partial() if parameter is not None and placement != _WHOLE else _WHOLE
 
@@ -57,7 +57,7 @@ def _rms_norm(x: Any, weight: Any, residual: Any, *options: Any) -> Iterator[Pla
 def _rms_norm_backward(grad: Any, grad_sum: Any, x: Any, weight: Any, scale: Any, *options: Any) -> Iterator[Placed]:
     for placed in _placements(x, x.ndim - 1):
         given = [_like(grad, placed), _like(grad_sum, placed), placed, _like(weight, _WHOLE), placed]
-        yield [placed, _summed(weight, placed)], [*given, *_none(options)]
+        yield [placed, _partial(weight, placed)], [*given, *_none(options)]
 
 
 def _layer_norm(x: Any, weight: Any, bias: Any, *options: Any) -> Iterator[Placed]:
@@ -69,7 +69,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *options: Any) -> Iterator[Place
 def _layer_norm_backward(grad: Any, x: Any, weight: Any, bias: Any, *rest: Any) -> Iterator[Placed]:
     for placed in _placements(x, x.ndim - 1):
         given = [placed, placed, _like(weight, _WHOLE), _like(bias, _WHOLE), placed, placed]
-        yield [placed, _summed(weight, placed), _summed(bias, placed)], [*given, *_none(rest[2:])]
+        yield [placed, _partial(weight, placed), _partial_sum(bias, placed)], [*given, *_none(rest[2:])]
 
 
 def _softmax(x: Any) -> Iterator[Placed]:
@@ -92,20 +92,23 @@ def _each_number(num_tensors: int, num_results: int) -> Callable[..., Iterator[P
 
 
 def _rope(q: Any, k: Any, cos: Any, sin: Any, q_gain: Any, k_gain: Any, *options: Any) -> Iterator[Placed]:
-    for placed, table in _turned(q, cos):
+    for placed, table in _rotated(q, cos):
         gains = [_like(q_gain, _WHOLE), _like(k_gain, _WHOLE)]
         yield [placed, placed], [placed, placed, table, table, *gains, *_none(options)]
 
 
 def _rope_backward(grad_q: Any, grad_k: Any, q: Any, k: Any, cos: Any, sin: Any, *rest: Any) -> Iterator[Placed]:
     q_gain, k_gain, *options = rest
-    for placed, table in _turned(grad_q, cos):
+    for placed, table in _rotated(grad_q, cos):
         given = [placed, placed, _like(q, placed), _like(k, placed), table, table]
         gains = [_like(q_gain, _WHOLE), _like(k_gain, _WHOLE)]
-        yield [placed, placed, _summed(q_gain, placed), _summed(k_gain, placed)], [*given, *gains, *_none(options)]
+        yield (
+            [placed, placed, _partial(q_gain, placed), _partial_sum(k_gain, placed)],
+            [*given, *gains, *_none(options)],
+        )
 
 
-def _turned(q: Any, cos: Any) -> Iterator[tuple[Any, Any]]:
+def _rotated(q: Any, cos: Any) -> Iterator[tuple[Any, Any]]:
     """Yield placements of heads, [batch, seq, heads, head_dim], and of tables, [*batch, seq, 1, rotary_dim]."""
     own_rows = cos.ndim == q.ndim and cos.shape[0] == q.shape[0]
     yield _WHOLE, _WHOLE

@@ -66,7 +66,7 @@ def row_settings(operation: str, size: int, x: Tensor) -> dict[str, int]:
 
 
 def pieces(operation: str, *tensors: Tensor) -> tuple[list[Tensor], tuple[int], dict[str, int]]:
-    """Return tensors of one shape as matrices to work on number by number, the grid, and ``blocks`` with the settings.
+    """Return tensors of one shape as matrices for elementwise kernels, the grid, and ``blocks`` with the settings.
 
     A matrix has contiguous rows, a single one if all tensors are contiguous; each row takes ``blocks`` programs.
 

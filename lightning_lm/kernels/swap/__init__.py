@@ -1,3 +1,3 @@
-"""Exchange of the methods of a model's layers by kernels."""
+"""Swap of the methods of a model's layers by kernels."""
 
 __all__: list[str] = []

@@ -4,7 +4,7 @@ A rule proposes; whether a proposal computes what the layer computes is decided 
 library that a layer comes from does not matter, and a gain that is ``1 + weight`` is found out rather than looked up.
 
 Attention layers that hold their projections, as in ``transformers``, have one method for everything; they take their
-rotation from a function of their module and their scores from a registry, and neither can be exchanged for one model
+rotation from a function of their module and their scores from a registry, and neither can be swapped for one model
 only. So the whole method is, and where a call is anything but plain causal attention over its own tokens (a mask of all
 pairs for packed or padded rows, a cache that holds tokens, more to return), it goes to the layer's own.
 """
@@ -23,7 +23,7 @@ from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
 from lightning_lm.kernels.swiglu import geglu, swiglu
 
-__all__ = ["RULES", "Candidate", "Make", "ProjectedAttention", "Rule", "hopeless"]
+__all__ = ["RULES", "Candidate", "Make", "ProjectedAttention", "Rule", "unsupported_reason"]
 
 Make = Callable[..., Tensor]
 
@@ -51,7 +51,7 @@ class Rule:
         raise NotImplementedError
 
     def refusal(self, module: nn.Module) -> str | None:  # noqa: ARG002
-        """Return why a module of this kind cannot be exchanged, if it is known without trying."""
+        """Return why a module of this kind is unsupported, if that is known without a trial."""
         return None
 
     def inputs(self, module: nn.Module, make: Make) -> tuple[Any, ...]:
@@ -87,10 +87,10 @@ def _falls_back(
         return "it is given a mask of all pairs, for packed or padded rows or a window"
     if further or unknown:
         return f"it is given {', '.join(unknown) or 'positional arguments'}, which the kernel does not know"
-    return "its cache holds tokens" if _holds_tokens(self, _cache_of(options)) else None
+    return "its cache holds tokens" if _has_tokens(self, _cache_of(options)) else None
 
 
-def _project_turn_and_attend(
+def _project_rotate_and_attend(
     self: Any,
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
@@ -115,7 +115,7 @@ def _cache_of(options: dict[str, Any]) -> Any:
     return next((options[name] for name in _CACHES if options.get(name) is not None), None)
 
 
-def _holds_tokens(layer: Any, cache: Any) -> bool:
+def _has_tokens(layer: Any, cache: Any) -> bool:
     """Return whether a cache has seen tokens, or counts them on the device, where asking would wait."""
     if cache is None:
         return False
@@ -132,7 +132,7 @@ def _tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 class ProjectedAttention(Rule):
     """Rule for layers with ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` that are given cosines and sines."""
 
-    candidates = (Candidate("rope and attention", _project_turn_and_attend, _falls_back),)
+    candidates = (Candidate("rope and attention", _project_rotate_and_attend, _falls_back),)
 
     def fits(self, module: nn.Module) -> bool:
         """Return whether a module is of this kind."""
@@ -140,12 +140,12 @@ class ProjectedAttention(Rule):
         return parts and all(hasattr(module, name) for name in ("head_dim", "scaling", "config", "layer_idx"))
 
     def refusal(self, module: nn.Module) -> str | None:
-        """Return why a module of this kind cannot be exchanged, if it is known without trying."""
+        """Return why a module of this kind is unsupported, if that is known without a trial."""
         layer = cast(Any, module)
         chosen = getattr(layer.config, "_attn_implementation", None)
         if chosen != "sdpa":
             why = "which is given a mask of all pairs" if chosen == "eager" else "which is left alone"
-            return f"its config asks for {chosen} attention, {why}; attn_implementation='sdpa' can be exchanged"
+            return f"its config asks for {chosen} attention, {why}; attn_implementation='sdpa' can be swapped"
         if getattr(layer, "attention_dropout", 0.0):
             return f"dropout={layer.attention_dropout} of attention weights"
         return None if getattr(layer, "is_causal", True) else "it attends to later tokens too"
@@ -159,7 +159,7 @@ class ProjectedAttention(Rule):
 
 
 _PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("gate", "up", "down"), ("w1", "w3", "w2"))
-"""Names that gated layers give to their maps."""
+"""Names that gated layers give to their projections."""
 _PLAIN_PROJECTIONS = (("up_proj", "down_proj"), ("up", "down"), ("c_fc", "c_proj"))
 """Names that layers without a gate give to theirs."""
 
@@ -229,36 +229,36 @@ class _LayerNorm(Rule):
         return (make(2, 3, *cast(Any, module).normalized_shape),)
 
 
-def _more_than(module: nn.Module, maps: tuple[nn.Module, ...]) -> str | None:
-    known = {id(child) for child in maps}
+def _more_than(module: nn.Module, projections: tuple[nn.Module, ...]) -> str | None:
+    known = {id(child) for child in projections}
     for name, child in module.named_children():
         if id(child) not in known and (next(child.parameters(), None) is not None or isinstance(child, nn.Dropout)):
             return f"it also holds {name}, a {type(child).__name__}"
     return None
 
 
-def _names_of_maps(module: nn.Module) -> tuple[str, str, str] | None:
+def _projection_names(module: nn.Module) -> tuple[str, str, str] | None:
     all_there = (names for names in _PROJECTIONS if all(isinstance(getattr(module, x, None), nn.Module) for x in names))
     return next(all_there, None)
 
 
-def _maps(module: nn.Module) -> tuple[Any, Any, Any]:
-    gate, up, down = _names_of_maps(module) or ("", "", "")
+def _projections(module: nn.Module) -> tuple[Any, Any, Any]:
+    gate, up, down = _projection_names(module) or ("", "", "")
     return getattr(module, gate), getattr(module, up), getattr(module, down)
 
 
 def _swiglu(self: nn.Module, x: Tensor) -> Tensor:
-    gate, up, down = _maps(self)
+    gate, up, down = _projections(self)
     return cast(Tensor, down(swiglu(gate(x), up(x))))
 
 
 def _geglu(self: nn.Module, x: Tensor) -> Tensor:
-    gate, up, down = _maps(self)
+    gate, up, down = _projections(self)
     return cast(Tensor, down(geglu(gate(x), up(x))))
 
 
 def _geglu_tanh(self: nn.Module, x: Tensor) -> Tensor:
-    gate, up, down = _maps(self)
+    gate, up, down = _projections(self)
     return cast(Tensor, down(geglu(gate(x), up(x), approximate="tanh")))
 
 
@@ -266,24 +266,24 @@ class _Gated(Rule):
     candidates = (Candidate("swiglu", _swiglu), Candidate("geglu (tanh)", _geglu_tanh), Candidate("geglu", _geglu))
 
     def fits(self, module: nn.Module) -> bool:
-        return _names_of_maps(module) is not None
+        return _projection_names(module) is not None
 
     def refusal(self, module: nn.Module) -> str | None:
-        return _more_than(module, _maps(module))
+        return _more_than(module, _projections(module))
 
     def inputs(self, module: nn.Module, make: Make) -> tuple[Any, ...]:
-        return (make(2, 3, _maps(module)[0].in_features),)
+        return (make(2, 3, _projections(module)[0].in_features),)
 
 
-def _plain_maps(module: nn.Module) -> tuple[Any, Any] | None:
-    """Return the maps into and out of a feed-forward layer without a gate, if it is one."""
+def _ungated_projections(module: nn.Module) -> tuple[Any, Any] | None:
+    """Return the linear layers of a feed-forward layer without a gate, if it is one."""
     pairs = (tuple(getattr(module, name, None) for name in names) for names in _PLAIN_PROJECTIONS)
     is_one = (pair for pair in pairs if isinstance(pair[1], nn.Module) and hasattr(pair[0], "in_features"))
-    return None if _names_of_maps(module) else cast("tuple[Any, Any] | None", next(is_one, None))
+    return None if _projection_names(module) else cast("tuple[Any, Any] | None", next(is_one, None))
 
 
 def _relu_squared(self: nn.Module, x: Tensor) -> Tensor:
-    up, down = cast("tuple[Any, Any]", _plain_maps(self))
+    up, down = cast("tuple[Any, Any]", _ungated_projections(self))
     return cast(Tensor, down(relu_squared(up(x))))
 
 
@@ -291,22 +291,22 @@ class _Plain(Rule):
     candidates = (Candidate("relu_squared", _relu_squared),)
 
     def fits(self, module: nn.Module) -> bool:
-        return _plain_maps(module) is not None
+        return _ungated_projections(module) is not None
 
     def refusal(self, module: nn.Module) -> str | None:
-        return _more_than(module, cast("tuple[Any, Any]", _plain_maps(module)))
+        return _more_than(module, cast("tuple[Any, Any]", _ungated_projections(module)))
 
     def inputs(self, module: nn.Module, make: Make) -> tuple[Any, ...]:
-        return (make(2, 3, cast("tuple[Any, Any]", _plain_maps(module))[0].in_features),)
+        return (make(2, 3, cast("tuple[Any, Any]", _ungated_projections(module))[0].in_features),)
 
 
-def _turn(self: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _rotate(self: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return rope(q, k, cos, sin, interleaved=self.part.rope.interleaved)
 
 
 class _Rope(Rule):
     method = "turn"
-    candidates = (Candidate("rope", _turn),)
+    candidates = (Candidate("rope", _rotate),)
     differentiable = 2
 
     def fits(self, module: nn.Module) -> bool:
@@ -323,8 +323,8 @@ RULES: tuple[Rule, ...] = (_RMSNorm(), _LayerNorm(), _Gated(), _Plain(), _Rope()
 """Every kind of layer that is known."""
 
 
-def hopeless(module: nn.Module) -> str | None:
-    """Return why a layer that one might expect to be exchanged is not, or nothing for all others.
+def unsupported_reason(module: nn.Module) -> str | None:
+    """Return why a layer that looks like a known kind is unsupported; ``None`` for all others.
 
     Args:
         module: Fits no rule.

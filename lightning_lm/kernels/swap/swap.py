@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_lm.kernels.runtime.backend import force_backend
-from lightning_lm.kernels.swap.rules import RULES, Candidate, Rule, hopeless
+from lightning_lm.kernels.swap.rules import RULES, Candidate, Rule, unsupported_reason
 
 __all__ = ["Swapped", "last_call", "restore", "swap"]
 
@@ -54,9 +54,9 @@ def swap(
     exclude: Sequence[str] = (),
     device: torch.device | None = None,
 ) -> list[Swapped]:
-    """Exchange what can be exchanged, after trying each layer against its own method and against float64.
+    """Swap methods for kernels, after checking each against the layer's own method and a float64 reference.
 
-    A layer that was exchanged before is passed over.
+    Layers that were swapped before stay as they are.
 
     Args:
         model: Any module.
@@ -65,7 +65,7 @@ def swap(
         device: Device on which the layers will run, and are tried; by default that of their parameters.
 
     Returns:
-        One entry for each method of a known kind, exchanged or not.
+        One entry for each method of a known kind, swapped or not.
     """
     tried: dict[Any, tuple[Candidate | None, str]] = {}
     done = []
@@ -74,11 +74,11 @@ def swap(
         entry = Swapped(path, type(layer).__name__, "", "", layer, method)
         if method in vars(layer):
             if not _is_ours(vars(layer)[method]):
-                done.append(entry._replace(reason=f"its {method} was exchanged by somebody else"))
+                done.append(entry._replace(reason=f"its {method} was replaced by other code"))
             continue
         reason = _left_out(path, include, exclude)
         if reason is None and rule is None:
-            reason = hopeless(layer)
+            reason = unsupported_reason(layer)
         if reason is not None or rule is None:
             done.append(entry._replace(reason=reason or ""))
             continue
@@ -138,7 +138,7 @@ def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rule | None]]:
         rules = [rule for rule in RULES if rule.fits(layer)]
         if rules:
             yield from ((path, layer, rule) for rule in rules)
-        elif hopeless(layer) is not None:
+        elif unsupported_reason(layer) is not None:
             yield path, layer, None
 
 
@@ -166,7 +166,7 @@ def _signature(layer: nn.Module) -> Any:
 def _choose(rule: Rule, layer: nn.Module, device: torch.device | None) -> tuple[Candidate | None, str]:
     """Return the candidate that computes what the layer computes, or why there is none."""
     if any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
-        return None, "ranks share its weights since an earlier run, and it could only be tried whole: use a fresh model"
+        return None, "its weights are sharded since an earlier run, and it could only be tried whole: use a fresh model"
     reason = rule.refusal(layer)
     if reason is not None:
         return None, reason

@@ -27,11 +27,11 @@ __all__ = [
     "ExperienceLoader",
     "PromptSource",
     "describe_rollout",
+    "epoch_orders",
     "keep_logprobs",
-    "learning_orders",
     "policy_logprobs",
     "recorded_logprobs",
-    "resume_behind_rollout",
+    "resume_after_rollout",
     "row_chunks",
     "skip_unfinished_rollout",
     "staleness_of",
@@ -109,8 +109,8 @@ class ExperienceLoader:
         """Do nothing: the datamodule has restored the position."""
 
 
-def learning_orders(rows: Experience, plan: RolloutPlan) -> list[Tensor]:
-    """Return the numbers of a rollout's rows in the order in which each epoch learns from them, int64 [rows].
+def epoch_orders(rows: Experience, plan: RolloutPlan) -> list[Tensor]:
+    """Return the row indices of a rollout in the order of each epoch, int64 [rows].
 
     Args:
         rows: The rollout.
@@ -121,7 +121,7 @@ def learning_orders(rows: Experience, plan: RolloutPlan) -> list[Tensor]:
 
 
 def _cut(rows: Experience, plan: RolloutPlan, micro_batches: int) -> Iterator[Experience]:
-    for epoch, order in enumerate(learning_orders(rows, plan)):
+    for epoch, order in enumerate(epoch_orders(rows, plan)):
         parts = plan.minibatches * micro_batches
         for number, part in enumerate(order.chunk(parts)):
             taken = {name: value[part] if _has_rows(value) else value for name, value in rows.items()}
@@ -143,7 +143,7 @@ def policy_logprobs(
         logprobs: Computes the log-probabilities of some rows, given their indices.
         all_rows: Compute those of the first step too.
     """
-    mask, order = target_mask(rows), learning_orders(rows, plan)[0]
+    mask, order = target_mask(rows), epoch_orders(rows, plan)[0]
     num_fresh = 0 if all_rows else len(order) // plan.minibatches
     scored = order[num_fresh:].sort().values
     old = torch.full(mask.shape, torch.nan, device=mask.device)
@@ -200,7 +200,7 @@ def _has_rows(value: Any) -> bool:
 
 
 def _trim(rows: Experience) -> Experience:
-    """Leave out the columns behind the last token that is learned; they change nothing."""
+    """Trim the columns after the last target token; they change nothing."""
     width = rows["labels"].shape[1]
     columns = target_mask(rows).any(0).nonzero()
     kept = int(columns[-1]) + 2 if len(columns) else 2
@@ -250,7 +250,7 @@ def describe_rollout(steps: int, trainer: Trainer) -> dict[str, int]:
     }
 
 
-def resume_behind_rollout(fit_loop: dict[str, Any], was: Mapping[str, int], steps: int, trainer: Trainer) -> None:
+def resume_after_rollout(fit_loop: dict[str, Any], was: Mapping[str, int], steps: int, trainer: Trainer) -> None:
     """Let a run go on with a rollout of its own, in place.
 
     Args:
@@ -270,7 +270,7 @@ def resume_behind_rollout(fit_loop: dict[str, Any], was: Mapping[str, int], step
 
 
 def skip_unfinished_rollout(fit_loop: dict[str, Any], *, was: Mapping[str, int], now: int) -> None:
-    """Let a checkpoint that was written within a rollout go on behind it, in place, and say so.
+    """Let a checkpoint that was written within a rollout resume after it, in place, and say so.
 
     The rest of such a rollout cannot be had again: it was sampled from a policy that is no more.
 

@@ -24,8 +24,8 @@ def record_rollout(module: MeasuredModule, rollout: Rollout, seconds: float) -> 
     """
     record_rewards(module, rollout)
     groups = rollout.groups
-    judged = ~np.isnan(groups).any(1)
-    module.record("reward_std", groups[judged].std(1, ddof=min(1, rollout.samples - 1)).sum(), judged.sum())
+    rewarded = ~np.isnan(groups).any(1)
+    module.record("reward_std", groups[rewarded].std(1, ddof=min(1, rollout.samples - 1)).sum(), rewarded.sum())
     module.record("frac_reward_zero_std", len(rollout.zero_variance_groups), len(groups))
     lengths = _record_lengths(module, rollout)
     prompt_tokens = sum(len(answer.prompt_ids) for answer in rollout.completions)

@@ -41,7 +41,7 @@ class Objective(Part):
         kl: Penalty on the distance from the policy as it was at the start; ``None`` keeps no copy of it.
         entropy_coefficient: Reward for undecided policies, per nat.
         ratio_to: Denominator of a token's ratio: its probability by the ``policy`` before the updates of
-            a rollout, computed anew, or what the ``sampler`` has recorded. The first step's own forward pass gives the
+            a rollout, recomputed, or what the ``sampler`` has recorded. The first step's own forward pass gives the
             former; the latter saves a pass over the completions of further steps, and is as good if generation computes
             as training does: the module's own model, in float32.
     """

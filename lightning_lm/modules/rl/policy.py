@@ -36,7 +36,7 @@ from lightning_lm.modules.rl.experience_loader import (
     keep_logprobs,
     policy_logprobs,
     recorded_logprobs,
-    resume_behind_rollout,
+    resume_after_rollout,
     row_chunks,
     staleness_of,
 )
@@ -170,7 +170,7 @@ class PolicyModule(LMModule, abc.ABC):
     def collect(
         self, prompts: PromptBatch, spare: SparePrompts | None = None, *, micro_batch: int | None = None
     ) -> Experience:
-        """Return the experience of a new rollout; the first `learning_orders` gives the order of its first epoch.
+        """Return the experience of a new rollout; the first `epoch_orders` gives the order of its first epoch.
 
         Args:
             prompts: Prompts of this rank.
@@ -301,7 +301,7 @@ class PolicyModule(LMModule, abc.ABC):
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             fit_loop = checkpoint["loops"]["fit_loop"]
-            resume_behind_rollout(fit_loop, checkpoint[ENTRY]["rollout"], self.plan.steps, trainer)
+            resume_after_rollout(fit_loop, checkpoint[ENTRY]["rollout"], self.plan.steps, trainer)
 
 
 def _check(rewards: Sequence[Callable[..., Any]], plan: RolloutPlan, objective: Objective) -> None:

@@ -51,12 +51,12 @@ class RolloutPlan(Part):
         mask_truncated: Do not train on truncated completions. They still count in its group's baseline.
         resample_rounds: Largest number of rounds in which zero-variance groups are replaced by new ones.
         max_staleness: Most optimizer steps from a completion to learning from it, and most by which the weights of a
-            server may be older than the policy; more is refused. Left out, as many as a rollout makes necessary, and
+            server may be older than the policy; more is refused. By default as many as a rollout makes necessary, and
             any number for a server (``rollout/sampler_staleness`` says how many).
         importance_cap: If given, a token counts as much more or less as the policy in training gives it more or less
             probability than the one that generated, up to this factor. For generation in another precision or engine,
             and needed where a server answers with older weights.
-        reward_weights: One factor per reward; all 1 when left out.
+        reward_weights: One factor per reward; all 1 by default.
         scoring: Way of calling rewards.
         rows_at_once: Most completions that are generated, or scored, together. Changes no completion.
         validation: Validation on held-out prompts.
