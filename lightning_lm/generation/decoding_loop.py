@@ -1,8 +1,9 @@
 """The decoding loop: rows that share the model's forward passes until each one is finished."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,28 +12,91 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.logprobs import token_logprobs
 from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.generation.forward import Forward
+from lightning_lm.generation.sampling import Sampler
 
-__all__ = ["Batch", "Chooser", "Ends", "FinishReason", "Row"]
+__all__ = ["NO_TOKEN", "Batch", "Decoder", "Ends", "FinishReason", "PlainDecoder", "Row", "Tokens"]
 
 FinishReason = Literal["eos", "stop", "length"]
 """Reason why a completion ended: end of sequence, a stop id or stop string of the user, or the token limit."""
 
+NO_TOKEN = -1
+"""Id behind the last new token of a row that got fewer of them in a step than another."""
 
-class Chooser(Protocol):
-    """Choice of the next token of each row: `lightning_lm.generation.sampling.Sampler`, or one with a draft model."""
+
+class Tokens(NamedTuple):
+    """New tokens of each row, at least one, and the logits that they were chosen from."""
+
+    ids: Tensor
+    """int64 [rows, new]; `NO_TOKEN` behind the last of a row, and the id ``vocab`` if a row has no valid logit."""
+    logits: Tensor
+    """[rows, new, vocab]."""
+
+
+class Decoder(Protocol):
+    """Rows that grow by a token at a time, or by those of a draft model that were kept."""
 
     @property
     def temperature(self) -> float:
         """Divisor of the logits."""
         ...
 
-    def choose(self, logits: Tensor) -> Tensor:
-        """Return the next token of each row, int64 [rows]; the id ``vocab`` for a row without a valid logit."""
+    def start(self, order: Tensor | None) -> Tokens:
+        """Read the prompts; return the first token of each row.
+
+        Args:
+            order: Index of the prompt that each row continues, int64 [rows]; by default each row has its own.
+        """
+        ...
+
+    def advance(self) -> Tokens:
+        """Return the next tokens of each row."""
         ...
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, int64 [kept], and drop the others."""
         ...
+
+
+class PlainDecoder:
+    """One pass of the model, and one token of each row, at a time.
+
+    Args:
+        forward: Rows of the distinct prompts, one each, in the order of their first occurrence.
+        sampler: Sampling state, one row per completion.
+        num_ids: Only ids below this number are chosen: a model may have more, to fill up its matrices. ``None`` for
+            all.
+    """
+
+    def __init__(self, forward: Forward, sampler: Sampler, num_ids: int | None = None) -> None:
+        self._forward, self._sampler, self._num_ids = forward, sampler, num_ids
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits."""
+        return self._sampler.temperature
+
+    def start(self, order: Tensor | None) -> Tokens:
+        """Read the prompts; return the first token of each row."""
+        logits = self._forward.prefill()
+        if order is not None:  # prompts are read once, however many completions they get
+            order = order.to(logits.device)
+            self._forward.select(order)
+            logits = logits[order]
+        return self._choose(logits)
+
+    def advance(self) -> Tokens:
+        """Return the next token of each row."""
+        return self._choose(self._forward.step(self._newest))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, int64 [kept], and drop the others."""
+        self._forward.select(rows)
+        self._sampler.select(rows)
+        self._newest = self._newest[rows]
+
+    def _choose(self, logits: Tensor) -> Tokens:
+        self._newest = self._sampler.choose(logits[:, : self._num_ids])
+        return Tokens(self._newest[:, None], logits[:, None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +113,7 @@ class Ends:
     eos_id: int | None
     stop_ids: frozenset[int]
 
-    @property
+    @functools.cached_property
     def ids(self) -> frozenset[int]:
         """Every id that ends a completion."""
         return self.stop_ids if self.eos_id is None else self.stop_ids | {self.eos_id}
@@ -72,21 +136,40 @@ class Row:
     logprobs: list[float] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
 
+    def take(self, ids: Sequence[int], ends: Ends, logprobs: Sequence[float] | None) -> None:
+        """Append new tokens, up to the one that ends the completion.
+
+        Args:
+            ids: New tokens; `NO_TOKEN` behind the last.
+            ends: Stop conditions.
+            logprobs: Log-probability of each, if they are recorded.
+        """
+        for place, token in enumerate(ids):
+            if token == NO_TOKEN or self.finish_reason is not None:
+                return
+            self.token_ids.append(token)
+            if logprobs is not None:
+                self.logprobs.append(logprobs[place])
+            if token in ends.ids:
+                self.finish_reason = "eos" if token == ends.eos_id else "stop"
+            elif self.text is not None:
+                self.text.push([token])
+                self.finish_reason = "stop" if self.text.stopped else None
+            if self.finish_reason is None and len(self.token_ids) == ends.max_new_tokens:
+                self.finish_reason = "length"
+
 
 class Batch:
     """Rows that are decoded together; a finished one leaves, so that it costs nothing more.
 
-    The tokens of a step reach the host in one transfer. Rows are looked at one by one only in steps in which one ends,
-    or where their text is followed.
+    The tokens of a step reach the host in one transfer.
 
     Args:
         rows: The completions to write; they are filled in.
-        forward: Rows of the distinct prompts, one each, in the order of their first occurrence.
-        sampler: Sampling state, one row per completion.
+        decoder: Has one row per completion once it has started.
         ends: Stop conditions of a completion.
         logprobs: Record the log-probability of each token.
-        num_ids: Only ids below this number are chosen: a model may have more, to fill up its matrices. ``None`` for
-            all.
+        num_ids: Ids at and above this number are none; ``None`` if the model decides.
         steps_agree: See `lightning_lm.generation.Generator`.
     """
 
@@ -94,91 +177,61 @@ class Batch:
         self,
         rows: Sequence[Row],
         *,
-        forward: Forward,
-        sampler: Chooser,
+        decoder: Decoder,
         ends: Ends,
         logprobs: bool = False,
         num_ids: int | None = None,
         steps_agree: Callable[[bool], bool] | None = None,
     ) -> None:
         self._rows = list(rows)
-        self._forward = forward
-        self._sampler = sampler
+        self._decoder = decoder
         self._ends = ends
-        self._end_ids = ends.ids
         self._wants_logprobs = logprobs
         self._num_ids = num_ids
         self._steps_agree = steps_agree
-        self._follows_text = any(row.text is not None for row in rows)
-        self._id_columns: list[list[int]] = []
-        self._logprob_columns: list[Tensor] = []
 
     def steps(self) -> Iterator[None]:
         """Decode; yields after each step, when the rows' texts have grown. Exhaust it to have all rows filled in."""
-        logits = self._expand(self._forward.prefill())
+        tokens = self._decoder.start(self._order())
         for remaining in reversed(range(self._ends.max_new_tokens)):
-            ids = self._record(self._sampler.choose(logits[:, : self._num_ids]), logits)
+            self._record(tokens)
             yield
             if remaining == 0 or not self._continues():
-                break
-            logits = self._forward.step(ids)
-        self._flush()
-        for row in self._rows:
-            row.finish_reason = "length"
+                return
+            tokens = self._decoder.advance()
 
-    def _expand(self, logits: Tensor) -> Tensor:
-        """Go from one row per prompt to one row per completion; the prompt was read only once."""
-        prompts = list(dict.fromkeys(row.key[0] for row in self._rows))
+    def _order(self) -> Tensor | None:
+        """Return the index of the prompt of each row; ``None`` if no two rows have the same one."""
+        prompts = {key: index for index, key in enumerate(dict.fromkeys(row.key[0] for row in self._rows))}
         if len(prompts) == len(self._rows):
-            return logits
-        order = torch.tensor([prompts.index(row.key[0]) for row in self._rows], device=logits.device)
-        self._forward.select(order)
-        return logits[order]
+            return None
+        return torch.tensor([prompts[row.key[0]] for row in self._rows])
 
-    def _record(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Store the new column; return the indices of the unfinished rows."""
+    def _record(self, tokens: Tokens) -> None:
+        """Hand the new tokens to their rows; let those go that have ended."""
         if not self._rows:
-            return ids
-        column = ids.tolist()
-        if max(column) >= logits[:, : self._num_ids].shape[-1]:
+            return
+        ids, logits = tokens
+        columns = ids.tolist()
+        if max(map(max, columns)) >= logits[..., : self._num_ids].shape[-1]:
             raise ConfigurationError(
                 "The model gave a row of logits that are all NaN or -inf, from which no token can be chosen. Look for "
                 "NaN in its weights, or for numbers beyond the range of its data type."
             )
-        self._id_columns.append(column)
+        logprobs: list[list[float]] | list[None] = [None] * len(columns)
         if self._wants_logprobs:
-            self._logprob_columns.append(token_logprobs(logits, ids, temperature=self._sampler.temperature))
-        if not self._follows_text and self._end_ids.isdisjoint(column):
-            return ids
-        alive = [i for i, (row, token) in enumerate(zip(self._rows, column, strict=True)) if self._goes_on(row, token)]
-        return ids if len(alive) == len(self._rows) else self._leave(alive, ids)
-
-    def _goes_on(self, row: Row, token: int) -> bool:
-        if token in self._end_ids:
-            row.finish_reason = "eos" if token == self._ends.eos_id else "stop"
-        elif row.text is not None:
-            row.text.push([token])
-            row.finish_reason = "stop" if row.text.stopped else None
-        return row.finish_reason is None
-
-    def _leave(self, alive: Sequence[int], ids: Tensor) -> Tensor:
-        """Let the finished rows go; if none is left, the first stays as ballast for the steps of other ranks."""
-        self._flush()
-        self._rows = [self._rows[i] for i in alive]
-        kept = torch.tensor(alive or [0], device=ids.device)
-        self._forward.select(kept)
-        self._sampler.select(kept)
-        return ids[kept]
+            flat = token_logprobs(
+                logits.flatten(0, 1), ids.clamp(min=0).flatten(), temperature=self._decoder.temperature
+            )
+            logprobs = flat.view_as(ids).tolist()
+        for row, new, of_new in zip(self._rows, columns, logprobs, strict=True):
+            row.take(new, self._ends, of_new)
+        alive = [index for index, row in enumerate(self._rows) if row.finish_reason is None]
+        if len(alive) < len(self._rows):
+            self._rows = [self._rows[index] for index in alive]
+            # If none is left, the first stays as ballast for the steps of other ranks.
+            self._decoder.select(torch.tensor(alive or [0], device=ids.device))
 
     def _continues(self) -> bool:
         unfinished = bool(self._rows)
         return unfinished if self._steps_agree is None else self._steps_agree(unfinished)
-
-    def _flush(self) -> None:
-        """Hand the stored columns to the rows they belong to."""
-        for row, ids in zip(self._rows, zip(*self._id_columns, strict=True), strict=False):
-            row.token_ids.extend(ids)
-        if self._logprob_columns:
-            for row, values in zip(self._rows, torch.stack(self._logprob_columns, dim=1).tolist(), strict=True):
-                row.logprobs.extend(values)
-        self._id_columns, self._logprob_columns = [], []

@@ -35,8 +35,8 @@ class ReversibleForward(Forward, Protocol):
         """Append ids, int64 [rows, new]; return logits [rows, new, vocab]."""
         ...
 
-    def rewind(self, columns: int) -> None:
-        """Take the newest ids of every row back."""
+    def rewind(self, columns: Tensor) -> None:
+        """Take the newest ids of each row back, int64 [rows] of them."""
         ...
 
 
@@ -126,8 +126,8 @@ class CachedForward:
         """Append ids, int64 [rows, new]; return logits [rows, new, vocab]."""
         return _logits(self._model(ids, cache=self._cache))
 
-    def rewind(self, columns: int) -> None:
-        """Take the newest ids of every row back."""
+    def rewind(self, columns: Tensor) -> None:
+        """Take the newest ids of each row back, int64 [rows] of them."""
         if not hasattr(self._cache, "rewind"):
             raise ConfigurationError(
                 f"The cache of {type(self._model).__name__} cannot go back, which speculation needs. Decode without."
@@ -173,8 +173,8 @@ class PrefixForward:
         self._lengths += new
         return self._newest(new)
 
-    def rewind(self, columns: int) -> None:
-        """Take the newest ids of every row back."""
+    def rewind(self, columns: Tensor) -> None:
+        """Take the newest ids of each row back, int64 [rows] of them."""
         self._lengths -= columns
 
     def _newest(self, columns: int) -> Tensor:

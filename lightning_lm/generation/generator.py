@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.generation.decoding_loop import Batch, Chooser, Ends, FinishReason, Row
+from lightning_lm.generation.decoding_loop import Batch, Decoder, Ends, FinishReason, PlainDecoder, Row
 from lightning_lm.generation.detokenizer import AnswerText
-from lightning_lm.generation.forward import Forward, forward_for
-from lightning_lm.generation.prompt_checks import check_ids, check_length
+from lightning_lm.generation.forward import forward_for
+from lightning_lm.generation.prompt_checks import check_ids, check_length, spare_positions
 from lightning_lm.generation.sampling import Sampler, Sampling
-from lightning_lm.generation.speculative import Speculation, SpeculativeForward, SpeculativeSampler
+from lightning_lm.generation.speculative import Speculation, SpeculativeDecoder, SpeculativeSampler
 from lightning_lm.models import end_ids, generation_settings
 from lightning_lm.protocols import Tokenizer
 
@@ -209,28 +209,32 @@ class Generator:
             check_length(model, max(map(len, prompts), default=0), max_new_tokens)
 
     def _batch(self, rows: list[Row], sampling: Sampling, ends: Ends, *, logprobs: bool = False) -> Batch:
-        forward, sampler = self._decoder(rows, sampling, ends)
         return Batch(
             rows,
-            forward=forward,
-            sampler=sampler,
+            decoder=self._decoder(rows, sampling, ends),
             ends=ends,
             logprobs=logprobs,
             num_ids=self._num_ids,
             steps_agree=self._steps_agree,
         )
 
-    def _decoder(self, rows: list[Row], sampling: Sampling, ends: Ends) -> tuple[Forward, Chooser]:
+    def _decoder(self, rows: list[Row], sampling: Sampling, ends: Ends) -> Decoder:
         prompts = list({row.key[0]: row.prompt_ids for row in rows}.values())
-        keys = [row.key for row in rows]
-        target = forward_for(self.model, prompts, ends.max_new_tokens, self._steps_agree)
+        keys, most = [row.key for row in rows], ends.max_new_tokens
         if self._speculation is None:
-            of_rows = [row.prompt_ids for row in rows]
-            return target, Sampler(sampling, of_rows, keys=keys, max_new_tokens=ends.max_new_tokens)
-        draft = forward_for(self._speculation.draft, prompts, ends.max_new_tokens)
-        sampler = SpeculativeSampler(sampling, keys=keys, max_new_tokens=ends.max_new_tokens)
+            forward = forward_for(self.model, prompts, most, self._steps_agree)
+            sampler = Sampler(sampling, [row.prompt_ids for row in rows], keys=keys, max_new_tokens=most)
+            return PlainDecoder(forward, sampler, self._num_ids)
         num_tokens = self._speculation.num_tokens
-        return SpeculativeForward(target, draft, sampler, num_tokens=num_tokens, num_ids=self._num_ids), sampler
+        longest = max(map(len, prompts)) + most - 1
+        spare = min(num_tokens, *(spare_positions(model, longest) for model in self._models))
+        return SpeculativeDecoder(
+            *(forward_for(model, prompts, most + spare) for model in self._models),
+            SpeculativeSampler(sampling, keys=keys, max_new_tokens=most),
+            num_tokens=num_tokens,
+            spare=spare,
+            num_ids=self._num_ids,
+        )
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Cut into batches of rows with prompts of similar length, the longest first: memory runs out early if ever."""

@@ -1,5 +1,6 @@
 """Checks of prompts: ids that the model has, and lengths that its positions reach."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.positions import PositionTable
 
-__all__ = ["check_ids", "check_length"]
+__all__ = ["check_ids", "check_length", "spare_positions"]
 
 
 def check_ids(model: Any, prompts: Sequence[Sequence[int]]) -> None:
@@ -62,6 +63,19 @@ def check_length(model: Any, prompt_length: int, max_new_tokens: int) -> None:
     warnings.warn(
         f"{message}. Its positions have no limit, but quality usually degrades beyond that length.", stacklevel=3
     )
+
+
+def spare_positions(model: Any, length: int) -> int:
+    """Return how many tokens a model can certainly read behind a text; zero if it tells nothing of its length.
+
+    Args:
+        model: Anything that generates.
+        length: Tokens of the text.
+    """
+    limit, learned = _context_length(model)
+    if limit is None:
+        return 0
+    return max(limit - length, 0) if learned else sys.maxsize
 
 
 def _context_length(model: Any) -> tuple[int | None, bool]:

@@ -20,7 +20,7 @@ from lightning_lm.functional.sampling import (
 )
 from lightning_lm.parts import Part
 
-__all__ = ["Sampler", "Sampling", "beside", "row_uniforms"]
+__all__ = ["Sampler", "Sampling", "beside", "likeliest", "row_uniforms"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,8 +143,7 @@ class Sampler:
 
     def _pick(self, logits: Tensor) -> Tensor:
         if self._uniforms is None:
-            largest, ids = logits.max(dim=-1)
-            return torch.where(largest > -torch.inf, ids, logits.shape[-1])
+            return likeliest(logits)
         self._uniforms = beside(logits, self._uniforms)
         return draw(self._sampling.truncate(logits.float()), self._uniforms[:, self._step])
 
@@ -156,6 +155,16 @@ class Sampler:
         if sampling.repetition_penalty != 1:
             logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
         return penalize_counts(logits, counts, presence=sampling.presence_penalty, frequency=sampling.frequency_penalty)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the likeliest id of each row, int64 [rows]; the id ``vocab`` for a row without a valid logit.
+
+    Args:
+        logits: Float [rows, vocab].
+    """
+    largest, ids = logits.max(dim=-1)
+    return torch.where(largest > -torch.inf, ids, logits.shape[-1])
 
 
 def _check(valid: bool, name: str, value: object, needed: str) -> None:

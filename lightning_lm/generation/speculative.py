@@ -1,7 +1,6 @@
 """Speculative decoding: a small model drafts a few tokens, the large one checks them all in a single pass."""
 
 import dataclasses
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +9,11 @@ from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.sampling import draw, verify_draft
+from lightning_lm.generation.decoding_loop import NO_TOKEN, Tokens
 from lightning_lm.generation.forward import ReversibleForward
-from lightning_lm.generation.sampling import Sampling, beside, row_uniforms
+from lightning_lm.generation.sampling import Sampling, beside, likeliest, row_uniforms
 
-__all__ = ["DraftLength", "Speculation", "SpeculativeForward", "SpeculativeSampler"]
+__all__ = ["DraftLength", "Speculation", "SpeculativeDecoder", "SpeculativeSampler"]
 
 _EXPECTED, _MEMORY = 0.8, 0.97
 """Acceptance rate assumed at first, and the decay of older observations of it."""
@@ -25,10 +25,9 @@ _DRAFT_COST, _WIDTH_COST = 0.2, 0.05
 class Speculation:
     """Let a small model guess ahead.
 
-    The output has exactly the distribution of the large model alone, and is the same text if decoding is
-    greedy. The rows of a batch advance together, by as many tokens as the least lucky one kept, so small batches gain
-    most; and a sampled row is no longer the same in every batch. Fewer tokens are drafted where few are kept, and none
-    any more in a batch once drafts do not pay, as with a bad draft or in a large batch.
+    The output has exactly the distribution of the large model alone, and is the same text if decoding is greedy.
+    Each row of a batch advances by the drafts that it kept itself; but a sampled row is no longer the same in every
+    batch. Fewer tokens are drafted if few are kept, and none any more in a batch once drafts do not pay.
 
     Args:
         draft: A model over the same token ids; anything that `lightning_lm.generation.Generator` takes. It pays if a
@@ -62,22 +61,22 @@ class DraftLength:
         """Take a check into account.
 
         Args:
-            kept: Drafted tokens that all rows kept.
-            tried: Those, and the one that a row did not keep.
+            kept: Drafted tokens that were kept.
+            tried: Those, and the first one of each row that was not kept.
         """
         memory = _MEMORY**tried
         self._kept, self._tried = memory * self._kept + kept, memory * self._tried + tried
 
     def best(self) -> int:
-        """Return the number with the most tokens for the time they take; zero where drafting does not pay."""
+        """Return the number with the most tokens for the time they take; zero if drafting does not pay."""
         rate = self._kept / self._tried
         gains = [sum(rate**place for place in range(n + 1)) for n in range(self._most + 1)]
-        costs = [1.0, *(1 + _DRAFT_COST * (n + 1) + _WIDTH_COST * n for n in range(1, self._most + 1))]
+        costs = [1.0, *(1 + (_DRAFT_COST + _WIDTH_COST) * n for n in range(1, self._most + 1))]
         return max(range(self._most + 1), key=lambda n: gains[n] / costs[n])
 
 
 class SpeculativeSampler:
-    """Random numbers of the rows, and the tokens that were checked but not handed out yet.
+    """Random numbers of the rows, each at its own place, and the choice of tokens by them.
 
     Args:
         sampling: The settings; penalties change from token to token and cannot be checked in one pass.
@@ -93,53 +92,58 @@ class SpeculativeSampler:
             raise ConfigurationError("Penalties cannot be combined with speculation; leave one of the two out.")
         self._sampling = sampling
         self._uniforms: Tensor = row_uniforms(sampling.seed or 0, keys, 3 * max_new_tokens).unflatten(1, (-1, 3))
-        self.checked: deque[Tensor] = deque()
-        self.chosen = 0
-        """Tokens handed out so far."""
+        self._chosen = torch.zeros(len(keys), dtype=torch.int64)
+        """Tokens of each row so far."""
 
     @property
     def temperature(self) -> float:
         """Divisor of the logits; 1 in greedy decoding."""
         return self._sampling.temperature or 1.0
 
-    @property
-    def remaining(self) -> int:
-        """Tokens that may still be handed out."""
-        return int(self._uniforms.shape[1]) - self.chosen
+    def remaining(self) -> tuple[int, int]:
+        """Return how many tokens the furthest row may still get, and how many the last one may."""
+        fewest, most = (self._uniforms.shape[1] - self._chosen).aminmax()
+        return int(fewest), int(most)
 
-    def choose(self, logits: Tensor) -> Tensor:
-        """Return the next token of each row, int64 [rows]."""
-        ids = self.checked.popleft() if self.checked else self.draw(logits, 0)
-        self.chosen += 1
-        return ids
+    def note(self, counts: Tensor) -> None:
+        """Go on behind new tokens, int64 [rows] of them."""
+        self._chosen = self._chosen + counts.to(self._chosen.device)
 
     def draw(self, logits: Tensor, ahead: int) -> Tensor:
-        """Return a token of each row for the position ``ahead`` tokens after those handed out."""
-        return draw(self._sampling.truncate(logits.float()), self._numbers(logits)[:, self.chosen + ahead, 0])
+        """Return a token of each row for the position ``ahead`` tokens after those it has."""
+        if self._sampling.greedy:
+            return likeliest(logits)
+        return draw(self._sampling.truncate(logits.float()), self._numbers(logits, ahead)[:, 0])
 
     def verify(self, logits: Tensor, draft_logits: Tensor, ids: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
         """Return the tokens for a place after the check, int64 [rows], and which drafted ones were kept."""
-        wanted, guessed_from = (self._sampling.truncate(x.float()) for x in (logits, draft_logits))
-        return verify_draft(wanted, guessed_from, ids, self._numbers(logits)[:, self.chosen + ahead, 1:])
+        if self._sampling.greedy:
+            wanted = likeliest(logits)
+            return wanted, wanted == ids
+        distributions = (self._sampling.truncate(x.float()) for x in (logits, draft_logits))
+        return verify_draft(*distributions, ids, self._numbers(logits, ahead)[:, 1:])
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, int64 [kept], and drop the others."""
         self._uniforms = self._uniforms[rows.to(self._uniforms.device)]
-        self.checked = deque(ids[rows] for ids in self.checked)
+        self._chosen = self._chosen[rows.to(self._chosen.device)]
 
-    def _numbers(self, logits: Tensor) -> Tensor:
+    def _numbers(self, logits: Tensor, ahead: int) -> Tensor:
+        """Return the three random numbers of each row for a place; beyond the last place any will do."""
         self._uniforms = beside(logits, self._uniforms)
-        return self._uniforms
+        place = (self._chosen + ahead).clamp(max=self._uniforms.shape[1] - 1).to(logits.device)
+        return self._uniforms[torch.arange(len(place), device=place.device), place]
 
 
-class SpeculativeForward:
-    """Runs both models so that, seen from outside, logits of the large one come a token at a time.
+class SpeculativeDecoder:
+    """Both models at work: the small one guesses, the large one checks, and each row keeps its own count.
 
     Args:
         target: Rows of the large model.
         draft: The same rows of the small one.
         sampler: Draws and checks the tokens.
         num_tokens: Tokens that are drafted at a time, at most.
+        spare: Tokens beyond the last one of a row that both models can read.
         num_ids: Only ids below this number are chosen; ``None`` for all.
     """
 
@@ -150,70 +154,86 @@ class SpeculativeForward:
         sampler: SpeculativeSampler,
         *,
         num_tokens: int,
+        spare: int,
         num_ids: int | None = None,
     ) -> None:
         self._target, self._draft, self._sampler = target, draft, sampler
         self._num_ids, self._length, self._num_tokens = num_ids, DraftLength(num_tokens), num_tokens
-        self._logits: deque[Tensor] = deque()
+        self._spare = spare
+        self._unread = torch.empty(0)
+        """Ids that the small model has not read, int64 [rows, few]; the last is all that the large one has not."""
 
-    def prefill(self) -> Tensor:
-        """Read the prompts; return logits [rows, vocab]."""
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits."""
+        return self._sampler.temperature
+
+    def start(self, order: Tensor | None) -> Tokens:
+        """Read the prompts; return the first token of each row."""
         logits, drafts = self._target.prefill(), self._draft.prefill()
         if logits[:, : self._num_ids].shape != drafts[:, : self._num_ids].shape:
             raise ConfigurationError(
                 f"The model has {logits.shape[1]} token ids and its draft {drafts.shape[1]}; use a draft model that "
                 "shares its tokenizer."
             )
-        return logits
+        if order is not None:
+            order = order.to(logits.device)
+            self._target.select(order)
+            self._draft.select(order)
+            logits = logits[order]
+        ids = self._sampler.draw(logits[:, : self._num_ids], 0)[:, None]
+        self._sampler.note(torch.ones(len(ids), dtype=torch.int64))
+        self._unread = ids
+        return Tokens(ids, logits[:, None])
 
-    def step(self, ids: Tensor) -> Tensor:
-        """Append these ids, int64 [rows]; return the next-token logits [rows, vocab]."""
-        if self._logits:
-            return self._logits.popleft()
-        self._num_tokens = self._num_tokens and self._length.best()
-        if self._num_tokens == 0:  # for good: the small model has not read the tokens since
-            return self._target.step(ids)
-        self._speculate(ids)
-        return self._logits.popleft()
+    def advance(self) -> Tokens:
+        """Draft, verify, roll back the rejected tokens; return the new tokens of each row."""
+        drafted, draft_logits = self._guess()
+        newest = self._unread[:, -1:]
+        logits = self._target.extend(torch.cat([newest, *drafted], dim=1))
+        ids = self._check(drafted, draft_logits, logits[..., : self._num_ids])
+        counts = (ids != NO_TOKEN).sum(dim=1)
+        self._sampler.note(counts)
+        if not drafted:
+            self._unread = torch.cat([self._unread, ids], dim=1) if self._num_tokens else ids
+            return Tokens(ids, logits)
+        kept = int(counts.sum()) - len(counts)
+        self._length.note(kept, kept + int((counts <= len(drafted)).sum()))
+        surplus = len(drafted) + 1 - counts
+        self._target.rewind(surplus)
+        self._draft.rewind(surplus)  # it has not read the last guess: now it lacks the last two tokens of each row
+        self._unread = torch.cat([newest, ids], dim=1).gather(1, torch.stack([counts - 1, counts], dim=1))
+        return Tokens(ids, logits)
 
     def select(self, rows: Tensor) -> None:
-        """Keep the rows with these indices, int64; an index may occur several times."""
+        """Keep these rows, int64 [kept], and drop the others."""
         self._target.select(rows)
         self._draft.select(rows)
-        self._logits = deque(logits[rows] for logits in self._logits)
+        self._sampler.select(rows)
+        self._unread = self._unread[rows]
 
-    def _speculate(self, ids: Tensor) -> None:
-        """Draft, verify, and roll back the rejected tokens."""
-        drafted, draft_logits = self._guess(ids)
-        logits = self._target.extend(torch.stack([ids, *drafted], dim=1))
-        count = self._check(drafted, draft_logits, logits)
-        self._length.note(count - 1, min(count, len(drafted)))
-        surplus = len(drafted) + 1 - count
-        if surplus:
-            self._target.rewind(surplus)
-            self._draft.rewind(surplus)
-        self._logits = deque(logits[:, :count].unbind(dim=1))
-
-    def _guess(self, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Draft tokens with the small model; it reads the last draft too, so that both have read the same tokens."""
+    def _guess(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Draft tokens with the small model; return ids [rows, 1] and logits [rows, vocab] of each."""
+        self._num_tokens = self._num_tokens and self._length.best()  # zero is for good: it reads no longer
+        fewest, most = self._sampler.remaining()
         drafted: list[Tensor] = []
         all_logits: list[Tensor] = []
-        for ahead in range(min(self._num_tokens, self._sampler.remaining - 1)):
-            logits = self._draft.step(drafted[-1] if drafted else ids)[:, : self._num_ids]
-            drafted.append(self._sampler.draw(logits, ahead))
+        for ahead in range(min(self._num_tokens, most - 1, fewest - 1 + self._spare)):
+            logits = self._draft.extend(drafted[-1] if drafted else self._unread)[:, -1, : self._num_ids]
+            drafted.append(self._sampler.draw(logits, ahead)[:, None])
             all_logits.append(logits)
-        if drafted:
-            self._draft.step(drafted[-1])
         return drafted, all_logits
 
-    def _check(self, drafted: list[Tensor], draft_logits: list[Tensor], logits: Tensor) -> int:
-        """Queue the tokens that all rows have: the kept ones, and the one that was resampled or drawn after them."""
-        for ahead, (ids, guessed_from) in enumerate(zip(drafted, draft_logits, strict=True)):
-            wanted = logits[:, ahead, : self._num_ids]
-            checked, kept = self._sampler.verify(wanted, guessed_from, ids, ahead)
-            self._sampler.checked.append(checked)
-            if not bool(kept.all()):
-                return ahead + 1
+    def _check(self, drafted: list[Tensor], draft_logits: list[Tensor], logits: Tensor) -> Tensor:
+        """Return the tokens of each row: the kept ones, and the one that was resampled or drawn after them."""
+        ids = torch.full(logits.shape[:2], NO_TOKEN, device=logits.device)
+        alive = torch.ones(len(ids), dtype=torch.bool, device=logits.device)
+        for ahead, (guess, guessed_from) in enumerate(zip(drafted, draft_logits, strict=True)):
+            checked, kept = self._sampler.verify(logits[:, ahead], guessed_from, guess[:, 0], ahead)
+            ids[:, ahead] = torch.where(alive, checked, NO_TOKEN)
+            alive = alive & kept
+            if not bool(alive.any()):
+                return ids
         behind = len(drafted)
-        self._sampler.checked.append(self._sampler.draw(logits[:, behind, : self._num_ids], behind))
-        return behind + 1
+        ids[:, behind] = torch.where(alive, self._sampler.draw(logits[:, behind], behind), NO_TOKEN)
+        return ids

@@ -138,7 +138,7 @@ class SelfAttention(nn.Module):
             q, k = self.turn(q, k, *context.rotations[part.rope, self.head_dim])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if state is not None:
-            k, v = state.append(k, v)
+            k, v = state.append(k, v, context.columns)
         mixed = self.attend(q, k, v, context.mask(k.size(2), part.window))
         return cast(Tensor, self.o(mixed.transpose(1, 2).flatten(2)))
 

@@ -1,7 +1,8 @@
 """Keys and values of the tokens seen so far, so that a new token costs one column of work.
 
-All rows share one count of columns: prompts of different lengths are padded on the left, and ``starts`` says where each
-row really begins. A layer with a sliding window keeps the columns that can still be seen, and no more.
+Prompts of different lengths are padded on the left: all rows end in the same column, and ``starts`` has the first real
+one of each. Rows that were rewound by different counts (speculative decoding) end in columns of their own, in ``ends``.
+A layer with a sliding window keeps the columns that can still be seen, and no more.
 """
 
 from collections.abc import Sequence
@@ -46,19 +47,34 @@ class LayerCache:
         self.values: Tensor | None = None
 
     def append(
-        self, keys: Float[Tensor, "batch kv_heads new head_dim"], values: Float[Tensor, "batch kv_heads new head_dim"]
+        self,
+        keys: Float[Tensor, "batch kv_heads new head_dim"],
+        values: Float[Tensor, "batch kv_heads new head_dim"],
+        columns: Int[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch kv_heads seen head_dim"], Float[Tensor, "batch kv_heads seen head_dim"]]:
-        """Add new columns and return all that are held, the new ones last."""
+        """Add new columns and return all that are held.
+
+        Args:
+            keys: Keys of the new tokens.
+            values: Values of the new tokens.
+            columns: Places of the new tokens in each row; by default the same ones in all rows, behind all others.
+        """
         if self.keys is None or self.values is None:
             shape = (*keys.shape[:2], self.capacity, keys.size(3))
             self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
-        end = self.used + keys.size(2)
+        new, end = keys.size(2), self.used + keys.size(2)
         if end > self.capacity:
             return self._append_and_forget(keys, values)
-        self.keys[:, :, self.used : end] = keys
-        self.values[:, :, self.used : end] = values
+        for memory, added in ((self.keys, keys), (self.values, values)):
+            behind = memory.narrow(2, self.used, new)
+            if columns is None:
+                behind.copy_(added)
+            else:  # a mask hides what no row has written, but not NaN
+                behind.zero_()
+                rows = torch.arange(len(added), device=added.device)[:, None]
+                memory.transpose(1, 2)[rows, columns] = added.transpose(1, 2)
         self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.held
 
     @property
     def held(
@@ -67,7 +83,7 @@ class LayerCache:
         """Keys and values of the columns that are held."""
         assert self.keys is not None
         assert self.values is not None
-        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+        return self.keys.narrow(2, 0, self.used), self.values.narrow(2, 0, self.used)
 
     def _append_and_forget(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Move the columns that a window can still see to the front. Happens once per ``window`` new columns."""
@@ -107,12 +123,12 @@ class LayerCache:
 
 
 class KVCache:
-    """Keys and values of every layer, and the count of columns that all rows share.
+    """Keys and values of every layer, and the columns that each row has.
 
     Args:
         layers: The memory of each layer, with ``append``, ``rewind`` and ``select``.
         batch_size: Rows.
-        max_length: Columns that will be held at most.
+        max_length: Columns that a row will have at most.
         starts: int64 [batch], the first real column of each row; columns before it are never seen. ``None`` where all
             rows begin in column 0.
     """
@@ -125,6 +141,9 @@ class KVCache:
         self.layers = list(layers)
         self.batch_size, self.max_length = batch_size, max_length
         self.length = 0
+        """Columns of the longest row."""
+        self.ends: Tensor | None = None
+        """int64 [batch], the columns of each row; ``None`` where all have `length`."""
         self.starts = starts
         self.last_start = 0 if starts is None else int(starts.max())
         """From this column on every row is real. A plain number, so that no step has to wait for the device."""
@@ -143,18 +162,36 @@ class KVCache:
                 "Make it with a larger max_length."
             )
 
-    def rewind(self, columns: int) -> None:
+    def advance(self, columns: int) -> None:
+        """Count columns that all layers have added to all rows."""
+        self.length += columns
+        if self.ends is not None:
+            self.ends = self.ends + columns
+
+    def rewind(self, columns: int | Int[Tensor, "batch"]) -> None:
         """Forget the newest columns, as if they had never been read.
 
         Args:
-            columns: At most as many as were added since the longest prompt.
+            columns: Number of them, in all rows or in each; at most as many as were added since the longest prompt.
 
         Raises:
             ConfigurationError: If a sliding window has dropped columns that would be seen again.
         """
-        for layer in self.layers:
-            layer.rewind(columns)
-        self.length -= columns
+        if isinstance(columns, Tensor):
+            self._end((self.length if self.ends is None else self.ends) - columns)
+        elif columns:
+            for layer in self.layers:
+                layer.rewind(columns)
+            self.length -= columns
+            self.ends = None if self.ends is None else self.ends - columns
+
+    def _end(self, ends: Int[Tensor, "batch"]) -> None:
+        """Let each row end in a column of its own."""
+        shortest, longest = (int(end) for end in ends.aminmax())
+        if shortest < self.length:  # refused by layers that cannot go back, also if the longest row does not
+            for layer in self.layers:
+                layer.rewind(self.length - longest)
+        self.length, self.ends = longest, None if shortest == longest else ends
 
     @property
     def can_join(self) -> bool:
@@ -180,3 +217,5 @@ class KVCache:
             self.starts = self.starts[rows]
         for layer in self.layers:
             layer.select(rows)
+        if self.ends is not None and len(rows):
+            self._end(self.ends[rows])

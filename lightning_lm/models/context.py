@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.attention import Documents, band
+from lightning_lm.functional.attention import Documents
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.positions import Rope
 
@@ -31,6 +31,8 @@ class Context:
     """Keys and values of earlier tokens."""
     new: int = 0
     """Columns of this pass."""
+    columns: Tensor | None = None
+    """Columns of the tokens in the cache, int64 [batch, seq]; ``None`` where they are the same in all rows."""
     rotations: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Cosines and sines at the positions, for each kind of rotary embedding in the model."""
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
@@ -47,19 +49,21 @@ class Context:
         first = self.cache.length + self.new - num_keys
         if self.new == 1 and window is not None:
             first = max(first, self.cache.length + 1 - window)
-        if self.cache.starts is None or first >= self.cache.last_start:
+        if self.columns is None and (self.cache.starts is None or first >= self.cache.last_start):
             return None
         if (window, num_keys) not in self._masks:
-            self._masks[window, num_keys] = self._row_mask(self.cache.starts, num_keys, window)
+            self._masks[window, num_keys] = self._row_mask(self.cache, num_keys, window)
         return self._masks[window, num_keys]
 
-    def _row_mask(self, starts: Tensor, num_keys: int, window: int | None) -> Bool[Tensor, "batch 1 queries keys"]:
-        """Hide what lies before a row's start. A query there sees itself, so that its softmax is not 0 / 0."""
-        visible = band(self.new, num_keys, window, device=starts.device)
-        assert self.cache is not None
-        columns = torch.arange(num_keys, device=starts.device) + (self.cache.length + self.new - num_keys)
-        itself = columns[-self.new :, None] == columns
-        return (visible & ((columns >= starts[:, None])[:, None] | itself)).unsqueeze(1)
+    def _row_mask(self, cache: KVCache, num_keys: int, window: int | None) -> Bool[Tensor, "batch 1 queries keys"]:
+        """Hide what lies outside of a row. A query in its padding sees itself, so that its softmax is not 0 / 0."""
+        device = (cache.starts if self.columns is None else self.columns).device  # type: ignore[union-attr]
+        keys = torch.arange(num_keys, device=device) + (cache.length + self.new - num_keys)
+        distance = (keys[-self.new :] if self.columns is None else self.columns)[..., None] - keys
+        visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        if cache.starts is not None:
+            visible = visible & ((keys >= cache.starts[:, None])[:, None] | (distance == 0))
+        return visible.unsqueeze(1)
 
 
 def make_context(
@@ -85,15 +89,27 @@ def make_context(
     positions: slice | Tensor = slice(first, first + new)
     num_positions = first + new
     documents = None if document_ids is None else Documents.from_ids(document_ids)
+    columns = None
+    if cache is not None and cache.ends is not None:
+        columns = torch.arange(new, device=input_ids.device) + cache.ends[:, None]
     if position_ids is not None:
         positions = position_ids
         if position_ids.device.type == "cpu":
             num_positions = max(num_positions, int(position_ids.max()) + 1)
+    elif columns is not None and cache is not None:
+        positions = columns if cache.starts is None else columns - cache.starts[:, None]
     elif cache is not None and cache.starts is not None:
-        columns = torch.arange(first, first + new, device=input_ids.device)
-        positions = (columns - cache.starts[:, None]).clamp(min=0)
+        shared = torch.arange(first, first + new, device=input_ids.device)
+        positions = (shared - cache.starts[:, None]).clamp(min=0)
         if first == 0 and new > 1:
-            documents = Documents.from_ids((columns >= cache.starts[:, None]).long())
+            documents = Documents.from_ids((shared >= cache.starts[:, None]).long())
     elif documents is not None:
         positions = documents.positions()
-    return Context(positions=positions, num_positions=num_positions, documents=documents, cache=cache, new=new)
+    return Context(
+        positions=positions,
+        num_positions=num_positions,
+        documents=documents,
+        cache=cache,
+        new=new,
+        columns=columns,
+    )

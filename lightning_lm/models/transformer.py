@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         for index, block in enumerate(self.layers):
             x = block(x, context, None if cache is None else cache.layers[index])
         if cache is not None:
-            cache.length += input_ids.size(1)
+            cache.advance(input_ids.size(1))
         return cast(Tensor, self.norm(x))
 
     def _embed(self, input_ids: Tensor, context: Context) -> Tensor:

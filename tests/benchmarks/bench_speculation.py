@@ -39,12 +39,22 @@ class Draft(nn.Module):
         self.small, self.texts = small, texts
 
     def make_cache(self, *arguments: Any, **options: Any) -> Any:
-        return self.small.make_cache(*arguments, **options)
+        self.rows = torch.arange(len(self.texts))
+        cache = self.small.make_cache(*arguments, **options)
+        select = cache.select
+
+        def select_texts_too(rows: Tensor) -> None:
+            self.rows = self.rows[rows]
+            select(rows)
+
+        cache.select = select_texts_too
+        return cache
 
     def forward(self, ids: Tensor, *, cache: Any) -> Tensor:
-        first = cache.length + 1
+        ends = cache.length if cache.ends is None else cache.ends[:, None]
+        next_columns = (torch.arange(ids.shape[1]) + 1 + ends).expand(len(ids), -1)
         logits = self.small(ids, cache=cache).zero_()
-        said = self.texts[:, first : first + ids.shape[1]]
+        said = self.texts[self.rows[:, None], next_columns]
         return logits.scatter_(2, said[:, :, None], 1.0)
 
 
@@ -55,7 +65,7 @@ def measure(target: nn.Module, small: nn.Module, rows: int, share: float, rounds
     answers = plain.generate(prompts.tolist(), **options)
     texts = torch.cat([prompts, torch.tensor([answer.token_ids for answer in answers])], dim=1)
     texts = torch.where(torch.rand(texts.shape) < share, texts, (texts + 1) % VOCAB)
-    texts = nn.functional.pad(texts, (0, 1))
+    texts = nn.functional.pad(texts, (0, 8))
     drafted = Generator(target, speculation=Speculation(draft=Draft(small, texts)))
 
     def run(generator: Generator) -> None:
@@ -75,13 +85,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", type=int, nargs="+", default=(1, 8))
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.0, 0.5, 0.8, 0.95))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     target, small = model_of(384, 6, 6), model_of(128, 1, 2)
     results = {}
-    for rows in (1, 8):
-        for share in (0.0, 0.5, 0.8, 0.95):
+    for rows in arguments.rows:
+        for share in arguments.shares:
             key = f"batch {rows}, {round(100 * share)} % kept"
             results[key] = measure(target, small, rows, share, arguments.rounds)
             print(key, results[key], flush=True)

@@ -22,9 +22,11 @@ class Chain(nn.Module):
         super().__init__()
         self.table = table
         self.passes = 0
+        self.rows = []
 
     def forward(self, input_ids):
         self.passes += 1
+        self.rows.append(len(input_ids))
         return self.table[input_ids]
 
 
@@ -118,9 +120,21 @@ class TestGreedy:
     def test_a_good_draft_saves_passes(self):
         model, draft = chain(8, seed=0, scale=3.0), chain(8, seed=0, scale=3.0)
         generator = Generator(model, speculation=Speculation(draft=draft, num_tokens=4))
-        (answer,) = generator.generate([[2]], sampling=GREEDY, max_new_tokens=21)
-        assert len(answer.token_ids) == 21
-        assert model.passes == 1 + 20 / 5
+        (answer,) = generator.generate([[2]], sampling=GREEDY, max_new_tokens=20)
+        assert len(answer.token_ids) == 20
+        assert model.passes == 1 + 1 + 15 / 5  # the prompt; three drafts, as not all are expected to be kept; four each
+
+    def test_a_row_does_not_wait_for_one_that_keeps_nothing(self):
+        table = torch.eye(8).roll(1, 1)  # 0 1 2 ... 7 0
+        table[4:, 4:] = torch.eye(4).roll(1, 1)
+        table[:4, :4] = torch.eye(4).roll(1, 1)
+        worse = table.clone()
+        worse[4:] = worse[4:].roll(1, 1)
+        model, draft = Chain(table), Chain(worse)
+        generator = Generator(model, speculation=Speculation(draft=draft, num_tokens=4))
+        answers = generator.generate([[0], [4]], sampling=GREEDY, max_new_tokens=21)
+        assert answers == Generator(Chain(table)).generate([[0], [4]], sampling=GREEDY, max_new_tokens=21)
+        assert model.rows.index(1) <= 14  # passes until the first row has left; in step with the other it takes 21
 
     def test_a_bad_draft_is_given_up(self):
         model, draft = chain(8, seed=0), Chain(-chain(8, seed=0).table)  # which likes best what is least likely
@@ -153,17 +167,51 @@ class TestGreedy:
         )
 
 
+MIXERS = {
+    "grouped": Attention(num_heads=4, num_kv_heads=2),
+    "wide window": Attention(num_heads=4, window=16),
+    "soft cap": Attention(num_heads=4, softcap=5.0, rope=None),
+}
+SAME_COUNTS = [(4, [3, 3, 3]), (1, [0, 0, 0]), (5, [5, 5, 5]), (4, [1, 1, 1]), (2, [0, 0, 0])]
+OWN_COUNTS = [(4, [3, 0, 4]), (1, [0, 0, 0]), (5, [0, 5, 2]), (1, [1, 1, 0]), (4, [0, 0, 4]), (3, [0, 0, 0])]
+
+
+@pytest.mark.parametrize("lengths", [(3, 12, 7), (6, 6, 6)], ids=["ragged", "even"])
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
+@pytest.mark.parametrize("counts", [SAME_COUNTS, OWN_COUNTS], ids=["same", "own"])
 @torch.inference_mode()
-def test_going_back_is_as_if_nothing_had_been_read():
-    model, prompts = model_of(), prompts_of(3, 12, 7)
-    cached, whole = CachedForward(model, prompts, 12), PrefixForward(lambda ids: model(ids), prompts, 12)
+def test_going_back_is_as_if_nothing_had_been_read(mixer, counts, lengths):
+    positions = LearnedPositions() if mixer.rope is None else None
+    model, prompts = model_of(mixer=mixer, positions=positions), prompts_of(*lengths)
+    cached, whole = CachedForward(model, prompts, 18), PrefixForward(lambda ids: model(ids), prompts, 18)
     generator = torch.Generator().manual_seed(2)
     torch.testing.assert_close(cached.prefill(), whole.prefill(), rtol=1e-5, atol=1e-5)
-    for new, back in ((4, 3), (1, 0), (5, 5), (4, 1), (2, 0)):
-        ids = torch.randint(0, 61, (3, new), generator=generator)
+    rows = torch.arange(3)
+    for step, (new, back) in enumerate(counts):
+        ids = torch.randint(0, 61, (len(rows), new), generator=generator)
         torch.testing.assert_close(cached.extend(ids), whole.extend(ids), rtol=1e-5, atol=1e-5)
-        cached.rewind(back)
-        whole.rewind(back)
+        for forward in (cached, whole):
+            forward.rewind(torch.tensor(back)[rows])
+        if step == 3:  # the row that was ahead of all others leaves
+            rows = torch.tensor([2, 0])
+            for forward in (cached, whole):
+                forward.select(rows)
+
+
+def test_memory_of_a_row_ends_where_its_text_does():
+    """A row that is far ahead leaves, and the others may use every column up to the last."""
+    model, prompts = model_of(), prompts_of(4, 4)
+    options = {"sampling": GREEDY, "max_new_tokens": 20}
+    draft = near(model, 0.1)
+    generator = Generator(model, speculation=Speculation(draft=draft, num_tokens=3))
+    assert generator.generate(prompts, **options) == Generator(model).generate(prompts, **options)
+    cached = CachedForward(model, prompts, 6)
+    with torch.inference_mode():
+        cached.prefill()
+        cached.extend(torch.ones(2, 5, dtype=torch.int64))
+        cached.rewind(torch.tensor([0, 4]))
+        cached.select(torch.tensor([1]))
+        assert cached.extend(torch.ones(1, 4, dtype=torch.int64)).isfinite().all()
 
 
 class TestRefusals:

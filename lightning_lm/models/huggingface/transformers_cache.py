@@ -67,6 +67,42 @@ class TransformersCache:
         if self.starts is not None:
             self.starts = self.starts[rows]
 
+    def rewind(self, columns: int | Int[Tensor, " batch"]) -> None:
+        """Forget the newest columns, as `lightning_lm.models.cache.KVCache.rewind` does.
+
+        Rows that are left with different lengths are aligned on the right again, which copies their keys and values.
+
+        Args:
+            columns: Number of them, in all rows or in each.
+
+        Raises:
+            ConfigurationError: If a layer has more than keys and values, or drops old ones.
+        """
+        kinds = {type(layer).__name__ for layer in self.past.layers} - {"DynamicLayer"}
+        if kinds:
+            raise ConfigurationError(
+                f"A cache with {', '.join(sorted(kinds))} of transformers cannot go back, which speculation needs. "
+                "Decode without."
+            )
+        layers = [layer for layer in self.past.layers if layer.is_initialized]
+        if not layers:
+            return
+        device, rows = layers[0].keys.device, len(layers[0].keys)
+        starts = torch.zeros(rows, dtype=torch.int64, device=device) if self.starts is None else self.starts
+        lengths = self.length - starts - columns
+        self.length = int(lengths.max())
+        moved = self.length - lengths
+        places = (torch.arange(self.length, device=device) + (starts - moved)[:, None]).clamp(min=0)[:, None, :, None]
+        aligned = torch.equal(moved, starts)
+        for layer in layers:
+            layer.keys, layer.values = (
+                held[:, :, : self.length]
+                if aligned
+                else held.gather(2, places.expand(-1, held.size(1), -1, held.size(3)))
+                for held in (layer.keys, layer.values)
+            )
+        self.starts = moved if bool(moved.any()) else None
+
     def columns(self, width: int) -> tuple[Int[Tensor, "batch width"] | None, Bool[Tensor, "batch columns"] | None]:
         """Return positions and validity mask for the next columns, or nothing where all rows start at column 0."""
         total = self.length + width
