@@ -69,6 +69,7 @@ class PlainDecoder:
 
     def __init__(self, forward: Forward, sampler: Sampler, num_ids: int | None = None) -> None:
         self._forward, self._sampler, self._num_ids = forward, sampler, num_ids
+        self._newest = torch.empty(0, dtype=torch.int64)
 
     @property
     def temperature(self) -> float:

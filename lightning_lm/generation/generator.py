@@ -12,6 +12,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation.decoding_loop import Batch, Decoder, Ends, FinishReason, PlainDecoder, Row
 from lightning_lm.generation.detokenizer import AnswerText
+from lightning_lm.generation.few_rows import few_rows_products
 from lightning_lm.generation.forward import forward_for
 from lightning_lm.generation.prompt_checks import check_ids, check_length, spare_positions
 from lightning_lm.generation.sampling import Sampler, Sampling
@@ -147,7 +148,7 @@ class Generator:
             for sample in range(num_samples)
         ]
         sampling = with_seed(sampling)
-        with evaluating(*self._models), self._without_gradients():
+        with evaluating(*self._models), few_rows_products(*self._models), self._without_gradients():
             for batch in self._batches(rows):
                 for _ in self._batch(batch, sampling, ends, logprobs=logprobs).steps():
                     pass
@@ -187,7 +188,7 @@ class Generator:
         return pieces(text, batch, with_seed(sampling), ends)
 
     def _pieces(self, text: AnswerText, rows: list[Row], sampling: Sampling, ends: Ends) -> Iterator[str]:
-        with evaluating(*self._models):
+        with evaluating(*self._models), few_rows_products(*self._models):
             for _ in self._batch(rows, sampling, ends).steps():
                 if piece := text.take():
                     yield piece

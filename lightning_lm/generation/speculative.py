@@ -120,8 +120,8 @@ class SpeculativeSampler:
         if self._sampling.greedy:
             wanted = likeliest(logits)
             return wanted, wanted == ids
-        distributions = (self._sampling.truncate(x.float()) for x in (logits, draft_logits))
-        return verify_draft(*distributions, ids, self._numbers(logits, ahead)[:, 1:])
+        wanted, guessed_from = (self._sampling.truncate(x.float()) for x in (logits, draft_logits))
+        return verify_draft(wanted, guessed_from, ids, self._numbers(logits, ahead)[:, 1:])
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, int64 [kept], and drop the others."""

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.generation import Generator, Sampling, Speculation
 from lightning_lm.models.huggingface.transformers_model import TransformersModel, as_language_model
 from lightning_lm.models.own_model import whole_logits
 from lightning_lm.models.summary import attention_shapes
@@ -150,6 +151,60 @@ def test_rows_that_were_read_in_narrower_caches_go_on_in_one(name, ids):
     for row, start in enumerate([0, 8, 3]):
         alone = model(ids[row : row + 1, start:])[0]
         torch.testing.assert_close(found[row], alone[10 - start :], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "granite"])
+@torch.no_grad()
+def test_rows_go_back_by_counts_of_their_own(name, ids):
+    model, starts = TransformersModel(make(name)), [0, 8, 3]
+    for first in (torch.tensor(starts), None):
+        cache = model.make_cache(3, 17, first)
+        model(ids[:, :10], cache=cache)
+        for kept in ([4, 4, 4], [2, 0, 4], [1, 1, 1], [0, 3, 0]):  # and all are taken back at last
+            model(torch.randint(0, 61, (3, 4)), cache=cache)
+            cache.rewind(4 - torch.tensor(kept))
+            model(ids[:, :1], cache=cache)
+            cache.rewind(torch.tensor(kept) + 1)
+            cache.rewind(0)
+        found = model(ids[:, 10:], cache=cache)
+        for row, start in enumerate(starts if first is not None else [0, 0, 0]):
+            alone = model(ids[row : row + 1, start:])[0]
+            torch.testing.assert_close(found[row], alone[10 - start :], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_row_that_is_far_ahead_takes_no_room_from_others(ids):
+    model = TransformersModel(make("llama"))
+    cache = model.make_cache(3, 19)
+    model(ids[:, :10], cache=cache)
+    for kept in ([4, 0, 1], [0, 4, 1], [0, 0, 2], [1, 1, 1]):  # five of each row in the end, never of all at once
+        model(torch.randint(0, 61, (3, 4)), cache=cache)
+        cache.rewind(4 - torch.tensor(kept))
+    assert cache.length == 15
+    assert cache.starts is None
+
+
+@pytest.mark.parametrize("name", ["mistral", "mamba", "falcon-h1"])
+@torch.no_grad()
+def test_what_drops_keys_or_has_states_cannot_go_back(name, ids):
+    model = TransformersModel(make(name))
+    cache = model.make_cache(3, 17)
+    model(ids[:, :10], cache=cache)
+    with pytest.raises(ConfigurationError, match="cannot go back"):
+        cache.rewind(1)
+
+
+def test_speculation_of_models_of_transformers_is_greedy_decoding():
+    model, draft = make("llama"), make("llama")
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in draft.parameters():
+            weight += 0.004 * torch.randn(weight.shape, generator=generator)
+    prompts = [torch.randint(0, 61, (n,), generator=generator).tolist() for n in (3, 11, 6)]
+    options = {"sampling": Sampling(temperature=0), "max_new_tokens": 20}
+    expected = Generator(TransformersModel(model)).generate(prompts, **options)
+    speculation = Speculation(draft=TransformersModel(draft), num_tokens=3)
+    assert Generator(TransformersModel(model), speculation=speculation).generate(prompts, **options) == expected
 
 
 @pytest.mark.parametrize("name", ["mamba", "falcon-h1"])
