@@ -229,8 +229,10 @@ class Generator:
         num_tokens = self._speculation.num_tokens
         longest = max(map(len, prompts)) + most - 1
         spare = min(num_tokens, *(spare_positions(model, longest) for model in self._models))
+        target, draft = (forward_for(model, prompts, most + spare) for model in self._models)
         return SpeculativeDecoder(
-            *(forward_for(model, prompts, most + spare) for model in self._models),
+            target,
+            draft,
             SpeculativeSampler(sampling, keys=keys, max_new_tokens=most),
             num_tokens=num_tokens,
             spare=spare,
