@@ -19,6 +19,7 @@ from lightning_lm.evals.compression import (
     unigram_bits_per_byte,
     xz_bits_per_byte,
 )
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.protocols import Tokenizer
 
 __all__ = ["CompressionReport"]
@@ -50,6 +51,7 @@ class CompressionReport(RunReport):
 
     def __init__(self, *, max_bytes: int = 32_000_000, prompt: str | None = None) -> None:
         super().__init__(prompt=prompt)
+        check_numbers({"max_bytes": Limit.COUNT}, {"max_bytes": max_bytes})
         self._max_bytes = max_bytes
 
     def _results(self, trainer: Trainer) -> RenderableType | None:

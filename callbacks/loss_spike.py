@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.callbacks.training_loss import TrainingLoss
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["LossSpike"]
 
@@ -42,6 +43,8 @@ class LossSpike(LeanHooks, Callback):
     def __init__(self, *, deviations: float = 6.0, min_rise: float = 0.2, window: int = 30, stop: bool = False) -> None:
         if window < 2:
             raise ConfigurationError(f"window={window} has no spread; give at least 2.")
+        limits = {"deviations": Limit.POSITIVE, "min_rise": Limit.NON_NEGATIVE}
+        check_numbers(limits, {"deviations": deviations, "min_rise": min_rise})
         self.spikes = 0
         self._deviations = deviations
         self._min_rise = min_rise

@@ -21,6 +21,7 @@ from lightning_lm.models.summary import MemoryEstimate, memory_estimate, readabl
 from lightning_lm.modules.activation_checkpointing import blocks_of
 from lightning_lm.modules.gradient_normalization import held_gradients
 from lightning_lm.optim.memory import predicted_state_bytes, tensors_in
+from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["MemoryReport", "SavedActivations", "bucket_bytes", "capacity_bytes", "measured_memory", "predicted_memory"]
 
@@ -58,6 +59,7 @@ class MemoryReport(LeanHooks, Callback):
     """
 
     def __init__(self, *, capacity_gib: float | None = None, refuse: bool = True) -> None:
+        check_numbers({"capacity_gib": Limit.POSITIVE}, {"capacity_gib": capacity_gib})
         self._capacity = None if capacity_gib is None else round(capacity_gib * 2**30)
         self._refuse = refuse
         self._saved: SavedActivations | None = None

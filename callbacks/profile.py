@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_lm.callbacks.batches import num_predictions
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.module_times import Ceilings, RoleTime, measure_ceilings, module_times, now
+from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["Profile"]
 
@@ -51,6 +52,7 @@ class Profile(LeanHooks, Callback):
     """
 
     def __init__(self, *, warmup: int = 5, steps: int = 10, folder: Path | str = "profile") -> None:
+        check_numbers({"warmup": Limit.NON_NEGATIVE, "steps": Limit.COUNT}, {"warmup": warmup, "steps": steps})
         self._warmup, self._steps, self._folder = warmup, steps, Path(folder)
         self._reset()
 

@@ -18,6 +18,7 @@ from lightning_lm.callbacks.prompts import Prompt, sample_prompts
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
 from lightning_lm.modules import LMModule, PipelineModule
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.protocols import LanguageModel, Tokenizer
 
 __all__ = ["SampleText"]
@@ -61,6 +62,7 @@ class SampleText(LeanHooks, Callback):
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigurationError(f"every_n_steps={every_n_steps} is never; give at least 1, or null.")
+        check_numbers({"max_new_tokens": Limit.COUNT}, {"max_new_tokens": max_new_tokens})
         self._prompts = [Prompt(text) for text in prompts or ()]
         self._every_n_steps = every_n_steps
         self._max_new_tokens = max_new_tokens

@@ -18,7 +18,7 @@ from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.callbacks.training_loss import TrainingLoss
 from lightning_lm.distributed import data_ranks
 from lightning_lm.errors import DataError, MissingDependencyError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part, check_numbers
 from lightning_lm.protocols import LanguageModel
 from lightning_lm.scaling import (
     Estimator,
@@ -76,6 +76,7 @@ class ScalingLaw(LeanHooks, Callback):
         unique_tokens: int | None = None,
         convention: str = "products",
     ) -> None:
+        check_numbers({"unique_tokens": Limit.COUNT}, {"unique_tokens": unique_tokens})
         self._ledger = RunLedger(ledger)
         self._at_tokens = sorted(at_tokens)
         self._settings, self._name, self._convention = hyper_parameters, name, convention

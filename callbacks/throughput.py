@@ -13,6 +13,7 @@ from lightning_lm.callbacks.batches import context_of, num_predictions
 from lightning_lm.callbacks.flops import peak_flops_per_s, training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.distributed import data_ranks
+from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["Throughput"]
 
@@ -44,6 +45,8 @@ class Throughput(LeanHooks, Callback):
     """
 
     def __init__(self, *, flops_per_token: float | None = None, peak_flops_per_s: float | None = None) -> None:
+        given = {"flops_per_token": flops_per_token, "peak_flops_per_s": peak_flops_per_s}
+        check_numbers(dict.fromkeys(given, Limit.POSITIVE), given)
         self._given_flops = flops_per_token
         self._given_peak = peak_flops_per_s
         self._flops_per_token = flops_per_token

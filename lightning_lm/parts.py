@@ -5,14 +5,60 @@ can be loaded with ``weights_only=True``; only classes that derive from `Part` a
 """
 
 import dataclasses
+import enum
+import math
+import types
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from lightning_lm.errors import ConfigurationError
 
-__all__ = ["Part"]
+__all__ = ["Limit", "Part", "check_numbers"]
 
 _KEY = "part"
+
+
+class Limit(enum.Enum):
+    """Range that a number of a part or of a constructor must lie in."""
+
+    POSITIVE = "above 0"
+    NON_NEGATIVE = "at least 0"
+    COUNT = "at least 1"
+    FRACTION = "from 0 to 1"
+    BELOW_ONE = "at least 0 and below 1"
+
+    def admits(self, number: float) -> bool:
+        """Return whether a number lies in the range; NaN and infinity lie in none.
+
+        Args:
+            number: Value to check.
+        """
+        if not math.isfinite(number):
+            return False
+        return {
+            Limit.POSITIVE: number > 0,
+            Limit.NON_NEGATIVE: number >= 0,
+            Limit.COUNT: number >= 1,
+            Limit.FRACTION: 0 <= number <= 1,
+            Limit.BELOW_ONE: 0 <= number < 1,
+        }[self]
+
+
+def check_numbers(limits: Mapping[str, Limit], values: Mapping[str, Any]) -> None:
+    """Refuse numbers that are out of range; other values than numbers, and sequences of them, are passed over.
+
+    Args:
+        limits: Range of each value by name.
+        values: Values by name.
+
+    Raises:
+        ConfigurationError: If a number is out of range.
+    """
+    for name, limit in limits.items():
+        value = values[name]
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not all(limit.admits(number) for number in numbers if isinstance(number, int | float)):
+            raise ConfigurationError(f"{name}={value} must be {limit.value}.")
 
 
 class _Open:
@@ -37,12 +83,20 @@ class _Open:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part(_Open):
-    """Base of every part. Subclasses are frozen, keyword-only dataclasses; a single required field may come unnamed."""
+    """Base of every part. Subclasses are frozen, keyword-only dataclasses; a single required field may come unnamed.
+
+    ``class Mine(Part, limits={"rate": Limit.POSITIVE})`` has the range of a number checked when a part is made.
+    """
 
     registry: ClassVar[dict[str, type["Part"]]] = {}
+    _limits: ClassVar[Mapping[str, Limit]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __post_init__(self) -> None:
+        check_numbers(self._limits, vars(self))
+
+    def __init_subclass__(cls, *, limits: Mapping[str, Limit] = types.MappingProxyType({}), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._limits = {**cls._limits, **limits}
         Part.registry[cls.__name__] = cls
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from lightning_lm.cli.class_help import class_help, names_help
 from lightning_lm.cli.config.check import Checker, command_line_settings
 from lightning_lm.cli.config.class_paths import class_path
 from lightning_lm.cli.config.defaults import defaults_of_changes, fast_precision
-from lightning_lm.cli.config.explain import explain, is_a_users_mistake
+from lightning_lm.cli.config.explain import explain, is_a_users_mistake, with_place
 from lightning_lm.cli.config.list_items import change_items
 from lightning_lm.cli.config.overlays import expand_configs
 from lightning_lm.cli.config.signatures import Argument, arguments_of
 from lightning_lm.cli.run_folder import SaveConfig, newest_checkpoint, run_folder, sound_checkpoint
 from lightning_lm.cli.run_record import own_folder, recorded
 from lightning_lm.datamodules import TextDataModule
-from lightning_lm.errors import CheckpointError, LightningLMError, RunStopped, UsageError
+from lightning_lm.errors import CheckpointError, ConfigurationError, LightningLMError, RunStopped, UsageError
 from lightning_lm.modules import PretrainModule
 from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.signals import stop_signals
@@ -178,6 +178,8 @@ class CommandLine(LightningCLI):
     def _instantiate(self) -> None:
         try:
             super().instantiate_classes()
+        except ConfigurationError as error:
+            raise UsageError(with_place(str(error), self._layers)) from error
         except LightningLMError:
             raise
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
@@ -264,7 +266,8 @@ class CommandLine(LightningCLI):
 
 def _hush() -> None:
     """Drop what Lightning says at every start and a user can do nothing about."""
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")  # Lightning 2.6 with torch 2.13
+    for message in (r".*LeafSpec.*is deprecated", r"torch\.distributed\.nn\.functional\.all_gather is deprecated"):
+        warnings.filterwarnings("ignore", message=message)  # Lightning 2.6 with torch 2.13
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 

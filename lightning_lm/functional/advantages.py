@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.shapes import require_shape
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = [
     "Advantage",
@@ -44,7 +44,7 @@ class Advantage(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupAdvantage(Advantage):
+class GroupAdvantage(Advantage, limits={"eps": Limit.NON_NEGATIVE}):
     """Advantage of a completion over others of its prompt, in units of reward or of their standard deviation.
 
     Args:
@@ -70,7 +70,7 @@ class GroupAdvantage(Advantage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxRLAdvantage(Advantage):
+class MaxRLAdvantage(Advantage, limits={"eps": Limit.NON_NEGATIVE}):
     """Distance from the group's mean reward, divided by that mean: a rare success weighs more than a frequent one.
 
     For rewards of 0 and 1 the gradient follows the log of the success rate instead of the rate itself.

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_lm.functional.logprobs import masked_mean
 from lightning_lm.functional.shapes import require_shape
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = [
     "CISPO",
@@ -86,7 +86,10 @@ class PolicyGradient(PolicyLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedSurrogate(PolicyLoss):
+class ClippedSurrogate(
+    PolicyLoss,
+    limits={"clip_low": Limit.NON_NEGATIVE, "clip_high": Limit.NON_NEGATIVE, "dual_clip": Limit.POSITIVE},
+):
     """``-min(r A, clip(r, 1 - low, 1 + high) A)`` with ``r = pi / pi_old`` for each token.
 
     Args:
@@ -140,7 +143,7 @@ class GSPO(ClippedSurrogate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CISPO(PolicyLoss):
+class CISPO(PolicyLoss, limits={"clip_low": Limit.NON_NEGATIVE, "clip_high": Limit.NON_NEGATIVE}):
     """``-sg(clip(r)) A log pi``: clips the weight of a token, but never takes its gradient away.
 
     Args:
@@ -251,7 +254,7 @@ class SequenceMean(Reduction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConstantLength(Reduction):
+class ConstantLength(Reduction, limits={"max_tokens": Limit.COUNT}):
     """Sum of a completion's tokens over a constant, mean over completions: no length bias (Dr. GRPO).
 
     Args:
@@ -273,7 +276,7 @@ class ConstantLength(Reduction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLPenalty(Part):
+class KLPenalty(Part, limits={"coefficient": Limit.NON_NEGATIVE}):
     """A penalty on the divergence of the policy from a reference, ``KL(pi || pi_ref)``.
 
     Args:

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.shapes import require_shape
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = [
     "IPO",
@@ -97,7 +97,7 @@ class PreferenceLoss(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sigmoid(PreferenceLoss):
+class Sigmoid(PreferenceLoss, limits={"beta": Limit.POSITIVE, "label_smoothing": Limit.FRACTION}):
     """DPO, with the label smoothing of conservative DPO.
 
     ``-(1 - s) log sigmoid(beta * margin) - s log sigmoid(-beta * margin)``
@@ -123,7 +123,7 @@ class Sigmoid(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Robust(PreferenceLoss):
+class Robust(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
     """DPO that is unbiased when a known fraction of the pairs is labelled the wrong way round.
 
     Args:
@@ -138,6 +138,7 @@ class Robust(PreferenceLoss):
     flip_rate: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.flip_rate < 0.5:
             raise ConfigurationError(f"flip_rate={self.flip_rate} must be at least 0 and below 0.5.")
 
@@ -148,7 +149,7 @@ class Robust(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPO(PreferenceLoss):
+class IPO(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
     """Squared distance of the margin from ``1 / (2 beta)``, so that a certain preference does not push for ever.
 
     The log-ratios are means over tokens, as its authors have corrected it; sums would tie the target to the length.
@@ -168,7 +169,7 @@ class IPO(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hinge(PreferenceLoss):
+class Hinge(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
     """``max(0, 1 - beta * margin)``: the gradient vanishes once the margin is large enough.
 
     Args:
@@ -186,7 +187,7 @@ class Hinge(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NCA(PreferenceLoss):
+class NCA(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
     """Noise-contrastive alignment of pairs: raises the preferred completion's own likelihood, not only the margin.
 
     Args:
@@ -205,7 +206,7 @@ class NCA(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APOZero(PreferenceLoss):
+class APOZero(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
     """Anchored preference: raises the chosen completion, lowers the rejected one. For data better than the policy.
 
     Args:
@@ -224,7 +225,7 @@ class APOZero(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APODown(PreferenceLoss):
+class APODown(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
     """Anchored preference: lowers both completions, the rejected one more. For data worse than the policy.
 
     Args:
@@ -243,7 +244,7 @@ class APODown(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPO(PreferenceLoss):
+class SimPO(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
     """Log-probability per token as the reward, without a reference model, and a target margin.
 
     Args:
@@ -349,7 +350,7 @@ def bradley_terry_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTO(Part):
+class KTO(Part, limits=dict.fromkeys(("beta", "desirable_weight", "undesirable_weight"), Limit.POSITIVE)):
     """Kahneman-Tversky optimization: a loss on single completions, each desirable or not, without pairs.
 
     With the log-ratio ``r`` of a completion and the KL estimate ``z`` of its batch, the loss of a desirable completion
@@ -371,11 +372,6 @@ class KTO(Part):
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "desirable_weight", "undesirable_weight"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be above 0.")
 
     def __call__(
         self, logratios: Float[Tensor, " rows"], desirable: Bool[Tensor, " rows"], kl: Float[Tensor, ""]

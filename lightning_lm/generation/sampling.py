@@ -1,6 +1,7 @@
 """Sampling of the next token: the user's settings, and their effect on the rows of one batch."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,11 +61,12 @@ class Sampling(Part):
         for field in dataclasses.fields(self):
             if field.type is float:  # 0 and 1 are easily written where 0.0 and 1.0 are meant
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
-        _check(self.temperature >= 0, "temperature", self.temperature, "at least 0 (0 is greedy)")
+        _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "at least 0 (0 is greedy)")
         _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or null to keep all tokens")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (1 keeps all tokens)")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 (keeps all tokens) to 1")
-        _check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0 (1 is off)")
+        penalty = self.repetition_penalty
+        _check(0 < penalty < math.inf, "repetition_penalty", penalty, "above 0 (1 is off)")
         _check(self.seed is None or self.seed >= 0, "seed", self.seed, "at least 0, or null for a new one each time")
 
     @property

@@ -15,7 +15,7 @@ from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.init import residual_output
 from lightning_lm.models.norms import Norm
 from lightning_lm.models.positions import Rope
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["Attention", "Mixer", "SelfAttention"]
 
@@ -35,7 +35,16 @@ class Mixer(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(Mixer):
+class Attention(
+    Mixer,
+    limits={
+        "num_heads": Limit.COUNT,
+        "num_kv_heads": Limit.COUNT,
+        "head_dim": Limit.COUNT,
+        "softcap": Limit.POSITIVE,
+        "dropout": Limit.BELOW_ONE,
+    },
+):
     """Causal self-attention.
 
     Args:
@@ -69,6 +78,7 @@ class Attention(Mixer):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             raise ConfigurationError(
                 f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}. Use a divisor of it."

@@ -12,7 +12,7 @@ from lightning_lm.models.ffn import FFN, GLU
 from lightning_lm.models.init import Init, Normal
 from lightning_lm.models.norms import Norm, RMSNorm
 from lightning_lm.models.positions import Positions
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 if TYPE_CHECKING:
     from lightning_lm.models.transformer import Transformer
@@ -23,7 +23,7 @@ Residual = Literal["pre", "post", "sandwich", "reordered", "parallel"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(Part):
+class ModelConfig(Part, limits={"vocab_size": Limit.COUNT}):
     """Base of the models that a config can name.
 
     Args:
@@ -57,7 +57,10 @@ class Layer(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(ModelConfig):
+class TransformerConfig(
+    ModelConfig,
+    limits={"context_length": Limit.COUNT, "logit_softcap": Limit.POSITIVE, "dropout": Limit.BELOW_ONE},
+):
     """A decoder-only transformer. The defaults are Llama's.
 
     Args:
@@ -98,6 +101,7 @@ class TransformerConfig(ModelConfig):
     init: Init = Normal()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("d_model", "num_layers", "context_length"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} is too small; use at least 1.")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_lm.models.init import residual_output
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["ACTIVATIONS", "FFN", "GLU", "MLP", "Activation", "FeedForward", "GatedFeedForward"]
 
@@ -44,7 +44,7 @@ class FFN(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GLU(FFN):
+class GLU(FFN, limits={"hidden_size": Limit.COUNT}):
     """Gated feed-forward: one projection, activated, multiplies another.
 
     Args:
@@ -68,7 +68,7 @@ class GLU(FFN):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLP(FFN):
+class MLP(FFN, limits={"hidden_size": Limit.COUNT}):
     """Plain feed-forward: up, activation, down.
 
     Args:

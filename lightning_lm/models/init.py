@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lm.models.roles import Role, parameter_roles
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["DepthScaled", "FanIn", "Init", "Normal", "TruncatedNormal", "residual_output"]
 
@@ -60,7 +60,7 @@ class Init(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normal(Init):
+class Normal(Init, limits={"std": Limit.NON_NEGATIVE}):
     """The same normal distribution everywhere.
 
     Args:
@@ -78,7 +78,7 @@ class Normal(Init):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthScaled(Init):
+class DepthScaled(Init, limits={"std": Limit.NON_NEGATIVE}):
     """Normal, with what is added to the residual stream divided by ``sqrt(2 num_layers)``.
 
     The stream is a sum of two outputs per layer; this keeps its variance independent of the depth.
@@ -99,7 +99,7 @@ class DepthScaled(Init):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FanIn(Init):
+class FanIn(Init, limits={"gain": Limit.NON_NEGATIVE, "embedding_std": Limit.NON_NEGATIVE}):
     """Normal with variance ``gain^2 / inputs``, so that features keep their size from layer to layer.
 
     Args:
@@ -120,7 +120,10 @@ class FanIn(Init):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncatedNormal(Init):
+class TruncatedNormal(
+    Init,
+    limits={"std": Limit.NON_NEGATIVE, "embedding_std": Limit.NON_NEGATIVE, "cutoff": Limit.POSITIVE},
+):
     """Normal, cut off at a number of standard deviations.
 
     Args:

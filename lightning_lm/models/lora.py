@@ -14,7 +14,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.models.config import TransformerConfig
 from lightning_lm.models.roles import parameter_roles
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
 
 __all__ = [
@@ -42,7 +42,7 @@ class AdapterPart(Part, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapters(AdapterPart):
+class Adapters(AdapterPart, limits={"rank": Limit.COUNT, "alpha": Limit.POSITIVE, "dropout": Limit.BELOW_ONE}):
     """Low-rank adapters: each matched matrix becomes ``W + (alpha / rank) B A``, with ``B`` zero at first.
 
     Args:

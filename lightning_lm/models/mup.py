@@ -17,6 +17,7 @@ from lightning_lm.models.attention import Attention
 from lightning_lm.models.init import DepthScaled, Init, Normal, TruncatedNormal
 from lightning_lm.models.norms import Norm
 from lightning_lm.models.roles import Role, parameter_roles
+from lightning_lm.parts import Limit
 
 __all__ = ["MuP", "MuPAttention"]
 
@@ -88,7 +89,7 @@ class MuP(Init):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuPAttention(Attention):
+class MuPAttention(Attention, limits={"base_head_dim": Limit.COUNT}):
     """Attention whose scores are divided by the width of a head instead of its root: they stay finite in wide heads.
 
     Queries and keys that have been trained are no longer independent, so their product grows with the width itself.
@@ -106,6 +107,7 @@ class MuPAttention(Attention):
     base_head_dim: int = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         super().__post_init__()
         if self.scale is not None:
             raise ConfigurationError(f"MuPAttention finds its scale by itself; leave scale={self.scale} out.")

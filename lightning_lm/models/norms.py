@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_lm.functional.rms_norm import rms_norm
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["GainRMSNorm", "LayerNorm", "NoNorm", "Norm", "OffsetRMSNorm", "RMSNorm"]
 
@@ -22,7 +22,7 @@ class Norm(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMSNorm(Norm):
+class RMSNorm(Norm, limits={"eps": Limit.NON_NEGATIVE}):
     """Divide by the root mean square, then multiply by a learned gain.
 
     Args:
@@ -46,7 +46,7 @@ class RMSNorm(Norm):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerNorm(Norm):
+class LayerNorm(Norm, limits={"eps": Limit.NON_NEGATIVE}):
     """Subtract the mean, divide by the standard deviation, then multiply by a learned gain and add a bias.
 
     Args:

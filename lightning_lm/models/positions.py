@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.rope import llama3_frequencies, ntk_base, rope_frequencies, rope_table, yarn_frequencies
 from lightning_lm.models.roles import with_role
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = [
     "LearnedPositions",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class RopeScaling(Part):
+class RopeScaling(Part, limits={"factor": Limit.POSITIVE}):
     """Base of the ways to stretch rotary positions over a longer context.
 
     Args:
@@ -76,7 +76,14 @@ class NTKScaling(RopeScaling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Llama3Scaling(RopeScaling):
+class Llama3Scaling(
+    RopeScaling,
+    limits={
+        "low_freq_factor": Limit.POSITIVE,
+        "high_freq_factor": Limit.POSITIVE,
+        "original_context_length": Limit.COUNT,
+    },
+):
     """Slow only the planes that turn rarely, as Llama 3.1 does. See `functional.rope.llama3_frequencies`.
 
     Args:
@@ -103,7 +110,15 @@ class Llama3Scaling(RopeScaling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class YaRNScaling(RopeScaling):
+class YaRNScaling(
+    RopeScaling,
+    limits={
+        "original_context_length": Limit.COUNT,
+        "beta_fast": Limit.POSITIVE,
+        "beta_slow": Limit.POSITIVE,
+        "attention_factor": Limit.POSITIVE,
+    },
+):
     """Ramp from kept to interpolated planes, and sharpen attention. See `functional.rope.yarn_frequencies`.
 
     Args:
@@ -140,7 +155,7 @@ class YaRNScaling(RopeScaling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rope(Part):
+class Rope(Part, limits={"base": Limit.POSITIVE, "fraction": Limit.FRACTION}):
     """Rotary positions, a part of attention.
 
     Args:
@@ -232,7 +247,7 @@ class LearnedPositions(Positions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinusoidalPositions(Positions):
+class SinusoidalPositions(Positions, limits={"base": Limit.POSITIVE}):
     """Fixed sines and cosines of geometrically spaced wavelengths.
 
     Args:

@@ -21,7 +21,7 @@ from lightning_lm.modules.gradient_normalization import gradient_norm
 from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.token_losses import CrossEntropy, TokenLossPart, next_token_inputs, next_token_targets
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["GPipe", "OneForwardOneBackward", "PipelineModule", "PipelineSchedule"]
@@ -32,7 +32,7 @@ _MANUAL = "epoch_loop.manual_optimization.optim_step_progress"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PipelineSchedule(Part):
+class PipelineSchedule(Part, limits={"micro_batches": Limit.COUNT}):
     """Base of the orders in which stages work on micro-batches."""
 
     micro_batches: int = 4

@@ -14,14 +14,14 @@ from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.preference.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
 from lightning_lm.modules.reward_model import RewardModel
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.types import PairBatch
 
 __all__ = ["BradleyTerry", "RewardModule"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BradleyTerry(Part):
+class BradleyTerry(Part, limits={"center_coefficient": Limit.NON_NEGATIVE}):
     """Bradley-Terry loss of a pair: the negative log-probability that the chosen completion wins.
 
     Args:

@@ -17,6 +17,7 @@ from lightning_lm.models import ModelConfig, TransformersModel, attach_adapters,
 from lightning_lm.models.roles import with_role
 from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoint, saved_adapters, tokenizer_of_folder
 from lightning_lm.modules.reward_folder import PublishedRewardModel
+from lightning_lm.parts import Limit
 from lightning_lm.protocols import Tokenizer, is_language_model
 from lightning_lm.rewards import Reward
 from lightning_lm.storage import resolve_checkpoint
@@ -138,7 +139,7 @@ class ModelReward:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedReward(Reward):
+class LearnedReward(Reward, limits={"batch_size": Limit.COUNT}):
     """The reward model of a checkpoint; loaded when it is first asked.
 
     Args:

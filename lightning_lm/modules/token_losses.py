@@ -13,7 +13,7 @@ from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprob
 from lightning_lm.kernels import linear_cross_entropy, linear_logprob, measured_cross_entropy, output_layer
 from lightning_lm.models.own_model import accepted_inputs, whole_logits
 from lightning_lm.models.prefix_sharing import completion_hidden_states
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
 from lightning_lm.types import IGNORE_INDEX
 
@@ -51,7 +51,7 @@ class TokenLossPart(Part, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossEntropy(TokenLossPart):
+class CrossEntropy(TokenLossPart, limits={"z_loss": Limit.NON_NEGATIVE, "label_smoothing": Limit.BELOW_ONE}):
     """Cross-entropy of each next token."""
 
     z_loss: float = 0.0
@@ -108,7 +108,7 @@ def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | slice = slic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImitationLoss(Part):
+class ImitationLoss(Part, limits={"z_loss": Limit.NON_NEGATIVE, "label_smoothing": Limit.BELOW_ONE}):
     """Base of the losses of a token to imitate.
 
     Args:

@@ -10,12 +10,13 @@ from torch.optim import Optimizer
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.optim.combined import CombinedOptimizer
 from lightning_lm.optim.optimizers import AdamW, OptimizerPart, RoledParameter
+from lightning_lm.parts import Limit
 
 __all__ = ["MuPRates"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MuPRates(OptimizerPart):
+class MuPRates(OptimizerPart, limits={"width": Limit.COUNT}):
     """Any optimizer, with the learning rate of each role scaled by how much wider the model is than a small one.
 
     The optimizer defines the rule: AdamW divides that of matrices and of the head by the width and keeps that of
@@ -35,6 +36,7 @@ class MuPRates(OptimizerPart):
     """``d_model`` of this model; ``None`` to read it from the embedding or the head."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.base_width < 1:
             raise ConfigurationError(f"base_width={self.base_width} is too small; use the d_model of a small model.")
 

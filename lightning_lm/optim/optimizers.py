@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.optim.combined import CombinedOptimizer
 from lightning_lm.optim.muon import MuonOptimizer, MuonScaling
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["SGD", "AdamW", "Muon", "OptimizerPart", "RoledParameter"]
 
@@ -77,7 +77,15 @@ class OptimizerPart(Part, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamW(OptimizerPart):
+class AdamW(
+    OptimizerPart,
+    limits={
+        "lr": Limit.NON_NEGATIVE,
+        "betas": Limit.BELOW_ONE,
+        "eps": Limit.NON_NEGATIVE,
+        "weight_decay": Limit.NON_NEGATIVE,
+    },
+):
     """AdamW, fused where torch has it.
 
     Source:
@@ -115,7 +123,10 @@ class AdamW(OptimizerPart):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SGD(OptimizerPart):
+class SGD(
+    OptimizerPart,
+    limits={"lr": Limit.NON_NEGATIVE, "momentum": Limit.NON_NEGATIVE, "weight_decay": Limit.NON_NEGATIVE},
+):
     """Stochastic gradient descent with momentum."""
 
     lr: float = 0.1
@@ -143,7 +154,15 @@ class SGD(OptimizerPart):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Muon(OptimizerPart):
+class Muon(
+    OptimizerPart,
+    limits={
+        "lr": Limit.NON_NEGATIVE,
+        "momentum": Limit.BELOW_ONE,
+        "weight_decay": Limit.NON_NEGATIVE,
+        "steps": Limit.COUNT,
+    },
+):
     """Muon for the matrices, AdamW for everything else."""
 
     lr: float = 0.02

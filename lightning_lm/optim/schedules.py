@@ -12,14 +12,13 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_lm.errors import ConfigurationError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["WSD", "Constant", "Cosine", "InverseSquareRoot", "Linear", "Schedule", "ScheduledLR"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule(Part, abc.ABC):
+class Schedule(Part, abc.ABC, limits={"warmup": Limit.NON_NEGATIVE, "horizon_tokens": Limit.COUNT}):
     """Base of every schedule: linear warm-up, then a shape of its own.
 
     Positions, lengths and horizons are counted in optimizer steps, or in target tokens where `horizon_tokens` is set.
@@ -29,10 +28,6 @@ class Schedule(Part, abc.ABC):
     """Length of the linear warm-up; below one: a fraction of the horizon."""
     horizon_tokens: int | None = None
     """Length of the run in target tokens; default: the Trainer's number of optimizer steps."""
-
-    def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise ConfigurationError(f"warmup={self.warmup} is negative; give a length, or a fraction below one.")
 
     def multiplier(self, step: int, horizon: int) -> float:
         """Return the factor on the peak learning rate of the update that follows `step` finished ones.
@@ -71,7 +66,7 @@ class Constant(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InverseSquareRoot(Constant):
+class InverseSquareRoot(Constant, limits={"timescale": Limit.COUNT}):
     """Falls with the root of the position, without an end.
 
     Source:
@@ -87,7 +82,7 @@ class InverseSquareRoot(Constant):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine(Schedule):
+class Cosine(Schedule, limits={"final": Limit.NON_NEGATIVE}):
     """Half a cosine from the peak to `final`.
 
     Source:
@@ -103,7 +98,7 @@ class Cosine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear(Schedule):
+class Linear(Schedule, limits={"final": Limit.NON_NEGATIVE}):
     """A straight line from the peak to `final`."""
 
     final: float = 0.0
@@ -115,7 +110,7 @@ class Linear(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WSD(Schedule):
+class WSD(Schedule, limits={"decay": Limit.NON_NEGATIVE, "final": Limit.NON_NEGATIVE}):
     """Warm up, stay at the peak, decay in a straight line at the end.
 
     Any checkpoint of the stable part can be continued, or cooled down by a shorter horizon.

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["NonFinite", "SkipRule", "Spike"]
 
@@ -57,7 +57,15 @@ class NonFinite(SkipRule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spike(NonFinite):
+class Spike(
+    NonFinite,
+    limits={
+        "deviations": Limit.POSITIVE,
+        "min_factor": Limit.POSITIVE,
+        "window": Limit.COUNT,
+        "warmup": Limit.NON_NEGATIVE,
+    },
+):
     """Also skips steps whose gradient norm is far above its recent values.
 
     The logarithm of the norm is compared with its running mean and standard deviation, because norms vary by factors.

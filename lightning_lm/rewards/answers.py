@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from lightning_lm.errors import ConfigurationError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.rewards.answer_workers import compare_in_worker
 from lightning_lm.rewards.comparison import quick_verdict
 from lightning_lm.rewards.extractors import AfterHashes, AnswerExtractor, AnswerPhrase, Boxed, LastNumber, OptionLetter
@@ -63,7 +62,7 @@ class ExactAnswer(Reward):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MathAnswer(Reward):
+class MathAnswer(Reward, limits={"time_s": Limit.POSITIVE, "workers": Limit.COUNT}):
     """1 if the completion's final answer has the value of the sample's answer, else 0.
 
     Numbers and words are compared at once. Expressions, sets, equations and matrices are compared with sympy, and with
@@ -88,10 +87,6 @@ class MathAnswer(Reward):
     workers: int = 2
 
     limits_itself: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.time_s > 0 or self.workers < 1:
-            raise ConfigurationError(f"time_s={self.time_s} must be above 0, and workers={self.workers} at least 1.")
 
     @override
     def __call__(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from typing_extensions import override
 
 from lightning_lm.errors import DataError
+from lightning_lm.parts import Limit
 from lightning_lm.rewards.answers import Reward
 from lightning_lm.rewards.replay import can_replay, recording_program, scoring_program
 from lightning_lm.rewards.sandbox import Sandbox
@@ -98,7 +99,7 @@ def source_of_tests(tests: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeTests(Reward):
+class CodeTests(Reward, limits={"workers": Limit.COUNT}):
     """1 where the completion's Python code passes the sample's tests, else 0.
 
     The tests are Python code, such as ``assert add(1, 2) == 3``, or a list of it. They are judged in a process of their
@@ -145,7 +146,7 @@ class CodeTests(Reward):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeOutput(Reward):
+class CodeOutput(Reward, limits={"workers": Limit.COUNT}):
     """The share of the sample's cases for which the completion's program prints what it should.
 
     Each case is a mapping with ``input`` (given on standard input) and ``output`` (compared without blanks at the end

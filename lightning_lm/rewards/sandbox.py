@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["Sandbox", "SandboxResult"]
 
@@ -57,7 +57,7 @@ class SandboxResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sandbox(Part):
+class Sandbox(Part, limits={"time_s": Limit.POSITIVE, "memory_mb": Limit.COUNT}):
     """Limits of a program that nobody has read.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from lightning_lm.errors import ConfigurationError, LightningLMError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.rewards.calling import ReturnedValueError, call_reward, reward_name
 
 __all__ = ["RewardError", "RewardFailure", "RewardTable", "Scoring", "check_weights", "reward_name", "score"]
@@ -64,7 +64,7 @@ class RewardTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(Part):
+class Scoring(Part, limits={"timeout_s": Limit.POSITIVE}):
     """Way of calling rewards.
 
     Args:

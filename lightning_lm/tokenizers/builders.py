@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_lm.errors import CheckpointError, TokenizerError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.tokenizers.base import END_OF_TEXT, MARKER, BaseTokenizer
 from lightning_lm.tokenizers.bpe import BPETokenizer
 from lightning_lm.tokenizers.loading import load_tokenizer
@@ -79,7 +79,7 @@ class TrainedTokenizerPart(TokenizerPart):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainBPE(TrainedTokenizerPart):
+class TrainBPE(TrainedTokenizerPart, limits={"vocab_size": Limit.COUNT, "num_workers": Limit.COUNT}):
     """Train byte-level byte-pair encoding; see `BPETokenizer.train`.
 
     Args:
@@ -106,7 +106,7 @@ class TrainBPE(TrainedTokenizerPart):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSentencePiece(TrainedTokenizerPart):
+class TrainSentencePiece(TrainedTokenizerPart, limits={"vocab_size": Limit.COUNT}):
     """Train a SentencePiece model with byte fallback; see `SentencePieceTokenizer.train`.
 
     Args:
@@ -142,7 +142,7 @@ class TrainCharacters(TrainedTokenizerPart):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainWords(TrainedTokenizerPart):
+class TrainWords(TrainedTokenizerPart, limits={"vocab_size": Limit.COUNT}):
     """Take the most frequent words of the training documents; see `WordTokenizer.train`.
 
     Args:

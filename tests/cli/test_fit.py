@@ -86,6 +86,8 @@ def test_a_mistake_is_the_first_thing_that_is_printed(tiny, capsys, words, first
 
 
 REFUSED = [
+    (["--model.optimizer.lr=-1"], "lr=-1.0 must be at least 0.\n  Written in the command line."),
+    (["--model.optimizer", "AdamW", "--model.optimizer.betas", "[0.9, 2]"], "betas=(0.9, 2.0) must be at least 0 and"),
     (["--data.batch_size=0"], "batch_size must be at least 1, got 0."),
     (["--trainer.accelerator=gpu"], "No supported gpu backend found!"),
     (["--trainer.strategy=nonsense"], "You selected an invalid strategy name"),

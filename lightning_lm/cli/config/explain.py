@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_lm.cli.config.overlays import Place, Setting
 
-__all__ = ["explain", "is_a_users_mistake"]
+__all__ = ["explain", "is_a_users_mistake", "with_place"]
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":')
 _OPTION = re.compile(r"Option '(?P<key>[^']+)' is not accepted")
@@ -36,10 +36,23 @@ def explain(message: str, layers: Sequence[Setting]) -> str:
     lines = [f"{path}: {reason}" if path else reason]
     place = _place(layers, path.split("."))
     if place is None:  # what a constructor refuses comes without the key, but begins with the argument's name
-        place = _place_of_name(layers, reason.split(maxsplit=1)[0].strip("`'\":"))
+        named = re.match(r"\W*(\w+)", reason)
+        place = _place_of_name(layers, named[1]) if named else None
     if place is not None:
         lines.append(f"  Written in {place}.")
     return "\n".join(lines)
+
+
+def with_place(message: str, layers: Sequence[Setting]) -> str:
+    """Return the message of a constructor, such as ``lr=-1 must be at least 0``, with the place of that setting.
+
+    Args:
+        message: Error message that may begin with the name of an argument.
+        layers: The overlays and the command line, in the order in which they apply.
+    """
+    named = re.match(r"(\w+)(=| must )", message)
+    place = _place_of_name(layers, named[1]) if named else None
+    return message if place is None else f"{message}\n  Written in {place}."
 
 
 def is_a_users_mistake(error: BaseException) -> bool:

@@ -11,14 +11,22 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.roles import parameter_roles, with_role
 from lightning_lm.modules.token_losses import next_token_inputs, target_mask
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
 
 __all__ = ["Critic", "KLReward", "ValueModel"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Critic(Part):
+class Critic(
+    Part,
+    limits={
+        "clip": Limit.POSITIVE,
+        "coefficient": Limit.NON_NEGATIVE,
+        "lr_scale": Limit.POSITIVE,
+        "warmup": Limit.NON_NEGATIVE,
+    },
+):
     """Training of the critic, and its use of rewards.
 
     Args:
@@ -38,12 +46,13 @@ class Critic(Part):
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
             raise ConfigurationError(f"gamma={self.gamma} and lam={self.lam} must be from 0 to 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLReward(Part):
+class KLReward(Part, limits={"coefficient": Limit.NON_NEGATIVE, "target": Limit.POSITIVE, "horizon": Limit.COUNT}):
     """Per-token KL penalty towards the policy at the start, subtracted from the reward.
 
     Args:
