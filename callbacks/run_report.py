@@ -16,7 +16,9 @@ from rich.text import Text
 from lightning_lm.callbacks.formatting import number
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.prompts import sample_prompts
+from lightning_lm.data import Plain
 from lightning_lm.modules import LMModule, RewardModule
+from lightning_lm.modules.checkpoint import with_trained_template
 
 __all__ = ["Left", "RunReport", "commands", "left_by"]
 
@@ -69,7 +71,8 @@ class RunReport(LeanHooks, Callback):
             console.print(results)
         left = left_by(trainer)
         lines = [f"Checkpoint: {left.checkpoint or 'none was written'}", f"Logs: {left.logs or 'none were written'}"]
-        further = commands(trainer, left, self._prompt_for(trainer, pl_module))
+        chat = _writes_chats(trainer)
+        further = commands(trainer, left, self._prompt_for(trainer, pl_module, chat), chat=chat)
         lines += ["What to type next:", *(f"  {command}" for command in further)] if further else []
         console.print(Text("\n".join(lines)), soft_wrap=True)  # unbroken lines, to be copied
 
@@ -88,14 +91,24 @@ class RunReport(LeanHooks, Callback):
         table.title, table.title_justify, table.title_style = f"Results at step {trainer.global_step:,}", "left", "bold"
         return table
 
-    def _prompt_for(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        """Return the prompt of the ``generate`` command; ``None`` if the checkpoint does not generate."""
+    def _prompt_for(self, trainer: Trainer, pl_module: LightningModule, chat: bool) -> str | None:
+        """Return one line for the ``generate`` command; ``None`` if the checkpoint does not generate."""
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         if not isinstance(pl_module, LMModule) or isinstance(pl_module, RewardModule) or not hasattr(tokenizer, "save"):
             return None
         if self._prompt is not None:
             return self._prompt
-        return sample_prompts(trainer, tokenizer, count=1)[0].text
+        text = "Hi" if chat else sample_prompts(trainer, tokenizer, count=1)[0].text
+        return next((line for line in text.splitlines() if line.strip()), "")
+
+
+def _writes_chats(trainer: Trainer) -> bool:
+    """Return whether the checkpoint has the chat template of the training data, so that ``generate --chat`` works."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    tokenizer = getattr(datamodule, "tokenizer", None)
+    if isinstance(getattr(datamodule, "template", Plain()), Plain):
+        return False
+    return getattr(with_trained_template(tokenizer, datamodule), "chat_template", None) is not None
 
 
 class Left(NamedTuple):
@@ -126,13 +139,14 @@ def left_by(trainer: Trainer) -> Left:
     )
 
 
-def commands(trainer: Trainer, left: Left, prompt: str | None) -> list[str]:
+def commands(trainer: Trainer, left: Left, prompt: str | None, *, chat: bool = False) -> list[str]:
     """Return the commands that generate from the checkpoint, once it is one file, train on, and show the curves.
 
     Args:
         trainer: The Trainer of the run.
         left: Files of the run.
         prompt: Text to generate from; ``None`` if the checkpoint does not generate.
+        chat: The prompt is a user's turn of a conversation.
     """
     lines = []
     if left.checkpoint is not None:
@@ -142,7 +156,7 @@ def commands(trainer: Trainer, left: Left, prompt: str | None) -> list[str]:
             whole = shlex.quote(f"{left.checkpoint.removesuffix('.ckpt')}.whole.ckpt")
             lines.append(f"lightning-lm consolidate {path} --output {whole}")
         if prompt is not None:
-            lines.append(f"lightning-lm generate --checkpoint {whole} --prompt {shlex.quote(prompt)}")
+            lines.append(f"lightning-lm generate --checkpoint {whole} {'--chat ' * chat}--prompt {shlex.quote(prompt)}")
         if left.config is None:
             data = "datamodule=datamodule" if trainer.datamodule is not None else "train_dataloader"  # type: ignore[attr-defined]
             lines.append(f"Trainer({_further(trainer)}).fit(module, {data}, ckpt_path={left.checkpoint!r})")

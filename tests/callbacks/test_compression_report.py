@@ -4,6 +4,7 @@ import gzip
 import io
 import lzma
 import math
+import shlex
 from collections import Counter
 
 import numpy as np
@@ -18,6 +19,12 @@ from rich.console import Console
 
 from lightning_lm.callbacks import CompressionReport, Perplexity, RunReport
 from lightning_lm.callbacks.run_report import Left, commands
+from lightning_lm.cli import main
+from lightning_lm.data import ChatML, Plain, SupervisedRows
+from lightning_lm.datamodules import ChatDataModule, Loading
+from lightning_lm.models import Attention, Layer, TransformerConfig
+from lightning_lm.modules import SFTModule
+from lightning_lm.tokenizers import BPETokenizer
 
 TEXTS = ["one sentence, and one more: é", "", "a second document " * 20]
 
@@ -152,3 +159,26 @@ def test_without_yaml_python_says_how_to_go_on(foreign_module, data, trainer_wit
     save = ModelCheckpoint(tmp_path, save_last=True)
     trainer_with(CompressionReport(), save, enable_checkpointing=True, max_epochs=3).fit(foreign_module(), data)
     assert "Trainer(max_epochs=6).fit(module, datamodule=datamodule, ckpt_path=" in console.file.getvalue()
+
+
+def chat_data(template, records, cache):
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tokenizer = BPETokenizer.train(["hello you"], 300, special_tokens=special, num_workers=1)
+    rows, loading = SupervisedRows(context_length=64), Loading(cache_dir=str(cache), show_progress=False)
+    return ChatDataModule(
+        records, records[:1], tokenizer=tokenizer, template=template, rows=rows, batch_size=2, loading=loading
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "options"), [(ChatML(), "--chat --prompt Hi"), (Plain(), "--prompt 'first line'")]
+)
+def test_a_run_on_chats_ends_with_a_conversation(template, options, trainer_with, console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = chat_data(template, [{"prompt": "first line\nsecond line\n", "completion": "you"}] * 2, tmp_path / "cache")
+    config = TransformerConfig(d_model=16, num_layers=1, layers=Layer(mixer=Attention(num_heads=2)), context_length=64)
+    save = ModelCheckpoint(tmp_path, save_last=True)
+    trainer_with(RunReport(), save, enable_checkpointing=True, max_steps=1).fit(SFTModule(config), data)
+    assert f"\n  lightning-lm generate --checkpoint last.ckpt {options}\n" in console.file.getvalue()
+    words = ["generate", "--checkpoint", "last.ckpt", *shlex.split(options), "--max-new-tokens", "2"]
+    assert main(words) == 0
