@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.storage import record_run, replacing
@@ -93,7 +94,16 @@ class SaveConfig(SaveConfigCallback):
     A run that goes on with other settings keeps the earlier ones as ``config.1.yaml``, ``config.2.yaml``, ...;
     Lightning's own callback refuses to start there. A file that no run wrote stays as it is, and a run without a
     logger, which has no folder of its own, writes nothing.
+
+    Args:
+        parser: Parser of the verb.
+        config: Configuration, as parsed.
+        text: The whole configuration as YAML.
     """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *, text: str) -> None:
+        super().__init__(parser, config)
+        self._text = text
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file on the first rank when training starts, and note that it has started."""
@@ -102,11 +112,8 @@ class SaveConfig(SaveConfigCallback):
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         record_run(Path(folder), "running", process=os.getpid(), host=socket.gethostname())
-        text = self.parser.dump(self.config, skip_unset=False)
-        _write(
-            Path(folder) / self.config_filename,
-            text if text.startswith("#") else f"{_HEADER}{version('lightning')}\n{text}",
-        )
+        header = "" if self._text.startswith("#") else f"{_HEADER}{version('lightning')}\n"
+        _write(Path(folder) / self.config_filename, header + self._text)
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+import yaml
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -145,10 +146,17 @@ class CommandLine(LightningCLI):
         parser.set_defaults({key: {"class_path": class_path(cls)} for key, cls in _DEFAULTS.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the expanded command line, and report a mistake in one block that starts with the mistake."""
+        """Parse the expanded command line, and report a mistake in one block that starts with the mistake.
+
+        The verb's own parser reads it: through the parser of all verbs, which prints, every value is checked once more.
+        """
         assert isinstance(args, list)
+        verb, *words = args
+        prints = any(word.startswith("--print_config") for word in words)
         try:
-            self.config = parser.parse_args(args)
+            if prints:
+                parser.parse_args(args)
+            self.config = Namespace({"subcommand": verb, verb: self._parser(verb).parse_args(words)})
         except ArgumentError as error:
             raise UsageError(explain(str(error), self._layers)) from error
         # LightningCLI would read the file here, without our checks, and put what it was trained with over the YAML.
@@ -171,8 +179,11 @@ class CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build Trainer, model and data; a value that a constructor refuses is reported with its place."""
-        trainer = self.config[self.subcommand]["trainer"]
-        with own_folder(trainer, str(self.subcommand)):
+        config = self.config[self.subcommand]
+        # Written out once, for the folder of the run and as what the model was built from.
+        text = self._parser(self.subcommand).dump(config, skip_unset=False)
+        self.config_dump, self.save_config_kwargs["text"] = yaml.safe_load(text), text
+        with own_folder(config["trainer"], str(self.subcommand)):
             self._instantiate()
 
     def _instantiate(self) -> None:
