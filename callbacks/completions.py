@@ -30,13 +30,12 @@ class Completions(LeanHooks, Callback):
     """Show prompts, completions, rewards and advantages of the newest rollout, in the console and in TensorBoard.
 
     The groups with the widest spread of rewards are shown: they carry the learning signal. Of each, the completions
-    with the highest and the lowest rewards.
+    with the highest and lowest rewards.
 
     Args:
-        every_n_steps: Optimizer steps between two tables; left out, one comes with each logging interval of the
-            Trainer.
-        prompts: Groups to show.
-        answers: Completions of each.
+        every_n_steps: Optimizer steps between two tables; by default the Trainer's logging interval.
+        prompts: Number of groups to show.
+        answers: Number of completions of each group.
 
     Raises:
         ConfigurationError: If a number is below 1, or the module makes no rollouts.

@@ -28,19 +28,19 @@ _BAR_CELLS = 30
 
 
 class CompressionReport(RunReport):
-    """Set the model's validation bits per byte beside what everyone knows, and say what to type next.
+    """Compare the model's validation bits per byte with gzip, xz and a unigram model, and print the next commands.
 
-    A language model is a compressor, so its loss in bits per byte is the size to which it would compress the
-    validation text. It stands beside ``gzip -9`` and ``xz -9`` of the same text, concatenated, and beside a unigram
-    model: what its tokens cost to someone who knows how often each occurs in the training text (in the validation text,
-    where the datamodule has no ``train_token_counts()``), and nothing of their order. The values also go to the loggers
+    A language model is a compressor: its loss in bits per byte is the size to which it would compress the validation
+    text. It is compared with ``gzip -9`` and ``xz -9`` of the same text, concatenated, and with a unigram model, the
+    entropy of its tokens under their frequencies in the training text (in the validation text if the datamodule has no
+    ``train_token_counts()``). The values also go to the loggers
     (``report/gzip_bits_per_byte``, ...).
 
     It needs `Perplexity` for the model's own value and a datamodule with ``validation_texts()``; without texts the
     results are those of `RunReport`, as checkpoint, logs and commands are, and the validation after the last step.
 
     Args:
-        max_bytes: Compress no more than this beginning of the validation text; xz takes about a second per megabyte.
+        max_bytes: Longest prefix of the validation text to compress; xz takes about a second per megabyte.
         prompt: Prompt of the ``generate`` command that is shown; by default one from the validation data.
 
     Example:

@@ -28,7 +28,7 @@ class EMA(LeanHooks, Callback):
     ``Trainer.test`` of such a checkpoint measure the average again.
 
     Args:
-        decay: Fraction of the average that is kept at a step.
+        decay: Weight of the old average at each step. Unitless.
         swap_for_validation: Validate the average instead of the weights.
         warmup: Average over fewer steps at first, so that the initial weights do not outweigh the trained ones in a
             run shorter than ``1 / (1 - decay)`` steps: the decay of step ``n`` is at most ``(1 + n) / (10 + n)``, or
@@ -67,7 +67,7 @@ class EMA(LeanHooks, Callback):
         self._num_averaged = state_dict["num_averaged"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run; a Trainer that goes on gets its weights back first."""
+        """Forget an earlier run; a Trainer that resumes gets its weights back first."""
         if stage != "fit":
             return
         if trainer.global_step:

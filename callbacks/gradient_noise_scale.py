@@ -22,16 +22,16 @@ class GradientNoiseScale(LeanHooks, Callback):
     """Log ``noise/batch_size``: batches far below it waste steps, batches far above it waste examples.
 
     The first micro-batch of a step is a small batch inside a large one, and both norms can be read without a copy of
-    any gradient. So the trainer must accumulate at least two micro-batches, or several ranks must each have one: then
-    what a rank computes is measured before it is averaged with the others'. Two estimates are averaged over steps,
+    any gradient. So the trainer must accumulate at least two micro-batches, or there must be several ranks: then each
+    rank's gradient is measured before it is averaged with the others'. Two estimates are averaged over steps,
     ``noise/signal`` (squared norm of the true gradient) and ``noise/trace`` (of the covariance of one example), and
-    then divided: averaging ratios would overestimate by a factor of 1.3 to 4. All are in the unit of the gradients as
-    they are accumulated; their ratio has none of that. The batch size is in tokens where batches hold ``input_ids``,
-    else in rows. Each of several ranks takes its own micro-batch for the small batch, so it must hold whole gradients:
-    use ``ddp`` or ``zero1``.
+    then divided: averaging ratios would overestimate by a factor of 1.3 to 4. Both have the unit of the accumulated
+    gradients squared, which cancels in the ratio. The batch size is in tokens if batches have ``input_ids``, else in
+    rows. On several ranks each rank's micro-batch is the small batch, so it must have whole gradients: use ``ddp`` or
+    ``zero1``.
 
     Args:
-        memory: Share of the averages that is left after a step; 0.99 looks back over some hundred steps.
+        memory: Decay of the averages at each step; 0.99 averages over about a hundred steps. Unitless.
 
     Example:
         >>> from lightning.pytorch import Trainer

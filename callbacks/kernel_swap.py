@@ -17,24 +17,25 @@ _IDLE = "its method was not called; the model computes this elsewhere, or skippe
 
 
 class KernelSwap(Callback):
-    """Runs the layers of any model by fused kernels: norms, feed-forward layers, rotations and causal attention.
+    """Swaps layers of any model for fused kernels: norms, feed-forward layers, RoPE and causal attention.
 
-    Layers are known by their parts, whether they are this package's, of ``transformers`` or a user's own. Each is tried
-    on random numbers, forward and backward, against its own method and against float64, and left alone if the kernel
-    computes something else; a table says which, and why not. Only methods of instances are exchanged, when the module
-    has built its model and before a strategy wraps it, and put back at the end: parameters, names and classes stay
-    as they are. Without a GPU or without Triton the same operations run in torch, and the table says so.
+    Layers are recognised by their parts, whether they are from this package, from ``transformers`` or a user's own.
+    Before a layer is swapped, the kernel's output and gradients are checked against the layer itself and a float64
+    reference on random inputs. Layers without a matching kernel stay as they are; a table lists both, with reasons.
+    Only the forward methods of instances are replaced, after the module has built its model and before a strategy
+    wraps it, and restored at the end: parameters, names and classes stay as they are. Without a GPU or Triton the same
+    operations run in torch, as the table shows.
 
-    A kernel that passed its trial may still meet calls that it does not compute, such as attention with a mask: these
-    go to the layer's own method. After the first training batch, or the first of a validation or test without
+    A swapped layer may still be called in a way that its kernel does not support, such as attention with a mask: such
+    calls run the layer's own method. After the first training batch, or the first of a validation or test without
     training, the callback reports whether all kernels ran, and warns about layers that fell back or were not called.
 
     Under ``bf16-mixed`` a norm returns the type of its input, also where ``transformers`` would return float32 for a
     layer that rounds it at once.
 
     Args:
-        include: Patterns of paths of layers to exchange, such as ``model.layers.*.mlp``.
-        exclude: Patterns of paths to leave alone.
+        include: Patterns of paths of layers to swap, such as ``model.layers.*.mlp``.
+        exclude: Patterns of paths of layers to leave as they are.
 
     Example:
         >>> from lightning.pytorch import Trainer

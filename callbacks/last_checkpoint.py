@@ -20,13 +20,13 @@ class LastCheckpoint(LeanHooks, ModelCheckpoint):
     """Keep ``last.ckpt`` of every n-th step and of the last one.
 
     Lightning's callback with ``save_last=True`` saves every n steps but not at the end, unless n divides the number of
-    steps. ``fit --ckpt_path last`` goes on from this file. SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save it as well: the
+    steps. ``fit --ckpt_path last`` resumes from this file. SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save it as well: the
     step ends, and then the process, with status 128 + the signal's number (see `SignalStop`). Weights that are not
     finite end the run instead of taking its place.
 
     Args:
         every_n_train_steps: Optimizer steps between saves.
-        dirpath: Folder of the file; that of the logger when left out.
+        dirpath: Folder of the file; by default that of the logger.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -39,14 +39,14 @@ __all__ = [
 class LoRA(Callback):
     """Trains low-rank adapters in place of a model's weights.
 
-    They are put on as soon as the module has built its model, before the optimizer is made, so that it only gets them.
-    Checkpoints hold weights and adapters, resume as always, and open wherever a checkpoint does, merged where a run
-    starts from one. `merge_adapters` returns the merged model of a module in memory, ready to be exported.
-    With ``reference=AdapterReference()`` the model
-    without its adapters is what preference optimization compares with.
+    Adapters are added as soon as the module has built its model, before the optimizer is made, so that it gets only
+    theirs. Checkpoints have weights and adapters, resume as usual, and load wherever a checkpoint does; a run that
+    starts from one merges the adapters. `merge_adapters` returns the merged model of a module in memory, ready to be
+    exported. With ``reference=AdapterReference()`` the model without adapters is the reference of preference
+    optimization.
 
     Args:
-        adapters: Matrices to adapt, and the rank of the adapters.
+        adapters: Adapters to add: their targets, rank and scale.
         attribute: Name of the module's attribute that is the model.
 
     Example:
@@ -103,7 +103,7 @@ def _require_new_rows(module: LightningModule, model: nn.Module) -> None:
 
 
 def has_adapters(path: Path | str) -> bool:
-    """Tell whether a checkpoint has adapters of ``peft``; its weights are not read.
+    """Return whether a checkpoint has adapters of ``peft``; its weights are not read.
 
     Args:
         path: A ``.ckpt`` that Lightning wrote.

@@ -19,19 +19,19 @@ _DEVIATION_PER_MAD = 1.4826  # of a normal distribution
 
 
 class LossSpike(LeanHooks, Callback):
-    """Compare each logged training loss with the last ones, and say when it lies far above them.
+    """Warn when a logged training loss is far above the recent ones.
 
     The comparison is with the median, in units of the median absolute deviation, so that one spike does not hide the
-    next. ``train/loss_spikes`` counts them. It looks only when the loggers do, at the mean loss since the last
-    time; in between nothing waits for a device, and ranks do not talk.
+    next. ``train/loss_spikes`` counts them. It runs at logging intervals, on the mean loss since the last
+    one, without device synchronisation or communication in between.
 
-    Lightning's ``SpikeDetection`` looks at every step, which costs two collective calls and a synchronisation each,
-    always ends the run, and in 2.6 cannot be resumed. To leave out single bad steps, give an `LMModule` a skip rule.
+    Lightning's ``SpikeDetection`` runs at every step, with two collectives and a synchronisation each, always ends the
+    run, and in 2.6 cannot be resumed. To skip single bad steps, give an `LMModule` a skip rule.
 
     Args:
         deviations: Distance of a spike from the median, in standard deviations.
-        min_rise: The least distance from the median that is a spike, in nats.
-        window: Logged losses that are compared with.
+        min_rise: Smallest distance of a spike from the median, nats.
+        window: Number of recent logged losses to compare with.
         stop: End the run at a spike.
 
     Example:

@@ -40,15 +40,15 @@ _ADVICE = {
 
 
 class MemoryReport(LeanHooks, Callback):
-    """Print what parameters, gradients, optimizer states and activations take on a rank; refuse what cannot fit.
+    """Print the memory of parameters, gradients, optimizer states and activations; refuse runs that cannot fit.
 
-    Before the first step the numbers are predicted, the first three exactly: they follow from the parameters as the
-    strategy has laid them out, the optimizer and the strategy. Activations are an estimate for a micro-batch of the
-    datamodule, and gathered shards, communication and the device's own needs are not in it. After the first step all
-    four are counted from the tensors that are there, which is what the table shows beside the prediction.
+    Before the first step the sizes are predicted, the first three exactly, from the parameters as the strategy has
+    sharded them and the optimizer. Activations are an estimate for a micro-batch of the datamodule, without gathered
+    shards, communication buffers and the device's own overhead. After the first step all four are measured from the
+    tensors in memory, and the table shows both.
 
     Args:
-        capacity_gib: Memory of a device, in GiB; by default the device is asked (a CPU's memory is shared by the
+        capacity_gib: Memory of a device, in GiB; by default that of the hardware (a CPU's memory is divided by the
             ranks of a machine).
         refuse: Raise an error before the first step if the run cannot fit.
 

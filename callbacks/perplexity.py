@@ -54,15 +54,15 @@ class _Totals(NamedTuple):
 class Perplexity(LeanHooks, Callback):
     """Log ``val/loss`` (nats per token), ``val/perplexity`` and ``val/bits_per_byte``, exact over ranks and batches.
 
-    Lightning averages the averages of batches, which is wrong as soon as batches hold different numbers of targets.
-    Here float64 sums of nats and int64 counts are kept, and added over ranks once, at the end of the evaluation: ranks
-    may have different numbers of batches, and a row whose labels are all ignored weighs nothing.
+    Lightning averages the averages of batches, which is wrong if batches have different numbers of targets. Here
+    float64 sums of nats and int64 counts are accumulated, and reduced over ranks once, at the end of the evaluation:
+    ranks may have different numbers of batches, and a row whose labels are all ignored weighs nothing.
 
-    A batch's sums are taken from the first of these that is there, so no forward pass is made twice:
+    A batch's sums come from the first of these that is available, so no forward pass is made twice:
     ``nll_sum`` and ``num_tokens`` in what ``validation_step`` returned (a mapping or an object); ``logits`` in it, or a
     tensor [batch, seq, vocab] itself; ``module.evaluate_batch(batch)``; and last ``module(batch["input_ids"])``.
     Several validation loaders are logged one by one as well, with Lightning's suffix ``/dataloader_idx_0``.
-    ``Trainer.test`` gives ``test/...``. If not one token is a target nothing is logged. In a fit, batches without
+    ``Trainer.test`` gives ``test/...``. Without a target token nothing is logged. In a fit, batches without
     tokens and modules without logits are reported once, and nothing is measured.
 
     Args:

@@ -22,7 +22,7 @@ _ROLE_STEPS = 2
 
 
 class Profile(LeanHooks, Callback):
-    """Times forward, backward and optimizer step, then prints where the time goes and how near that is to the floor.
+    """Times forward, backward and optimizer step, then prints where the time goes and how close it is to the roofline.
 
     It works in the first batches of a run: after a warm-up it times whole phases, waiting for the device at their ends;
     then, for two batches, every module (compiled ones run as they are written); then it records a trace of one batch.
@@ -31,18 +31,19 @@ class Profile(LeanHooks, Callback):
     Written to the folder: ``trace.json`` for ui.perfetto.dev or chrome://tracing, in which the phases have their names,
     and on CUDA ``memory.pickle`` for pytorch.org/memory_viz.
 
-    The phases add up to the time of a batch: with accumulation the optimizer's is divided among its batches, and what
-    passes between the end of one batch and the start of the next (data, other callbacks) is a phase of its own. The
-    modules add up to forward and backward. What no module of a known kind does is the last of their rows: the loss, and
-    the head's product where the loss takes hidden states; such a loss makes its gradients in its forward pass.
+    The phases add up to the time of a batch: with accumulation the optimizer's is divided over its batches, and the
+    time between the end of one batch and the start of the next (data, other callbacks) is a phase of its own. The
+    modules add up to forward and backward. The last of their rows is everything outside modules of a known kind: the
+    loss, and the output projection if the loss takes hidden states; such a loss computes its gradients in its forward
+    pass.
 
-    The floor of a role is the larger of its products at the speed of a large product and its operands at the speed of a
-    large copy, both measured here; a backward pass counts as two forward ones. A role without one has work that is not
-    counted, such as the scores of attention.
+    The floor of a role is its roofline time: the larger of its matmul FLOPs at this device's measured matmul throughput
+    and its operand bytes at the measured copy throughput; a backward pass counts as two forward ones. Roles with work
+    that is not counted, such as attention scores, have none.
 
     Args:
-        warmup: Batches before anything is timed.
-        steps: Batches whose phases are timed.
+        warmup: Number of batches before timing starts.
+        steps: Number of batches whose phases are timed.
         folder: Output folder.
 
     Example:

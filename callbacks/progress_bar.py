@@ -39,8 +39,8 @@ class _Mark(NamedTuple):
 class LMProgressBar(LeanHooks, ProgressBar):
     """Show step, loss, reward, validation, tokens per second, elapsed time and time left in one line.
 
-    It takes the place of Lightning's own bar, whose share of a small model's step is larger than the model's: here a
-    step costs two comparisons, and everything else happens at most ``1 / refresh_s`` times a second. The loss of an
+    It replaces Lightning's own bar, which takes longer than the step of a small model: here a step costs two
+    comparisons, and everything else happens at most ``1 / refresh_s`` times a second. The loss of an
     `LMModule` is the mean since its last log, that of another module the loss of its last batch. Other values come from
     ``trainer.callback_metrics`` (``train/reward``; of validation ``loss``, ``bits_per_byte``, ``pass@1`` and the
     accuracy of pairs), and whatever the module logs with ``prog_bar=True``. In a narrow terminal the bar shrinks and
@@ -50,8 +50,8 @@ class LMProgressBar(LeanHooks, ProgressBar):
     after each validation.
 
     Args:
-        refresh_s: Least seconds between two drawings.
-        plain_every_s: Seconds between two lines where there is no terminal.
+        refresh_s: Shortest time between two redraws, seconds.
+        plain_every_s: Time between two lines without a terminal, seconds.
 
     Example:
         >>> from lightning.pytorch import Trainer

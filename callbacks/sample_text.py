@@ -27,19 +27,20 @@ __all__ = ["SampleText"]
 class SampleText(LeanHooks, Callback):
     """Print completions of prompts, and write them to TensorBoard, after each validation and at the end of a fit.
 
-    Global random numbers, training modes and gradients are as if nothing had happened, so a run with samples and one
-    without are bit-equal. Every rank generates the same text, because the ranks of a sharded model need each other;
-    rank 0 shows it. A strategy that can gather the weights meanwhile offers ``generation_context(module)``.
+    Random state, training modes and gradients are restored, so a run with samples and one without are bit-equal. Every
+    rank generates the same text, because the ranks of a sharded model need each other; rank 0 shows it. A strategy that
+    gathers the weights for generation has ``generation_context(module)``.
 
-    Any module serves: its ``model`` if that is a `lightning_lm.protocols.LanguageModel` or the model of an `LMModule`,
-    otherwise its own ``forward(input_ids)``. Generating that fails is reported once and ends nothing.
+    Works with any module: its ``model`` if that is a `lightning_lm.protocols.LanguageModel` or the model of an
+    `LMModule`, otherwise its own ``forward(input_ids)``. An error in generation is reported once and does not end the
+    run.
 
     Args:
         prompts: Texts to continue; by default two prompts of the validation data, or the beginnings of its texts.
-        every_n_steps: Optimizer steps between samples; left out, samples follow validations.
-        max_new_tokens: Most tokens of a completion.
-        sampling: Sampling settings. Without a seed, 0 is taken: the same noise each time shows the model's change.
-        tokenizer: Left out, ``trainer.datamodule.tokenizer`` is taken.
+        every_n_steps: Optimizer steps between samples; by default after each validation.
+        max_new_tokens: Longest completion, tokens.
+        sampling: Sampling settings; the seed is 0 by default, so that samples differ only by the model.
+        tokenizer: Tokenizer of the prompts; by default ``trainer.datamodule.tokenizer``.
 
     Raises:
         ConfigurationError: At fit start, if there is no tokenizer.
@@ -109,7 +110,7 @@ class SampleText(LeanHooks, Callback):
         texts: list[str] = []
         with Attempt() as attempt, clocks_stopped(trainer):
             texts = self._complete(trainer, pl_module)
-        # Together: samples of a model that is shared out need all ranks.
+        # Together: samples of a sharded model need all ranks.
         self._fails = trainer.strategy.reduce_boolean_decision(attempt.error is not None, all=False)
         if self._fails:
             rank_zero_warn(f"SampleText shows nothing in this run: generating failed ({reason_of(attempt.error)})")

@@ -42,7 +42,7 @@ _PACKAGES = ("lightning-lm", "lightning", "torch")
 class ScalingLaw(LeanHooks, Callback):
     """Record the run in a ledger when it ends, and fit the ledger.
 
-    A record holds the size in every convention, tokens, loss, curve, seconds, hyper-parameters and versions. The loss
+    A record has the size in every convention, tokens, loss, curve, seconds, hyper-parameters and versions. The loss
     is that of the last validation if it came after the last step, else the mean training loss of the last logging
     interval, from the losses that ``training_step`` returned. Works with any LightningModule whose batches have tokens
     (``input_ids``, or a pair of inputs and targets); in ``validation_step`` or `Perplexity` it should log ``val/loss``.
@@ -51,14 +51,14 @@ class ScalingLaw(LeanHooks, Callback):
     and the exponent of the optimal size go to the loggers, figures to TensorBoard where matplotlib is there.
 
     Args:
-        ledger: The file; made when the first run ends.
-        at_tokens: Also record the first validation at or after each of these. Only meaningful where the learning rate
+        ledger: Path of the ledger; created when the first run ends.
+        at_tokens: Also record the first validation at or after each of these. Only meaningful if the learning rate
             is constant so far (the stable part of WSD).
-        hyper_parameters: Plain data that tells this run from others. By default ``hparams`` of the module, model
-            config, learning rate, tokens per step, steps and seed.
+        hyper_parameters: Plain data that distinguishes this run from others. By default ``hparams`` of the module,
+            model config, learning rate, tokens per step, steps and seed.
         name: Name of the run in figures.
-        unique_tokens: Different tokens of the training set; needed for laws of repeated data.
-        convention: In which sizes are counted for the fit and the figures.
+        unique_tokens: Number of unique tokens of the training set; needed for laws of repeated data.
+        convention: Convention of parameter counts in the fit and the figures.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -17,8 +17,8 @@ __all__ = ["LMSummary"]
 class LMSummary(LeanHooks, ModelSummary):
     """Print parameters by role, training FLOPs per token and an estimate of memory, once at fit start.
 
-    Weight decay, optimizer routing and FLOP counts follow from a parameter's role, so this table shows what they will
-    do; it works for any module. It takes the place of Lightning's summary by layer. The memory is that of one device
+    Weight decay, optimizer routing and FLOP counts follow from the roles of parameters in this table; it works for any
+    module, and replaces Lightning's summary by layer. The memory is that of one device
     before sharding, for a micro-batch of the datamodule. FLOPs and activations are counted for modules that take token
     ids, if the length of a row is known; for others the table says so.
 

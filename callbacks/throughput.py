@@ -21,9 +21,9 @@ __all__ = ["Throughput"]
 class Throughput(LeanHooks, Callback):
     """Log ``perf/tokens_per_s``, ``perf/step_time_s``, ``perf/memory_gb`` and ``perf/mfu`` every ``log_every_n_steps``.
 
-    Between two logs only shapes are read and two integers added: nothing waits for a GPU. What is logged is the mean
-    since the last log, over whole optimizer steps whatever the accumulation and the sizes of the batches; time spent in
-    validation and in `SampleText` is left out, and so is the first step of a run, which compiles and allocates.
+    Between two logs only shapes are read and two integers added, without device synchronisation. The logged value is
+    the mean since the last log, over whole optimizer steps; time in validation and in `SampleText` is excluded, and so
+    is the first step of a run, which compiles and allocates.
 
     * ``perf/tokens_per_s``: positions that predict a token, padding included, over all devices;
       ``perf/tokens_per_s_per_device`` only where there are several. Neither where batches have no tokens: a mapping
@@ -34,9 +34,9 @@ class Throughput(LeanHooks, Callback):
       (data sheet) in the trainer's precision. Recomputed activations count nothing. Only where the peak is known.
 
     Args:
-        flops_per_token: Training FLOPs per token. Left out, they are counted: from the parts of a model of this
+        flops_per_token: Training FLOPs per token; by default counted from the parts of a model of this
             package, by running one row of the first batch through any other module.
-        peak_flops_per_s: Peak of one device, FLOP/s. Left out, the table of known GPUs is asked.
+        peak_flops_per_s: Peak of one device, FLOP/s; by default from a table of known GPUs.
 
     Example:
         >>> from lightning.pytorch import Trainer

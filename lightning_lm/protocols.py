@@ -133,7 +133,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """Scores completions: one number per sample, ``None`` where it does not apply. May be async."""
+    """Scores completions: one number per sample, ``None`` if it does not apply. May be async."""
 
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
@@ -144,15 +144,15 @@ class RewardFunction(Protocol):
 
 @runtime_checkable
 class GradientHolder(Protocol):
-    """A strategy that has the averaged gradients in a place of its own, and computes the norm of all of them.
+    """A strategy under which a rank may have only some averaged gradients, or shards of them.
 
-    Under it a rank may hold only some gradients, or only parts of them; clipping through the Trainer is the strategy's.
+    It computes norms and clips over the gradients of all ranks.
     """
 
     def held_gradients(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return the local shards of the averaged gradients, which this rank's update uses."""
+        """Return the averaged gradients, or shards of them, from which this rank updates parameters."""
         ...
 
     def gradient_norm(self, optimizer: Optimizer) -> Tensor:
-        """Return the 2-norm of the gradients of all parameters together, a plain tensor. Collective."""
+        """Return the 2-norm of all gradients together, a plain tensor. Collective: call on all ranks."""
         ...

@@ -1,4 +1,4 @@
-"""Rows that are longer than one device can hold: the tokens of each row are sharded."""
+"""Context parallelism: the tokens of each row are sharded over ranks, for rows that do not fit on one device."""
 
 import contextlib
 import functools
@@ -25,14 +25,14 @@ __all__ = ["ContextParallelStrategy"]
 
 
 class ContextParallelStrategy(_ReportingStrategy, _AveragesUnfrozen):
-    """`DDPStrategy` that shards each row over neighbouring ranks: a rank has some of its tokens, and all weights.
+    """Context parallelism: neighbouring ranks each have a shard of the tokens of a row, and all weights.
 
-    Activations shrink by the number of ranks that share a row; keys and values are gathered for one layer at a time.
+    Activations shrink by the context-parallel size; keys and values are all-gathered one layer at a time.
     For modules whose ``loss`` sums over tokens (`PretrainModule`, `SFTModule`) and models of this package; weights,
     losses and checkpoints are those of one process. Validation and callbacks see whole rows on every rank.
 
     Args:
-        context_parallel_size: Ranks that share a row; divides the number of ranks. "auto" for all ranks.
+        context_parallel_size: Ranks over which a row is sharded; divides the number of ranks. "auto" for all ranks.
         **settings: For `DDPStrategy`.
 
     Raises:
@@ -54,7 +54,7 @@ class ContextParallelStrategy(_ReportingStrategy, _AveragesUnfrozen):
         self._shared: _SharedRows | None = None
 
     def setup_environment(self) -> None:
-        """Arrange the ranks: those that share a row are neighbours."""
+        """Form the mesh; the ranks of a row are neighbours."""
         super().setup_environment()
         size = self._row_ranks
         if size < 1 or self.world_size % size:
@@ -88,7 +88,7 @@ class ContextParallelStrategy(_ReportingStrategy, _AveragesUnfrozen):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
-        """Ranks that share rows read the same ones."""
+        """Ranks of a context-parallel group read the same rows."""
         size = self._row_ranks
         return {"num_replicas": self.world_size // size, "rank": self.global_rank // size}
 
@@ -97,7 +97,7 @@ class ContextParallelStrategy(_ReportingStrategy, _AveragesUnfrozen):
         return super().reduce(tensor, group or self._group("data_parallel"), reduce_op)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Let all ranks agree."""
+        """Return a decision of all ranks together. Collective: call on all ranks."""
         votes = torch.tensor(int(decision), device=self.root_device)
         distributed.all_reduce(votes)
         return bool(votes == self.world_size) if all else bool(votes)

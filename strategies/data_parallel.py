@@ -25,14 +25,14 @@ _SETTINGS |= {"process_group_backend", "timeout", "start_method"}
 class GradientAverager:
     """Averages gradients over ranks.
 
-    Small messages cost latency, one large one cannot begin before the last gradient is there. Buckets are large enough
-    for the network and leave while the backward pass still computes the gradients of earlier layers. They leave in one
-    order on every rank, since collectives meet in the order of their calls.
+    Many small messages cost latency, and a single large one cannot start before the last gradient. Buckets are large
+    enough for the network, and are all-reduced while the backward pass computes the gradients of earlier layers; in the
+    same order on every rank, as collectives must be.
 
     Args:
         parameters: Trained parameters, in the same order on every rank.
-        exchange: Communication of gradients.
-        bucket_bytes: Size at which a bucket is full.
+        exchange: Communication of gradients: one by one, all at once, or in buckets during the backward pass.
+        bucket_bytes: Largest size of a bucket, bytes.
 
     Source:
         Li et al. 2020, arXiv:2006.15704 (PyTorch DDP), sections 3.2.2 and 3.2.3.
@@ -53,12 +53,12 @@ class GradientAverager:
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._ready) for parameter in overlapped]
 
     def begin(self) -> None:
-        """Get ready for a backward pass."""
+        """Prepare for a backward pass."""
         self._active, self._travelling = True, []
         self._missing = [len(bucket) for bucket in self._buckets]
 
     def finish(self) -> None:
-        """Send what has not left yet, wait for everything, and write the averages into the gradients."""
+        """All-reduce the remaining buckets, wait for all, and write the averages into the gradients."""
         while len(self._travelling) < len(self._buckets):
             self._send()
         for bucket, (work, buffer) in zip(self._buckets, self._travelling, strict=True):
@@ -69,7 +69,7 @@ class GradientAverager:
         self._active, self._travelling = False, []
 
     def close(self) -> None:
-        """Let go of the parameters."""
+        """Release the parameters and their hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -89,13 +89,13 @@ class GradientAverager:
 
 
 class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
-    """`DDPStrategy` with `GradientAverager` in the place of torch's wrapper: the same gradients, as code to read.
+    """`DDPStrategy` with `GradientAverager` in place of torch's wrapper: the same gradients, in code to read.
 
     Parameters that take no part in a loss get a gradient of zeros. For training at scale use "ddp" or `zero1`.
 
     Args:
-        exchange: Communication of gradients.
-        bucket_bytes: Size at which a bucket is full.
+        exchange: Communication of gradients: one by one, all at once, or in buckets during the backward pass.
+        bucket_bytes: Largest size of a bucket, bytes.
         **settings: For `DDPStrategy`: ``timeout``, ``process_group_backend``, ``start_method``.
 
     Raises:
@@ -120,7 +120,7 @@ class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
             distributed.broadcast(tensor.detach(), 0)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Make the optimizers, and what averages their gradients."""
+        """Make the optimizers and the gradient averager."""
         super().setup_optimizers(trainer)
         self._make_averager()
 
@@ -132,7 +132,7 @@ class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
             self._averager = GradientAverager(self._trained, exchange=self.exchange, bucket_bytes=self.bucket_bytes)
 
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Get ready to exchange, unless micro-batches are being added up; layers may have been unfrozen."""
+        """Prepare to all-reduce, unless micro-batches are being accumulated; layers may have been unfrozen."""
         super().pre_backward(closure_loss)
         assert self.lightning_module is not None
         if self._averager is None or self._paused:
@@ -150,7 +150,7 @@ class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
 
     @contextlib.contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Add up the gradients of micro-batches on each rank; only the last one's backward pass exchanges the sums."""
+        """Accumulate the gradients of micro-batches on each rank; only the last backward pass reduces the sums."""
         self._paused = True
         try:
             yield
@@ -158,7 +158,7 @@ class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
             self._paused = False
 
     def teardown(self) -> None:
-        """Let go of the parameters."""
+        """Release the parameters and their hooks."""
         self._close()
         super().teardown()
 

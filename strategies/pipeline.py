@@ -36,7 +36,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
     any other strategy and any number of stages can load it. It passes through the memory of rank 0's CPU.
 
     Args:
-        pipeline_parallel_size: Stages of a pipeline; "auto" for as many as there are ranks.
+        pipeline_parallel_size: Number of stages of a pipeline; "auto" for the number of ranks.
         **settings: For `DDPStrategy`: ``timeout``, ``process_group_backend``, ``start_method``.
 
     Raises:
@@ -116,7 +116,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         return {"num_replicas": self.world_size // self.num_stages, "rank": self.global_rank // self.num_stages}
 
     def setup(self, trainer: Trainer) -> None:
-        """Refuse what is no pipeline, then set up."""
+        """Refuse modules other than `PipelineModule`, then set up."""
         module = self.lightning_module
         if not isinstance(module, PipelineModule):
             raise ConfigurationError(
@@ -135,7 +135,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         self.setup_precision_plugin()
 
     def configure_ddp(self) -> None:
-        """Leave the model as it is, but let all pipelines start from the same weights."""
+        """Broadcast the weights of the first pipeline; the model is not wrapped."""
         assert self.model is not None
         if self.num_stages < self.world_size:
             for tensor in [*self.model.parameters(), *self.model.buffers()]:
@@ -161,7 +161,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         torch._foreach_div_(gradients, self.world_size // self.num_stages)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Let all ranks agree."""
+        """Return a decision of all ranks together. Collective: call on all ranks."""
         votes = torch.tensor(int(decision), device=self.root_device)
         distributed.all_reduce(votes)
         return bool(votes == self.world_size) if all else bool(votes)
@@ -180,7 +180,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
     # --- checkpoints ---
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return on rank 0 the whole model; collective: call on all ranks."""
+        """Return on rank 0 the whole model. Collective: call on all ranks."""
         assert self.lightning_module is not None
         require_all_ranks(self.lightning_module.trainer)
         own = {name: tensor.detach().cpu() for name, tensor in super().lightning_module_state_dict().items()}
@@ -188,12 +188,12 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
         return {name: tensor for stage in stages for name, tensor in stage.items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return on rank 0 the state of an optimizer of the whole model; collective: call on all ranks."""
+        """Return on rank 0 the state of one optimizer of the whole model. Collective: call on all ranks."""
         stages = self._on_rank_zero(super().optimizer_state(optimizer))
         return _merged(stages) if stages else {}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give each optimizer what belongs to this stage."""
+        """Load the state of this stage's parameters into each optimizer."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             names = {name for group in optimizer.param_groups for name in group["param_names"]}
             optimizer.load_state_dict(_only(state, names))
@@ -207,7 +207,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
 
 
 def _merged(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put the optimizer states of all stages together, groups by their names, parameters numbered anew."""
+    """Put the optimizer states of all stages together, groups by their names, parameters renumbered."""
     entries: dict[str, list[tuple[str, Any]]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for stage in stages:
@@ -228,12 +228,12 @@ def _merged(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _only(state_dict: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    """Return what a state dictionary holds of some parameters."""
+    """Return the part of a state dictionary that belongs to some parameters."""
     groups = []
     for group in state_dict["param_groups"]:
         if "param_names" not in group:
             raise CheckpointError(
-                "The optimizer's state in the checkpoint has no names of parameters, so it cannot be shared out over "
+                "The optimizer's state in the checkpoint has no names of parameters, so it cannot be split over "
                 "stages. Load only the weights, with a new optimizer."
             )
         kept = [pair for pair in zip(group["param_names"], group["params"], strict=True) if pair[0] in names]

@@ -127,7 +127,7 @@ def _undecodable(path: Path, reason: str, guess: str) -> UndecodableError:
     if is_wide_encoding(guess):
         advice += f" An array of token ids is named as one: --data.train TokenFiles --data.train.path {path}."
     if guess == "utf-8":
-        advice = "Most of it is UTF-8, so some bytes are damaged: fetch the file again, or write it anew without them."
+        advice = "Most of it is UTF-8, so some bytes are damaged: fetch the file again, or write it again without them."
     return UndecodableError(f"{path} is not UTF-8 text ({reason}). {advice}", guess)
 
 

@@ -78,7 +78,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str | None], ...] = (
 _PROMISED = {
     ".parquet": Format("parquet"),
     ".arrow": Format("arrow"),
-    ".npy": Format("a damaged array", "make it anew"),
+    ".npy": Format("a damaged array", "write it again"),
 }
 """Formats by name, for files that should begin with their signature and do not: their readers say so."""
 _CONTROLS = bytes({*range(1, 32)} - {*b"\t\n\v\f\r\x1b"})

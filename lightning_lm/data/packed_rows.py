@@ -24,7 +24,7 @@ class StoreRows:
     """The rows of one store, epoch after epoch.
 
     Documents are shuffled once and planned in windows of about a million, so that a plan fits in memory whatever the
-    corpus; each epoch shuffles the windows anew, and the rows within each window.
+    corpus; each epoch reshuffles the windows, and the rows within each window.
 
     Args:
         store: Token store.

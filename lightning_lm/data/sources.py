@@ -34,7 +34,7 @@ class Source(Part):
     """Base of the places documents come from."""
 
     def documents(self) -> Iterator[str]:
-        """Yield every document, in an order that does not change. Starts anew at each call."""
+        """Yield every document, in an order that does not change. Starts again at each call."""
         raise NotImplementedError
 
     def token_documents(self, eos_id: int | None) -> Iterator[NDArray[Any]] | None:  # noqa: ARG002

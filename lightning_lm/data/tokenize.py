@@ -202,6 +202,6 @@ def _explained(error: OSError, out: Path) -> DataError:
     if error.errno in _DISK_FULL:
         return DataError(
             f"The disk is full, so {out} was not written ({error.strerror}). Free some space or choose another folder; "
-            f"what was finished is kept in {out}.partial and the next call goes on from there."
+            f"what was finished is kept in {out}.partial and the next call resumes from there."
         )
     return DataError(f"{out} cannot be written: {error.strerror or error}.")

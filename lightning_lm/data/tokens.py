@@ -283,7 +283,7 @@ def _megatron(path: Path) -> tuple[Ids, NDArray[np.int64]]:
     except (struct.error, ValueError, IndexError, TypeError, OSError) as error:
         raise DataError(f"{index} and {data} cannot be read as a Megatron data set: {error}") from error
     if content[:9] != _MEGATRON or version != 1 or dtype.kind not in "iu" or int(lengths.sum()) != len(ids):
-        raise DataError(f"{index} is no index of version 1 of the {len(ids)} ids in {data}; make both anew.")
+        raise DataError(f"{index} is no index of version 1 of the {len(ids)} ids in {data}; write both again.")
     return ids, ends
 
 

@@ -67,7 +67,7 @@ class Loading(Part):
         cache_dir: Folder that keeps tokenizer and tokens for the next run. By default ``lightning-lm`` in
             ``$XDG_CACHE_HOME`` or ``~/.cache``.
         show_progress: Draw progress bars while preparing.
-        accept_changed_data: Go on from the checkpoint's position although the rows are no longer the same.
+        accept_changed_data: Resume from the checkpoint's position although the rows are no longer the same.
     """
 
     num_workers: int = 0

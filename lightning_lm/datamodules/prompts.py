@@ -144,7 +144,7 @@ class PromptDataModule(LightningDataModule):
         """Go to the position of a checkpoint.
 
         Raises:
-            FingerprintError: If training goes on and its prompts would not be the checkpoint's.
+            FingerprintError: If training resumes and its prompts would not be the checkpoint's.
         """
         if self.trainer is None or self.trainer.state.fn == "fit":
             assert self._train is not None, "setup() comes first"

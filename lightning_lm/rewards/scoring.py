@@ -1,8 +1,8 @@
 """Calls several rewards on a batch of samples, and keeps the run alive when one of them fails.
 
 A reward is foreign code: it may raise anything, hang or return NaN. Each of these is reported with the sample, that one
-reward counts as "not applicable" there, and training goes on, unless the run was asked to stop. It runs in the process
-of the run, which ``os._exit`` or a crash of native code ends; programs that nobody has read belong into `CodeTests`.
+reward counts as "not applicable" there, and training continues, unless the run was asked to stop. It runs in the
+process of the run, which ``os._exit`` or a crash of native code ends; untrusted programs belong in `CodeTests`.
 """
 
 import math

@@ -303,7 +303,7 @@ def _parsed(content: bytes) -> Iterator[tuple[int, RunRecord | str]]:
 def _record(line: bytes) -> RunRecord | str:
     """Return the run of a line, or what is wrong with it.
 
-    The hash is that of the text as it was written; only a line that another program has laid out anew is laid out as
+    The hash is that of the text as it was written; only a line that another program has reformatted is laid out as
     before to compare it.
     """
     try:

@@ -1,6 +1,6 @@
-"""Many runs under one budget: hyper-parameters in, loss out, and a half-done sweep goes on where it stopped.
+"""Many runs under one budget: hyper-parameters in, loss out, and an unfinished sweep resumes where it stopped.
 
-The budget cannot be overspent: what a run may take is set aside first, and what it took is charged after.
+The budget cannot be overspent: the FLOPs that a run may use are reserved before it and charged after it.
 """
 
 import abc
@@ -129,7 +129,7 @@ class Budget:
         return self.limit - self.spent - sum(self._reserved.values())
 
     def reserve(self, trial: "Trial") -> None:
-        """Set aside what a run may take.
+        """Reserve the FLOPs that a run may use.
 
         Args:
             trial: The run.
@@ -149,7 +149,7 @@ class Budget:
         self._seen.add(trial.id)
 
     def charge(self, trial: "Trial", record: RunRecord) -> float:
-        """Replace what was set aside by what was used, also where that is more, and return it.
+        """Replace the reserved FLOPs by those that were used, also if these are more, and return them.
 
         Args:
             trial: A run that was reserved.
@@ -161,7 +161,7 @@ class Budget:
         return used
 
     def release(self, trial: "Trial") -> None:
-        """Give back what was set aside for a run that came to nothing; it may be asked for again.
+        """Give back the FLOPs reserved for a run that failed; the run may be asked for again.
 
         Args:
             trial: A run that was reserved.

@@ -1,3 +1,3 @@
-"""Checkpoints of strategies: single files, folders that ranks write together, and writing while training goes on."""
+"""Checkpoints of strategies: single files, folders that ranks write together, and writing while training continues."""
 
 __all__: list[str] = []

@@ -98,7 +98,7 @@ def check_checkpoint(path: Path | str) -> None:
 
 
 def consolidate(folder: Path | str, output: Path | str) -> None:
-    """Write a plain checkpoint, which any Trainer can go on from and every verb reads.
+    """Write a plain checkpoint, which any Trainer can resume from and every verb reads.
 
     Args:
         folder: Folder that a sharded run saved.

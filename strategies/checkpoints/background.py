@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on."""
+"""Asynchronous checkpoints: a thread writes them while training continues."""
 
 import copy
 import dataclasses
@@ -19,12 +19,12 @@ __all__ = ["BackgroundCheckpointIO"]
 
 
 class BackgroundCheckpointIO(AtomicCheckpointIO):
-    """Copies a checkpoint to the CPU's memory, and lets a thread write it while training goes on.
+    """Copies a checkpoint to CPU memory, and writes it in a thread while training continues.
 
-    Training waits for the copy only. One thread does everything in the order in which it was asked for: never are two
-    files written at once, and a file that a callback wants to be rid of goes only after the one that takes its place
-    is whole and on the disk. So a kill at any moment leaves the previous checkpoint, as with `AtomicCheckpointIO`, and
-    a file that cannot be written costs no other. Such an error comes up at the next save, load or the end of the run.
+    Training waits for the copy only. One thread works through saves and removals in order: no two files are written at
+    once, and a file is removed only after the one that replaces it is complete and on the disk. So a kill at any moment
+    leaves the previous checkpoint, as with `AtomicCheckpointIO`, and a failed write affects no other file. Its error is
+    raised at the next save or load, or at the end of the run.
 
     The first save into a folder, and every save into one that holds a link, is waited for: a full or forbidden folder
     is known at once, and a ``last.ckpt`` that is a link (``save_last="link"``) never points at a file that is not

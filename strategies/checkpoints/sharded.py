@@ -80,7 +80,7 @@ def replaced(content: Any, leaf: Leaf, path: Path_ = ()) -> Any:
 
 
 def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a folder beside its place and rename it when all ranks are done. Every rank must take part.
+    """Write a folder beside its place and rename it when all ranks are done. Collective: call on all ranks.
 
     Args:
         checkpoint: Checkpoint of Lightning, with the tensors as each rank holds them.
@@ -232,7 +232,7 @@ def read_sharded(path: Path | str, *, whole: bool = True) -> dict[str, Any]:
 
 
 def check_together(path: Path | str) -> None:
-    """Compare a folder with its digests, each rank some of the files. Every rank must take part.
+    """Compare a folder with its digests, each rank some of the files. Collective: call on all ranks.
 
     Args:
         path: The folder.
@@ -246,7 +246,7 @@ def check_together(path: Path | str) -> None:
 
 
 def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Read what each rank holds of some tensors. Every rank must take part.
+    """Read what each rank holds of some tensors. Collective: call on all ranks.
 
     Args:
         tensors: By their path in the checkpoint, joined by ``/``; overwritten in place.
@@ -259,7 +259,7 @@ def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor; every rank that shares it must ask."""
+    """Return all of a tensor. Collective: call on all ranks that share it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

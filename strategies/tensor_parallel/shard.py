@@ -136,11 +136,11 @@ def _require_data_axis(module: nn.Module, data: DeviceMesh) -> None:
 
 
 def shard_over_data(module: nn.Module, mesh: DeviceMesh, *, reshard_after_forward: bool) -> None:
-    """Cut all parameters of a LightningModule over the ranks of an axis.
+    """Shard all parameters of a LightningModule over the ranks of a mesh axis.
 
     Args:
-        module: Its children are models.
-        mesh: One axis.
+        module: Module whose children are models.
+        mesh: Device mesh of one axis.
         reshard_after_forward: Free each layer after its forward pass, and gather it again for the backward pass.
 
     Raises:

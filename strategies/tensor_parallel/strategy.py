@@ -41,7 +41,7 @@ class _MeshStrategy(ModelParallelStrategy):
     """`ModelParallelStrategy` that finds its mesh by itself and counts each rank's data once.
 
     Args:
-        tensor_parallel_size: Ranks that share each matrix; "auto" for all of a node.
+        tensor_parallel_size: Ranks that split each matrix; "auto" for all of a node.
         **settings: For `ModelParallelStrategy`.
     """
 
@@ -211,15 +211,15 @@ class ShardedModelStrategy(_ReportingStrategy, _ClipsOverRanks, _MeshStrategy):
     # --- evaluation and generation ---
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate, then let go of what was gathered."""
+        """Evaluate, then free the gathered parameters."""
         return self._then_reshard(super().validation_step(*args, **kwargs))
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate, then let go of what was gathered."""
+        """Evaluate, then free the gathered parameters."""
         return self._then_reshard(super().test_step(*args, **kwargs))
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate, then let go of what was gathered."""
+        """Evaluate, then free the gathered parameters."""
         return self._then_reshard(super().predict_step(*args, **kwargs))
 
     def _then_reshard(self, outputs: Any) -> Any:
@@ -253,7 +253,7 @@ class ShardedModelStrategy(_ReportingStrategy, _ClipsOverRanks, _MeshStrategy):
         return inner.state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a folder, or gather tensor by tensor and let rank 0 write a file. Every rank must take part."""
+        """Write a folder, or gather tensor by tensor and let rank 0 write a file. Collective: call on all ranks."""
         assert self.lightning_module is not None
         require_all_ranks(self.lightning_module.trainer)
         path = Path(self.broadcast(str(filepath)))

@@ -1,8 +1,9 @@
 """Communication of sharded optimizers: gradients to the rank that updates, parameters and optimizer state from it.
 
-On GPUs these are NCCL's collectives, one for all rows of a parameter where they divide evenly. On CPUs (gloo) a summand
-goes straight to the rank that needs the sum: as many bytes, and half the CPU time of `torch.distributed.reduce`; a
-broadcast of each piece takes a quarter of what `all_gather` takes.
+On GPUs these are NCCL's reduce-scatter and all-gather for a parameter whose rows divide evenly, else reduce and
+broadcast. On CPUs (gloo) partial sums are sent to the rank that needs the total: as many bytes as
+`torch.distributed.reduce`, and half its CPU time; a broadcast of each piece takes a quarter of the CPU time of
+`all_gather`.
 """
 
 from collections import defaultdict
@@ -17,19 +18,19 @@ from lightning_lm.strategies.zero.partition import Piece, Placement, rows_of
 __all__ = ["State", "Transfer", "gather_pieces", "gather_states", "map_tensors", "reduce_rows", "reduce_to"]
 
 _DIRECT_BYTES = 2**20
-"""Parameters below this size travel together."""
+"""Pieces below this size share a message."""
 _reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 """Names of torch from 2.13 on, and those before."""
 
 
 class Transfer:
-    """A sum on its way to the rank that needs it.
+    """A pending reduction to the rank that needs the total.
 
     Args:
         works: Pending communication to wait for.
-        parts: On that rank what adds up to the sum, all of one size and the first to be written to; elsewhere nothing.
-        summands: This rank's own share of the sum, where it is not in ``parts``: tensors laid end to end.
+        parts: On that rank the partial sums, all of one size; the first is overwritten. Empty on other ranks.
+        summands: Partial sum of this rank if it is not in ``parts``: tensors to be concatenated.
         sent: Tensors that must stay in memory until they are sent.
     """
 
@@ -40,16 +41,16 @@ class Transfer:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that is held."""
+        """Memory in use until the reduction is complete, bytes."""
         held = [*self._parts, *self._summands] if self._sent is None else [self._sent]
         return sum(tensor.nbytes for tensor in held)
 
     def is_completed(self) -> bool:
-        """Return whether nothing has to be waited for, as far as it is known: gloo does not say of single messages."""
+        """Return whether all work is known to be complete; gloo does not report single messages."""
         return all(work.is_completed() for work in self._works)
 
     def arrive(self) -> Tensor | None:
-        """Wait, and return the sum on the rank that needs it, flat."""
+        """Wait, and return the total, flat, on the rank that needs it."""
         for work in self._works:
             work.wait()
         if not self._parts:
@@ -64,12 +65,12 @@ class Transfer:
 
 
 def reduce_to(owner: int, summands: Sequence[Tensor], *, tag: int = 0) -> Transfer:
-    """Begin to add up tensors of all ranks on one of them. Every rank must call this, in one order.
+    """Start to reduce tensors of all ranks to one of them. Collective: call on all ranks, in the same order.
 
     Args:
-        owner: The rank.
-        summands: Partial sums of this rank, of one type and on one device; left alone until the transfer arrives.
-        tag: The same on every rank, different from those of other transfers that are on their way.
+        owner: Rank that gets the total.
+        summands: Partial sums of this rank, of one type and device; not to be changed until the transfer arrives.
+        tag: Tag of the messages, the same on every rank and different from those of other pending transfers.
     """
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     if not _goes_straight(summands[0]):
@@ -86,10 +87,10 @@ def reduce_to(owner: int, summands: Sequence[Tensor], *, tag: int = 0) -> Transf
 
 
 def reduce_rows(gradient: Tensor, placement: Placement, *, tag: int = 0) -> list[Transfer]:
-    """Begin to add up a gradient of all ranks, each piece on the rank that has it. Every rank must call this.
+    """Start to reduce-scatter a gradient to the ranks that own its pieces. Collective: call on all ranks.
 
     Args:
-        gradient: Gradient of this rank; left alone until the transfers arrive.
+        gradient: Gradient of this rank; not to be changed until the transfers arrive.
         placement: Its pieces.
         tag: As for `reduce_to`.
     """
@@ -103,11 +104,11 @@ def reduce_rows(gradient: Tensor, placement: Placement, *, tag: int = 0) -> list
 def gather_pieces(
     placements: Iterable[tuple[Tensor, Placement]], group: distributed.ProcessGroup | None = None
 ) -> None:
-    """Send every piece from its rank to all others, and wait; small ones of one rank travel together.
+    """All-gather parameters from the ranks that own their pieces, and wait; small pieces of a rank share a message.
 
     Args:
         placements: Parameters and their pieces, in the same order on every rank.
-        group: Ranks that share them; by default all.
+        group: Ranks over which they are sharded; by default all.
     """
     rank = distributed.get_rank(group)
     small: dict[tuple[int, torch.dtype], list[Tensor]] = defaultdict(list)
@@ -182,7 +183,7 @@ def gather_states(
     device: torch.device,
     group: distributed.ProcessGroup | None = None,
 ) -> dict[int, State] | None:
-    """Bring the states of all ranks to the CPU of rank 0; every rank must call this.
+    """Bring the states of all ranks to the CPU of rank 0. Collective: call on all ranks.
 
     Beside the result rank 0 needs room for one tensor, on its device and on the CPU.
 

@@ -1,4 +1,4 @@
-"""Each gradient to the rank that updates its parameter, while the backward pass goes on."""
+"""Reduction of gradients to the ranks that update their parameters, during the backward pass (ZeRO, stage 2)."""
 
 import contextlib
 from collections import deque
@@ -18,11 +18,11 @@ __all__ = ["GradientReducer"]
 
 _BUCKET_BYTES = 25 * 2**20
 _ON_THE_WAY_BYTES = 4 * _BUCKET_BYTES
-"""Beyond it a backward pass waits for what it has sent: gradients that are not freed are what this saves."""
+"""Pending bytes at which the backward pass waits, so that gradients are freed as it goes."""
 
 
 class _Bucket:
-    """Parameters of one rank, or one parameter that is split, whose gradients travel together."""
+    """Parameters of one rank, or one split parameter, whose gradients are reduced together."""
 
     def __init__(self, pieces: tuple[Piece, ...]) -> None:
         self.pieces = pieces
@@ -35,29 +35,28 @@ class _Bucket:
 
 
 class _Sent(NamedTuple):
-    """Pending transfer; nothing else may hold on to its memory."""
+    """Pending transfer; nothing else may reference its memory."""
 
     transfer: Transfer
     targets: list[Any]
-    """Whose gradients the sum will be, on the rank that it goes to."""
+    """Parameters whose gradients the total will be, on the rank that gets it."""
 
 
 class GradientReducer:
-    """Averages each gradient over ranks on the one that updates its parameter, and frees it everywhere else.
+    """Averages each gradient on the rank that updates its parameter, and frees it on all others.
 
-    Between `begin` and `finish` a bucket of gradients leaves as soon as the backward pass has made all of them. Buckets
-    leave in one order on every rank, and what took no part in a loss counts as zero, so ranks may differ in what they
-    use. A parameter that no rank used gets a gradient of zeros.
+    Between `begin` and `finish` a bucket of gradients is reduced as soon as the backward pass has made all of them, in
+    the same order on every rank. Parameters that took no part in a rank's loss count as zero there; one that no rank
+    used gets a gradient of zeros. Parameters may be frozen, unfrozen and added to an optimizer between steps, on all
+    ranks alike.
 
-    Parameters may be frozen, unfrozen and added to an optimizer between two steps, on all ranks alike.
-
-    Gradients that were averaged before are added to, so a window of micro-batches may be reduced each by each; or
-    backward passes outside `begin` and `finish` add up gradients on each rank, and the last one sends their sums.
+    With gradient accumulation the average is added to that of earlier micro-batches; or backward passes outside `begin`
+    and `finish` accumulate on each rank, and the last one reduces the sums.
 
     Args:
-        optimizers: Say which rank updates what.
-        find_unused: Leave a parameter that no rank used without a gradient; costs a small exchange at each pass, and
-            waits for the device.
+        optimizers: Optimizers whose ownership assigns parameters to ranks.
+        find_unused: Leave a parameter that no rank used without a gradient; costs a small all-reduce and a device
+            synchronisation at each backward pass.
 
     Raises:
         ConfigurationError: If two optimizers share a parameter and not its place.
@@ -77,7 +76,7 @@ class GradientReducer:
         self._fill_buckets()
 
     def _fill_buckets(self) -> None:
-        """Cut what is trained now into buckets, and wait for its gradients."""
+        """Assign the parameters that are trained now to buckets, and hook their gradients."""
         self._owners: dict[nn.Parameter, Ownership] = {}
         for optimizer in self._optimizers:
             _require_all_ranks(optimizer.ownership)
@@ -97,7 +96,7 @@ class GradientReducer:
         return {id(param) for param in params if param.requires_grad} != {id(param) for param in self._bucket_of}
 
     def _cut(self) -> list[_Bucket]:
-        """Fill buckets in the opposite order of parameters, which is about that of the backward pass."""
+        """Fill buckets in reverse order of parameters, about that of the backward pass."""
         closed: list[_Bucket] = []
         filling: dict[int, _Bucket] = {}
         for param in reversed([param for param in self._owners if param.requires_grad]):
@@ -110,12 +109,12 @@ class GradientReducer:
                     filling[pieces[0].rank] = bucket
             bucket.params.append(param)
             bucket.num_bytes += param.nbytes
-        # A bucket leaves when its last gradient is there: the order in which they are filled up, not begun.
+        # A bucket is reduced when its last gradient is there: in the order in which they are full, not started.
         position = {param: index for index, param in enumerate(reversed(list(self._owners)))}
         return sorted(closed, key=lambda bucket: position[bucket.params[-1]])
 
     def begin(self) -> None:
-        """Set out to reduce what the backward pass that follows will make."""
+        """Prepare to reduce the gradients of the next backward pass."""
         if self._paused:
             self._require_fresh()
             return
@@ -159,7 +158,7 @@ class GradientReducer:
             self._paused = False
 
     def close(self) -> None:
-        """Let go of the parameters."""
+        """Release the parameters and their hooks."""
         for hook in self._hooks:
             hook.remove()
         self._reduced.clear()

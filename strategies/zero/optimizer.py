@@ -1,4 +1,4 @@
-"""An optimizer whose state is spread over ranks, around any optimizer of torch."""
+"""Sharding of the state of any torch optimizer over ranks (ZeRO, stage 1)."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ __all__ = ["ShardedOptimizer"]
 
 _NAMES = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop", "ASGD")
 _ELEMENTWISE = frozenset(getattr(torch.optim, name) for name in _NAMES)
-"""Optimizers that treat each element by itself. What derives from them may not."""
+"""Elementwise optimizers; their subclasses may not be."""
 _ORIGIN = "_saved_as"
 _NAMED: dict[tuple[type, type], type] = {}
 
@@ -32,7 +32,7 @@ class _Wrapper(Optimizer):
 
     @property
     def state(self) -> Any:
-        """State of what this rank updates."""
+        """State of the parameters that this rank updates."""
         return self.inner.state
 
     @state.setter
@@ -41,7 +41,7 @@ class _Wrapper(Optimizer):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Settings of a group that does not give them."""
+        """Default settings of a group."""
         return self.inner.defaults
 
     @defaults.setter
@@ -66,28 +66,26 @@ class _Wrapper(Optimizer):
 
 
 class ShardedOptimizer(_Wrapper, Joinable):
-    """Takes the steps of one optimizer on all ranks together: each updates its own parameters and sends them around.
+    """An optimizer with sharded state: each rank updates its shard of the parameters, then all-gathers the others.
 
-    The wrapped optimizer knows every parameter. Those that belong to other ranks are hidden from it only while it takes
-    its step, and since optimizers make their state when they first need it, each rank has the state of its own
-    parameters only. Everything else (schedulers, clipping, `GradScaler`, `LearningRateMonitor`) sees the ordinary
-    groups, and `full_state_dict` is that of the wrapped optimizer without this class, so that any number of ranks,
-    one included, can load it.
+    The wrapped optimizer has every parameter in its groups; those of other ranks are hidden only during its step, and
+    since optimizers create state at the first step, each rank has the state of its own shard only. Everything else
+    (schedulers, clipping, `GradScaler`, `LearningRateMonitor`) sees the ordinary groups. `full_state_dict` is that of
+    the wrapped optimizer alone, so any number of ranks, one included, can load it.
 
-    A parameter stays whole, for optimizers that work on matrices (Muon, SOAP), but large ones whose optimizer treats
-    each element by itself are split by rows. A group says which with ``"shard": "whole"`` or ``"rows"``; else it
-    depends on the optimizer's class. Gradients must be the same on all ranks (`DistributedDataParallel`), or be put
-    where `Ownership.local` says. Ranks with fewer batches than others can leave early through
-    `torch.distributed.algorithms.Join`.
+    Parameters stay whole for optimizers that work on matrices (Muon, SOAP); large ones of elementwise optimizers are
+    split by rows. A group chooses with ``"shard": "whole"`` or ``"rows"``; by default the optimizer's class decides.
+    Gradients must be the same on all ranks (`DistributedDataParallel`), or be on the shard that `Ownership.local`
+    returns. Ranks with fewer batches than others can leave early through `torch.distributed.algorithms.Join`.
 
     Args:
         optimizer: Optimizer to wrap; or parameters, or groups, for ``optimizer_class``.
-        optimizer_class: Makes the optimizer, where parameters are given.
-        min_split_elements: Size from which a parameter is split by rows.
+        optimizer_class: Class of the optimizer, if parameters are given.
+        min_split_elements: Number of elements from which a parameter is split by rows.
         process_group: Ranks over which the state is sharded; by default all.
         beside: Another optimizer of the same model, which may have some of the same parameters: each of those is then
             updated by one rank only.
-        **settings: For ``optimizer_class``.
+        **settings: Arguments of ``optimizer_class``.
 
     Raises:
         ConfigurationError: If the optimizer cannot be sharded.
@@ -240,7 +238,7 @@ class ShardedOptimizer(_Wrapper, Joinable):
             return dict(self.inner.state_dict())
 
     def full_state_dict(self) -> dict[str, Any] | None:
-        """Return on rank 0, on the CPU, what the wrapped optimizer alone would have; every rank must call this.
+        """Return on rank 0, on the CPU, what the wrapped optimizer alone would have. Collective: call on all ranks.
 
         Returns:
             A state dictionary on rank 0, ``None`` elsewhere.

@@ -13,13 +13,13 @@ __all__ = ["Ownership"]
 
 
 class Ownership:
-    """Parameters partitioned over ranks, and the part of this one.
+    """Partition of parameters over ranks, and the shard of this one.
 
     Args:
         min_split_elements: Size from which a parameter is split by rows, where its optimizer allows it.
-        group: Ranks that share the parameters; by default all.
-        beside: Part of another optimizer that may share parameters: those keep their places, and what is
-            new goes to the ranks that have least of both.
+        group: Ranks over which parameters are partitioned; by default all.
+        beside: Ownership of another optimizer that may share parameters: those keep their ranks, and new ones go to
+            the ranks that have the fewest elements of both.
 
     Raises:
         ConfigurationError: If this rank is not in the group.
@@ -50,11 +50,11 @@ class Ownership:
         self.rows: dict[Tensor, nn.Parameter] = {}
 
     def take_in(self, params: Sequence[Tensor], splits: Sequence[bool]) -> None:
-        """Share out more parameters; those that are there stay where they are.
+        """Assign more parameters to ranks; those that are assigned keep their rank.
 
         Args:
-            params: In the same order on every rank.
-            splits: True if rows of each may be updated apart from each other.
+            params: Parameters, in the same order on every rank.
+            splits: True for each parameter whose rows may be updated independently.
         """
         pairs = {param: may for param, may in zip(params, splits, strict=True) if param not in self.placements}
         new = [param for param, may in pairs.items() if not self._fits(param, may)]
@@ -68,7 +68,7 @@ class Ownership:
                 self.rows[param] = rows
 
     def _fits(self, param: Tensor, may_split: bool) -> bool:
-        """Return whether the place that a parameter has beside will do."""
+        """Return whether the other optimizer's placement of a parameter fits."""
         return param in self._known and (may_split or len(self._known[param][0]) == 1)
 
     def _rows_of(self, param: Tensor, placement: Placement) -> nn.Parameter | None:
@@ -76,28 +76,28 @@ class Ownership:
         return nn.Parameter(rows_of(param.detach(), mine[0])) if len(placement) > 1 and mine else None
 
     def local(self, param: Tensor) -> Tensor | None:
-        """Return what of a parameter this rank updates: all, some rows as a parameter of their own, or ``None``."""
+        """Return this rank's shard of a parameter: the whole, rows as a parameter of their own, or ``None``."""
         pieces = self.placements[param]
         if len(pieces) == 1:
             return param if pieces[0].rank == self.rank else None
         return self.rows.get(param)
 
     def locals(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return what of several parameters this rank updates."""
+        """Return this rank's shards of several parameters."""
         return [part for param in params if (part := self.local(param)) is not None]
 
     def with_rows(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return parameters, with this rank's rows in place of those that are split."""
+        """Return parameters, split ones replaced by this rank's rows."""
         return [self.rows.get(param, param) for param in params]
 
     def local_rows(self, param: Tensor, tensor: Tensor) -> Tensor:
-        """Return of a tensor the rows that this rank has of a parameter: all, unless it is split."""
+        """Return the rows of a tensor that belong to this rank's shard of a parameter."""
         pieces = self.placements[param]
         mine = [piece for piece in pieces if piece.rank == self.rank]
         return rows_of(tensor, mine[0]) if len(pieces) > 1 and mine else tensor
 
     def local_state(self, param: Tensor, state: Any) -> Any:
-        """Return a state with this rank's rows of whatever has as many rows as the parameter."""
+        """Return optimizer state cut to this rank's rows, for tensors with as many rows as the parameter."""
         if param not in self.rows:
             return state
         return map_tensors(

@@ -12,7 +12,7 @@ MIN_SPLIT_ELEMENTS = 2**20
 
 
 class Piece(NamedTuple):
-    """Rows ``start`` to ``stop`` of a parameter, in the hands of one rank."""
+    """Rows ``start`` to ``stop`` of a parameter, updated by one rank."""
 
     rank: int
     start: int
@@ -28,7 +28,7 @@ class Placed(NamedTuple):
 
     shape: tuple[int, ...]
     splits: bool
-    """True if its optimizer is elementwise, so that rows may be updated apart from each other."""
+    """True if its optimizer is elementwise, so that rows may be updated independently."""
 
     @property
     def numel(self) -> int:
@@ -51,15 +51,15 @@ def place(
     load: list[int] | None = None,
     min_split_elements: int = MIN_SPLIT_ELEMENTS,
 ) -> list[Placement]:
-    """Share out parameters so that every rank has about equally many elements.
+    """Partition parameters so that every rank has about equally many elements.
 
     Large parameters that allow it are split by rows, as ``torch.chunk`` cuts them; all others stay whole and go, the
-    largest first, to the rank that has least.
+    largest first, to the rank with the fewest elements.
 
     Args:
-        parameters: In an order that is the same on every rank.
-        num_ranks: Ranks that share them.
-        load: Elements that each rank has already; it is brought up to date.
+        parameters: Sizes, in the same order on every rank.
+        num_ranks: Number of ranks.
+        load: Elements that each rank has already; updated in place.
         min_split_elements: Size from which a parameter is split.
 
     Returns:

@@ -1,4 +1,8 @@
-"""Data parallel with the optimizer's state, and if wanted the gradients, spread over ranks."""
+"""ZeRO stages 1 and 2: data-parallel training with sharded optimizer state, and sharded gradients.
+
+A step in order: reduce-scatter the gradients (stage 2, `gradient_reducer`, during the backward pass; with stage 1 DDP
+all-reduces them), update the local shard of the parameters, all-gather the parameters (both in `optimizer`).
+"""
 
 import contextlib
 from collections.abc import Generator
@@ -27,24 +31,26 @@ _NOT_SHARDED = ("model_averaging_period", "ddp_comm_state", "ddp_comm_hook", "dd
 
 
 class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnfrozen):
-    """`DDPStrategy` in which each of N ranks keeps one N-th of the optimizer's state. Any module, any optimizer.
+    """ZeRO: `DDPStrategy` with optimizer state, and with ``stage=2`` gradients, sharded over ranks.
 
-    Checkpoints are those of an ordinary run: any number of ranks and any other strategy can load them. With
-    ``stage=1`` gradients are averaged everywhere, as ever. With ``stage=2`` each is averaged only on the rank that
-    updates its parameter, and freed on the others while the backward pass goes on: a third less is sent, and of the
-    gradients too a rank holds one N-th. Then ``parameter.grad`` is ``None`` for what other ranks update; clipping by
-    norm and by value is done by this strategy, over all ranks. Buffers (batch norm) are each rank's own.
+    Works with any module and optimizer. Checkpoints are those of an ordinary run: any number of ranks and any other
+    strategy can load them. With ``stage=1`` gradients are all-reduced, as under DDP. With ``stage=2`` each gradient is
+    reduced only to the rank that updates its parameter, and freed on the others during the backward pass: a third
+    less communication, and 1/N of the gradient memory. ``parameter.grad`` is then ``None`` for parameters that other
+    ranks update; the strategy clips gradients by norm and value over all ranks. Buffers (batch norm) are not
+    synchronised.
 
     Args:
-        stage: Sharded state: 1 the optimizer's state, 2 the gradients too.
-        min_split_elements: Size from which a parameter is split by rows where its optimizer allows it.
-        reduce_every_micro_batch: With ``stage=2`` and accumulation: average each micro-batch's gradients instead of
-            the sums of a window: less memory, more communication.
-        find_unused_parameters: A parameter may take no part in a loss, and keeps no gradient where no rank used it.
-        gradient_as_bucket_view: With ``stage=1``: gradients lie in torch's communication buffers, which saves a copy.
-        **settings: For `DDPStrategy`: ``timeout`` (a ``timedelta``; "0:05:00" in YAML) after which a rank that waits
-            for others fails and says what these are at, ``process_group_backend``, ``start_method``, with ``stage=1``
-            all.
+        stage: 1 shards the optimizer state, 2 also the gradients.
+        min_split_elements: Number of elements from which a parameter is split by rows, if its optimizer is elementwise.
+        reduce_every_micro_batch: With ``stage=2`` and gradient accumulation, reduce the gradients of each micro-batch
+            instead of their sums: less memory, more communication.
+        find_unused_parameters: Allow parameters that take no part in a loss; one that no rank used has no gradient.
+        gradient_as_bucket_view: With ``stage=1``, let gradients be views of DDP's communication buckets, which saves
+            a copy.
+        **settings: Arguments of `DDPStrategy`; with ``stage=2`` only ``timeout`` (a ``timedelta``; "0:05:00" in YAML),
+            after which a rank that waits for others fails and reports what they are doing, ``process_group_backend``
+            and ``start_method``.
 
     Raises:
         ConfigurationError: If settings or precision do not fit the stage.
@@ -88,16 +94,16 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
         return self.stage == 2
 
     def setup(self, trainer: Trainer) -> None:
-        """Refuse a gradient scaler where each rank would scale by itself, then set up as ever."""
+        """Refuse a gradient scaler with ``stage=2``, then set up as DDP does."""
         if self.stage == 2 and getattr(self.precision_plugin, "scaler", None) is not None:
             raise ConfigurationError(
-                'precision="16-mixed" scales gradients by what all of them hold, and with stage=2 no rank has all. '
-                'Use precision="bf16-mixed", or stage=1.'
+                'precision="16-mixed" needs all gradients on each rank to scale the loss, and stage=2 shards them. Use '
+                'precision="bf16-mixed", or stage=1.'
             )
         super().setup(trainer)
 
     def configure_ddp(self) -> None:
-        """Wrap the model; with ``stage=2`` only make all ranks start from the same weights."""
+        """Wrap the model in DDP; with ``stage=2`` only broadcast the weights of rank 0."""
         if self.stage == 1:
             super().configure_ddp()
             return
@@ -107,7 +113,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
                 distributed.broadcast(tensor.detach(), 0)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Wrap the optimizers of the module. Schedulers go on working with what they were given."""
+        """Wrap the optimizers of the module; schedulers keep the ones that they were given."""
         super().setup_optimizers(trainer)
         sharded: list[ShardedOptimizer] = []
         for optimizer in self.optimizers:
@@ -121,7 +127,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
             self._reducer = GradientReducer(sharded, find_unused=self.find_unused_parameters)
 
     def teardown(self) -> None:
-        """Let go of the parameters."""
+        """Release the parameters and their hooks."""
         self._close_reducer()
         super().teardown()
 
@@ -133,20 +139,20 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
     # --- backward passes ---
 
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Set out to reduce."""
+        """Start to reduce gradients as the backward pass makes them."""
         super().pre_backward(closure_loss)
         if self._reducer is not None:
             self._reducer.begin()
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Wait until all gradients are where they belong."""
+        """Wait for the pending reductions."""
         if self._reducer is not None:
             self._reducer.finish()
         super().post_backward(closure_loss)
 
     @contextlib.contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Add up gradients on each rank, without communication."""
+        """Accumulate gradients on each rank, without communication."""
         if self._reducer is None:
             with super().block_backward_sync():
                 yield
@@ -184,7 +190,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
     # --- the whole model and the whole state ---
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return on rank 0 the state dictionary of the module's own optimizer; collective: call on all ranks."""
+        """Return on rank 0 the state dictionary of the module's optimizer. Collective: call on all ranks."""
         if self.lightning_module is not None:
             require_all_ranks(self.lightning_module.trainer)
         return _unwrapped(optimizer).full_state_dict() or {}
@@ -207,8 +213,8 @@ def _unwrapped(optimizer: Optimizer) -> ShardedOptimizer:
 def _check_settings(stage: int, settings: dict[str, Any]) -> None:
     if stage not in (1, 2):
         raise ConfigurationError(
-            f"stage={stage} is not known; use 1 (optimizer state) or 2 (gradients too). To spread the parameters too, "
-            "use ShardedModelStrategy (FSDP2)."
+            f"stage={stage} is unsupported; use 1 (shards optimizer state) or 2 (also gradients). To shard parameters "
+            "too, use ShardedModelStrategy (strategy: fsdp2)."
         )
     unfit = [name for name in _NOT_SHARDED if settings.get(name) is not None]
     if stage == 2:

@@ -37,7 +37,7 @@ class ExampleSource(Part):
     """Base of the places records come from."""
 
     def records(self) -> Iterator[Record]:
-        """Yield every record, in an order that does not change. Starts anew at each call."""
+        """Yield every record, in an order that does not change. Starts again at each call."""
         raise NotImplementedError
 
     def placed(self, bad: BadRecords) -> Iterator[Placed]:  # noqa: ARG002

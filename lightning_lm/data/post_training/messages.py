@@ -71,7 +71,7 @@ def checked_text(value: Any, field: str) -> str:
         except UnicodeEncodeError as error:
             raise DataError(
                 f"{field} has half of a character (the lone surrogate {value[error.start]!r}) at position "
-                f"{error.start}, which cannot be encoded; mend or leave out the record."
+                f"{error.start}, which cannot be encoded; fix or remove the record."
             ) from error
     return value
 

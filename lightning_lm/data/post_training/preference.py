@@ -36,7 +36,7 @@ class PairRows(Part):
         max_length: Most tokens of prompt and answer together.
         too_long: Policy for a pair with a longer row: left out, or cut at its end. A completion that was cut gets no
             end of sequence, so that it does not teach to stop in the middle.
-        steps_sorted: Optimizer steps whose pairs are sorted by length and dealt out anew, so that rows of like length
+        steps_sorted: Optimizer steps whose pairs are sorted by length and redistributed, so that rows of like length
             meet and little is padded. 1 leaves the order as it was drawn.
 
     Raises:
