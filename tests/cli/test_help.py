@@ -82,7 +82,7 @@ def test_help_of_a_class_fits_on_two_screens_and_says_something_of_every_argumen
         (["--model.help=GRPOModule"], ["--model.plan"]),
         (["--model", "GRPOModule", "--model.plan.help"], ["RolloutPlan:", "--model.plan.samples_per_prompt int"]),
         (["--model.optimizer.help"], ["AdamW:", "--model.optimizer takes OptimizerPart.", "\n  Muon"]),
-        (["--model.optimizer.help", "Muon"], ["--model.optimizer.momentum float  (default 0.95)\n      Fraction of"]),
+        (["--model.optimizer.help", "Muon"], ["--model.optimizer.momentum float  (default 0.95)\n      Momentum"]),
         (["--model.model.help"], ["import path of a torch.nn.Module", "\n  TransformerConfig"]),
         (["--trainer.callbacks.help", "SampleText"], ["--trainer.callbacks.max_new_tokens int  (default 64)"]),
         (["--config", "sft/reverse", "--data.help"], ["ChatDataModule:", "\n  TextDataModule"]),
