@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from lightning_lm.errors import ConfigurationError, RemoteError
 from lightning_lm.parts import Part
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["JSONServer"]
 
@@ -181,8 +182,8 @@ def _answer(place: str, response: http.client.HTTPResponse, content: bytes) -> d
     if response.status != 200:
         raise RemoteError(f"{place} answered {response.status}: {said}{_hint(response)}", status=response.status)
     try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        answer = parse_json(text)
+    except ValueError as error:
         raise RemoteError(f"{place} sent a response that is not JSON ({error}): {said}", status=200) from error
     if not isinstance(answer, dict):
         raise RemoteError(f"{place} must return a JSON object, and returned {said}", status=200)

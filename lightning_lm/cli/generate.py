@@ -192,10 +192,10 @@ def _inputs(prompts: list[str], generator: "Generator", namespace: argparse.Name
 
 
 def _read_messages(path: Path) -> list[dict[str, Any]]:
-    import json
+    from lightning_lm.storage.json_text import parse_json
 
     try:
-        messages = json.loads(path.read_text(encoding="utf-8"))
+        messages = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigurationError(f"{path} is no JSON: {error}. Write a list of turns with role and content.") from error
     if not isinstance(messages, list) or not all(isinstance(turn, dict) and "role" in turn for turn in messages):

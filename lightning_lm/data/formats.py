@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lightning_lm.data.decoding import bom_encoding, wide_encoding
 from lightning_lm.data.unpacking import packing_of, read_start
 from lightning_lm.errors import DataError
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["BINARY", "RECORDS", "TEXTUAL", "Format", "foreign", "format_of"]
 
@@ -190,6 +191,6 @@ def _begins_with_object(text: str) -> bool:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None

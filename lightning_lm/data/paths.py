@@ -2,7 +2,6 @@
 
 import fnmatch
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lm.errors import DataError
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["find_files", "looks_like_path", "roots_of"]
 
@@ -125,7 +125,7 @@ def _data_files(path: Path) -> set[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

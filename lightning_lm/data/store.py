@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lightning_lm.errors import DataError
 from lightning_lm.storage import SWITCH, is_remembered, naming, remember, synced, verifies
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["TokenStore", "token_dtype", "write_shards"]
 
@@ -207,7 +208,7 @@ def _new_digest(meta: Mapping[str, Any]) -> "hashlib._Hash":
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        meta = parse_json((path / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(
             f"{path} is no token store (it has no meta.json). Make one with lightning_lm.data.tokenize."

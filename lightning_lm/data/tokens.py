@@ -1,7 +1,6 @@
 """Text that was tokenized elsewhere: id arrays of NumPy, nanoGPT, Megatron and litdata, and ids in memory."""
 
 import dataclasses
-import json
 import shutil
 import struct
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from lightning_lm.data.unpacking import read_blocks
 from lightning_lm.errors import DataError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import locked, rename
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["TokenFiles", "begin_id", "token_shards", "write_store"]
 
@@ -290,7 +290,7 @@ def _megatron(path: Path) -> tuple[Ids, NDArray[np.int64]]:
 def _litdata(folder: Path) -> Iterator[tuple[Ids, NDArray[np.int64]]]:
     """Read litdata's chunks of tokens: the number of items, their offsets, then ids without headers."""
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = parse_json((folder / "index.json").read_text(encoding="utf-8"))
         config, names = index["config"], [chunk["filename"] for chunk in index["chunks"]]
         (data_format,) = config["data_format"]
         name, _, code = data_format.partition(":")

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from lightning_lm.parts import Limit
 from lightning_lm.rewards.answers import Reward
 from lightning_lm.rewards.replay import can_replay, recording_program, scoring_program
 from lightning_lm.rewards.sandbox import Sandbox
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["CodeOutput", "CodeTests", "extract_code"]
 
@@ -88,7 +88,7 @@ def source_of_tests(tests: Any) -> str:
     """
     if isinstance(tests, str) and tests.lstrip().startswith("["):
         with contextlib.suppress(ValueError):
-            tests = json.loads(tests)
+            tests = parse_json(tests)
     pieces = [tests] if isinstance(tests, str) else tests
     if not isinstance(pieces, list | tuple) or not all(isinstance(piece, str) for piece in pieces):
         raise DataError(f"Tests must be Python code or a list of it, got {tests!r:.80}.")

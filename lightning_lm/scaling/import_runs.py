@@ -1,7 +1,6 @@
 """Runs that others have made: tables of CSV or JSON as records of a ledger."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from lightning_lm.errors import DataError
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN
 from lightning_lm.scaling.flop_conventions import check_convention
 from lightning_lm.scaling.ledger import RunRecord
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["import_runs"]
 
@@ -57,8 +57,8 @@ def _rows(path: Path, text: str) -> Iterable[Mapping[str, Any]]:
     if path.suffix == ".csv":
         return csv.DictReader(text.splitlines())
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    data = json.loads(text)
+        return [parse_json(line) for line in text.splitlines() if line.strip()]
+    data = parse_json(text)
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise ValueError("a .json file must hold a list of objects")
     return data

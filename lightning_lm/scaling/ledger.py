@@ -18,6 +18,7 @@ from lightning_lm.errors import DataError
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, Curve, Points
 from lightning_lm.scaling.flop_conventions import check_convention
 from lightning_lm.storage import lock_file
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["BadLine", "RunLedger", "RunRecord", "curves_of", "points_of"]
 
@@ -307,7 +308,7 @@ def _record(line: bytes) -> RunRecord | str:
     before to compare it.
     """
     try:
-        data: Any = json.loads(line)
+        data: Any = parse_json(line)
         if not isinstance(data, dict) or not isinstance(data.get("run"), dict):
             return "it is no run of a ledger"
         written = _WRITTEN.fullmatch(line.strip())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_lm.storage.cache import cache_folder
 from lightning_lm.storage.digests import file_state
+from lightning_lm.storage.json_text import parse_json
 from lightning_lm.storage.replacing import replacing
 
 __all__ = ["is_remembered", "remember"]
@@ -56,6 +57,6 @@ def _notes(folder: Path) -> tuple[Path, Path]:
 
 def _read(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lm.errors import CheckpointError
+from lightning_lm.storage.json_text import parse_json
 from lightning_lm.storage.replacing import replacing
 
 __all__ = ["claim_version", "is_first_process", "record_run", "resolve_checkpoint"]
@@ -107,7 +108,7 @@ def _is_version(path: Path) -> bool:
 def _record(run: Path) -> dict[str, Any] | None:
     """Return the record of a run; ``None`` if it has none: earlier releases and scripts wrote none."""
     try:
-        found = json.loads((run / _RECORD).read_text(encoding="utf-8"))
+        found = parse_json((run / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lightning_lm.errors import ConfigurationError, LightningLMError, TokenizerError
 from lightning_lm.storage import TOKENIZER_FILES, filling
+from lightning_lm.storage.json_text import parse_json
 from lightning_lm.tokenizers.chat_template import Message, render_chat_template
 from lightning_lm.tokenizers.streams import avoiding_special, rejoin, special_expression
 
@@ -322,7 +323,7 @@ def read_marker(files: Mapping[str, str]) -> dict[str, Any]:
         TokenizerError: If the file is missing, damaged, or of a newer format.
     """
     try:
-        settings = json.loads(files[MARKER])
+        settings = parse_json(files[MARKER])
         newer = settings["format"] > _FORMAT
     except (KeyError, TypeError, ValueError) as error:
         raise TokenizerError(f"{MARKER} is missing or damaged: these files are no complete tokenizer.") from error

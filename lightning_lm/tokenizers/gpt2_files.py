@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from lightning_lm.errors import TokenizerError
+from lightning_lm.storage.json_text import parse_json
 from lightning_lm.tokenizers.vocabulary import Merge, Vocabulary
 
 __all__ = ["ParsedBPE", "from_letters", "parse", "render", "separate_special", "to_letters"]
@@ -52,7 +53,7 @@ def parse(vocab: str, merges: str) -> ParsedBPE:
         TokenizerError: If they are not in this format.
     """
     try:
-        ids: dict[str, int] = json.loads(vocab)
+        ids: dict[str, int] = parse_json(vocab)
     except ValueError as error:
         raise TokenizerError(f"vocab.json is no JSON: {error}.") from error
     lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-from lightning_lm.errors import TokenizerError
+from lightning_lm.errors import LightningLMError, TokenizerError
 from lightning_lm.storage import check_archive, check_digests
 from lightning_lm.tokenizers import gpt2_files
 from lightning_lm.tokenizers.base import CHAT_TEMPLATE, MARKER, BaseTokenizer, read_marker
@@ -31,6 +31,9 @@ _TEXT_FILES = (
     "vocab.json",
     "merges.txt",
 )
+
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Errors that values of another type or size than expected lead to, wherever they are first used."""
 
 
 def load_tokenizer(path: Path | str) -> BaseTokenizer:
@@ -74,9 +77,20 @@ def tokenizer_from_files(files: Mapping[str, str]) -> BaseTokenizer:
     Raises:
         TokenizerError: If the files are of no tokenizer, or damaged.
     """
+    try:
+        return _from_files(files)
+    except _DAMAGE as error:
+        if isinstance(error, LightningLMError):
+            raise
+        raise TokenizerError(
+            f"The tokenizer's files are damaged ({type(error).__name__}: {error}). Copy them again, or make it anew."
+        ) from error
+
+
+def _from_files(files: Mapping[str, str]) -> BaseTokenizer:
     if MARKER in files:
         kind = read_marker(files).get("kind")
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise TokenizerError(f"{MARKER} names the kind {kind!r}; known are {', '.join(_KINDS)}.")
         tokenizer = _KINDS[kind].from_files(files)
         tokenizer.chat_template = files.get(CHAT_TEMPLATE)

@@ -16,6 +16,7 @@ from lightning_lm.tokenizers.patterns import SplitPattern
 
 if TYPE_CHECKING:
     import tokenizers
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["PretrainedTokenizer"]
 
@@ -188,7 +189,7 @@ def _tokenizer(definition: str, special: Sequence[str | None]) -> "tokenizers.To
 
 def _json(text: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise TokenizerError(f"{name} is no JSON: {error}.") from error
     if not isinstance(content, dict):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from lightning_lm.errors import TokenizerError
+from lightning_lm.storage.json_text import parse_json
 from lightning_lm.tokenizers.base import END_OF_TEXT, ByteTableTokenizer, number_special, read_marker, refuse_surrogates
 from lightning_lm.tokenizers.patterns import SplitPattern
 from lightning_lm.tokenizers.word_counts import Text, count_words
@@ -206,6 +207,6 @@ def _dump(entries: list[str]) -> str:
 
 def _load(files: Mapping[str, str]) -> list[str]:
     try:
-        return [str(entry) for entry in json.loads(files["entries.json"])]
+        return [str(entry) for entry in parse_json(files["entries.json"])]
     except (KeyError, TypeError, ValueError) as error:
         raise TokenizerError("entries.json is missing or damaged: these files are no complete tokenizer.") from error

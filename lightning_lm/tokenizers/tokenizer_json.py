@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning_lm.errors import TokenizerError
+from lightning_lm.storage.json_text import parse_json
 from lightning_lm.tokenizers.gpt2_files import from_letters, read_merges, to_letters
 from lightning_lm.tokenizers.patterns import GPT2, GPT4, SplitPattern
 from lightning_lm.tokenizers.vocabulary import Merge, Vocabulary
@@ -65,7 +66,7 @@ def parse(text: str) -> ParsedTokenizer:
         TokenizerError: If it is damaged, or not byte-level byte-pair encoding.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         model = content["model"]
         if model.get("type", "BPE") != "BPE":
             raise _not_supported(f"its model is {model['type']}")

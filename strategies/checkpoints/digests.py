@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.storage import SWITCH, verifies
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["FILE", "as_file", "check_folder", "digests_of", "take_as_sound"]
 
@@ -76,7 +77,7 @@ def take_as_sound(folder: Path | str) -> None:
 
 def _known(folder: Path) -> dict[str, Digest]:
     try:
-        files = json.loads((folder / FILE).read_bytes())["files"]
+        files = parse_json((folder / FILE).read_bytes())["files"]
         known = {str(name): {"bytes": int(entry["bytes"]), "sha256": entry["sha256"]} for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _error(folder / FILE, "is damaged, so that nothing can be compared with it") from error

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from lightning_lm.errors import DataError, TokenizerError
+from lightning_lm.storage.json_text import parse_json
 from lightning_lm.tokenizers.chat_template import Message, render_chat_template
 
 __all__ = ["REASONING", "Dialect", "dialect_of", "free_character", "normalized", "normalized_tools", "seal"]
@@ -175,7 +176,7 @@ def _list(value: Any, name: str) -> list[Any]:
 
 def _parsed(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise DataError(f"{what}: {text[:60]!r} is no JSON ({error}).") from error
 

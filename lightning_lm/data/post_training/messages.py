@@ -5,11 +5,11 @@ Read besides lists of these: ``from`` and ``value`` of ShareGPT with its roles (
 single messages, which all become ``weight``, 0 or 1.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_lm.errors import DataError
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["Record", "checked_text", "messages_of"]
 
@@ -40,8 +40,8 @@ def messages_of(value: Any, field: str, keys: tuple[str, str] | None = None) -> 
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise DataError(
                 f"{field} is a text that is not JSON ({value[:60]!r}); a list of messages with role and content is "
                 "needed, or its JSON."
@@ -112,8 +112,8 @@ def _check_content(message: Record, field: str) -> None:
 def _tool_calls(value: Any, field: str) -> list[Record]:
     """Return the calls of a ``function_call`` turn, whose text is JSON of one call or several."""
     try:
-        calls = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
+        calls = parse_json(value) if isinstance(value, str) else value
+    except ValueError as error:
         raise DataError(f"{field} is no JSON ({value[:60]!r}); a function's name and arguments are needed.") from error
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) and "name" in call for call in calls):

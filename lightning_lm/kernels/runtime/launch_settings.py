@@ -27,6 +27,7 @@ import torch
 from lightning_lm.errors import DataError
 from lightning_lm.kernels.runtime.launch import triton_version
 from lightning_lm.storage import cache_folder, replacing, verifies
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = [
     "VARIABLE",
@@ -93,7 +94,7 @@ def read_table(path: Path) -> list[Entry]:
         DataError: If it cannot be read, is of another format, or an entry is not what a kernel could be launched with.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if (

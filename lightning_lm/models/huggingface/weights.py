@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.storage import INDEX, SINGLE, check_digests, replacing
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = [
     "GPT2_NAMES",
@@ -139,8 +140,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent} has no {path.name}; give a folder that holds a Hugging Face checkpoint.")
     check_digests(path.parent, [path.name])
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); fetch or save it again.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not an object with settings.")
