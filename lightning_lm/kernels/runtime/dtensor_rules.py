@@ -69,7 +69,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *options: Any) -> Iterator[Place
 def _layer_norm_backward(grad: Any, x: Any, weight: Any, bias: Any, *rest: Any) -> Iterator[Placed]:
     for placed in _placements(x, x.ndim - 1):
         given = [placed, placed, _like(weight, _WHOLE), _like(bias, _WHOLE), placed, placed]
-        yield [placed, _partial(weight, placed), _partial_sum(bias, placed)], [*given, *_none(rest[2:])]
+        yield [placed, _partial(weight, placed), _partial(bias, placed)], [*given, *_none(rest[2:])]
 
 
 def _softmax(x: Any) -> Iterator[Placed]:
@@ -103,7 +103,7 @@ def _rope_backward(grad_q: Any, grad_k: Any, q: Any, k: Any, cos: Any, sin: Any,
         given = [placed, placed, _like(q, placed), _like(k, placed), table, table]
         gains = [_like(q_gain, _WHOLE), _like(k_gain, _WHOLE)]
         yield (
-            [placed, placed, _partial(q_gain, placed), _partial_sum(k_gain, placed)],
+            [placed, placed, _partial(q_gain, placed), _partial(k_gain, placed)],
             [*given, *gains, *_none(options)],
         )
 
