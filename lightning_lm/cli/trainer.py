@@ -156,7 +156,8 @@ class CommandLine(LightningCLI):
         try:
             if prints:
                 parser.parse_args(args)
-            self.config = Namespace({"subcommand": verb, verb: self._parser(verb).parse_args(words)})
+            config = self._parser(verb).parse_args(words)
+            self.config = Namespace({"subcommand": verb, verb: config})  # type: ignore[no-untyped-call]
         except ArgumentError as error:
             raise UsageError(explain(str(error), self._layers)) from error
         # LightningCLI would read the file here, without our checks, and put what it was trained with over the YAML.

@@ -39,7 +39,7 @@ class Anything:
     def __init__(self, **kwargs: object) -> None: ...
 
 
-TOP = {"car": Argument(Car), "fleet": Argument(list[Car] | None), "name": Argument(str)}
+TOP = {"car": Argument(Car), "fleet": Argument(list[Car] | None), "name": Argument(str), "trainer": Argument(Car)}
 
 
 def check(*layers, top=TOP, classes=None):
@@ -78,6 +78,8 @@ BAD = [
     ("fleet:\n- Car\n- Vann", "Unknown class 'Vann' for fleet[1]. Did you mean 'Van'?", 3),
     ("car:\n  class_path: Van\n  init_args:\n    loud: 1", "Unknown key 'loud' in Van. Did you mean 'load'?", 4),
     ("car:\n  class_path: Van\n  load: 1", "Key 'load' stands beside class_path in car.", 3),
+    ("fleet:\n- Car\n- Van: {load: 2}", "fleet[1] has the name of a class as a key: Van.", 3),
+    ("trainer: max_steps", "trainer takes settings, such as trainer: {max_steps: 100}, got 'max_steps'.", 1),
     ("car: {class_path: no.such.Thing}", "The class 'no.such.Thing' for car cannot be imported", 1),
 ]
 

@@ -70,6 +70,15 @@ MISTAKES = [
     (["--model.compile=always"], "model.compile: needs one of 'none', 'blocks', got always"),
     (["--config", "tinny.yaml"], "--config 'tinny.yaml' is neither a file nor a recipe."),
     (["--trainer", "missing.yaml"], "--trainer 'missing.yaml': there is no such file"),
+    (
+        ["--trainer", "max_steps=5"],
+        "--trainer takes a YAML file, got 'max_steps=5'. For one setting write --trainer.max_st",
+    ),
+    (
+        ["--trainer", "max_steps"],
+        "--trainer takes a YAML file, got 'max_steps'. For one setting write --trainer.max_steps",
+    ),
+    (["--data", "corpus/"], "data takes the name of a class, got 'corpus/'."),
     (["--model.model=../folder"], "model.model takes the name of a class, got '../folder'."),
     (["--model.optimizer=torch.optim.AdamW"], "torch.optim.AdamW is no OptimizerPart, which model.optimizer takes."),
     (["--trainer.callbacks+=LoRA", "--trainer.callbacks.adaptors.rank=3"], "Unknown key 'adaptors' in LoRA."),

@@ -131,9 +131,15 @@ class Checker:
             for index, item in enumerate(setting.value):
                 place = path if path.endswith(_APPENDED) else f"{path}[{index}]"
                 self._classes.pop(place, None)
+                _refuse_class_as_key(item, argument, place)
                 self._check_value(item, Argument(argument.annotation), place)
         elif isinstance(setting.value, dict):
             self._check_mapping(setting, argument, path)
+        elif path == "trainer" and setting.value is not None:
+            raise UsageError(
+                f"trainer takes settings, such as trainer: {{max_steps: 100}}, got {setting.value!r}.\n"
+                f"  Written in {setting.place}."
+            )
         elif isinstance(setting.value, str) and not accepts_text(argument.annotation):
             self._remember(path, _named_class(setting, argument.annotation, path), argument)
 
@@ -158,6 +164,19 @@ class Checker:
         for below in [known for known in self._classes if known.startswith(f"{path}.")]:
             del self._classes[below]
         self._classes[path] = cls
+
+
+def _refuse_class_as_key(item: Setting, argument: Argument, path: str) -> None:
+    """Refuse ``- SampleText: {...}``, an item that has the name of its class as a key."""
+    content = item.value
+    if not isinstance(content, dict) or len(content) != 1:
+        return
+    name, options = next(iter(content.items()))
+    if name not in _SPEC and name in subclasses_by_name(accepted_classes(argument.annotation)):
+        raise UsageError(
+            f"{path.removesuffix(_APPENDED)} has the name of a class as a key: {name}.\n"
+            f"  Written in {options.place}. Write {{class_path: {name}, init_args: {{OPTION: VALUE}}}}."
+        )
 
 
 def _fields(setting: Setting, cls: type, path: str) -> Setting:
@@ -238,7 +257,7 @@ def _no_class(setting: Setting, expected: list[type], ours: Mapping[str, type], 
         f"  Written in {setting.place}. Expected a {' or '.join(cls.__name__ for cls in expected)}: {', '.join(ours)}.",
     ]
     for name in ours:
-        taken = [key for key in ("checkpoint", "path") if key in (arguments_of(ours[name]) or ())]
+        taken = [key for key in ("checkpoint", "path", "train") if key in (arguments_of(ours[name]) or ())]
         if taken:
             lines.append(f"  For a file or folder: --{path} {name} --{path}.{taken[0]} {setting.value}")
             break

@@ -101,6 +101,8 @@ def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
             continue
         if not equals:
             value = next(rest, "")
+        if flag == "--trainer" and not value.startswith("{") and not value.endswith(SETTINGS_SUFFIXES):
+            raise UsageError(_no_settings_file(value))
         if flag in _GROUPS and not value.endswith(SETTINGS_SUFFIXES):  # the name of a class
             expanded += [f"{flag}={value}"]
             continue
@@ -142,6 +144,11 @@ def _group_overlay(key: str, path: Path) -> Overlay:
         raise UsageError(f"--{key} {str(path)!r}: there is no such file (looked from {Path.cwd()}).")
     root = _read(path)
     return Overlay(path, root if set(root.value) == {key} else Setting({key: root}, root.place))
+
+
+def _no_settings_file(value: str) -> str:
+    key, _, setting = value.partition("=")
+    return f"--trainer takes a YAML file, got {value!r}. For one setting write --trainer.{key} {setting or 'VALUE'}."
 
 
 def _find(name: str, beside: Path | None) -> Path:
