@@ -6,6 +6,8 @@ are asked for, and never made up.
 """
 
 import math
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +36,7 @@ _ROUNDING = 1e-4
 """Largest log-probability that rounding explains, nats."""
 _ID_MARK = "token_id:"
 """Spelling of tokens in vLLM's ``logprobs.tokens`` when it is asked for ids instead of texts."""
+_MARKED, _LARGEST_ID = re.compile(rf"{_ID_MARK}[0-9]{{1,10}}"), 2**31 - 1
 
 
 class HTTPGenerator:
@@ -327,24 +330,29 @@ def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
     if ids is None and _content(choice):
         ids = [entry.get("id") for entry in _content(choice)]
     if ids is None:
-        tokens = (choice.get("logprobs") or {}).get("tokens") or []
-        if not tokens or not all(str(token).startswith(_ID_MARK) for token in tokens):
+        tokens = _reported(choice).get("tokens")
+        if not isinstance(tokens, list) or not tokens or not all(re.fullmatch(_MARKED, str(token)) for token in tokens):
             return None
         ids = [int(str(token).removeprefix(_ID_MARK)) for token in tokens]
-    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token <= _LARGEST_ID for token in ids):
         raise RemoteError(f"The server's token_ids must be whole numbers; it sent {str(ids)[:200]}.")
     return tuple(ids)
 
 
+def _reported(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    logprobs = choice.get("logprobs")
+    return logprobs if isinstance(logprobs, dict) else {}
+
+
 def _content(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return llama.cpp's entry of each sampled token, with its ``id`` and ``logprob``, as in chats."""
-    content = (choice.get("logprobs") or {}).get("content")
+    content = _reported(choice).get("content")
     entries = content if isinstance(content, list) else []
     return entries if all(isinstance(entry, dict) and "id" in entry for entry in entries) else []
 
 
 def _logprobs(choice: Mapping[str, Any], count: int) -> tuple[float, ...]:
-    values = (choice.get("logprobs") or {}).get("token_logprobs")
+    values = _reported(choice).get("token_logprobs")
     if values is None and _content(choice):
         values = [entry.get("logprob") for entry in _content(choice)]
     if not isinstance(values, list) or len(values) != count:
@@ -354,14 +362,14 @@ def _logprobs(choice: Mapping[str, Any], count: int) -> tuple[float, ...]:
             "it heed the field logprobs (vLLM: --max-logprobs at least 1), or use a server that does."
         )
     for value in values:
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) < math.inf:
             raise RemoteError(
-                f"The server sent a log-probability that is not a finite number: {value!r}. Look for NaN in its "
+                f"The server sent a log-probability that is not a finite number: {value!r:.80}. Look for NaN in its "
                 "weights, and for truncation in its own defaults (vLLM: --generation-config vllm)."
             )
-        if value > _ROUNDING:
+        if value > _ROUNDING or value < -sys.float_info.max:
             raise RemoteError(
-                f"The server sent the log-probability {value}, and none is above 0. It may send logits or "
+                f"The server sent the log-probability {value!r:.40}, and none is above 0. It may send logits or "
                 "probabilities; it must send natural logarithms of probabilities."
             )
     return tuple(min(float(value), 0.0) for value in values)

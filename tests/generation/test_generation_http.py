@@ -162,6 +162,14 @@ def test_another_number_of_answers_is_refused(backend, indices):
         (choice("a", logprobs={"token_logprobs": [-1.0]}), "sent 1"),
         (choice("a", logprobs={"token_logprobs": [-1.0, None]}), "finite"),
         (choice("a", logprobs={"token_logprobs": [-1.0, float("nan")]}), "finite"),
+        (choice("a", logprobs={"token_logprobs": [-1.0, True]}), "finite"),
+        (choice("a", logprobs={"token_logprobs": [-1.0, 5.0]}), "none is above 0"),
+        (choice("a", logprobs={"token_logprobs": [-1.0, -(10**400)]}), "-1000"),
+        (choice("a", logprobs=[1.0]), "sent none"),
+        (choice("a", token_ids=[97] * 100_001), "100,001 tokens"),
+        (choice("a", token_ids=[97, 10**30]), "whole numbers"),
+        (choice("a", token_ids=None, logprobs={"tokens": ["token_id:" + "7" * 5_000]}), "return_token_ids"),
+        (choice("a", token_ids=None, logprobs={"tokens": 7}), "return_token_ids"),
     ],
 )
 def test_what_is_not_exact_is_refused(backend, sent, message):
