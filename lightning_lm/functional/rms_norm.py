@@ -1,5 +1,6 @@
 """Root-mean-square normalisation, with a backward that reads memory as seldom as it can on a CPU."""
 
+import math
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,8 @@ def rms_norm(
     written_out = x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling()
     if written_out and weight is not None and x.dtype == weight.dtype:
         if not torch.is_grad_enabled():
-            return _normalise(x, weight, eps)[0]
+            one_row = x.numel() == x.size(-1) and type(x) is Tensor and torch.is_inference_mode_enabled()
+            return _normalise_row(x, weight, eps) if one_row else _normalise(x, weight, eps)[0]
         return cast(Tensor, _RMSNorm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
     if weight is None or weight.dtype == x.dtype:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
@@ -39,6 +41,13 @@ def rms_norm(
 def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
     return (x * scale).mul_(weight), scale
+
+
+def _normalise_row(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise a single row, as of a token that is generated: its scale is a number, not a tensor of one element."""
+    norm = float(torch.linalg.vector_norm(x))
+    mean_square = norm * norm / x.size(-1) + eps
+    return (x * weight).mul_(mean_square**-0.5 if mean_square else math.inf)
 
 
 class _RMSNorm(torch.autograd.Function):

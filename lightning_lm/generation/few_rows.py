@@ -38,8 +38,10 @@ def few_rows_linear(
     if not 0 < num_rows <= _FEW or torch.is_grad_enabled() or x.dtype != torch.float32 or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
     rows = x.reshape(num_rows, -1)
-    columns = (torch.cat((rows, rows)) if num_rows == 1 else rows).t()
-    product = torch.mm(weight, columns)[:, :num_rows].t().contiguous()
+    if num_rows == 1:
+        product = torch.mm(weight, torch.cat((rows, rows)).t()).select(1, 0).contiguous()
+    else:
+        product = torch.mm(weight, rows.t()).t().contiguous()
     return (product if bias is None else product.add_(bias)).view(*x.shape[:-1], -1)
 
 

@@ -49,6 +49,21 @@ def test_tiny_and_huge_features(size, with_gradient):
     torch.testing.assert_close(got.double(), naive(x, weight, 1e-6), atol=SINGLE, rtol=SINGLE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(16,), (1, 1, 16), (2, 16)])
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1.0, 1e15])
+@torch.inference_mode()
+def test_rows_of_inference(size, shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=generator, dtype=dtype) * size,
+        torch.randn(16, generator=generator).to(dtype),
+    )
+    torch.testing.assert_close(rms_norm(x, weight).double(), naive(x, weight, 1e-6), atol=SINGLE, rtol=SINGLE)
+    assert rms_norm(x * 0, weight, eps=0.0).isnan().all()  # 0 / 0, as for several rows
+    assert rms_norm(torch.full_like(x, torch.inf), weight).isnan().all()
+
+
 def test_half_precision_is_computed_in_float32():
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     for weight in (torch.ones(64), torch.ones(64).bfloat16()):
