@@ -10,7 +10,7 @@ from split_runs import STRATEGIES, trainer_for, weights_of
 
 from lightning_lm.callbacks import Adapters, LoRA
 from lightning_lm.data import EncodedPair, PairStream, PreferencePairs, ReverseDigits
-from lightning_lm.datamodules import PromptDataModule
+from lightning_lm.datamodules import PromptDataModule, UnpairedDataModule
 from lightning_lm.distributed import data_rank, data_ranks
 from lightning_lm.functional import KLPenalty
 from lightning_lm.generation import Backend, Completion
@@ -22,6 +22,7 @@ from lightning_lm.modules import (
     DPOModule,
     GRPOModule,
     KLReward,
+    KTOModule,
     Objective,
     PPOModule,
     RolloutPlan,
@@ -119,6 +120,7 @@ KINDS = {
         PPOModule, critic=Critic(lr_scale=1.0), kl=KLReward(coefficient=0.3, target=0.01, horizon=10)
     ),
     "dpo": lambda: _dpo(reference=CopyReference()),
+    "kto": lambda: KTOModule(small_policy(), optimizer=SGD(lr=2.0), schedule=Constant()),
     "dpo with adapters": lambda: _dpo(lr=20.0, reference=AdapterReference()),
 }
 
@@ -145,8 +147,18 @@ def train(kind: str, strategy: str, *, steps: int = 3, accumulate: int = 1) -> F
     if kind.startswith("dpo"):
         trainer.fit(module, Pairs(trainer, steps))
     else:
-        trainer.fit(module, datamodule=_prompts())
+        trainer.fit(module, datamodule=_unpaired() if kind == "kto" else _prompts())
     return weights_of(module), dict(module.last_metrics)
+
+
+def _unpaired() -> UnpairedDataModule:
+    noise = random.Random(0)
+
+    def digits(longest: int) -> str:
+        return "".join(noise.choices("0123456789", k=noise.randint(1, longest)))
+
+    train = [{"prompt": f"{digits(3)}=", "completion": digits(5), "label": number % 3 == 0} for number in range(24)]
+    return UnpairedDataModule(train, tokenizer=TOKENIZER, batch_size=PAIRS)
 
 
 def _prompts() -> PromptDataModule:
