@@ -6,6 +6,7 @@ Everything is read in blocks, so a file may be larger than memory as long as eac
 import csv
 import importlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,8 @@ __all__ = ["BadRecords", "NotJSONError", "OnBadRecord", "Place", "Placed", "read
 
 OnBadRecord = Literal["raise", "skip"]
 _ROWS = 1024
+_STRUCTURE = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"|["\[\]{},]')
+"""Whole texts, and the characters that structure JSON. A text has no line breaks: one that does has lost its end."""
 
 
 class NotJSONError(DataError):
@@ -153,10 +156,8 @@ def _json_lines(path: Path, texts: Iterable[str], bad: BadRecords) -> Iterator[P
 def _json_values(path: Path, texts: Iterable[str], bad: BadRecords) -> Iterator[Placed]:
     """Read the elements of a JSON array, or JSON values that follow each other, holding one at a time.
 
-    What follows a value that cannot be read is not looked for, so such a value is an error even where bad records are
-    skipped.
+    A broken element of an array is skipped if its end can be told, by its brackets and quotes.
     """
-    del bad
     buffer, decoder, number = _Buffer(texts), json.JSONDecoder(), 0
     is_array = buffer.peek() == "["
     if is_array:
@@ -164,7 +165,16 @@ def _json_values(path: Path, texts: Iterable[str], bad: BadRecords) -> Iterator[
     while (following := buffer.peek()) and not (is_array and following == "]"):
         number += 1
         place = Place(str(path), f"record {number}")
-        yield Placed(place, buffer.value(decoder, place))
+        try:
+            value = buffer.value(decoder, place)
+        except NotJSONError as error:
+            length = buffer.length_of_broken_value() if is_array and bad.action == "skip" else None
+            if length is None:
+                raise
+            buffer.advance(length)
+            bad.add(error)
+        else:
+            yield Placed(place, value)
         if is_array and (following := buffer.peek()) != "]":
             if following != ",":
                 raise DataError(f"{place} is followed by {following!r}, where a comma or the array's end is needed.")
@@ -208,6 +218,23 @@ class _Buffer:
             except ValueError as error:
                 if not self._grow(len(self._text) - self._place):
                     raise _not_json(place, error, "an object is needed") from error
+
+    def length_of_broken_value(self) -> int | None:
+        """Return the characters up to the comma or bracket that ends a broken element of an array; None if none does.
+
+        The rest of the file has been read to find that the value is broken.
+        """
+        depth = 0
+        for token in _STRUCTURE.finditer(self._text, self._place):
+            mark = token[0]
+            if mark == '"':
+                return None  # a text that does not end
+            if depth == 0 and mark in ",]":
+                return token.start() - self._place
+            depth += (mark in "[{") - (mark in "]}")
+            if depth < 0:
+                return None
+        return None
 
     def _grow(self, size: int) -> bool:
         parts = [self._text[self._place :]]

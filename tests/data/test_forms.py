@@ -18,9 +18,11 @@ from lightning_lm.data import (
     PairRows,
     Plain,
     PreferencePairs,
+    PromptedExamples,
     ShareGPT,
     SupervisedRows,
     encode_example,
+    encode_pair,
     encode_preference,
     split_preference,
     split_sides,
@@ -98,8 +100,24 @@ def test_alpaca_is_instruction_and_input():
     assert by_content(record)["prompt"] == "Add.\n2 2"
     assert by_content({**record, "input": ""})["prompt"] == "Add."
     renamed = {"task": "Add.", "input": "2 2", "answer": "4"}
+    asked, wanted = by_content(record)["prompt"], "Add.\n2 2"
+    assert encode_pair(asked, "4", BYTES, Plain()) == encode_pair(f"{wanted}\n", "4", BYTES, Plain())
+    assert Plain().prompt_ids(asked, BYTES) == Plain().prompt_ids(f"{wanted}\n", BYTES)
+    assert encode_pair(asked, "4", BYTES, ChatML()) == encode_pair(wanted, "4", BYTES, ChatML())
     converted = Alpaca(instruction="task", output="answer").convert(renamed)
     assert (converted["prompt"], converted["completion"]) == ("Add.\n2 2", "4")
+
+
+def test_alpaca_with_another_wording():
+    """The preamble as it was published, by `PromptedExamples`; what rewards read stays beside it."""
+    data = [{"instruction": "Add.", "input": "", "output": "4", "source": "x"}]
+    source = PromptedExamples(Examples(data), prompt="### Instruction:\n{instruction}\n\n### Response:\n")
+    (record,) = source.records()
+    found = by_content(record)
+    assert found == by_content(found)
+    assert (found["prompt"], found["completion"]) == ("### Instruction:\nAdd.\n\n### Response:\n", "4")
+    assert (found["output"], found["source"]) == ("4", "x")
+    assert learned(record, template=Plain()) == "4<|endoftext|>"
 
 
 def test_texts_and_tokens_are_learned_whole_or_as_their_mask_says():

@@ -112,6 +112,31 @@ def test_zstandard_with_a_long_window_and_skippable_frames(tmp_path):
     assert read(tmp_path / "a.zst") == TEXTS
 
 
+ARRAYS = {
+    '[{"text": "a"}, {"text": bad}, {"text": "b"}]': ["a", "b"],
+    '[{"text": "a"},, {"text": "b"}]': ["a", "b"],
+    '[{"text": "a"}, {text: "q, ] } {"}, {"n": 1,}, {"text": "b"}]': ["a", "b"],
+    '[{"text": "a"}, {\'text\': 1}]': ["a"],
+    '[{"text": "a"}, {"text": "x}, {"text": "y"}, {"text": "b"}]': None,  # where the broken text ends nobody can tell
+    '[{"text": "a"}, {"text": [1, 2}, {"text": "b"}]': None,
+    '[{"text": "a"}, {"text": "b"': None,
+}
+
+
+@pytest.mark.parametrize("content", ARRAYS)
+def test_a_broken_element_of_an_array_is_skipped_if_its_end_can_be_told(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"a\.json, record 2 is not JSON"):
+        read(path)
+    if ARRAYS[content] is None:
+        with pytest.raises(DataError, match=r"a\.json, record 2 is not JSON"):
+            read(path, on_bad_record="skip")
+        return
+    with pytest.warns(UserWarning, match=r"(?s)Left out \d bad record\(s\) of .*a\.json, record 2 is not JSON"):
+        assert read(path, on_bad_record="skip") == ARRAYS[content]
+
+
 def test_places_count_as_editors_and_parquet_tools_do(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"n": 1}\n\n{"n": 2}\n')
     (tmp_path / "b.json").write_text('[{"n": 1}, {"n": 2}]')

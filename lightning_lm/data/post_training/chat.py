@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lightning_lm.data.post_training.messages import Instruction
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
@@ -126,7 +127,7 @@ class Plain(ChatTemplate):
 
     def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
         """Return the begin mark and the ids of the prompt."""
-        begin, ids = begin_ids(tokenizer), tokenizer.encode(_text(prompt), allow_special=self.read_special)
+        begin, ids = begin_ids(tokenizer), tokenizer.encode(_prompt_text(prompt), allow_special=self.read_special)
         return [*begin, *(ids[len(begin) :] if ids[: len(begin)] == begin else ids)]
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -135,7 +136,7 @@ class Plain(ChatTemplate):
 
     def pair(self, prompt: Content, completion: Content, tokenizer: Tokenizer) -> tuple[list[int], Rendered]:
         """Return the ids of a prompt, and those of its completion with the end of text."""
-        before, after = _text(prompt), _text(completion)
+        before, after = _prompt_text(prompt), _text(completion)
         answer, eos_id = encode_after(before, after, tokenizer, allow_special=self.read_special), _eos_id(tokenizer)
         answer += [eos_id] * (answer[-1:] != [eos_id])
         return self.prompt_ids(prompt, tokenizer), Rendered(answer, [True] * len(answer))
@@ -246,10 +247,15 @@ def _text(content: Content) -> str:
     return content
 
 
+def _prompt_text(prompt: Content) -> str:
+    text = _text(prompt)
+    return f"{text}\n" if isinstance(text, Instruction) else text
+
+
 def _no_turns() -> DataError:
     return DataError(
-        "Plain() has no way to write turns. Choose template=TokenizerTemplate() or ChatML(), or give prompt and "
-        "completion as text."
+        "Plain() has no way to write turns. Choose a template: --data.template ChatML, or TokenizerTemplate for the "
+        "tokenizer's own (template=ChatML() in Python). Or give prompt and completion as text."
     )
 
 

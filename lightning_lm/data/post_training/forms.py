@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from lightning_lm.data.post_training.messages import Record, checked_text, messages_of
+from lightning_lm.data.post_training.messages import Instruction, Record, checked_text, messages_of
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.parts import Part
 
@@ -91,8 +91,8 @@ class ShareGPT(RecordForm):
 class Alpaca(RecordForm):
     """Single turns of ``instruction``, ``input`` and ``output``, with optional ``system`` and ``history``.
 
-    The prompt is the instruction, a line break, and the input if there is one. For another wording, such as the
-    preamble "Below is an instruction", use `PromptedExamples`.
+    The prompt is the instruction, a line break, and the input if there is one; under `Plain` another line break ends
+    it. For another wording, such as the preamble "Below is an instruction", use `PromptedExamples`.
 
     Args:
         instruction: Field with the instruction.
@@ -108,7 +108,7 @@ class Alpaca(RecordForm):
         """Return the record with ``prompt`` and ``completion``, or with the fields of a preference or KTO record."""
         instruction = checked_text(_required(record, self.instruction), self.instruction)
         given = record.get(self.input)
-        asked = "\n".join(filter(None, (instruction, given and checked_text(given, self.input))))
+        asked = Instruction("\n".join(filter(None, (instruction, given and checked_text(given, self.input)))))
         before = _history(record)
         prompt = [*before, {"role": "user", "content": asked}] if before else asked
         kept = _without(record, self.instruction, self.input, self.output, *_SOURCES, *_COLUMNS)
@@ -177,8 +177,11 @@ def by_content(record: Mapping[str, Any]) -> Record:
     if "conversations" in found and not is_known:
         return _from_conversations(found, "conversations", None)
     alpaca = "instruction" in found and ("output" in found or {"chosen", "rejected"} <= found.keys())
-    if alpaca and not (is_known or "prompt" in found):
-        return Alpaca().convert(found)
+    if alpaca and not is_known:
+        if "prompt" not in found:
+            return Alpaca().convert(found)
+        if "output" in found and "chosen" not in found:  # the prompt was written from the other fields
+            return _checked({**found, "completion": found["output"]})
     if "messages" in found:
         return _conversation(_without(found, "messages"), messages_of(found["messages"], "messages"))
     return _checked(found)

@@ -11,9 +11,16 @@ from typing import Any
 from lightning_lm.errors import DataError
 from lightning_lm.storage.json_text import parse_json
 
-__all__ = ["Record", "checked_text", "messages_of"]
+__all__ = ["Instruction", "Record", "checked_text", "messages_of"]
 
 Record = dict[str, Any]
+
+
+class Instruction(str):
+    """A request as text, which a completion does not run on from: `Plain` ends it with a line break."""
+
+    __slots__ = ()
+
 
 _ROLES = {
     **{role: role for role in ("user", "assistant", "system", "tool", "developer", "function_call")},

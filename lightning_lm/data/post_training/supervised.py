@@ -36,7 +36,7 @@ LearnOn = Literal["completion", "assistant", "all"]
 """Target tokens of an example: its completion (the last one of a conversation), all completions, or everything."""
 
 _LEARNED_FILE = "learned.bin"
-_VERSION = 3
+_VERSION = 4
 """Counted up when the same records give other ids or masks, so that what an older version left is not used."""
 
 
