@@ -17,6 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 from lightning_lm import __version__
 from lightning_lm.callbacks.formatting import number
@@ -37,6 +38,8 @@ from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.signals import stop_signals
 from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.strategies import AtomicCheckpointIO
+from lightning_lm.strategies.checkpoints.sharded import is_sharded
+from lightning_lm.strategies.checkpoints.stock_folder import is_stock
 from lightning_lm.tokenizers import TrainBPE
 
 __all__ = ["CommandLine", "prepare", "print_class_help", "run"]
@@ -201,6 +204,7 @@ class CommandLine(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; what Lightning refuses about its settings is reported as a mistake of the command line."""
+        _require_readable(self.config_init[subcommand].get("ckpt_path"), self.trainer.strategy)
         try:
             super()._run_subcommand(subcommand)
         except OSError as error:
@@ -274,6 +278,21 @@ class CommandLine(LightningCLI):
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and folder in path.parents and logger["init_args"].get("version") is None:
             logger["init_args"]["version"] = path.relative_to(folder).parts[0]
+
+
+def _require_readable(path: str | None, strategy: Strategy) -> None:
+    """Refuse the folder of a sharded run where a strategy of Lightning would read it, which knows only its own.
+
+    Raises:
+        CheckpointError: If it would.
+    """
+    reads_itself = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
+    if path and reads_itself and is_sharded(path) and not is_stock(path):
+        raise CheckpointError(
+            f"{path} is a folder that a strategy of this package saved, and {type(strategy).__name__} of Lightning "
+            f"reads only its own. Make a file of it with lightning-lm consolidate {path}, and give that; or resume "
+            "with --trainer.strategy ShardedModelStrategy, zero1 or zero2."
+        )
 
 
 def _hush() -> None:

@@ -77,7 +77,8 @@ class LMModule(_ModelOwner, abc.ABC):
         self._trained.clear()
 
     def setup(self, stage: str) -> None:
-        """Reset the counters: a run that is not resumed from a checkpoint starts its schedule at zero tokens."""
+        """Reset the counters, so that a new run starts its schedule at zero tokens; save without a copy in memory."""
+        save_to_files(self.trainer)
         if stage == "fit":
             self._reset_counters()
 
@@ -103,7 +104,7 @@ class LMModule(_ModelOwner, abc.ABC):
     # --- one training step ---
 
     def on_fit_start(self) -> None:
-        """Move the counters to the device, agree on the seed, and save checkpoints without a copy in memory.
+        """Move the counters to the device, and agree on the seed.
 
         Raises:
             ConfigurationError: If the strategy keeps the gradients to itself.
@@ -113,7 +114,6 @@ class LMModule(_ModelOwner, abc.ABC):
                 f"{type(self.trainer.strategy).__name__} accumulates gradients out of reach, so their mean over target "
                 "tokens cannot be made exact. Use DDP, FSDP2 or one of lightning_lm.strategies."
             )
-        save_to_files(self.trainer)
         stop_where_trained(self.model, self._tokenizer(), self._datamodule())
         self.tokens_seen = self.tokens_seen.to(self.device)
         self._interval = None if self._interval is None else self._interval.to(self.device)

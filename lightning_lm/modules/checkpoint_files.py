@@ -42,9 +42,29 @@ class _FileCheckpointIO(TorchCheckpointIO):
         with replacing_checkpoint(Path(path)) as file:
             torch.save(checkpoint, file)
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint as Lightning does.
+
+        Args:
+            path: Path of the checkpoint, or its address.
+            args: As Lightning has them.
+            kwargs: As Lightning has them.
+
+        Raises:
+            CheckpointError: If it is the folder of a sharded run.
+        """
+        if Path(path).is_dir():
+            raise CheckpointError(
+                f"{path} is a folder, as sharded runs save it, and this Trainer reads files. Make one of it with "
+                f"lightning-lm consolidate {path}, or let it read folders: Trainer(plugins=[AtomicCheckpointIO()]), "
+                "from lightning_lm.strategies."
+            )
+        content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        return content
+
 
 def save_to_files(trainer: Trainer) -> None:
-    """Let a Trainer that has Lightning's default write its checkpoints without a copy in memory.
+    """Let a Trainer that has Lightning's default write its checkpoints without a copy in memory, and refuse folders.
 
     Args:
         trainer: The Trainer of the run.

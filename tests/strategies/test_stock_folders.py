@@ -4,14 +4,15 @@ import shutil
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from split_runs import STRATEGIES, trainer_for, weights_of
+from split_runs import STRATEGIES, model_config, trainer_for, weights_of
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from lightning_lm.cli import main
 from lightning_lm.errors import CheckpointError
+from lightning_lm.modules import PretrainModule
 from lightning_lm.strategies import AtomicCheckpointIO
 
 STEPS, HALF = 6, 3
@@ -103,3 +104,26 @@ def test_a_stock_folder_copied_in_part_is_one_error(stock, tmp_path):
     (folder / "__1_0.distcp").unlink()
     with pytest.raises(CheckpointError, match=r"__1_0\.distcp|cannot be read"):
         AtomicCheckpointIO().load_checkpoint(folder)
+
+
+def test_a_stock_strategy_is_not_given_our_folder(ranks, tmp_path, monkeypatch, capsys):
+    """On the command line, which knows path and strategy; a plain Trainer is told as well."""
+    monkeypatch.chdir(tmp_path)
+    ranks(1).run(save_ours, tmp_path / "ours.ckpt")
+    model = ["--model", "PretrainModule", "--model.model", "TransformerConfig", "--model.model.d_model", "16"]
+    tiny = [*model, "--model.model.num_layers", "1", "--data", "TextDataModule", "--data.train", "text.txt"]
+    (tmp_path / "text.txt").write_text("hello world " * 99)
+    options = ["--trainer.strategy", "ModelParallelStrategy", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    monkeypatch.setattr(ModelParallelStrategy, "setup_environment", None)  # nothing is set up before
+    assert main(["fit", *tiny, *options, "--trainer.logger", "false", "--ckpt_path", "ours.ckpt"]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ModelParallelStrategy of Lightning reads only its own" in said
+    assert "lightning-lm consolidate ours.ckpt" in said
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    module, rows = PretrainModule(model_config()), [{"input_ids": torch.ones(1, 4, dtype=torch.int64)}]
+    with pytest.raises(CheckpointError, match=r"reads files.*lightning-lm consolidate .*ours\.ckpt"):
+        trainer.fit(module, rows, ckpt_path=tmp_path / "ours.ckpt")
+
+
+def save_ours(path):
+    train(STRATEGIES["fsdp2"](), steps=1, save_to=path)
