@@ -156,7 +156,7 @@ def default_adapters(model: Any) -> Any:
     settings = getattr(model, "peft_config", {}) if hasattr(model, "get_base_model") else {}
     if list(settings) != ["default"] or settings["default"].peft_type != "LORA":
         return None
-    names = {"BaseTunerLayer": set(), "ModulesToSaveWrapper": set()}
+    names: dict[str, set[str]] = {"BaseTunerLayer": set(), "ModulesToSaveWrapper": set()}
     for name, part in model.get_base_model().named_modules():
         for kind in {base.__name__ for base in type(part).__mro__} & names.keys():
             names[kind].add(f"model.{name}")

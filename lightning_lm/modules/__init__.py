@@ -24,7 +24,13 @@ from lightning_lm.modules.preference.reference import (
 )
 from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.reward import BradleyTerry, RewardModule
-from lightning_lm.modules.reward_model import LearnedReward, ModelReward, RewardModel, load_reward_model
+from lightning_lm.modules.reward_model import (
+    LearnedReward,
+    ModelReward,
+    RewardCheckpoint,
+    RewardModel,
+    load_reward_model,
+)
 from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.rl.experience_loader import ExperienceLoader, PromptSource
 from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms
@@ -73,6 +79,7 @@ __all__ = [
     "PromptSource",
     "Reference",
     "ReferenceScores",
+    "RewardCheckpoint",
     "RewardModel",
     "RewardModule",
     "Rollout",

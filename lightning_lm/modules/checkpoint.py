@@ -144,7 +144,10 @@ def load_model(
     states = checkpoint["state_dict"].items()
     weights = {name.removeprefix(prefix): value for name, value in states if name.startswith(prefix)}
     if any(name.startswith("backbone.") for name in weights):
-        raise CheckpointError(f"{path} holds a reward model, not a language model; load_reward_model reads it.")
+        raise CheckpointError(
+            f"{path} holds a reward model, not a language model. Train it further with --model.model RewardCheckpoint "
+            f"--model.model.checkpoint {path}; load_reward_model reads it, LearnedReward scores with it."
+        )
     floating = [value.dtype for value in weights.values() if value.is_floating_point()]
     model.to(floating[0])
     adapters = saved_adapters(checkpoint)

@@ -83,10 +83,11 @@ class PPOModule(PolicyModule):
         return self.kl is not None or super().needs_first_logprobs
 
     def configure_model(self) -> None:
-        """Build the policy, and the critic from it, once."""
+        """Build the policy, and the critic from it or from a model of its own, once."""
         super().configure_model()
         if self.critic is None:
-            self.critic = ValueModel(self.model)
+            start = self.critic_part.model
+            self.critic = ValueModel(self.model if start is None else start.build(self._vocab_size()))
 
     def on_train_start(self) -> None:
         """Switch dropout off."""

@@ -24,7 +24,7 @@ from lightning_lm.storage import DIGESTS, filling
 if TYPE_CHECKING:
     from lightning_lm.modules.reward_model import RewardModel
 
-__all__ = ["PublishedRewardModel", "export_reward_model"]
+__all__ = ["PublishedRewardModel", "export_reward_model", "read_backbone"]
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _KIND = "ForSequenceClassification"
@@ -47,12 +47,7 @@ class PublishedRewardModel(nn.Module):
             import transformers
         except ImportError as error:
             raise MissingDependencyError("transformers", "read a published reward model", "hf") from error
-        named = [str(name) for name in read_json(Path(folder) / "config.json").get("architectures") or ()]
-        if not any(name.endswith(_KIND) for name in named):
-            raise CheckpointError(
-                f"{folder} holds {', '.join(named) or 'an unnamed model'}, and a reward model is a ...{_KIND} with one "
-                "label. Train one with RewardModule, or name another folder."
-            )
+        _require_classifier(Path(folder))
         factory: Any = transformers.AutoModelForSequenceClassification
         try:
             model = factory.from_pretrained(folder, use_safetensors=True, local_files_only=True)
@@ -78,6 +73,45 @@ class PublishedRewardModel(nn.Module):
         rows = torch.arange(len(lengths), device=lengths.device)
         scores: Tensor = self.score(hidden[rows, lengths.clamp(min=1) - 1])
         return scores[:, 0].float()
+
+
+def _require_classifier(folder: Path) -> None:
+    named = [str(name) for name in read_json(folder / "config.json").get("architectures") or ()]
+    if not any(name.endswith(_KIND) for name in named):
+        raise CheckpointError(
+            f"{folder} holds {', '.join(named) or 'an unnamed model'}, and a reward model is a ...{_KIND} with one "
+            "label. Train one with RewardModule, or name another folder."
+        )
+
+
+def read_backbone(folder: Path) -> tuple[TransformersModel, Tensor]:
+    """Return the language model below a published reward model, and the weight of the reward's linear layer.
+
+    The output layer of the language model is not in the folder; it is new, and a reward model does not use it.
+
+    Args:
+        folder: Holds the ``config.json`` and safetensors of a sequence classifier with one label.
+
+    Raises:
+        CheckpointError: If it is another kind of model, or cannot be read.
+        MissingDependencyError: If ``transformers`` is not installed.
+    """
+    _require_classifier(folder)
+    score = dict(read_tensors(folder)).get("score.weight")
+    if score is None or len(score) != 1:
+        found = "no tensor score.weight" if score is None else f"{len(score)} labels"
+        raise CheckpointError(f"{folder} has {found}; a reward model gives one number per text, by its layer score.")
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError("transformers", "read a published reward model", "hf") from error
+    factory: Any = transformers.AutoModelForCausalLM
+    try:
+        model = factory.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot read the model in {folder}: {error}") from error
+    backbone = TransformersModel(model.train())
+    return backbone, score.float() / backbone._scale
 
 
 def export_reward_model(

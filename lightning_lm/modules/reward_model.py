@@ -16,14 +16,14 @@ from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models import ModelConfig, TransformersModel, attach_adapters, merge_adapters
 from lightning_lm.models.roles import with_role
 from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoint, saved_adapters, tokenizer_of_folder
-from lightning_lm.modules.reward_folder import PublishedRewardModel
+from lightning_lm.modules.reward_folder import PublishedRewardModel, read_backbone
 from lightning_lm.parts import Limit
 from lightning_lm.protocols import Tokenizer, is_language_model
 from lightning_lm.rewards import Reward
 from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.tokenizers import tokenizer_from_files
 
-__all__ = ["LearnedReward", "ModelReward", "RewardModel", "load_reward_model"]
+__all__ = ["LearnedReward", "ModelReward", "RewardCheckpoint", "RewardModel", "load_reward_model"]
 
 
 class RewardModel(nn.Module):
@@ -49,6 +49,11 @@ class RewardModel(nn.Module):
         self.score = with_role(nn.Linear(width, 1, bias=False), "head").to(weight)
         nn.init.normal_(self.score.weight, std=(width + 1) ** -0.5)
         _freeze_unused(self.backbone)
+
+    @property
+    def description(self) -> Any:
+        """The description that rebuilds the backbone without its weights, for checkpoints."""
+        return getattr(self.backbone, "description", self.config)
 
     @property
     def config(self) -> Any:
@@ -170,6 +175,48 @@ class LearnedReward(Reward, limits={"batch_size": Limit.COUNT}):
     ) -> Sequence[float | None]:
         """Return the reward of each completion, read as a finished completion to its prompt."""
         return self._reward(prompts=prompts, completions=completions, **columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardCheckpoint(ModelConfig):
+    """A reward model to train on: as the model of `RewardModule`, or the start of PPO's critic (`Critic.model`).
+
+    Args:
+        vocab_size: Ids that are needed; ``None`` for those of the tokenizer.
+        context_length: Tokens of a row; not used, the checkpoint has its own.
+        checkpoint: A ``.ckpt`` that a `RewardModule` wrote, the folder of its runs, or the folder of a published
+            reward model, a sequence classifier of ``transformers`` with one label.
+    """
+
+    checkpoint: str = field(kw_only=False)
+    context_length: int = 0
+
+    def build(self, vocab_size: int | None = None) -> RewardModel:
+        """Return the reward model, in training mode.
+
+        Args:
+            vocab_size: That of the tokenizer.
+
+        Raises:
+            CheckpointError: If there is no reward model, or it cannot be read.
+            ConfigurationError: If the tokenizer has ids that the checkpoint lacks.
+        """
+        path = resolve_checkpoint(self.checkpoint)
+        if Path(path).is_dir():
+            backbone, score = read_backbone(Path(path))
+            model = RewardModel(backbone)
+            with torch.no_grad():
+                model.score.weight.copy_(score)
+        else:
+            model = cast(RewardModel, load_reward_model(path)[0])
+            _freeze_unused(model.backbone)  # merging adapters unfreezes it
+        known, needed = len(model.backbone.head.weight), self.vocab_size or vocab_size
+        if needed is not None and needed > known:
+            raise ConfigurationError(
+                f"The tokenizer has {needed} ids and the model in {self.checkpoint} has {known}; use the tokenizer in "
+                "it: --data.tokenizer null."
+            )
+        return model.train()
 
 
 def load_reward_model(path: Path | str) -> tuple[RewardModel | PublishedRewardModel, Tokenizer | None]:

@@ -14,8 +14,19 @@ from lightning_lm.data import PairRows
 from lightning_lm.datamodules import PreferenceDataModule
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models import Attention, Layer, TransformerConfig, TransformersModel, gpt2
-from lightning_lm.modules import CheckpointModel, LearnedReward, RewardModel, RewardModule, load_reward_model
+from lightning_lm.modules import (
+    CheckpointModel,
+    Critic,
+    LearnedReward,
+    PPOModule,
+    RewardCheckpoint,
+    RewardModel,
+    RewardModule,
+    load_reward_model,
+)
 from lightning_lm.modules.reward_folder import export_reward_model
+from lightning_lm.optim import AdamW, Constant
+from lightning_lm.tokenizers import CharacterTokenizer
 
 CONFIG = TransformerConfig(
     vocab_size=31, d_model=16, num_layers=2, layers=Layer(mixer=Attention(num_heads=2)), context_length=64
@@ -95,3 +106,66 @@ def test_a_trained_reward_model_is_exported_and_scores_completions(tmp_path, lor
     for checkpoint in ("reward.ckpt", "out"):
         found = LearnedReward(checkpoint=str(tmp_path / checkpoint))(**asked)
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
+
+
+QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "max_epochs": -1}
+QUIET |= {"enable_model_summary": False, "enable_checkpointing": False, "limit_val_batches": 0}
+PAIRS = [{"prompt": "abc", "chosen": "cba", "rejected": "abc"}] * 8
+LETTERS = CharacterTokenizer("abc")
+
+
+def rewarding(start, folder, steps=2):
+    """Train a reward model for some steps and save it."""
+    trainer = Trainer(**QUIET, default_root_dir=folder, max_steps=steps)
+    module = RewardModule(start, optimizer=AdamW(lr=1e-2), schedule=Constant())
+    rows = PairRows(max_length=32)
+    trainer.fit(module, datamodule=PreferenceDataModule(PAIRS, tokenizer=LETTERS, rows=rows, batch_size=2))
+    trainer.save_checkpoint(folder / "reward.ckpt")
+    return module
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma"])
+def test_a_reward_model_is_trained_further_and_a_critic_starts_from_it(tmp_path, kind):
+    """Oracle: the scores of transformers. A folder, then the checkpoint of the run from it, then its export again."""
+    torch.manual_seed(0)
+    export_reward_model(RewardModel(MAKERS[kind]()), tmp_path / "out")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    start = RewardCheckpoint(str(tmp_path / "out"))
+    with torch.no_grad():
+        expected = torch.cat([theirs(row[None, :n]).logits[0] for row, n in zip(IDS, LENGTHS, strict=True)])
+        torch.testing.assert_close(start.build().eval()(IDS, LENGTHS), expected, rtol=1e-4, atol=1e-5)
+    first = rewarding(start, tmp_path)
+    first.model.eval()
+    again = RewardCheckpoint(str(tmp_path / "reward.ckpt"))
+    with torch.no_grad():
+        scores = first.model(IDS, LENGTHS)
+        assert (scores - expected).abs().max() > 1e-3
+        torch.testing.assert_close(again.build().eval()(IDS, LENGTHS), scores)
+        export_reward_model(first.model, tmp_path / "next")
+        torch.testing.assert_close(
+            RewardCheckpoint(str(tmp_path / "next")).build().eval()(IDS, LENGTHS), scores, rtol=1e-4, atol=1e-5
+        )
+    module = PPOModule(MAKERS[kind](), rewards=[len], critic=Critic(model=again))
+    module.configure_model()
+    critic = module.critic.body.state_dict()
+    for name, value in first.model.backbone.state_dict().items():
+        assert torch.equal(critic[name], value), name
+    assert not module.critic.body.head.weight.requires_grad or kind != "llama"
+    assert module.critic.value.weight.abs().max() == 0
+
+
+def test_a_reward_model_is_no_language_model(tmp_path):
+    """transformers would give it a new output layer, drawn at random."""
+    for name in ("llama", "gemma"):
+        export_reward_model(RewardModel(MAKERS[name]()), tmp_path / name)
+        with pytest.raises(CheckpointError, match=r"SequenceClassification, not a language model.*RewardCheckpoint"):
+            CheckpointModel(str(tmp_path / name)).build()
+    rewarding(CONFIG, tmp_path)
+    with pytest.raises(CheckpointError, match=r"not a language model.*RewardCheckpoint"):
+        CheckpointModel(str(tmp_path / "reward.ckpt")).build()
+    with pytest.raises(ConfigurationError, match=r"has 99 ids and the model in .* has 31"):
+        RewardCheckpoint(str(tmp_path / "reward.ckpt")).build(99)
+    headless = transformers.GemmaModel(transformers.GemmaConfig(**SIZES, tie_word_embeddings=False))
+    headless.save_pretrained(tmp_path / "headless")
+    with pytest.raises(CheckpointError, match=r"no weights for lm_head\.weight"):
+        CheckpointModel(str(tmp_path / "headless")).build()

@@ -223,6 +223,7 @@ def load_pretrained(
         model = load_pretrained(adapter_base(folder, base), dtype, context_length)
         PretrainedAdapters(folder=str(folder), dropout=0.0).attach(model)
         return cast(Transformer | TransformersModel, merge_adapters(model))
+    _refuse_classifier(Path(folder))
     try:
         config_from_huggingface(folder)
     except ConfigurationError as error:
@@ -240,10 +241,28 @@ def _by_transformers(folder: Path, dtype: torch.dtype, reason: ConfigurationErro
         weight_files(folder)
     factory: Any = transformers.AutoModelForCausalLM
     try:
-        model = factory.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        model, loading = factory.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"transformers cannot read the model in {folder}: {error}") from error
+    if loading["missing_keys"]:
+        raise CheckpointError(
+            f"{folder} has no weights for {_few(sorted(loading['missing_keys']))}, which transformers would draw at "
+            f"random. Is it a {type(model).__name__}, as its config.json reads?"
+        )
     return TransformersModel(model.train())
+
+
+def _refuse_classifier(folder: Path) -> None:
+    """Refuse a reward model: its folder has no output layer, and `transformers` would make a new one."""
+    settings = read_json(folder / "config.json")
+    kinds = [str(name) for name in settings.get("architectures") or () if str(name).endswith("SequenceClassification")]
+    if kinds:
+        raise CheckpointError(
+            f"{folder} holds a {kinds[0]}, not a language model. To train a reward model further: --model.model "
+            f"RewardCheckpoint --model.model.checkpoint {folder}; LearnedReward scores with it."
+        )
 
 
 def _empty(config: TransformerConfig, dtype: torch.dtype, device: torch.device | str) -> Transformer:

@@ -333,7 +333,7 @@ def _check_supported(model: nn.Module) -> None:
 def unsupported(model: nn.Module) -> str | None:
     """Return why a model cannot be a `TransformersModel`; ``None`` if it can."""
     config = getattr(model, "config", None)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     layer = getattr(head, "base_layer", getattr(head, "original_module", head))  # below adapters
     if config is None or not isinstance(layer, nn.Linear) or getattr(config, "is_encoder_decoder", False):
         return (

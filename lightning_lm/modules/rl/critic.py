@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.roles import parameter_roles, with_role
 from lightning_lm.modules.token_losses import next_token_inputs, target_mask
 from lightning_lm.parts import Limit, Part
@@ -36,6 +37,8 @@ class Critic(
         coefficient: Weight of its loss against the policy's.
         lr_scale: Its learning rate over the policy's: it starts from nothing.
         warmup: Optimizer steps at the start in which it learns alone.
+        model: Model that it starts from, with the policy's tokenizer, such as a `RewardCheckpoint`; ``None`` for a
+            copy of the policy. Its new output layer begins at zero.
     """
 
     gamma: float = 1.0
@@ -44,6 +47,7 @@ class Critic(
     coefficient: float = 0.5
     lr_scale: float = 10.0
     warmup: int = 0
+    model: ModelConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +95,8 @@ class ValueModel(nn.Module):
     towards it, and what tells a good beginning from a bad one would be lost.
 
     Args:
-        model: Meets `protocols.LanguageModel`. It is copied as it is now; its output layer is not used, and frozen.
+        model: Meets `protocols.LanguageModel`, or is a `RewardModel`. Its language model is copied as it is now; the
+            output layer is not used, and frozen.
 
     Attributes:
         body: The copy.
@@ -108,6 +113,7 @@ class ValueModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        model = getattr(model, "backbone", model)  # of a reward model
         if not is_language_model(model):
             raise ConfigurationError(
                 f"A critic reads the hidden states of a model, and {type(model).__name__} has no 'hidden' and 'head'. "
