@@ -1,11 +1,13 @@
 """One line that says where a training run stands, drawn twice a second in a terminal and seldom in a log file."""
 
+import logging
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import rich
 from lightning.pytorch import LightningModule, Trainer
@@ -238,7 +240,9 @@ class LMProgressBar(LeanHooks, ProgressBar):
         else:
             if self._live is None:
                 self._live = Live(console=console, auto_refresh=False)
+                stream = sys.stderr
                 self._live.start()
+                _redirect_logs(stream, sys.stderr)
             self._live.update(line, refresh=True)
         self._wait()
 
@@ -247,8 +251,17 @@ class LMProgressBar(LeanHooks, ProgressBar):
 
     def _close(self) -> None:
         if self._live is not None:
+            stream = sys.stderr
             self._live.stop()
+            _redirect_logs(stream, sys.stderr)
             self._live = None
+
+
+def _redirect_logs(old: TextIO, new: TextIO) -> None:
+    """Let Lightning's log messages follow ``sys.stderr``, which prints above the line while that is drawn."""
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+            handler.setStream(new)
 
 
 def _in_terminal() -> bool:

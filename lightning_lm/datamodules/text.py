@@ -110,11 +110,11 @@ class TextDataModule(ResumableDataModule):
         message = f"Training text: {_size_of(*prepared.train)}, {num_rows:,} rows of {self.context_length:,} tokens"
         if steps > 0:
             epochs = steps * self.batch_size / num_rows
-            message += f"; {steps:,} steps of {self.batch_size:,} rows are {epochs:,.3g} epochs"
+            message += f"\n{steps:,} steps of {self.batch_size:,} rows are {epochs:,.3g} epochs"
         if prepared.validation is not None:
-            message += f". Validation text: {_size_of(prepared.validation)}"
+            message += f"\nValidation text: {_size_of(prepared.validation)}"
         if self._loading.show_progress:
-            rank_zero_info(f"{message}.")
+            rank_zero_info(message)
         if num_rows < self.batch_size:
             rank_zero_warn(
                 f"The training text ({_size_of(*prepared.train)}) gives {num_rows} row(s), fewer than one batch of "

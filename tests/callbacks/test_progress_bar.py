@@ -1,6 +1,8 @@
 """What the line says, when it is drawn, and that it goes away."""
 
 import io
+import logging
+import re
 import sys
 from types import SimpleNamespace
 
@@ -223,3 +225,17 @@ def test_a_resumed_run_says_where(slow_module, loader_of, batches_of, trainer_wi
     trainer = trainer_with(LMProgressBar(), enable_progress_bar=True, max_epochs=2)
     trainer.fit(slow_module(), loader_of(batches_of([(4, 11)] * 4)), ckpt_path=path, weights_only=False)
     assert file.getvalue().splitlines()[0] == f"Resuming after step 4 of 8, from {path}"
+
+
+def test_messages_of_lightning_stand_on_lines_of_their_own(
+    slow_module, loader_of, batches_of, trainer_with, console, monkeypatch
+):
+    """Lightning's handler keeps the stream that was ``sys.stderr`` when it was made; the line is redrawn below."""
+    terminal, direct = console(terminal=True).file, io.StringIO()
+    monkeypatch.setattr(sys, "stderr", direct)
+    handler = logging.StreamHandler(direct)
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [handler])
+    fit(trainer_with, slow_module(), loader_of, batches_of, LMProgressBar(), steps=3)
+    assert "\n`Trainer.fit` stopped" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", terminal.getvalue())
+    assert "stopped" not in direct.getvalue()
+    assert (sys.stderr, handler.stream) == (direct, direct)

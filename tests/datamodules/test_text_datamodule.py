@@ -231,8 +231,8 @@ def test_how_much_text_there_is_and_how_often_it_is_seen_is_said(tmp_path, notin
     trainer = Trainer(max_steps=30, limit_train_batches=1, max_epochs=1, enable_model_summary=False, **QUIET)
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         trainer.fit(noting, data)
-    said = "Training text: 30 document(s), 240 tokens, 30 rows of 8 tokens; 30 steps of 3 rows are 3 epochs"
-    assert f"{said}. Validation text: 1 document(s), 5 tokens." in caplog.text
+    said = "Training text: 30 document(s), 240 tokens, 30 rows of 8 tokens\n30 steps of 3 rows are 3 epochs"
+    assert f"{said}\nValidation text: 1 document(s), 5 tokens" in caplog.text
 
 
 def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused(make_data):
