@@ -19,13 +19,13 @@ __all__ = ["FailureReports", "_ReportingStrategy"]
 _log = logging.getLogger(__name__)
 _POLL_S, _GRACE_S = 0.25, 3.0
 _BOARD_S = _GRACE_S + 3.0
-"""Longest time for all that a failing rank reads and writes on the board."""
+"""Time limit for a failing rank to read and write the board."""
 _ALARM = "alarm"
 _SILENT = "it has died, is stopped, or hangs outside Python."
 
 
 class FailureReports:
-    """A board that all ranks read, and a thread that says on it where its rank is, once another has failed.
+    """A store shared by all ranks, and a thread that writes its rank's stack there once another has failed.
 
     A rank that raises writes its traceback down. Those that waited for it fail too, with an error of the network or
     after the strategy's ``timeout``, and find on the board what the others are at: one that hangs is seen where it
@@ -59,7 +59,7 @@ class FailureReports:
             pass  # rank 0 has gone, and the board with it
 
     def report(self, error: BaseException) -> list[str]:
-        """Write down what this rank fails with, and return what the others are at if it has waited for them.
+        """Report this rank's error, and return what the others are doing if it timed out waiting for them.
 
         The board lies in the memory of rank 0, and its connections know no time limit: while rank 0 is stopped, or its
         machine gone, they would wait for it for ever. So all of it happens in a thread that may be left behind.
@@ -85,7 +85,7 @@ class FailureReports:
         return [f"Rank 0 of {self.size} does not answer: it has died or is stopped, or its machine cannot be reached."]
 
     def tell(self, error: BaseException) -> None:
-        """Write down what this rank fails with.
+        """Report this rank's error.
 
         Args:
             error: Error of this rank.
@@ -97,7 +97,7 @@ class FailureReports:
         self._store.set(_ALARM, "yes")
 
     def others(self) -> list[str]:
-        """Return a line or more about each rank that did not fail only because it waited for others."""
+        """Return a report of each rank that failed for a reason of its own."""
         deadline = time.monotonic() + _GRACE_S
         waiting = [rank for rank in range(self.size) if rank != self.rank]
         found = []
@@ -147,7 +147,7 @@ class _ReportingStrategy(Strategy):
     _reports: FailureReports | None = None
 
     def setup_environment(self) -> None:
-        """Form the process group, and put up the board."""
+        """Form the process group, and start the failure reports."""
         super().setup_environment()
         assert isinstance(self, ParallelStrategy)
         if self.lightning_module is not None:
@@ -156,7 +156,7 @@ class _ReportingStrategy(Strategy):
             self._reports = FailureReports(self)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Say on which rank it was: all ranks write to one terminal. If it waited for another, say what that does."""
+        """Add the rank to the error, since all ranks share a terminal, and what a rank it waited for is doing."""
         super().on_exception(exception)
         if isinstance(exception, RunStopped):
             return
@@ -169,12 +169,12 @@ class _ReportingStrategy(Strategy):
             _log.error("\n".join([f"Rank {self.global_rank} timed out.", *lines]))
 
     def teardown(self) -> None:
-        """Take the board down."""
+        """End the failure reports."""
         if self._reports is not None:
             self._reports.close()
         self._reports = None
         super().teardown()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what other processes may have: no connection."""
+        """Return the state to pickle, without the connection."""
         return {**super().__getstate__(), "_reports": None}

@@ -1,4 +1,4 @@
-"""Gradients of layers that are unfrozen while a run goes on, under torch's DistributedDataParallel."""
+"""Gradients of layers that are unfrozen during a run, under torch's DistributedDataParallel."""
 
 import contextlib
 from collections.abc import Generator
@@ -13,21 +13,21 @@ __all__ = ["_AveragesUnfrozen"]
 class _AveragesUnfrozen(DDPStrategy):
     """`DDPStrategy` that also averages parameters which were frozen when the model was wrapped.
 
-    torch's wrapper passes over those for ever: each rank would train them on its own rows (`BaseFinetuning`).
+    torch's wrapper ignores them: each rank would train them on its own rows (`BaseFinetuning`).
     """
 
     _wrapped: frozenset[int] = frozenset()
     _adds_up = False
 
     def configure_ddp(self) -> None:
-        """Wrap the model, and note what the wrapper averages."""
+        """Wrap the model, and record the parameters that the wrapper averages."""
         assert self.model is not None
         self._wrapped = frozenset(id(param) for param in self.model.parameters() if param.requires_grad)
         super().configure_ddp()
 
     @contextlib.contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Add up gradients on each rank, without communication."""
+        """Accumulate gradients on each rank, without communication."""
         self._adds_up = True
         try:
             with super().block_backward_sync():
@@ -36,7 +36,7 @@ class _AveragesUnfrozen(DDPStrategy):
             self._adds_up = False
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Average what the wrapper does not know."""
+        """Average the parameters that the wrapper ignores."""
         super().post_backward(closure_loss)
         if not self._adds_up and isinstance(self.model, nn.parallel.DistributedDataParallel):
             trained = [param for param in self.model.parameters() if param.requires_grad]

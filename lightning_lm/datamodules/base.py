@@ -18,14 +18,14 @@ __all__ = ["ResumableDataModule", "StepAlignment", "Steps", "align_progress", "c
 
 
 class ResumableDataModule(LightningDataModule):
-    """Rows in an endless order, read from wherever the optimizer stands.
+    """Rows in an endless order, read from the position of the optimizer.
 
     A checkpoint resumes exactly with other workers, micro-batches or ranks. A subclass sets ``_train`` in `setup`, and
     calls `attach` there.
 
     Args:
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
-        loading: Workers, and what else changes no row.
+        loading: Settings of workers; none changes which rows are seen.
 
     Attributes:
         batch_size: As given.
@@ -131,7 +131,7 @@ class StepAlignment(Callback):
     `TextDataModule` adds it to its Trainer by itself.
 
     Args:
-        datamodule: Is told the optimizer step at which training begins.
+        datamodule: Gets the optimizer step at which training begins.
     """
 
     def __init__(self, datamodule: _CountsSteps) -> None:

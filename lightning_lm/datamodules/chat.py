@@ -33,21 +33,21 @@ class ChatDataModule(ResumableDataModule):
     """Questions with completions, or conversations, as packed rows of tokens in an order that only the seed decides.
 
     Records have ``prompt`` and ``completion``, each a text or a list of messages, or ``messages``. They are encoded
-    once and kept in a cache. Several examples share a row; none is divided, sees another, or counts its position from
-    another's end. What had to be cut or left out is said.
+    once and kept in a cache. Several examples share a row; none is split, sees another, or continues another's
+    positions. Examples that are truncated or dropped are reported.
 
     Args:
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
             of the records, and what is done with bad ones.
         validation: The same for validation, or the fraction of ``train`` to hold out for it; 0 for none.
-        tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
-            checkpoint from which the model starts.
-        template: Writes conversations as text.
+        tokenizer: A tokenizer, or a part that makes one; it is trained on the texts of ``train``. By default that of
+            the checkpoint from which the model starts.
+        template: Chat template, renders conversations as text.
         rows: Context length, target tokens of an example, and treatment of longer ones.
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
         seed: Seed of the order of the rows.
-        loading: Workers, cache, and what else changes no row.
+        loading: Settings of workers and cache; none changes which rows are seen.
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.

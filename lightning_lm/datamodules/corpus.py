@@ -42,8 +42,8 @@ class Corpus:
     Args:
         train: Whatever `as_source` takes.
         validation: The same, or the fraction of the documents of ``train`` to hold out; 0 for none.
-        tokenizer: A tokenizer, or how to get one; ``None`` for that of the checkpoint from which the model starts,
-            or else a new `TrainBPE`.
+        tokenizer: A tokenizer, or a part that makes one; ``None`` for that of the checkpoint from which the model
+            starts, or else a new `TrainBPE`.
         loading: Cache folder and number of tokenizing processes.
 
     Raises:

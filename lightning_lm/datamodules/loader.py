@@ -61,9 +61,9 @@ class Loading(Part):
     Args:
         num_workers: Processes that build batches ahead of training; 0 builds them in the training process, which
             takes about 0.2 ms for 4,096 tokens.
-        prefetch: Batches that each process keeps ready.
+        prefetch: Batches that each worker process keeps ready.
         pin_memory: Copy batches to page-locked memory, for faster transfer to a GPU.
-        tokenize_workers: Processes that tokenize; one per core if left out.
+        tokenize_workers: Processes that tokenize; by default one per core.
         cache_dir: Folder that keeps tokenizer and tokens for the next run. By default ``lightning-lm`` in
             ``$XDG_CACHE_HOME`` or ``~/.cache``.
         show_progress: Draw progress bars while preparing.
@@ -147,7 +147,7 @@ class DataShard:
 
 
 class TrainLoader:
-    """Micro-batches of an endless stream from wherever training stands.
+    """Micro-batches of an endless stream from the position of training.
 
     Each optimizer step reads the next ``batch_size`` rows, whoever reads them: the same rows whatever the number of
     ranks, micro-batches and workers. An epoch is as many whole steps as show every row; the few rows that fill its

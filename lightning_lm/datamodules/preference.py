@@ -36,13 +36,13 @@ class PreferenceDataModule(ResumableDataModule):
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
             of the records, and what is done with bad ones.
         validation: The same for validation, or the fraction of ``train`` to hold out for it, or None.
-        tokenizer: A tokenizer, or how to get one; left out, that of the checkpoint from which the model starts. One
-            that is to be trained is, on the texts of ``train``.
-        template: Writes conversations as text.
-        rows: The longest row, and what becomes of longer pairs.
+        tokenizer: A tokenizer, or a part that makes one; by default that of the checkpoint from which the model starts.
+            One that is to be trained is, on the texts of ``train``.
+        template: Chat template, renders conversations as text.
+        rows: Longest row, and treatment of longer pairs.
         batch_size: Pairs per optimizer step, over all ranks and micro-batches.
         seed: Seed of the order.
-        loading: Workers, cache, and what else changes no row.
+        loading: Settings of workers and cache; none changes which rows are seen.
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.

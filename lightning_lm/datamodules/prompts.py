@@ -38,11 +38,11 @@ class PromptDataModule(LightningDataModule):
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
             of the records, and what is done with bad ones.
         validation: The same for validation, or the fraction of ``train`` to hold out for it; 0 for none.
-        tokenizer: A tokenizer, or how to get one; it is trained on the texts of ``train``. Left out, that of the
-            checkpoint from which the model starts.
-        template: Writes conversations as text.
+        tokenizer: A tokenizer, or a part that makes one; it is trained on the texts of ``train``. By default that of
+            the checkpoint from which the model starts.
+        template: Chat template, renders conversations as text.
         batch_size: Prompts of a rollout, over all ranks.
-        max_prompt_tokens: Longer prompts are left out; left out itself, none is.
+        max_prompt_tokens: Longest prompt, longer ones are dropped; no limit by default.
         seed: Seed of the order.
         loading: Cache folder of a trained tokenizer, and whether other prompts are accepted on resuming.
 

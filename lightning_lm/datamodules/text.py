@@ -32,13 +32,13 @@ class TextDataModule(ResumableDataModule):
     Args:
         train: A file, a folder, a `Source`, an iterable of strings or records, or a function that returns one.
         validation: The same for validation, or the fraction of ``train``'s documents to hold out for it; 0 for none.
-        tokenizer: A tokenizer, or how to get one; it is trained on the train side alone. By default that of the
+        tokenizer: A tokenizer, or a part that makes one; it is trained on the train side alone. By default that of the
             checkpoint from which the model starts, or else `TrainBPE`.
         context_length: Positions the model sees. Rows are one token longer.
         batch_size: Rows per optimizer step, over all ranks and micro-batches.
         packing: Layout of documents in rows.
         seed: Seed of the order of the rows.
-        loading: Workers, cache, and what else changes no row.
+        loading: Settings of workers and cache; none changes which rows are seen.
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.

@@ -34,12 +34,12 @@ class UnpairedDataModule(ResumableDataModule):
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
             of the records, and what is done with bad ones.
         validation: The same for validation, or the fraction of ``train`` to hold out for it, or None.
-        tokenizer: A tokenizer, or how to get one; by default that of the checkpoint from which the model starts.
-        template: Writes conversations as text.
-        rows: The longest row, and what becomes of longer ones. ``steps_sorted`` must be 1.
+        tokenizer: A tokenizer, or a part that makes one; by default that of the checkpoint from which the model starts.
+        template: Chat template, renders conversations as text.
+        rows: Longest row, and treatment of longer ones. ``steps_sorted`` must be 1.
         batch_size: Completions per optimizer step, over all ranks and micro-batches; at least 2.
         seed: Seed of the order.
-        loading: Workers, cache, and what else changes no row.
+        loading: Settings of workers and cache; none changes which rows are seen.
 
     Attributes:
         tokenizer: The tokenizer, or None until ``setup`` has made it.

@@ -107,7 +107,7 @@ def compare_in_worker(given: str, right: str, *, time_s: float) -> bool:
     """Compare two answers by value in a process of its own; false if that takes too long.
 
     Args:
-        given: The answer to judge.
+        given: Answer to score.
         right: The right answer.
         time_s: Longest time. Seconds.
     """

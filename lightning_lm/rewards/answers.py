@@ -26,7 +26,7 @@ _ONE_NUMBER = re.compile(r"[A-Za-z ,.:;'()*$]*")
 class Reward(Part):
     """Base of the rewards: call it with the samples' columns, it returns one number per sample, or ``None``.
 
-    ``None`` means that the reward has nothing to say about that sample. Any function of the same form can be used too.
+    ``None`` means that the reward does not apply to that sample. Any function of the same form can be used too.
     """
 
     limits_itself: ClassVar[bool] = False
@@ -41,10 +41,10 @@ class Reward(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactAnswer(Reward):
-    """1 where the completion, without blanks around it, is the sample's answer, else 0.
+    """1 if the completion, stripped of surrounding whitespace, is the sample's answer, else 0.
 
     Args:
-        column: The column that holds the answer.
+        column: Name of the column with the answer.
     """
 
     column: str = "answer"
@@ -75,7 +75,7 @@ class MathAnswer(Reward, limits={"time_s": Limit.POSITIVE, "workers": Limit.COUN
             the right answer is a single letter from A to J.
         column: The column with the right answer, or a whole solution in one of the same forms.
         time_s: Longest time of one comparison; a longer one gives 0. Seconds.
-        workers: Comparisons that run at the same time.
+        workers: Number of comparisons that run at the same time.
 
     Raises:
         ConfigurationError: If a number is out of range.
@@ -134,14 +134,14 @@ def _single_number(given: str) -> str:
 
 
 def same_answer(given: str, right: str, *, time_s: float = 5.0) -> bool:
-    r"""Tell whether two answers have the same value, however they are written.
+    r"""Return whether two answers have the same value, however they are written.
 
     Compares texts, numbers (``1,000``, ``$5``, ``50%``) and words at once; expressions, lists, sets, intervals,
     equations and matrices with sympy and math-verify in another process. A unit counts only if both answers have one.
     Lists without brackets and sets have no order, tuples have one.
 
     Args:
-        given: The answer to judge.
+        given: Answer to score.
         right: The right answer.
         time_s: Longest time of the comparison in the other process; a longer one is a "no". Seconds.
 

@@ -33,7 +33,7 @@ def reward_name(reward: Callable[..., Any]) -> str:
     """Return the name of a reward in logs.
 
     Args:
-        reward: Its ``name`` is taken, else the name of the function, else that of its class.
+        reward: Reward with a ``name``, else the name of the function or of its class is returned.
     """
     inner = getattr(reward, "func", reward)  # functools.partial
     named = getattr(reward, "name", None) or getattr(inner, "__name__", None) or type(reward).__name__
@@ -41,7 +41,7 @@ def reward_name(reward: Callable[..., Any]) -> str:
 
 
 def check_reward(reward: Any, columns: Collection[str] | None = None) -> None:
-    """Refuse a reward that cannot be called with what rewards are given.
+    """Refuse a reward that cannot be called with the arguments of rewards.
 
     Args:
         reward: A function or an object that can be called.

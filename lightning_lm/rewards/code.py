@@ -100,18 +100,18 @@ def source_of_tests(tests: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeTests(Reward, limits={"workers": Limit.COUNT}):
-    """1 where the completion's Python code passes the sample's tests, else 0.
+    """1 if the completion's Python code passes the sample's tests, else 0.
 
-    The tests are Python code, such as ``assert add(1, 2) == 3``, or a list of it. They are judged in a process of their
-    own, on the plain values that the program's functions returned: an object that equals everything, a replaced
-    ``sorted``, an early exit or a printed verdict do not help. Only if the tests use objects of the program's classes
-    do they run beside it, where a program that goes looking for the word that ends them could find it; where the policy
-    may learn to, judge what programs print with `CodeOutput` instead.
+    The tests are Python code, such as ``assert add(1, 2) == 3``, or a list of it. They run in a process of their own,
+    on the plain values that the program's functions returned: an object that equals everything, a replaced ``sorted``,
+    an early exit or a printed verdict do not help. Only if the tests use objects of the program's classes do they run
+    in its process, where a program could find and print the word that marks success; if the policy may learn to, score
+    the output of programs with `CodeOutput` instead.
 
     Args:
         sandbox: Limits of each program.
-        column: The column that holds the tests.
-        workers: Programs that run at the same time.
+        column: Name of the column with the tests.
+        workers: Number of programs that run at the same time.
     """
 
     sandbox: Sandbox = Sandbox()
@@ -147,15 +147,15 @@ class CodeTests(Reward, limits={"workers": Limit.COUNT}):
 
 @dataclass(frozen=True, kw_only=True)
 class CodeOutput(Reward, limits={"workers": Limit.COUNT}):
-    """The share of the sample's cases for which the completion's program prints what it should.
+    """Fraction of the sample's cases for which the completion's program prints the expected output.
 
     Each case is a mapping with ``input`` (given on standard input) and ``output`` (compared without blanks at the end
     of lines). The comparison is made outside the sandbox, where the program cannot reach it.
 
     Args:
         sandbox: Limits of each run.
-        column: The column that holds the cases.
-        workers: Programs that run at the same time.
+        column: Name of the column with the cases.
+        workers: Number of programs that run at the same time.
     """
 
     sandbox: Sandbox = Sandbox()
@@ -170,9 +170,9 @@ class CodeOutput(Reward, limits={"workers": Limit.COUNT}):
     ) -> Sequence[float | None]:
         cases = columns.get(self.column) or [None] * len(completions)
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._share, completions, cases))
+            return list(pool.map(self._passed, completions, cases))
 
-    def _share(self, completion: str, cases: Sequence[Mapping[str, str]] | None) -> float | None:
+    def _passed(self, completion: str, cases: Sequence[Mapping[str, str]] | None) -> float | None:
         if not cases:
             return None
         code = extract_code(completion)

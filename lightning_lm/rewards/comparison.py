@@ -26,7 +26,7 @@ def quick_verdict(given: str, right: str) -> bool | None:
     """Compare two answers without sympy: equal texts, numbers and words; ``None`` if that does not decide it.
 
     Args:
-        given: The answer to judge.
+        given: Answer to score.
         right: The right answer.
     """
     left, other = read_answer(given), read_answer(right)
@@ -69,7 +69,7 @@ def compare_answers(given: str, right: str) -> bool | None:
     r"""Compare two answers by value; ``None`` if one of them cannot be read.
 
     Args:
-        given: The answer to judge.
+        given: Answer to score.
         right: The right answer.
 
     Example:
@@ -307,7 +307,7 @@ def verify_with_library(given: str, right: str) -> bool:
     """Compare two answers with math-verify.
 
     Args:
-        given: The answer to judge.
+        given: Answer to score.
         right: The right answer.
 
     Raises:

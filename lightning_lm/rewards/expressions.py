@@ -62,7 +62,7 @@ def parse_expression(text: str) -> Any:
 
 
 def same_value(left: str, right: str) -> bool:
-    """Tell whether two expressions are equal for all values of their variables; false if either cannot be read.
+    """Return whether two expressions are equal for all values of their variables; false if either cannot be read.
 
     Args:
         left: An expression, as `parse_expression` reads it.

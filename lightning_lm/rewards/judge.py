@@ -37,7 +37,7 @@ def _check_template(template: str, needed: frozenset[str], *, optional: frozense
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeQuestion(Part):
-    """Base of what a judge is asked about an answer."""
+    """Base of the questions to a judge about a completion."""
 
     placeholders: ClassVar[frozenset[str]]
 
@@ -52,10 +52,10 @@ class JudgeQuestion(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(JudgeQuestion):
-    """Is the answer better than the sample's reference answer? 1 if it is, 0 if it is worse, 0.5 if neither.
+    """Compare the completion with the sample's reference answer: 1 if it is better, 0 if worse, 0.5 if neither.
 
-    The judge is asked twice, with the answers in either order, and the mean is taken: judges favour a place. Without
-    both verdicts there is no reward, for half of it would be just that favour.
+    The judge is asked twice, with the completions in either order, and the mean is taken, which removes its position
+    bias. Without both verdicts there is no reward.
 
     Args:
         template: The message; ``{prompt}``, ``{first}`` and ``{second}`` stand for the texts. It must ask for a last
@@ -92,7 +92,7 @@ class Comparison(JudgeQuestion):
 
 @dataclass(frozen=True, kw_only=True)
 class Grade(JudgeQuestion):
-    """Rate the answer with a whole number that is mapped to 0 to 1.
+    """Grade the completion with a whole number that is mapped to 0 to 1.
 
     Args:
         template: The message; ``{prompt}``, ``{completion}`` and ``{reference}`` stand for the texts, and the last is
@@ -143,9 +143,9 @@ class LLMJudge(Reward):
         server: Server of the judge: an API with ``chat/completions``.
         model: Name of the judge on the server.
         question: Question to the judge.
-        column: The column that holds reference answers.
-        max_tokens: Most tokens of a reply. A reply that is cut has no verdict.
-        workers: Replies that are waited for at the same time.
+        column: Name of the column with reference answers.
+        max_tokens: Longest reply, tokens. A truncated reply has no verdict.
+        workers: Number of concurrent requests.
     """
 
     server: JSONServer

@@ -42,7 +42,7 @@ class SandboxResult:
         exit_code: 0 for success, negative for the signal that ended it.
         stdout: Standard output, at most 1 MiB.
         stderr: Standard error, at most 1 MiB.
-        timed_out: It was ended because the wall-clock limit had passed.
+        timed_out: True if it was ended by the wall-clock limit.
     """
 
     exit_code: int
@@ -58,11 +58,11 @@ class SandboxResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox(Part, limits={"time_s": Limit.POSITIVE, "memory_mb": Limit.COUNT}):
-    """Limits of a program that nobody has read.
+    """Limits of an untrusted program.
 
     Args:
-        time_s: Wall-clock and CPU limit. Seconds.
-        memory_mb: Address space. MiB; Python itself needs about 50.
+        time_s: Wall-clock and CPU limit, seconds.
+        memory_mb: Address space, MiB; Python itself needs about 50.
 
     Raises:
         ConfigurationError: On the first run, if the machine has not what the box needs (Linux 5.13 or later).

@@ -26,13 +26,13 @@ class RewardError(LightningLMError, RuntimeError):
 
 @dataclass(frozen=True)
 class RewardFailure:
-    """One sample that one reward could not judge.
+    """A sample for which a reward failed.
 
     Args:
         reward: The reward's name.
         sample: Index of the sample in the batch.
         reason: Description of the failure.
-        completion: The beginning of what the model wrote.
+        completion: Beginning of the completion.
     """
 
     reward: str
@@ -53,8 +53,8 @@ class RewardTable:
     Args:
         names: One name per reward.
         values: float64 [samples, rewards], NaN where a reward does not apply.
-        totals: float64 [samples], the weighted sum of those that apply; NaN where none does.
-        failures: The samples that a reward could not judge.
+        totals: float64 [samples], weighted sum of the rewards that apply; NaN if none does.
+        failures: Samples for which a reward failed.
     """
 
     names: tuple[str, ...]
@@ -65,7 +65,7 @@ class RewardTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(Part, limits={"timeout_s": Limit.POSITIVE}):
-    """Way of calling rewards.
+    """Settings of calling rewards.
 
     Args:
         timeout_s: Time limit of one reward for a whole batch, unless it limits each sample itself, as
@@ -86,13 +86,13 @@ def score(
     columns: Mapping[str, Sequence[Any]] | None = None,
     scoring: Scoring | None = None,
 ) -> RewardTable:
-    """Call each reward on all samples and add up what they say.
+    """Call each reward on all samples and return the weighted sums.
 
     Args:
         rewards: Functions of lists or of single samples, sync or async.
         weights: One factor per reward.
         prompts: The prompt of each sample.
-        completions: Text that the model wrote after it.
+        completions: Completion of each sample.
         columns: Further columns of the samples, passed on by name.
         scoring: Time limit, and what to do when a reward fails.
 
@@ -167,10 +167,10 @@ def _failure(
 
 
 def check_weights(weights: Sequence[float] | None, rewards: Sequence[Any]) -> None:
-    """Refuse another number of weights than there are rewards.
+    """Refuse weights that are not one per reward.
 
     Args:
-        weights: One factor per reward; ``None`` gives each the same.
+        weights: One factor per reward; equal by default.
         rewards: The rewards.
 
     Raises:

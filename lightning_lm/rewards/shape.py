@@ -15,7 +15,7 @@ __all__ = ["FormatTags", "LengthReward", "OverlongPenalty"]
 
 @dataclass(frozen=True, kw_only=True)
 class FormatTags(Reward):
-    """1 where the completion is just one block of each tag, in order, with nothing between them but blanks.
+    """1 if the completion is just one block of each tag, in order, with only whitespace between them, else 0.
 
     Args:
         tags: For ``("think", "answer")``: ``<think>...</think> <answer>...</answer>``.
@@ -35,10 +35,10 @@ class FormatTags(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthReward(Reward):
-    """1 for a completion of the wanted length, falling in a straight line to 0 at zero or twice that length.
+    """1 for a completion of the target length, falling linearly to 0 at zero or twice that length.
 
     Args:
-        target: The wanted length, in characters.
+        target: Target length, characters.
     """
 
     target: int = field(kw_only=False)
@@ -57,11 +57,11 @@ class LengthReward(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class OverlongPenalty(Reward):
-    """0 up to a length, then down in a straight line to -1 at the longest length allowed, -1 beyond it.
+    """0 up to a length, then linearly down to -1 at the longest length allowed, -1 beyond it.
 
     Args:
-        max_tokens: The longest completion allowed. Tokens.
-        buffer: Over how many tokens before it the penalty grows. Tokens.
+        max_tokens: Longest completion allowed, tokens.
+        buffer: Tokens before it over which the penalty grows.
 
     Source:
         Yu et al. 2025 (DAPO), arXiv:2503.14476, equation 13.

@@ -23,7 +23,7 @@ class NoiseMoments(NamedTuple):
 
 
 def noise_moments(small_norm_sq: float, big_norm_sq: float, *, small: float, big: float) -> NoiseMoments:
-    """Return what two gradients of the same step, of a small batch and of a large one that holds it, say together.
+    """Return the noise moments from gradients of the same step, of a small batch and of a large one that contains it.
 
     Args:
         small_norm_sq: Squared norm of the mean gradient of the small batch.
@@ -58,8 +58,8 @@ def fit_critical_batch(
 
     Args:
         batch_sizes: Batch size of each run.
-        steps: To the loss that all reached.
-        num_bootstraps: Resamplings of the runs.
+        steps: Number of steps to the loss that all reached.
+        num_bootstraps: Number of resamplings of the runs.
         seed: Seed of the resampling.
 
     Raises:

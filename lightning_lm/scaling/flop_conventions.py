@@ -54,11 +54,11 @@ class ModelCost:
 
 
 def measure_cost(model: "nn.Module | ModelConfig", context_length: int) -> ModelCost:
-    """Return what a model counts as.
+    """Return parameters and FLOPs of a model in every convention.
 
     Args:
         model: A model, ours or another library's, or a config whose ``vocab_size`` is set.
-        context_length: Tokens of a row, which decides the share of attention.
+        context_length: Tokens of a row; decides the fraction of attention FLOPs.
     """
     import torch  # only here: fits and plans of runs that were made need none
     from torch import nn

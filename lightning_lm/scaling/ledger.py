@@ -43,7 +43,7 @@ class RunRecord:
         versions: Versions of Python and packages.
         name: Display name.
         source: Source of an imported run.
-        finished: True if the run ended here; ``False`` for a point on its way.
+        finished: True if the run ended here; ``False`` for an intermediate point.
         loss_name: Name of the loss: ``val/loss``, or ``train/loss`` if nothing was held out.
     """
 
@@ -107,12 +107,12 @@ class RunRecord:
 
 
 def points_of(records: Iterable[RunRecord], convention: str = "products", *, unfinished: bool = False) -> Points:
-    """Return what a fit takes, sizes counted in one convention.
+    """Return the points of a fit, sizes counted in one convention.
 
     Args:
         records: Records of a ledger.
         convention: A key of `CONVENTIONS`.
-        unfinished: Use points on the way of a run too. Only those of a constant learning rate can be compared.
+        unfinished: Also use intermediate points of runs; comparable only with a constant learning rate.
 
     Raises:
         DataError: If no run can be counted in this convention.
@@ -165,7 +165,7 @@ _FEW = 8
 
 
 class BadLine(NamedTuple):
-    """A line that cannot be read, for instance what a killed process left."""
+    """A line that cannot be read, for instance one that a killed process left."""
 
     number: int
     """From 1."""
@@ -261,7 +261,7 @@ class RunLedger:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """Open the file and wait until no other process holds it; a process that is killed lets go of it."""
+        """Open the file and wait until no other process holds it; a killed process releases it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

@@ -88,12 +88,12 @@ class TransferFit:
 
 
 def fit_transfer(widths: ArrayLike, rates: ArrayLike, losses: ArrayLike) -> TransferFit:
-    """Find the best learning rate at each width, and the power of the width by which it moves.
+    """Fit the best learning rate at each width, and its power law in the width.
 
     Args:
         widths: Width of each run.
-        rates: Its learning rate. Unitless.
-        losses: Its loss.
+        rates: Learning rate of each run. Unitless.
+        losses: Loss of each run, nats per token.
 
     Raises:
         DataError: If there are fewer than three widths, or fewer than three learning rates for one of them.

@@ -50,7 +50,7 @@ class FlopMeter(Meter):
 
     Args:
         convention: A key of `lightning_lm.scaling.CONVENTIONS`.
-        margin: Share by which a run may exceed its plan.
+        margin: Fraction by which a run may exceed its plan.
     """
 
     convention: str = "products"
@@ -95,12 +95,12 @@ class ClockMeter(Meter):
 
 
 class Budget:
-    """Reserve, charge, refuse.
+    """Budget of a sweep, from which runs are reserved and charged.
 
     Args:
-        limit: In the meter's unit.
+        limit: Budget in the meter's unit.
         meter: Measure of cost.
-        spent_by: Runs that were made from this budget before, when a sweep is resumed.
+        spent_by: Runs already charged to this budget, when a sweep is resumed.
 
     Attributes:
         limit: As given.

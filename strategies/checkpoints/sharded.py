@@ -1,4 +1,4 @@
-"""Checkpoints as folders: an ordinary checkpoint whose tensors were cut out and written by the ranks that hold them.
+"""Sharded checkpoints: folders in which each rank writes its shards, beside an ordinary checkpoint without tensors.
 
 ``meta.pt`` is the checkpoint with empty tensors in their places, which is all that rank 0 writes alone; the tensors lie
 beside it in torch's format for distributed checkpoints, under their path in the checkpoint. So any number of ranks, and
@@ -53,7 +53,7 @@ Leaf = Callable[[Path_, Any], Any]
 
 
 def is_sharded(path: Path | str) -> bool:
-    """Return whether a path is a folder that holds a checkpoint.
+    """Return whether a path is the folder of a sharded checkpoint.
 
     Args:
         path: Any.
@@ -80,7 +80,7 @@ def replaced(content: Any, leaf: Leaf, path: Path_ = ()) -> Any:
 
 
 def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a folder beside its place and rename it when all ranks are done. Collective: call on all ranks.
+    """Write a folder under a temporary name and rename it when all ranks are done. Collective: call on all ranks.
 
     Args:
         checkpoint: Checkpoint of Lightning, with the tensors as each rank holds them.
@@ -131,7 +131,7 @@ def _writer_of(name: str, ranks: int) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what is often found among hyper-parameters, and would not be loaded again, into plain data."""
+    """Convert values that are common in hyper-parameters but cannot be loaded again to plain data."""
     if isinstance(value, enum.Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value
@@ -151,37 +151,37 @@ def _loadable(content: Any) -> bytes:
     distributed.broadcast_object_list(told)
     if told[0] is not None:
         raise CheckpointError(
-            f"The checkpoint holds something other than tensors and plain data, and could not be read again: {told[0]} "
+            f"The checkpoint has something other than tensors and plain data, and could not be read again: {told[0]} "
             "Leave it out of the hyper-parameters (save_hyperparameters(ignore=[...])) and of callbacks' state."
         )
     return buffer.getvalue()
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Put a file or folder that is whole in the place of what is there.
+    """Move a complete file or folder to a path, replacing the file or checkpoint there.
 
-    A folder cannot replace anything, nor be replaced, in a single step. So the old one is set aside under a name by
-    which it would be found too, were this the moment of a kill.
+    A folder cannot replace anything, nor be replaced, in a single step. So the old one is first renamed to a name under
+    which it is found too, if the process is killed at this moment.
 
     Args:
         temporary: In the same folder.
         path: The place: empty, or with a file, a link or a checkpoint.
     """
-    aside = path.with_name(f"{path.stem}.replaced{path.suffix}")
+    previous = path.with_name(f"{path.stem}.replaced{path.suffix}")
     if path.is_symlink():
         if temporary.is_dir():
             path.unlink()
     elif is_sharded(path) or (temporary.is_dir() and path.exists()):
-        remove(aside)
-        os.replace(path, aside)
+        remove(previous)
+        os.replace(path, previous)
     rename(temporary, path)
-    remove(aside)
+    remove(previous)
     for left_behind in path.parent.glob(f".*{path.suffix}.old"):  # by a run that was killed while it removed
         shutil.rmtree(left_behind, ignore_errors=True)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder if it is there; nobody ever finds a part of it.
+    """Remove a file or folder if it is there; a kill leaves all of it or nothing.
 
     Args:
         path: File or folder to remove.
@@ -246,7 +246,7 @@ def check_together(path: Path | str) -> None:
 
 
 def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Read what each rank holds of some tensors. Collective: call on all ranks.
+    """Read each rank's shards of some tensors. Collective: call on all ranks.
 
     Args:
         tensors: By their path in the checkpoint, joined by ``/``; overwritten in place.
@@ -259,12 +259,12 @@ def read_into(tensors: Mapping[str, Tensor], path: Path | str) -> None:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor. Collective: call on all ranks that share it."""
+    """Return the full tensor. Collective: call on all ranks that share it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load_model(module: nn.Module, state: Mapping[str, Any], folder: Path | None, *, strict: bool) -> None:
-    """Load each rank's part of the weights, in place.
+    """Load each rank's shards of the weights, in place.
 
     Args:
         module: The model.
@@ -285,7 +285,7 @@ def load_model(module: nn.Module, state: Mapping[str, Any], folder: Path | None,
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], folder: Path | None, index: int) -> None:
-    """Load each rank's part of the state of an optimizer.
+    """Load each rank's shards of the state of an optimizer.
 
     Args:
         optimizer: Optimizer of the sharded model.

@@ -1,4 +1,4 @@
-"""Gradients of which a rank holds parts: measured together, scaled part by part, and stepped many at once."""
+"""Gradients that are sharded over meshes: their norm over all ranks, and optimizer steps mesh by mesh."""
 
 import functools
 from collections import defaultdict
@@ -23,7 +23,7 @@ def gradients_of(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _reduced(parameter: Tensor) -> Tensor:
-    """Let the ranks add up what torch's own layouts may leave as summands."""
+    """Reduce a gradient that torch's own layouts may leave as partial sums."""
     gradient = parameter.grad
     if isinstance(gradient, DTensor) and any(isinstance(place, Partial) for place in gradient.placements):
         assert isinstance(parameter, DTensor)
@@ -33,17 +33,17 @@ def _reduced(parameter: Tensor) -> Tensor:
 
 
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return what this rank holds of tensors; changing it in place changes them."""
+    """Return the local shards of tensors, as views."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def mesh_of(tensor: Tensor) -> DeviceMesh | None:
-    """Return the ranks that share a tensor, if it is shared."""
+    """Return the mesh of a sharded tensor."""
     return tensor.device_mesh if isinstance(tensor, DTensor) else None
 
 
 def groups_by_mesh(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield lists of tensors that are shared by the same ranks: torch takes no others together."""
+    """Yield lists of tensors of the same mesh: torch's multi-tensor functions take no others together."""
     found: dict[Any, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         found[mesh_of(tensor)].append(tensor)
@@ -75,7 +75,7 @@ def total_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
 
 
 def _sharing_axes(tensor: Tensor) -> tuple[distributed.ProcessGroup, ...]:
-    """Return the ranks with other parts of a tensor, axis by axis."""
+    """Return the groups over which a tensor is sharded, axis by axis."""
     if not isinstance(tensor, DTensor):
         return ()
     mesh = tensor.device_mesh
@@ -83,7 +83,7 @@ def _sharing_axes(tensor: Tensor) -> tuple[distributed.ProcessGroup, ...]:
 
 
 def step_by_mesh(optimizer: Optimizer) -> None:
-    """Let each step of an optimizer see groups whose parameters are all shared by the same ranks.
+    """Split the parameter groups of an optimizer by mesh during each step.
 
     Fused and ``foreach`` implementations refuse plain tensors beside DTensors, and DTensors of two meshes. Only while
     a step runs are the groups cut; schedulers, clipping and checkpoints see those that the user made.

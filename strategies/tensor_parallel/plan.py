@@ -1,25 +1,24 @@
 """Parallel plan of a model: the role of each module, read from the modules themselves, or given.
 
-A plan names modules (globs allowed) and says what each does in the split, not how: what is done about it follows from
-the settings of the strategy.
+A plan maps names of modules (globs allowed) to roles. The settings of the strategy decide how a role is carried out.
 
 =========  =====================================================================================================
 role       meaning
 =========  =====================================================================================================
-embed      looks ids up; its rows are shared out
-positions  adds a whole row's positions to the stream
-norm       works on each token of the stream by itself
-last_norm  the same, and the stream ends behind it
-gather     contains a split computation; takes in the stream
-colwise    its outputs are shared out
-rowwise    its inputs are shared out; the sum of what ranks compute goes back to the stream
-qk_norm    normalises heads that are shared out, each by itself or all together
-head       turns features into logits; its rows are shared out
-partial    stays whole within a split computation; what ranks learn about it is added up
+embed      embedding; its rows (ids) are sharded
+positions  adds the positions of a whole row to the residual stream
+norm       works on each token of the residual stream independently
+last_norm  the same, after which the residual stream ends
+gather     contains a tensor-parallel region; its input is the residual stream
+colwise    linear layer whose output features are sharded
+rowwise    linear layer whose input features are sharded; its partial sums are reduced into the residual stream
+qk_norm    normalises sharded heads, each independently or all together
+head       output layer; its rows (ids) are sharded
+partial    replicated within a tensor-parallel region; its gradients are all-reduced
 =========  =====================================================================================================
 
-Low-rank adapters of ``peft`` follow the map that they sit on: beside a colwise map ``B`` is shared out and ``A`` is
-partial, beside a rowwise one ``A`` is shared out and ``B`` works on each token.
+Low-rank adapters of ``peft`` follow their linear layer: of a colwise layer ``B`` is sharded and ``A`` is partial, of a
+rowwise one ``A`` is sharded and ``B`` works on each token.
 """
 
 import fnmatch
@@ -38,7 +37,7 @@ _ADAPTED = {
     "colwise": {"base_layer": "colwise", "lora_A": "partial", "lora_B": "colwise"},
     "rowwise": {"base_layer": "rowwise", "lora_A": "rowwise", "lora_B": "norm"},
 }
-"""Roles within a map that carries an adapter, by the role of the map."""
+"""Roles within a linear layer with an adapter, by the role of the layer."""
 
 
 class Planned(NamedTuple):

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
 
 def check_model(module: LightningModule, precision: Precision) -> None:
-    """Refuse what would fail later or be wrong.
+    """Refuse modules and settings that would fail later or be wrong.
 
     Args:
         module: Configured, not yet sharded.
@@ -112,7 +112,7 @@ def _region_of(module: nn.Module) -> Region | None:
 
 
 def _make_equal(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Give all ranks the values of rank 0, tensor by tensor through the device."""
+    """Broadcast the weights of rank 0, tensor by tensor through the device."""
     with torch.no_grad():
         for tensor in tensors:
             value = tensor.detach().to(device).contiguous()
@@ -180,7 +180,7 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def set_synchronised(module: nn.Module, synchronised: bool) -> None:
-    """Say whether backward passes reduce gradients; otherwise they are added up on each rank.
+    """Set whether backward passes reduce gradients; otherwise each rank accumulates them.
 
     Args:
         module: Contains units.
@@ -192,7 +192,7 @@ def set_synchronised(module: nn.Module, synchronised: bool) -> None:
 
 @contextlib.contextmanager
 def gathered(module: nn.Module, *, reshard_after_forward: bool) -> Iterator[None]:
-    """Gather all units once, and keep them so: ranks may then run the model differently often.
+    """All-gather all units once and keep them: ranks may then run the model different numbers of times.
 
     Args:
         module: Contains units.

@@ -1,7 +1,7 @@
-"""Modules that compute their share of what the whole model computes.
+"""Tensor-parallel versions of modules, each of which computes a shard of the model's matmuls.
 
-Each keeps its name and its parameters' names; a parameter that is shared out becomes a DTensor, of which only the local
-part takes part in the computation. What ranks exchange is in `lightning_lm.functional.collectives`.
+Each keeps its name and its parameters' names; a sharded parameter becomes a DTensor, of which only the local
+shard takes part in the computation. The collectives are in `lightning_lm.functional.collectives`.
 """
 
 from collections.abc import Iterable
@@ -31,10 +31,10 @@ _FEATURES = 2
 
 
 class Region:
-    """The ranks that share each matrix, and what they know of the forward pass that runs.
+    """The ranks of a tensor-parallel region, and the state of its current forward pass.
 
     Args:
-        mesh: One axis.
+        mesh: Device mesh of one axis.
         sequence_parallel: True if the residual stream between the split computations is sharded along the sequence.
         loss_parallel: True if embedding and head are sharded by vocabulary.
     """
@@ -45,7 +45,7 @@ class Region:
         self.length = 0
         """Tokens of the rows that are read, of which each rank has a part."""
         self.summands: list[tuple[nn.Module, str]] = []
-        """Whole parameters of which each rank sees some tokens or heads only, so that its gradients are summands."""
+        """Replicated parameters that each rank uses on some tokens or heads only: their gradients are partial sums."""
 
     def enter(self, x: Tensor) -> Tensor:
         """Take the stream into a split computation."""
@@ -70,25 +70,25 @@ class Region:
 
 
 def split_modules(plan: Iterable[Planned], region: Region) -> None:
-    """Turn modules into their shares, in place. Weights that modules have in common stay common.
+    """Replace modules by their tensor-parallel versions, in place. Tied weights stay tied.
 
     Args:
-        plan: The modules and their roles.
-        region: The ranks.
+        plan: Modules and their roles.
+        region: Ranks over which they are split.
 
     Raises:
         ConfigurationError: If a module is of a kind that cannot be split.
     """
-    shares: dict[nn.Parameter, nn.Parameter] = {}
+    shards: dict[nn.Parameter, nn.Parameter] = {}
     for entry in plan:
         if entry.role in _SPLIT and (region.loss_parallel or entry.role not in ("embed", "head")):
             kind, dim, share = _SPLIT[entry.role]
             _exchange_class(entry, kind, share, region)
             for name, parameter in list(entry.module.named_parameters(recurse=False)):
                 if parameter.dim() > dim:  # what is added to a sum stays whole
-                    if parameter not in shares:
-                        shares[parameter] = _share_of(parameter, dim, region.mesh)
-                    entry.module.register_parameter(name, shares[parameter])
+                    if parameter not in shards:
+                        shards[parameter] = _shard_of(parameter, dim, region.mesh)
+                    entry.module.register_parameter(name, shards[parameter])
         _HOOKS.get(entry.role, _nothing)(entry.module, region)
 
 
@@ -104,12 +104,12 @@ def _exchange_class(entry: Planned, kind: type[nn.Module], share: type[nn.Module
     entry.module.region = region  # type: ignore[assignment]
 
 
-def _share_of(parameter: nn.Parameter, dim: int, mesh: DeviceMesh) -> nn.Parameter:
+def _shard_of(parameter: nn.Parameter, dim: int, mesh: DeviceMesh) -> nn.Parameter:
     """Cut a parameter as DTensor does: equal parts, the last ones shorter or empty."""
     size = parameter.shape[dim]
-    stretch = -(-size // mesh.size())
-    start = min(size, stretch * mesh.get_local_rank())
-    local = parameter.detach().narrow(dim, start, min(stretch, size - start)).clone()
+    shard_size = -(-size // mesh.size())
+    start = min(size, shard_size * mesh.get_local_rank())
+    local = parameter.detach().narrow(dim, start, min(shard_size, size - start)).clone()
     shared = DTensor.from_local(local, mesh, [Shard(dim)], shape=parameter.shape, stride=parameter.stride())
     return nn.Parameter(shared, requires_grad=parameter.requires_grad)
 
@@ -119,33 +119,33 @@ def _local(parameter: Any) -> Any:
 
 
 class ColwiseLinear(nn.Linear):
-    """Some of the outputs."""
+    """Column-parallel linear layer: this rank has some of the output features."""
 
     region: Region
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return this rank's outputs of a whole input."""
+        """Return this rank's output features of a whole input."""
         return F.linear(input, _local(self.weight), _local(self.bias))
 
 
 class RowwiseLinear(nn.Linear):
-    """All outputs from some of the inputs."""
+    """Row-parallel linear layer: this rank has some of the input features."""
 
     region: Region
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the sum over ranks of what each makes of its inputs."""
+        """Return the output, reduced over ranks."""
         outputs = self.region.leave(F.linear(input, _local(self.weight)))
         return outputs if self.bias is None else outputs + self.bias
 
 
 class HeadLinear(nn.Linear):
-    """All logits, of which each rank computes those of its ids."""
+    """Output layer whose vocabulary is sharded."""
 
     region: Region
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return all logits. Losses read the weight instead, and never hold all of them."""
+        """Return all logits. Losses use the weight instead, and never gather them."""
         group = self.region.group
         logits = F.linear(copy_to(input, group), _local(self.weight), _local(self.bias))
         missing = -(-self.out_features // group.size()) - logits.shape[-1]
@@ -153,7 +153,7 @@ class HeadLinear(nn.Linear):
 
 
 class SplitEmbedding(nn.Embedding):
-    """The rows of some ids."""
+    """Embedding whose vocabulary is sharded."""
 
     region: Region
 

@@ -117,7 +117,7 @@ def encode_preference(record: Record, tokenizer: Tokenizer, template: ChatTempla
     Args:
         record: Has ``chosen`` and ``rejected``, and may have ``prompt`` and ``margin``; see `data.post_training.forms`.
         tokenizer: Gives the ids.
-        template: Writes conversations as text.
+        template: Chat template, renders conversations as text.
         max_length: Most tokens of prompt and answer together.
 
     Raises:
@@ -184,7 +184,7 @@ class PreferencePairs:
         Args:
             records: Preferences, or their source.
             tokenizer: Gives the ids.
-            template: Writes conversations as text.
+            template: Chat template, renders conversations as text.
             rows: The limit, and what becomes of pairs beyond it.
 
         Raises:

@@ -51,7 +51,7 @@ class PromptStream:
     Args:
         records: Each has a ``prompt``; other fields are columns for the rewards. Or their source.
         tokenizer: Gives the ids.
-        template: Writes conversations as text.
+        template: Chat template, renders conversations as text.
         max_tokens: Longer prompts are left out; ``None`` keeps all.
         seed: Seed of the order.
         shuffle: False keeps the order of the records.

@@ -169,7 +169,7 @@ def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate,
     Args:
         record: A conversation, a prompt with its completion, a text or tokens; see `data.post_training.forms`.
         tokenizer: Gives the ids.
-        template: Writes conversations as text.
+        template: Chat template, renders conversations as text.
         learn_on: Target tokens of an example.
 
     Raises:
@@ -253,10 +253,10 @@ def store_examples(
     Args:
         source: Records with ``prompt`` and ``completion``, or ``messages``.
         tokenizer: Gives the ids.
-        template: Writes conversations as text.
+        template: Chat template, renders conversations as text.
         rows: Longest example, and its target tokens.
         cache: Holds a folder for each combination of these.
-        num_workers: Processes that encode; one per core if left out. A few examples are never worth a process.
+        num_workers: Processes that encode; by default one per core. A few examples are never worth a process.
 
     Raises:
         DataError: If a record cannot be used, or none is left; says which.

@@ -56,8 +56,8 @@ class UnpairedExamples:
     Args:
         source: Records of completions with labels, or of preferences.
         tokenizer: Gives the ids.
-        template: Writes conversations as text.
-        rows: The longest row, and what becomes of longer ones.
+        template: Chat template, renders conversations as text.
+        rows: Longest row, and treatment of longer ones.
 
     Attributes:
         desirable: bool [examples].

@@ -24,8 +24,8 @@ class AnnealingRun:
 
     Args:
         rates: Learning rate of each step, or the schedule's multiplier, [steps].
-        steps: After how many steps the loss was measured, rising, from 1.
-        loss: Nats per token at these.
+        steps: Steps at which the loss was measured, increasing, from 1.
+        loss: Loss at these steps, nats per token.
     """
 
     rates: FloatArray
@@ -36,7 +36,7 @@ class AnnealingRun:
         """Return ``S_1`` (the sum of the rates so far) and ``S_2`` (the sum of their delayed falls).
 
         Args:
-            memory: Share of a fall that is left after a step.
+            memory: Fraction of a fall of the rate that remains after a step.
             at: Steps to return; those of the measurements when left out.
         """
         falls = -np.diff(self.rates, prepend=self.rates[:1])
@@ -55,7 +55,7 @@ class AnnealingFit:
     Args:
         theta: Logarithms of E and A, alpha, logarithm of C.
         samples: Those of the bootstraps, [bootstraps, 4].
-        memory: Share of a fall that is left after a step.
+        memory: Fraction of a fall of the rate that remains after a step.
         residuals: Logarithm of the fitted over the measured loss.
     """
 
@@ -95,7 +95,7 @@ def fit_annealing(
     Args:
         runs: Curves of the same model, data and batch size, warm-up left out of ``steps``.
         estimator: Loss and bootstraps; its outlier policy looks at whole runs and is not used here.
-        memory: Share of a fall of the rate that is left after a step.
+        memory: Fraction of a fall of the rate that remains after a step.
 
     Raises:
         DataError: If there are fewer than eight measurements, or no rate ever falls.

@@ -19,7 +19,7 @@ _NARROW = 8.0
 
 
 class Finding(NamedTuple):
-    """One remark."""
+    """A remark about a fit."""
 
     kind: Kind
     message: str

@@ -23,18 +23,18 @@ class InferenceOptimum(NamedTuple):
     tokens: Estimate
     total_flops: Estimate
     saved: float
-    """Share of the FLOPs that the compute-optimal model of the same quality would take."""
+    """Fraction of the FLOPs that the compute-optimal model of the same quality would take."""
 
 
 def optimal_with_inference(
     fit: ScalingFit, loss: float, served_tokens: float, *, level: float = 0.95
 ) -> InferenceOptimum:
-    """Return size and training tokens with the least ``6 N D + 2 N D_served`` for a loss that is asked for.
+    """Return size and training tokens with the least ``6 N D + 2 N D_served`` for a target loss.
 
     Args:
         fit: Result of `fit_parametric` or `fit_general`.
-        loss: The quality to reach, nats per token.
-        served_tokens: Tokens that the model will read and write in its life.
+        loss: Target loss, nats per token.
+        served_tokens: Tokens that the model will process in inference over its lifetime.
         level: Confidence level of the intervals.
 
     Raises:

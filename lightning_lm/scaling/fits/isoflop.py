@@ -55,8 +55,8 @@ class IsoFlop(Part):
     """Settings of the parabolas.
 
     Args:
-        tolerance: Runs whose FLOPs differ by less, as a share, belong to one budget.
-        num_bootstraps: Repetitions with resampled residuals.
+        tolerance: Relative difference of FLOPs up to which runs belong to one budget.
+        num_bootstraps: Number of resamplings of the residuals.
         seed: Seed of the resampling.
     """
 
@@ -70,7 +70,7 @@ def parabolas(points: Points, tolerance: float = 0.1) -> list[Parabola]:
 
     Args:
         points: The runs.
-        tolerance: Runs whose FLOPs differ by less, as a share, belong to one budget.
+        tolerance: Relative difference of FLOPs up to which runs belong to one budget.
     """
     found = []
     for rows in points.by_budget(tolerance):
@@ -86,7 +86,7 @@ def parabolas(points: Points, tolerance: float = 0.1) -> list[Parabola]:
 def fit_isoflop(points: Points, settings: IsoFlop = IsoFlop()) -> ScalingFit:
     """Fit power laws through the minima of parabolas in ``log N``, one for each budget.
 
-    Intervals come from residuals that are drawn again around the parabolas, widened for the few runs of a sweep.
+    Intervals come from resampled residuals of the parabolas, widened for the few runs of a sweep.
 
     Args:
         points: At least three budgets with at least three sizes each.

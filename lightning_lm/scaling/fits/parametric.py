@@ -35,7 +35,7 @@ class Estimator(Part):
     Args:
         delta: Log-residuals beyond it count linearly (Huber).
         outliers: Rule for the runs to leave out.
-        num_bootstraps: Resamplings of the runs.
+        num_bootstraps: Number of resamplings of the runs.
         seed: Seed of the resampling.
 
     Source:

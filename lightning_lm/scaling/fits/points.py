@@ -101,7 +101,7 @@ class Curve:
 
     Args:
         parameters: Size of the model.
-        tokens: Tokens seen at each measurement, rising.
+        tokens: Tokens seen at each measurement, increasing.
         loss: Nats per token.
         name: Name in figures.
     """

@@ -30,7 +30,7 @@ def profile_interval(
         fit: Result of `fit_parametric` or `fit_kaplan`.
         name: Name of a parameter in ``fit.values``.
         estimator: The one of the fit.
-        level: Share of repetitions in which the interval should hold the truth.
+        level: Confidence level of the interval, between 0 and 1.
 
     Raises:
         ConfigurationError: If that parameter mixes several inner ones.

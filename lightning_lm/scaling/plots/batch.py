@@ -21,7 +21,7 @@ def critical_batch_figure(batch_sizes: ArrayLike, steps: ArrayLike, fit: Critica
 
     Args:
         batch_sizes: Batch size of each run.
-        steps: To the loss that all reached.
+        steps: Number of steps to the loss that all reached.
         fit: Result of `fit_critical_batch` for them.
 
     Raises:
