@@ -39,6 +39,9 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"prompt": "a"}\n[1]\n')
     with pytest.raises(DataError, match="line 2: expected a JSON object, got list"):
         list(Examples(source=tmp_path / "list.jsonl").records())
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match=r"empty\.jsonl has no records"):
+        list(Examples(str(tmp_path / "empty.jsonl")).records())
     with pytest.raises(DataError, match="There is no file or folder"):
         list(Examples(source=tmp_path / "absent").records())
     (tmp_path / "notes.txt").write_text("x")

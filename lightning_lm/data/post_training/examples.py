@@ -112,8 +112,7 @@ class Examples(ExampleSource):
 
     def _read(self, bad: BadRecords) -> Iterator[tuple[Place, Record]]:
         if _names_files(self.source):
-            for path in _paths(self.source):
-                yield from read_records(path, bad)
+            yield from self._read_files(bad)
             return
         items = self.source() if callable(self.source) else self.source
         for number, item in enumerate(items):
@@ -123,6 +122,15 @@ class Examples(ExampleSource):
             else:
                 needed = "a mapping such as {'prompt': ..., 'completion': ...} is needed"
                 bad.add(DataError(f"{place} is a {type(item).__name__} ({str(item)[:60]!r}); {needed}."))
+
+    def _read_files(self, bad: BadRecords) -> Iterator[tuple[Place, Record]]:
+        number = bad.count
+        for path in _paths(self.source):
+            for record in read_records(path, bad):
+                number += 1
+                yield record
+        if not number:
+            raise DataError(f"{self._name} has no records: the file is empty, or all files of the folder are.")
 
     @property
     def fingerprint(self) -> str:

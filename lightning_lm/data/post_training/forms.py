@@ -273,7 +273,7 @@ def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
     if isinstance(chosen, str) is not isinstance(rejected, str):
         kinds = [type(side).__name__ for side in (chosen, rejected)]
-        raise DataError(f"chosen is a {kinds[0]} and rejected a {kinds[1]}; use one kind.")
+        raise DataError(f"chosen is a {kinds[0]} and rejected a {kinds[1]}; use one kind, texts or messages.")
     if chosen == rejected:
         raise DataError(f"chosen and rejected are the same ({str(chosen)[:80]!r}); such a pair teaches nothing.")
     if isinstance(chosen, str):

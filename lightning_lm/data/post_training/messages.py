@@ -56,7 +56,9 @@ def messages_of(value: Any, field: str, keys: tuple[str, str] | None = None) -> 
     value = value.tolist() if hasattr(value, "tolist") else value  # numpy
     value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise DataError(f"{field} is a {type(value).__name__}; a text or a list of messages is needed.")
+        raise DataError(
+            f"{field} is a {type(value).__name__} ({str(value)[:60]!r}); a text or a list of messages is needed."
+        )
     return [_message(turn, f"{field}[{place}]", keys) for place, turn in enumerate(value)]
 
 
