@@ -1,4 +1,4 @@
-"""Batches that users bring: what a batch leaves out and can be filled in, and what is said of one that lacks more."""
+"""Batches of users' own collate functions: optional fields are filled in, missing ones are reported."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ def batch_error(error: Exception, batch: Any, module: Any) -> Exception:
 
     Args:
         error: Raised while the batch was used.
-        batch: As the module got it.
+        batch: Batch as the module received it.
         module: Its class has the `types` of its batches as ``batch_type``, and the data module that makes such batches
             as ``batch_source``.
     """

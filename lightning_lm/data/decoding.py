@@ -196,7 +196,7 @@ def split(texts: Iterable[str], separator: str | None, path: Path) -> Iterator[s
         length += keep
         if length > _LONGEST:
             raise DataError(
-                f"{path} goes on for more than {_LONGEST} characters without the separator {separator!r}, too long "
-                "for one document. Say what stands between its documents: Files(path=..., separator=...)."
+                f"{path} has more than {_LONGEST} characters without the separator {separator!r}, too long "
+                "for one document. Name the separator of its documents: Files(path=..., separator=...)."
             )
     yield "".join([*parts, tail])

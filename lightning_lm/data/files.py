@@ -75,8 +75,8 @@ def text_of(record: Any, field: str, place: Place) -> str:
     text = record[field]
     if not isinstance(text, str):
         raise DataError(
-            f"{place}: the field {field!r} holds {type(text).__name__}, not text. Repair the record, or leave such "
-            "records out with on_bad_record='skip'."
+            f"{place}: the field {field!r} is of type {type(text).__name__}, not text. Repair the record, or drop such "
+            "records with on_bad_record='skip'."
         )
     return _without_surrogates(text, f"{place}, field {field!r}")
 
@@ -88,8 +88,8 @@ def _without_surrogates(text: str, where: str) -> str:
         except UnicodeEncodeError as error:
             raise DataError(
                 f"{where}: the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character "
-                f"{error.start:,}; it is no character and has no UTF-8 form. Repair the record, or leave such records "
-                "out with on_bad_record='skip'."
+                f"{error.start:,}; it is no character and has no UTF-8 form. Repair the record, or drop such records "
+                "with on_bad_record='skip'."
             ) from error
     return text
 
@@ -99,7 +99,7 @@ def _no_field(place: Place, field: str, record: dict[str, Any]) -> DataError:
     message = f"{place} has no field {field!r}; it has {present}."
     texts = {name: len(text) for name, text in record.items() if isinstance(text, str)}
     if not texts:
-        return DataError(f"{message} None of them holds text.")
+        return DataError(f"{message} None of them is text.")
     name = max(texts, key=lambda name: texts[name])
     if not place.file:
         return DataError(f"{message} Pass field={name!r}.")

@@ -28,7 +28,7 @@ class Format(NamedTuple):
     """The format of a file."""
 
     name: str
-    """``text``, ``json-lines``, ``json``, ``csv``, ``parquet``, ``arrow``; else what the file is, in words."""
+    """``text``, ``json-lines``, ``json``, ``csv``, ``parquet``, ``arrow``; else a description of the file."""
     remedy: str | None = None
     """Remedy for a file that no reader takes; ``None`` if one does."""
 
@@ -81,7 +81,7 @@ _PROMISED = {
     ".arrow": Format("arrow"),
     ".npy": Format("a damaged array", "write it again"),
 }
-"""Formats by name, for files that should begin with their signature and do not: their readers say so."""
+"""Formats by name, for files that should begin with their signature and do not: their readers report it."""
 _CONTROLS = bytes({*range(1, 32)} - {*b"\t\n\v\f\r\x1b"})
 _ZIPPED = (
     (b"word/", "a Word document (.docx)"),

@@ -20,7 +20,7 @@ _LONGEST_PERIOD = 1 << 16
 
 
 class Interleaving:
-    """A periodic order of sources in which, after n rows, source k has given n times its share, within one row.
+    """A periodic order of sources in which, after n rows, source k has contributed n times its weight, within one row.
 
     Args:
         weights: One positive weight per source; only their ratios matter. Weights without a common denominator up to
@@ -35,7 +35,8 @@ class Interleaving:
 
     Source:
         Tijdeman 1980, "The chairman assignment problem"; the schedule is the earliest deadline first order of
-        Liu and Layland 1973, in which row j of a source is due between rows j/share and (j + 1)/share.
+        Liu and Layland 1973, in which row j of a source is due between rows j/w and (j + 1)/w for its normalised weight
+        w.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:

@@ -61,7 +61,7 @@ class StoreRows:
         return StoreRows, (self.store, self._packing, self._row_length, self._key)
 
     def fill(self, rows: Rows, places: Ints, numbers: Ints) -> None:
-        """Write the rows with these numbers into these places of blank rows."""
+        """Write the rows with these indices into the given positions of padding rows."""
         epochs, within = np.divmod(numbers, self.num_rows)
         for epoch in np.unique(epochs).tolist():
             order, starts = self._epoch(epoch)
@@ -101,7 +101,7 @@ class StoreRows:
         return shuffled
 
     def _order_rows(self, epoch: int, window: int, block: int) -> Ints:
-        """Return what the permutation of a window's rows says about a block of them: one at a time is slow."""
+        """Return a block of the permutation of a window's rows: one at a time is slow."""
         num_rows = int(self._rows_in[window])
         numbers = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, num_rows))
         return permute(numbers, num_rows, key_of(self._key or 0, "rows", epoch, window))

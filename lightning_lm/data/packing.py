@@ -26,7 +26,7 @@ class RowPlan(NamedTuple):
     """Assignment of fragments to rows."""
 
     row_starts: Ints
-    """[rows + 1]: row r holds fragments ``row_starts[r]`` to ``row_starts[r + 1]``."""
+    """[rows + 1]: row r has the fragments ``row_starts[r]`` to ``row_starts[r + 1]``."""
     documents: Ints
     """[fragments]: the document of each fragment, as a position in the lengths that were given."""
     offsets: Ints
@@ -55,7 +55,7 @@ class Packing(Part):
         """Lay documents out in rows.
 
         Args:
-            num_targets: Targets of each document; documents without any are left out.
+            num_targets: Targets of each document; documents without any are dropped.
             row_length: Cells of a row, one more than the positions the model sees.
         """
         context = row_length - 1

@@ -113,7 +113,7 @@ def _work(item: Any) -> Any:
 def _start_method() -> BaseContext:
     """Return how processes are started: forked, where that can be done.
 
-    A forked process has what it needs already, and asks for no ``if __name__ == "__main__"`` in the user's script.
+    A forked process inherits its inputs and needs no ``if __name__ == "__main__"`` in the user's script.
     """
     return multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
 

@@ -56,7 +56,7 @@ def find_files(root: Path, pattern: str = "**/*") -> list[Path]:
     found = (path for path in _below(root, set()) if _matches(path.relative_to(root).parts, wanted))
     paths = sorted(_without_metadata(path for path in found if path.is_file() or path.is_symlink()))
     if not paths:
-        raise DataError(f"The folder {str(root)!r} holds no file that matches {pattern!r}.")
+        raise DataError(f"The folder {str(root)!r} has no file that matches {pattern!r}.")
     return paths
 
 
@@ -77,7 +77,7 @@ def looks_like_path(text: str) -> bool:
 
 
 def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """Yield the files below a folder; links come after what lies there itself, so that it keeps its own name."""
+    """Yield the files below a folder; links come last, so that a file inside keeps its own name."""
     links: list[Path] = []
     for place, folders, names in os.walk(folder):
         seen.add(os.path.realpath(place))

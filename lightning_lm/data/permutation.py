@@ -16,7 +16,7 @@ _ROUNDS = 6
 
 
 def key_of(*parts: int | str) -> int:
-    """Return a 64-bit key that depends on every part, so that no two uses of one seed share a shuffle."""
+    """Return a 64-bit key that depends on every part, so that no two uses of one seed have the same shuffle."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

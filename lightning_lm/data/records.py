@@ -31,7 +31,7 @@ class NotJSONError(DataError):
 
 
 class Place(NamedTuple):
-    """The place of a record in its source, before anything was split or left out."""
+    """The place of a record in its source, before anything was split or dropped."""
 
     file: str
     where: str
@@ -49,13 +49,13 @@ class Placed(NamedTuple):
 
 
 class BadRecords:
-    """Records that cannot be used: an error, or left out and counted.
+    """Policy for records that cannot be used: an error, or dropped and counted.
 
     Args:
-        action: ``"raise"`` ends with the first one; ``"skip"`` goes on.
+        action: ``"raise"`` stops at the first one; ``"skip"`` continues.
 
     Attributes:
-        count: Records left out.
+        count: Number of dropped records.
     """
 
     def __init__(self, action: OnBadRecord = "raise") -> None:
@@ -79,14 +79,14 @@ class BadRecords:
             self._first.append(str(error))
 
     def report(self, source: object) -> None:
-        """Warn of the records that were left out, if there were any.
+        """Warn of the dropped records, if there are any.
 
         Args:
             source: Names where they come from.
         """
         if self.count:
             listed = "".join(f"\n  {message}" for message in self._first) + ("\n  ..." if self.count > 3 else "")
-            warnings.warn(f"Left out {self.count:,} bad record(s) of {source}:{listed}", stacklevel=2)
+            warnings.warn(f"Dropped {self.count:,} bad record(s) of {source}:{listed}", stacklevel=2)
 
 
 def read_records(
@@ -131,7 +131,7 @@ def read_values(
         raise foreign(path, found)
     if found.name not in RECORDS:
         raise DataError(
-            f"{path} holds no records but plain text; JSON lines, a JSON array, CSV, Parquet or Arrow is needed."
+            f"{path} is plain text without records; JSON lines, a JSON array, CSV, Parquet or Arrow is needed."
         )
     if found.name in _TEXT_READERS:
         texts = decoded(path, encoding)
@@ -201,7 +201,7 @@ class _Buffer:
                 return ""
 
     def advance(self, count: int) -> None:
-        """Leave characters behind."""
+        """Skip characters."""
         self._place += count
 
     def value(self, decoder: json.JSONDecoder, place: Place) -> Any:
@@ -210,7 +210,7 @@ class _Buffer:
             try:
                 value, end = decoder.raw_decode(self._text, self._place)
                 length = end - self._place
-                if end < len(self._text) or not self._grow(1):  # a number may go on in the next block
+                if end < len(self._text) or not self._grow(1):  # a number may continue in the next block
                     self._place += length
                     return value
             except RecursionError as error:
@@ -323,7 +323,7 @@ def _rows_of(path: Path, where: str, first: int, batch: Any, bad: BadRecords) ->
         try:
             record = batch.slice(number, 1).to_pylist()[0] if rows is None else rows[number]
         except UnicodeDecodeError as error:
-            bad.add(DataError(f"{place} holds bytes that are not UTF-8 text ({error.reason})."))
+            bad.add(DataError(f"{place} has bytes that are not UTF-8 text ({error.reason})."))
             continue
         yield Placed(place, record)
 

@@ -20,7 +20,7 @@ __all__ = ["Chunk", "chunks_of", "encode_chunks", "read_shard"]
 
 _CHUNK_BYTES = 1 << 21
 _HEADER = 24
-"""Bytes before the lengths of the documents: numbers of documents and tokens, checksum of both and what follows."""
+"""Bytes before the lengths of the documents: numbers of documents and tokens, checksum of both and of the rest."""
 
 
 class Chunk(NamedTuple):
@@ -58,7 +58,7 @@ def encode_chunks(
 
     Raises:
         DataError: If a process that tokenized was killed.
-        TokenizerError: If a text cannot be encoded, or the tokenizer gives ids outside its vocabulary.
+        TokenizerError: If a text cannot be encoded, or the tokenizer returns ids outside its vocabulary.
     """
     remedy = "Finished parts are kept: call again, with a smaller num_workers if it was memory."
     encode = functools.partial(_encode, tokenizer=tokenizer, folder=folder)
@@ -93,9 +93,7 @@ def _write_shard(texts: list[str], tokenizer: Tokenizer, path: Path) -> None:
     documents = tokenizer.encode_batch(texts)
     largest = max((int(ids.max()) for ids in documents if len(ids)), default=0)
     if largest >= tokenizer.vocab_size:
-        raise TokenizerError(
-            f"The tokenizer gave the id {largest}, but says that its vocab_size is {tokenizer.vocab_size}."
-        )
+        raise TokenizerError(f"The tokenizer returned the id {largest}, but its vocab_size is {tokenizer.vocab_size}.")
     lengths = np.array([len(ids) + len(end) for ids in documents], dtype=np.int64)
     tokens = [part for ids in documents for part in (ids.astype(dtype, copy=False), end)]
     kept = lengths[lengths > 0]

@@ -41,7 +41,7 @@ class Source(Part):
         """Return the token ids of each document, for a source that has ids and no text; else None.
 
         Args:
-            eos_id: The id that ends a document, which is left out at the end of each.
+            eos_id: The id that ends a document, which is not part of the document.
         """
         return None
 
@@ -62,13 +62,13 @@ class Files(Source):
 
     JSON lines, JSON arrays, CSV, Parquet and Arrow files (as `datasets` saves them) give the text of each record; any
     other text is split at the separator or one document. gzip, Zstandard, xz and bzip2 are unpacked. In a folder,
-    hidden files are left out, and files that are no text, have another encoding, or are JSON without the field are
+    hidden files are skipped, and files that are no text, have another encoding, or are JSON without the field are
     skipped and named in a warning. A file that is damaged is an error, and so is any that was named itself.
 
     Args:
         path: File, folder, or pattern such as ``data/*.jsonl``; or several of them.
         separator: Text between documents of a text file; None keeps each file whole.
-        field: The field of a record that holds its text.
+        field: The field of a record with its text.
         pattern: Glob of the files of a folder to read.
         encoding: Encoding of text files that are neither UTF-8 nor marked as UTF-16 or UTF-32.
         on_bad_record: Raise an error for a record without text, or skip and count it.
@@ -203,7 +203,7 @@ class Texts(Source):
 
     Args:
         texts: Strings or records. A generator can be read only once; give the function that makes it instead.
-        field: The field of a record that holds its text.
+        field: The field of a record with its text.
         on_bad_record: Raise an error for an item without text, or skip and count it.
 
     Raises:
@@ -252,11 +252,11 @@ class Texts(Source):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture(Source):
-    """Several sources of which each gives its share of the training rows, whatever their sizes.
+    """Several sources, each with its fraction of the training rows, whatever their sizes.
 
     Args:
         sources: The sources.
-        weights: One positive number per source; only their ratios matter. Left out, all are equal.
+        weights: One positive number per source; only their ratios matter. By default all are equal.
     """
 
     sources: tuple[Source, ...] = dataclasses.field(kw_only=False)
@@ -278,7 +278,7 @@ class Mixture(Source):
         """Return the token ids of one source after the other, if they have ids.
 
         Args:
-            eos_id: The id that ends a document, which is left out at the end of each.
+            eos_id: The id that ends a document, which is not part of the document.
 
         Raises:
             DataError: If some sources have ids and some have text.
@@ -297,7 +297,7 @@ class Mixture(Source):
 
     @property
     def num_bytes(self) -> int | None:
-        """Bytes of all sources together, if each knows its own."""
+        """Bytes of all sources together, if each has a known size."""
         sizes = [source.num_bytes for source in self.sources]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 

@@ -1,4 +1,4 @@
-"""Holding out documents for validation by what they say, so that the split needs no list and never moves."""
+"""Held-out documents, chosen by a hash of their content: the split needs no list and never moves."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ class Split(Source):
     Args:
         source: Source to split.
         side: ``"train"`` or ``"validation"``.
-        fraction: The share of documents held out for validation, between 0 and 1.
+        fraction: Fraction of the documents held out for validation, between 0 and 1.
     """
 
     source: Source
@@ -46,7 +46,7 @@ class Split(Source):
         """Return the token ids of the documents of this side, if the source has ids.
 
         Args:
-            eos_id: The id that ends a document, which is left out at the end of each.
+            eos_id: The id that ends a document, which is not part of the document.
 
         Raises:
             DataError: If the source is empty, or too small to be split.
@@ -95,13 +95,13 @@ def hold_out(source: Source, fraction: float) -> tuple[Split, Split]:
 
     Args:
         source: Source to split.
-        fraction: The share of its documents held out for validation.
+        fraction: Fraction of its documents held out for validation.
 
     Raises:
         ConfigurationError: If the fraction is not between 0 and 1.
     """
     if not 0 < fraction < 1:
-        raise ConfigurationError(f"The share held out for validation must lie between 0 and 1, got {fraction}.")
+        raise ConfigurationError(f"The fraction held out for validation must be between 0 and 1, got {fraction}.")
     return (
         Split(source=source, side="train", fraction=fraction),
         Split(source=source, side="validation", fraction=fraction),
@@ -124,7 +124,7 @@ def _is_held_out(item: Item, fraction: float) -> bool:
 def _split_few(items: list[Item], fraction: float) -> tuple[list[Item], list[Item]]:
     """Split a source so small that hashing put everything on one side."""
     if not items:
-        raise DataError("The corpus is empty: it holds no document with any text. Check the path and the separator.")
+        raise DataError("The corpus is empty: it has no document with any text. Check the path and the separator.")
     hashes = [_hash(item) for item in items]
     if len(set(hashes)) > 1:
         least = min(hashes)

@@ -118,7 +118,7 @@ class TokenStore:
             raise _changed(self.path, "tokens.bin or index.npy")
 
     def _map_learned(self) -> NDArray[np.bool_] | None:
-        """Return which tokens are targets, for stores that say so."""
+        """Return a mask of the target tokens, for stores that have one."""
         return None
 
     def _map_tokens(self) -> NDArray[Any]:
@@ -126,7 +126,7 @@ class TokenStore:
         needed = self.meta["num_tokens"] * dtype.itemsize
         found = path.stat().st_size if path.is_file() else 0
         if found != needed:
-            raise _damaged(self.path, f"tokens.bin has {found} bytes, meta.json says {needed}")
+            raise _damaged(self.path, f"tokens.bin has {found} bytes, meta.json states {needed}")
         with path.open("rb") as file:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
 
@@ -143,7 +143,7 @@ class TokenStore:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the smallest of uint16 and uint32 that holds every id."""
+    """Return the smallest of uint16 and uint32 that represents every id."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
@@ -187,7 +187,7 @@ def _write_files(
             lengths.append(counts)
     ends = np.cumsum(np.concatenate(lengths), dtype=np.int64) if lengths else np.zeros(0, np.int64)
     if not len(ends):
-        raise DataError("The corpus is empty: it holds no document with any text. Check the path and the separator.")
+        raise DataError("The corpus is empty: it has no document with any text. Check the path and the separator.")
     digest.update(ends.tobytes())
     with synced(path / "index.npy") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ends))
@@ -216,7 +216,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _damaged(path, f"meta.json cannot be read ({error})") from error
     if not isinstance(meta, dict):
-        raise DataError(f"{path} is no token store: its meta.json holds a {type(meta).__name__}, not an object.")
+        raise DataError(f"{path} is no token store: its meta.json is of type {type(meta).__name__}, not an object.")
     if lacking := sorted((_KEYS | {"fingerprint"}) - set(meta)):
         raise DataError(f"{path} is no token store: its meta.json lacks {lacking}.")
     if meta["format"] != _FORMAT:

@@ -1,4 +1,4 @@
-"""Endless rows of training data, each a pure function of the corpus, the seed and its number.
+"""Endless rows of training data, each a pure function of the corpus, the seed and its index.
 
 Nothing is drawn and nothing is remembered: row 1,000,000 is found without the rows before it. A position in the data
 is therefore one integer, and resuming, sharing rows among ranks and reproducing a run need nothing else.
@@ -24,11 +24,11 @@ __all__ = ["TokenStream"]
 class TokenStream:
     """Rows of packed documents from one store or a weighted mixture of stores.
 
-    Each epoch of a store shows every row once, in a new order. A row holds ``input_ids``, ``labels``,
+    Each epoch of a store shows every row once, in a new order. A row has ``input_ids``, ``labels``,
     ``position_ids`` and ``document_ids``, all int64, as `lightning_lm.types.TokenBatch` describes.
 
     Args:
-        stores: A store, or stores with weights: the share of the rows that each gives.
+        stores: A store, or stores with weights: the fraction of the rows from each.
         row_length: Tokens of a row: one more than the positions the model sees.
         packing: Layout of documents in rows.
         seed: Seed of the order.
@@ -36,7 +36,7 @@ class TokenStream:
 
     Raises:
         ConfigurationError: If a row is shorter than two tokens, or a weight is not positive.
-        DataError: If a store gives no row.
+        DataError: If a store has no row.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TokenStream:
         return {name: values[0] for name, values in self.batch(np.array([index])).items()}
 
     def batch(self, indices: Ints) -> Rows:
-        """Return the rows with these numbers, each field int64 [rows, row_length]."""
+        """Return the rows with these indices, each field int64 [rows, row_length]."""
         rows = blank_rows(len(indices), self.row_length)
         sources, numbers = self._order.locate(indices)
         for source in np.unique(sources):

@@ -42,7 +42,7 @@ def tokenize(
     show_progress: bool = True,
     overwrite: bool = False,
 ) -> TokenStore:
-    """Write the tokens of a source into a folder, or open it if it holds them already.
+    """Write the tokens of a source into a folder, or open it if they are there already.
 
     Each document becomes its tokens and, if the tokenizer has one, the end-of-text token.
 
@@ -50,13 +50,13 @@ def tokenize(
         source: A path, a `Source`, or an iterable of strings or of records with a text.
         tokenizer: Makes the tokens.
         out: The folder of the store.
-        num_workers: Processes that tokenize; one per core if left out.
+        num_workers: Processes that tokenize; by default one per core.
         show_progress: Draw a progress bar on standard error.
-        overwrite: Replace what lies in ``out`` if it is damaged or holds something else.
+        overwrite: Replace the content of ``out`` if it is damaged or of something else.
 
     Raises:
         DataError: If there is no text, or the disk is full. Finished parts stay and are used by the next call.
-        FingerprintError: If ``out`` holds another source's or another tokenizer's tokens.
+        FingerprintError: If ``out`` has the tokens of another source or tokenizer.
     """
     job = _Job(as_source(source), tokenizer, Path(out), overwrite)
     if (store := job.finished()) is not None and not job.folder.exists():
@@ -84,7 +84,7 @@ class _Job:
         return self.out.with_name(f"{self.out.name}.partial")
 
     def meta(self) -> dict[str, Any]:
-        """Return what the store's ``meta.json`` says about its making."""
+        """Return the provenance in the store's ``meta.json``."""
         return {
             "dtype": token_dtype(self.tokenizer.vocab_size).name,
             "vocab_size": self.tokenizer.vocab_size,
@@ -99,7 +99,7 @@ class _Job:
             return self.source.fingerprint
 
     def finished(self) -> TokenStore | None:
-        """Return the store that lies in ``out``, if it holds what this job would write."""
+        """Return the store in ``out``, if it is what this job would write."""
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return None
         try:
@@ -116,12 +116,12 @@ class _Job:
         if meta["source"] is None and what == "another text":
             what = "a text that cannot be compared with this one, which can be read only once"
         raise FingerprintError(
-            f"{self.out} already holds a token store made with {what}. "
+            f"{self.out} already has a token store made with {what}. "
             "Choose another folder, delete this one, or pass overwrite=True."
         )
 
     def run(self, num_workers: int, show_progress: bool) -> TokenStore:
-        """Tokenize what has no shard yet, put the shards together, and move the store into its place."""
+        """Tokenize the chunks without a shard, concatenate the shards, and move the store into its place."""
         store, meta = self.folder / "store", self.meta()
         shutil.rmtree(store, ignore_errors=True)
         try:
@@ -186,7 +186,7 @@ def _progress(size: int | None, show: bool) -> Iterator[_Counter]:
 
 @contextlib.contextmanager
 def _reading(source: Source) -> Iterator[None]:
-    """Speak of the source where it cannot be read: other failures are of what is written."""
+    """Name the source if it cannot be read: other failures are of the output."""
     try:
         yield
     except OSError as error:

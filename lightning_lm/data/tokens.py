@@ -51,10 +51,10 @@ class TokenFiles(Source):
         """Refuse: there is no text.
 
         Raises:
-            DataError: Always; says how to name the tokenizer.
+            DataError: Always; the message says how to name the tokenizer.
         """
         raise DataError(
-            f"{self.path} holds token ids and no text, so a tokenizer cannot be trained on it. Name the one that made "
+            f"{self.path} has token ids and no text, so a tokenizer cannot be trained on it. Name the one that made "
             "the ids: --data.tokenizer LoadTokenizer --data.tokenizer.path FOLDER"
         )
 
@@ -123,7 +123,7 @@ def write_store(
         documents: Length of each document in tokens, end-of-text id included, [num_documents]; ``None`` cuts the ids
             after each end-of-text id.
         folder: Folder of the store, which must not exist.
-        tokenizer: The tokenizer that made the ids; gives what is not passed of the following.
+        tokenizer: The tokenizer that made the ids; its values are the defaults of the following.
         vocab_size: Number of ids of the vocabulary; by default one more than the largest.
         eos_id: The id that ends each document.
         bos_id: The id before the first token of each document in a row; ``None`` takes ``eos_id``.
@@ -177,11 +177,10 @@ def _written(
 
 
 def begin_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id before the first token of a document: what fine-tuning and generation put before a text.
+    """Return the id before the first token of a document, which fine-tuning and generation put before a text.
 
     Args:
-        tokenizer: One without an id for the begin of a text gives its end-of-text id, which is what comes before a
-            document in a row of several.
+        tokenizer: Without a BOS id, its end-of-text id is returned, which precedes a document in a row of several.
     """
     published = getattr(tokenizer, "prefix_ids", None) or ()
     bos_id: int | None = getattr(tokenizer, "bos_id", None)
@@ -228,7 +227,7 @@ def _check_range(ids: Ids, vocab_size: int) -> None:
 
 
 def _cut(ids: Ids, eos_id: int | None) -> Iterator[Ids]:
-    """Yield what lies between end-of-text ids, each at the end of its document."""
+    """Yield the ids between end-of-text ids."""
     begin = 0
     for block in range(0, len(ids) if eos_id is not None else 0, _BLOCK):
         for end in (np.flatnonzero(np.asarray(ids[block : block + _BLOCK]) == eos_id) + block + 1).tolist():

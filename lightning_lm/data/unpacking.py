@@ -127,4 +127,4 @@ def import_optional(package: str, purpose: str) -> Any:
 
 
 def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path} is damaged or not what its name says ({reason}); fetch or pack it again.")
+    return DataError(f"{path} is damaged or of another kind than its name ({reason}); fetch or compress it again.")

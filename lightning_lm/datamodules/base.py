@@ -1,8 +1,8 @@
 """Base of datamodules over an endless order of rows: a position that is one integer, and resuming from it.
 
 Lightning counts batches. Its count is of no use where a checkpoint was written between two micro-batches of a step
-(the gradients of the first are lost), or where a step is now divided otherwise. What counts is the number of optimizer
-steps, so the batches are counted anew from it.
+(the gradients of the first are lost), or where a step is now divided otherwise. The number of optimizer
+steps is the position, and the batches are counted from it.
 """
 
 import re
@@ -72,7 +72,7 @@ class ResumableDataModule(LightningDataModule):
         return TrainLoader(self._train, self._shard(), self._position, self._loading)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, and what says which rows it counts."""
+        """Return the position, and the fingerprint of the rows it counts."""
         if self._train is None:
             return {}
         return {
@@ -95,7 +95,7 @@ class ResumableDataModule(LightningDataModule):
             self._samples, self._begin_step = int(state_dict["samples"]), None
 
     def begin_at(self, step: int) -> None:
-        """Take note that the position so far holds at this optimizer step.
+        """Record that the position belongs to this optimizer step.
 
         Args:
             step: Number of optimizer steps that are done.
@@ -149,12 +149,12 @@ class StepAlignment(Callback):
             align_progress(checkpoint["loops"]["fit_loop"], was=was, now=now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Tell the datamodule the step at which its position holds."""
+        """Tell the datamodule the step that its position belongs to."""
         self._micro_batches = trainer.accumulate_grad_batches
         self._datamodule.begin_at(trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Refuse what would change the number of rows per optimizer step unseen.
+        """Refuse settings that would silently change the number of rows per optimizer step.
 
         Raises:
             ConfigurationError: If another callback has changed ``accumulate_grad_batches``.
@@ -168,7 +168,7 @@ class StepAlignment(Callback):
 
 
 def _brief(value: object) -> str:
-    """Return a value as text, its digests cut to what tells them apart."""
+    """Return a value as text, with shortened digests."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", str(value))
 
 
@@ -182,7 +182,7 @@ class Steps(NamedTuple):
 
 
 def check_same_rows(state: dict[str, Any], stream: _Described, *, accept: bool) -> None:
-    """Refuse to go on in rows that are not those a checkpoint's position counts.
+    """Refuse to resume on other rows than those that a checkpoint's position counts.
 
     Args:
         state: The datamodule's state in the checkpoint.
@@ -190,7 +190,7 @@ def check_same_rows(state: dict[str, Any], stream: _Described, *, accept: bool) 
         accept: Warn instead.
 
     Raises:
-        FingerprintError: Says what differs, and what to do.
+        FingerprintError: If they differ; the message has the difference and the remedy.
     """
     if state["fingerprint"] == stream.fingerprint:
         return

@@ -39,7 +39,7 @@ class ChatDataModule(ResumableDataModule):
     Args:
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
-            of the records, and what is done with bad ones.
+            of the records, and the policy for bad ones.
         validation: The same for validation, or the fraction of ``train`` to hold out for it; 0 for none.
         tokenizer: A tokenizer, or a part that makes one; it is trained on the texts of ``train``. By default that of
             the checkpoint from which the model starts.
@@ -82,14 +82,14 @@ class ChatDataModule(ResumableDataModule):
         """Make the tokenizer and encode the examples, where the cache does not hold them. Runs on one rank a machine.
 
         Raises:
-            DataError: If a record cannot be used; says which.
+            DataError: If a record cannot be used; names it.
         """
         for store in self._stores():
             if store is not None and (report := store.counts.report(self.context_length + 1)) is not None:
                 rank_zero_warn(report)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what `prepare_data` left in the cache, and plan the rows."""
+        """Open the result of `prepare_data` in the cache, and plan the rows."""
         if self._train is None:
             train, validation = self._stores()
             assert train is not None
@@ -97,7 +97,7 @@ class ChatDataModule(ResumableDataModule):
             self._validation = None if validation is None else self._stream(validation, shuffle=False)
             rank_zero_info(
                 f"{train.counts.kept:,} examples in {self._train.rows_per_epoch:,} rows; "
-                f"{train.counts.num_learned:,} of {train.num_tokens:,} tokens are learned."
+                f"{train.counts.num_learned:,} of {train.num_tokens:,} are target tokens."
             )
         self.attach(stage)
 
@@ -110,7 +110,7 @@ class ChatDataModule(ResumableDataModule):
         return self.val_dataloader()
 
     def validation_texts(self) -> Iterator[str]:
-        """Yield what is said in the examples for validation."""
+        """Yield the texts of the validation examples."""
         source = self._sources[1]
         return iter(()) if source is None else texts_of(source)
 

@@ -94,7 +94,7 @@ class Corpus:
         return Prepared(self.tokenizer, dict(zip(stores, weights, strict=True)), validation)
 
     def _build_tokenizer(self, part: TokenizerPart, cache: Path) -> Tokenizer:
-        """Make the tokenizer, or find it by what the text's fingerprint says: reading all of the text takes longer."""
+        """Make the tokenizer, or find it by the fingerprint of the text: reading all of the text takes longer."""
         if not isinstance(part, TrainedTokenizerPart):
             return part.build(self._train.documents, cache)
         how = json.dumps([__version__, part.to_dict(), _fingerprint_of(self._train)])
@@ -155,7 +155,7 @@ def make_tokenizer(
         trainer: Trainer of the module.
 
     Raises:
-        ConfigurationError: If nothing says which it is, or a new one would be trained for a model that has its own.
+        ConfigurationError: If there is none, or a new one would be trained for a model that has its own.
         CheckpointError: If there is no such checkpoint.
     """
     chosen = choose_tokenizer(given, trainer)
@@ -173,7 +173,7 @@ def choose_tokenizer(
         default: Tokenizer to build if the model starts from no checkpoint.
 
     Raises:
-        ConfigurationError: If nothing says which it is, or a new one would be trained for a model that has its own.
+        ConfigurationError: If there is none, or a new one would be trained for a model that has its own.
         CheckpointError: If there is no such checkpoint.
     """
     checkpoint = _checkpoint(trainer)
@@ -183,7 +183,8 @@ def choose_tokenizer(
         return tokenizer.with_special_tokens(new_tokens)
     if isinstance(given, TrainedTokenizerPart) and checkpoint is not None and _has_tokenizer(checkpoint):
         raise ConfigurationError(
-            f"{type(given).__name__} would train a new tokenizer, and the model of {checkpoint} has learned the ids of "
+            f"{type(given).__name__} would train a new tokenizer, and the model of {checkpoint} was trained on the "
+            "ids of "
             "its own. Use that: --data.tokenizer null. If another one is meant, train it first (lightning-lm tokenizer "
             "train) and name it: --data.tokenizer LoadTokenizer --data.tokenizer.path FOLDER."
         )

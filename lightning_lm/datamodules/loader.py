@@ -1,7 +1,7 @@
 """Loaders whose batches follow from the position in the data alone.
 
 Lightning puts no sampler into them (they are no ``DataLoader``) and fetches nothing ahead of the step (they have a
-length), so what was handed out is what was trained on.
+length), so the rows handed out are the rows trained on.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 
 
 class RowStream(Protocol):
-    """An endless order of rows, each a pure function of its number; `TokenStream` is one."""
+    """An endless order of rows, each a pure function of its index; `TokenStream` is one."""
 
     rows_per_epoch: int
     """Rows until all were seen once."""
@@ -41,7 +41,7 @@ class RowStream(Protocol):
         ...
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the rows with these numbers. ``labels`` may have several lines for each, one set below the other."""
+        """Return the rows with these indices. ``labels`` may have several lines for each, one set below the other."""
         ...
 
 
@@ -123,7 +123,7 @@ class DataShard:
             micro_batches: Batches whose gradients are accumulated; by default those of the Trainer.
 
         Raises:
-            ConfigurationError: If there are several ranks and the strategy does not say which rows each reads.
+            ConfigurationError: If there are several ranks and the strategy does not assign rows to them.
         """
         if trainer is None:
             return cls(batch_size)

@@ -23,20 +23,20 @@ __all__ = ["PromptDataModule", "PromptLoader", "PromptValidationLoader"]
 AnyExamples = ExampleSource | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
 
 _VALIDATION_PROMPTS = 256
-"""Prompts of a validation batch; the plan of the rollouts says how many of them are answered at once."""
+"""Prompts of a validation batch; the rollout plan limits how many are completed at once."""
 
 
 class PromptDataModule(LightningDataModule):
     """Prompts in an order that only the seed decides; a prompt is never divided between ranks.
 
     Records have a ``prompt``, a text or a list of messages; their other fields are the columns that rewards get. A
-    module that has ``experience_loader`` (`GRPOModule`, `PPOModule`) trains on what it makes of them, any other on
+    module that has ``experience_loader`` (`GRPOModule`, `PPOModule`) trains on the experience from them, any other on
     `data.post_training.prompts.PromptBatch`. The position is one integer, the prompts handed out.
 
     Args:
         train: A file of records (JSON lines, JSON, CSV, Parquet, Arrow), a folder of such, an iterable of records (a
             Hugging Face dataset), a function that returns one, or an `ExampleSource`: `Examples` also names the form
-            of the records, and what is done with bad ones.
+            of the records, and the policy for bad ones.
         validation: The same for validation, or the fraction of ``train`` to hold out for it; 0 for none.
         tokenizer: A tokenizer, or a part that makes one; it is trained on the texts of ``train``. By default that of
             the checkpoint from which the model starts.
@@ -106,7 +106,7 @@ class PromptDataModule(LightningDataModule):
         limit = self._max_prompt_tokens
         stream = PromptStream(source, self.tokenizer, self.template, max_tokens=limit, seed=self._seed, shuffle=shuffle)
         if stream.too_long:
-            rank_zero_warn(f"{stream.too_long:,} prompts longer than {limit:,} tokens are left out.")
+            rank_zero_warn(f"{stream.too_long:,} prompts longer than {limit:,} tokens are dropped.")
         return stream
 
     def train_dataloader(self) -> Any:
@@ -129,7 +129,7 @@ class PromptDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, and what says which prompts it counts."""
+        """Return the position, and the fingerprint of the prompts it counts."""
         if self._train is None:
             return {}
         # A run that is stopped while it samples has not trained on the newest prompts: they are sampled again.

@@ -93,7 +93,7 @@ class TextDataModule(ResumableDataModule):
         self.tokenizer = self._corpus.prepare(show_progress=show_progress, trainer=self.trainer).tokenizer
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what `prepare_data` left in the cache, and plan the rows."""
+        """Open the result of `prepare_data` in the cache, and plan the rows."""
         prepared = self._corpus.prepare(show_progress=False, trainer=self.trainer)
         self.tokenizer = prepared.tokenizer
         row_length = self.context_length + 1
@@ -105,7 +105,7 @@ class TextDataModule(ResumableDataModule):
             self._report(prepared, self._train.rows_per_epoch)
 
     def _report(self, prepared: Prepared, num_rows: int) -> None:
-        """Say how much text there is and how often training sees it; warn where one batch repeats it."""
+        """Report the size of the text and the number of epochs; warn if one batch repeats it."""
         steps = getattr(self.trainer, "max_steps", -1)
         message = f"Training text: {_size_of(*prepared.train)}, {num_rows:,} rows of {self.context_length:,} tokens"
         if steps > 0:

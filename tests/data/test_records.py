@@ -133,7 +133,7 @@ def test_a_broken_element_of_an_array_is_skipped_if_its_end_can_be_told(tmp_path
         with pytest.raises(DataError, match=r"a\.json, record 2 is not JSON"):
             read(path, on_bad_record="skip")
         return
-    with pytest.warns(UserWarning, match=r"(?s)Left out \d bad record\(s\) of .*a\.json, record 2 is not JSON"):
+    with pytest.warns(UserWarning, match=r"(?s)Dropped \d bad record\(s\) of .*a\.json, record 2 is not JSON"):
         assert read(path, on_bad_record="skip") == ARRAYS[content]
 
 

@@ -5,9 +5,9 @@ conversation up to a turn, with the prompt for the completion, ends where the tu
 token that is the same whether or not another message follows.
 
 Templates change what they wrote before once more follows: thoughts of earlier turns are dropped, the prompt for the
-answer ends in ``<think>`` and the completion has none, an end of text stands behind the last turn only. Places are
+answer ends in ``<think>`` and the completion has none, an end of text follows the last turn only. Places are
 therefore found relative to a message that both renderings have: it is rendered a second time with other content, and
-the texts are the same again behind it.
+the texts are the same again after it.
 """
 
 import json
@@ -30,7 +30,7 @@ class Turn(NamedTuple):
 
     Args:
         begin: Place in the text where it begins.
-        end: Place behind it, its end mark included.
+        end: Position after it, its end mark included.
         missing_end: The end mark where the text has none, because the template lets the next turn's token end a turn
             and there is no next one; mostly empty.
     """
@@ -46,7 +46,7 @@ class _Closed(NamedTuple):
     Args:
         begin: Start of the part that is the same whether or not another message follows.
         end: End of that part.
-        behind: Place behind the content of the turn, from where its end mark is looked for if that part has none.
+        behind: Position after the content of the turn, from where its end mark is looked for if that part has none.
         followed_by: Text at this place if another message follows.
     """
 
@@ -61,7 +61,7 @@ class AssistantTurns:
 
     Args:
         messages: The conversation.
-        write: Renders messages; its second argument says whether the prompt for a completion follows.
+        write: Renders messages; its second argument adds the prompt for a completion.
         special: Finds special tokens.
 
     Attributes:
@@ -76,13 +76,13 @@ class AssistantTurns:
         self.text = write(messages, False)
 
     def begin(self, number: int) -> int:
-        """Return the place where a turn begins, behind what of the prompt for it stands in the text.
+        """Return the position at which a turn begins, after the part of its generation prompt in the text.
 
         Args:
             number: Index of the message.
 
         Raises:
-            DataError: If the place cannot be told.
+            DataError: If the position is ambiguous.
         """
         before = self._messages[:number]
         try:
@@ -111,7 +111,7 @@ class AssistantTurns:
             number: Index of the message.
 
         Raises:
-            DataError: If a place cannot be told, or the turn has no end mark.
+            DataError: If a position is ambiguous, or the turn has no end mark.
         """
         begin = self.begin(number)
         turn = self._ended(number, begin)
@@ -140,7 +140,7 @@ class AssistantTurns:
         return Turn(begin, closed.behind, first.group())
 
     def _closed(self, number: int, begin: int) -> "_Closed":
-        """Return how the text goes on behind a turn."""
+        """Return the text that follows a turn."""
         closed = self._messages[: number + 1]
         alone = self._write(closed, False)
         followed, following = self._followed(number)
@@ -179,7 +179,7 @@ class AssistantTurns:
         raise DataError(_unsafe(number, "its content does not stand in the text"))
 
     def _behind(self, number: int, messages: Messages, answering: bool = False) -> int:
-        """Return the place behind the content of a message in the text of messages."""
+        """Return the position after the content of a message in the text of messages."""
         text = self._write(messages, answering)
         for changed in _changed(messages[number]):
             other = self._rewritten(number, changed, messages, answering)
@@ -258,6 +258,6 @@ def _shared(left: str, right: str) -> int:
 
 def _unsafe(number: int, reason: str) -> str:
     return (
-        f"Message {number} cannot be told apart in what the chat template writes: {reason}. Use another template: one "
+        f"Message {number} cannot be located in the output of the chat template: {reason}. Use another template: one "
         "with {% generation %} tags by TokenizerTemplate(path='chat_template.jinja'), or ChatML()."
     )

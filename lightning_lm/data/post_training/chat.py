@@ -1,8 +1,8 @@
-"""Conversations as token ids, and which of them the model itself must learn to say.
+"""Conversations as token ids, with a mask of the tokens to train on.
 
-Text is put together turn by turn. What stands before a completion is tokenized by itself, exactly as when the model is
-asked to answer; the completion follows, including the token that ends it. So no merge reaches from a prompt into
-a completion, both completions of a preference continue the same ids, and a trained model knows when to stop.
+Text is put together turn by turn. The prompt of a completion is tokenized by itself, exactly as at generation; the
+completion follows, including the token that ends it. So no merge reaches from a prompt into
+a completion, both completions of a preference continue the same ids, and a trained model has learned to stop.
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     learn_mask: list[bool]
-    """True for what the assistant says, the token that ends its turn included."""
+    """True for the tokens of the assistant, including the one that ends its turn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatTemplate(Part):
     """Base of the ways to write conversations.
 
-    Plain text stands for a conversation of one turn: a prompt for what the user says, a completion for the assistant's.
+    Plain text is a conversation of one turn: a prompt is the user's message, a completion the assistant's.
     """
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:
@@ -51,7 +51,7 @@ class ChatTemplate(Part):
 
         Args:
             messages: The turns.
-            tokenizer: Gives the ids.
+            tokenizer: Tokenizer of the model.
             learn_from: Index of the first turn that is trained on, unless the turn's own ``weight`` (0 or 1) decides.
 
         Raises:
@@ -60,11 +60,11 @@ class ChatTemplate(Part):
         raise NotImplementedError
 
     def prompt_ids(self, prompt: Content, tokenizer: Tokenizer) -> list[int]:
-        """Return what the model is given to answer a prompt, up to the very place where its completion begins.
+        """Return the ids of a prompt with everything up to the first token of its completion.
 
         Args:
             prompt: Text, or turns.
-            tokenizer: Gives the ids.
+            tokenizer: Tokenizer of the model.
         """
         raise NotImplementedError
 
@@ -72,7 +72,7 @@ class ChatTemplate(Part):
         """Return the ids that end a completion.
 
         Args:
-            tokenizer: Gives the ids.
+            tokenizer: Tokenizer of the model.
         """
         raise NotImplementedError
 
@@ -90,14 +90,14 @@ class ChatTemplate(Part):
         Args:
             prompt: Text, or turns.
             completion: Text, or turns of which the first is the assistant's.
-            tokenizer: Gives the ids.
+            tokenizer: Tokenizer of the model.
 
         Raises:
             DataError: If a turn cannot be written.
         """
         before, after = turns_of(prompt, "user"), turns_of(completion, "assistant")
         if not after or after[0].get("role") != "assistant":
-            role = repr(after[0].get("role")) if after else "no message (nobody answers)"
+            role = repr(after[0].get("role")) if after else "no message"
             raise DataError(f"A completion must start with an 'assistant' message, got {role}.")
         rendered = self.render([*before, *after], tokenizer, learn_from=len(before))
         if True not in rendered.learn_mask:
@@ -109,7 +109,7 @@ class ChatTemplate(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plain(ChatTemplate):
-    """Prompt and answer as they are, with the begin mark of the tokenizer before and its end of text behind them.
+    """Prompt and completion as they are, between the tokenizer's BOS and its end of text.
 
     Args:
         read_special: Encode special tokens written in the text (``<|eot_id|>``) as such, not as characters.
@@ -118,7 +118,7 @@ class Plain(ChatTemplate):
     read_special: bool = False
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, learn_from: int = 0) -> Rendered:  # noqa: ARG002
-        """Refuse: there is no plain way to write who says what.
+        """Refuse: plain text has no form for roles.
 
         Raises:
             DataError: Always.
@@ -144,13 +144,13 @@ class Plain(ChatTemplate):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatML(ChatTemplate):
-    """Each turn between two special tokens: ``<|im_start|>role``, a line break, what is said, ``<|im_end|>``.
+    """Each turn between two special tokens: ``<|im_start|>role``, a line break, the content, ``<|im_end|>``.
 
-    What is said is always ordinary text: nobody can end a turn by writing a special token.
+    The content is always ordinary text: no message can end a turn by writing a special token.
 
     Args:
         start: Special token before a turn.
-        end: Special token behind it. May be the tokenizer's end of text.
+        end: Special token after it. May be the tokenizer's end of text.
     """
 
     start: str = "<|im_start|>"
@@ -203,7 +203,7 @@ def encode_pair(
     Args:
         prompt: Text, or turns.
         completion: Text, or turns of which the first is the assistant's.
-        tokenizer: Gives the ids.
+        tokenizer: Tokenizer of the model.
         template: Writes them.
         max_length: Most ids of both together. The prompt is never cut, so nothing may be left of the completion.
 
@@ -218,8 +218,8 @@ def encode_pair(
 def begin_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that a text begins with, once.
 
-    They are what a published tokenizer puts before every text, which may be nothing. Models that were trained here have
-    seen each document behind an end-of-text token.
+    Published tokenizers define them, possibly as none. Models that were trained here have seen each document after an
+    end-of-text token.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -281,7 +281,7 @@ def _role_and_text(message: Message) -> tuple[str, str]:
 def encode_after(before: str, text: str, tokenizer: Tokenizer, *, allow_special: bool = False) -> list[int]:
     """Return the ids of a text that follows another, whose own ids stay as they are.
 
-    Some tokenizers mark the beginning of a text; a text that goes on has no such mark.
+    Some tokenizers mark the beginning of a text; a continuation has no such mark.
     """
     alone = tokenizer.encode(before, allow_special=allow_special)
     both = tokenizer.encode(before + text, allow_special=allow_special)

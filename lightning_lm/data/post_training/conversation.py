@@ -1,9 +1,9 @@
 """Messages as a chat template wants them.
 
 Data comes in forms that a template may not read: content as text or in parts, the arguments of tool calls as JSON text
-(OpenAI's own form) or as an object, thoughts under one of three names. What a template reads is found out once, by
-rendering short conversations; messages are then brought into that form. A message that a template reads already is left
-as it is, so that the text is that of transformers.
+(OpenAI's own form) or as an object, thoughts under one of three names. The fields that a template reads are found once,
+by rendering short conversations; messages are then brought into that form. A message that a template reads already is
+left as it is, so that the text is that of transformers.
 
 Special tokens in what users, tools and tool schemas say would be obeyed in the text that a template writes. `seal`
 marks them, so that they are encoded as ordinary text.
@@ -47,7 +47,7 @@ class Dialect:
 
 @functools.lru_cache(maxsize=64)
 def dialect_of(template: str, named_tokens: tuple[tuple[str, str], ...]) -> Dialect:
-    """Return what a chat template reads.
+    """Return the fields that a chat template reads.
 
     Args:
         template: A Jinja template.
@@ -192,7 +192,7 @@ def free_character(value: Any) -> str:
 
 
 def seal(value: Any, special: re.Pattern[str] | None, mark: str) -> Any:
-    """Return a value whose texts have a mark behind the first character of each special token.
+    """Return a value whose texts have a mark after the first character of each special token.
 
     Args:
         value: A text, or lists and objects of such.

@@ -56,7 +56,7 @@ class ExampleSource(Part):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest that changes when a record does. Reads them all, unless the source knows better."""
+        """Hex digest that changes when a record does. Reads them all, unless the source has a cheaper way."""
         digest = hashlib.sha256()
         for record in self.records():
             digest.update(_line_of(record))
@@ -210,15 +210,15 @@ class PromptedExamples(ExampleSource):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOutExamples(ExampleSource):
-    """One side of a source that is split by what its records say: copies of a record stay on one side.
+    """One side of a source that is split by the content of its records: copies of a record stay on one side.
 
     Args:
         source: Source to split.
         side: ``"train"`` or ``"validation"``.
-        fraction: Share of the records for validation, between 0 and 1.
+        fraction: Fraction of the records for validation, between 0 and 1.
 
     Raises:
-        ConfigurationError: If the share is not between 0 and 1.
+        ConfigurationError: If the fraction is not between 0 and 1.
     """
 
     source: ExampleSource
@@ -227,7 +227,7 @@ class HeldOutExamples(ExampleSource):
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1:
-            raise ConfigurationError(f"A share of {self.fraction} cannot be held out; use one between 0 and 1.")
+            raise ConfigurationError(f"A fraction of {self.fraction} cannot be held out; use one between 0 and 1.")
 
     def records(self) -> Iterator[Record]:
         """Yield the records of this side.
@@ -297,7 +297,7 @@ def split_sides(train: Any, validation: Any) -> tuple[ExampleSource, ExampleSour
 
     Args:
         train: Anything that `as_examples` accepts.
-        validation: The same, or the share of ``train`` to hold out; None or 0 for none.
+        validation: The same, or the fraction of ``train`` to hold out; None or 0 for none.
     """
     source = as_examples(train)
     if not isinstance(validation, int | float):

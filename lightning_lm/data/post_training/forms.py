@@ -49,7 +49,7 @@ _FIELDS: dict[Form, tuple[str, ...]] = {
 }
 _COLUMNS = ("prompt", "completion", "messages", "chosen", "rejected", "label", "text", "input_ids")
 _SOURCES = ("conversations", "instruction", "input", "output", "system", "history", "kto_tag")
-"""Fields that `by_content` converts, so that a named form must not leave them behind."""
+"""Fields that `by_content` converts, so a named form must use them up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Columns(RecordForm):
         messages: Column of the conversation.
         chosen: Column of the preferred completion.
         rejected: Column of the other completion.
-        label: Column that tells whether the completion is good, for KTO.
+        label: Column with the label of the completion, desirable or not, for KTO.
         text: Column of a text of which every token is trained on.
         input_ids: Column of token ids.
 
@@ -246,7 +246,7 @@ def label_of(record: Mapping[str, Any]) -> bool | None:
     """Return whether a completion is good, from ``label`` or ``kto_tag``; ``None`` if the record does not tell.
 
     Args:
-        record: A field of another type, such as a class name, tells nothing.
+        record: A field of another type, such as a class name, is no label.
     """
     label = record.get("label") if record.get("label") is not None else record.get("kto_tag")
     if isinstance(label, str) and label.strip().lower() in ("true", "false"):
@@ -260,7 +260,7 @@ def label_of(record: Mapping[str, Any]) -> bool | None:
 def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Return prompt, preferred and other completion of a preference, finding the prompt if it is not given.
 
-    An implicit prompt is the longest beginning that both completions share, as in TRL: of texts, a blank at its end
+    An implicit prompt is the longest common prefix of both completions, as in TRL: of texts, a blank at its end
     goes to the completions; of conversations, it ends before an assistant's turn. A text as prompt of conversations
     that repeat it (UltraFeedback) is replaced by their shared turns.
 
@@ -268,7 +268,7 @@ def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         record: Has ``chosen`` and ``rejected``, and may have ``prompt``.
 
     Raises:
-        DataError: If the completions are the same, differ in kind, or share no prompt.
+        DataError: If the completions are the same, differ in kind, or have no common prompt.
     """
     chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
     if isinstance(chosen, str) is not isinstance(rejected, str):
@@ -296,7 +296,7 @@ def _shared_text(chosen: str, rejected: str) -> int:
 
 
 def _shared_turns(chosen: list[Record], rejected: list[Record]) -> int:
-    """Return how many turns are the prompt: those that both share, up to an assistant's turn that is left to both."""
+    """Return the number of prompt turns: the common ones, up to an assistant's turn that remains in both."""
     shared, shorter = 0, min(len(chosen), len(rejected))
     while shared < shorter and chosen[shared] == rejected[shared]:
         shared += 1
@@ -347,12 +347,12 @@ def _checked(record: Record) -> Record:
 
 
 def _history(record: Mapping[str, Any]) -> list[Record]:
-    """Return the turns before an instruction of Alpaca: the system's text, and pairs of instruction and answer."""
+    """Return the turns before an instruction of Alpaca: the system's text, and pairs of instruction and response."""
     system, pairs = record.get("system"), record.get("history") or []
     turns: list[Record] = [{"role": "system", "content": checked_text(system, "system")}] if system else []
     for place, pair in enumerate(pairs):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise DataError(f"history[{place}] is {str(pair)[:60]!r}; a pair of instruction and answer is needed.")
+            raise DataError(f"history[{place}] is {str(pair)[:60]!r}; expected a pair of instruction and response.")
         for role, said in zip(("user", "assistant"), pair, strict=True):
             turns.append({"role": role, "content": checked_text(said, f"history[{place}]")})
     return turns

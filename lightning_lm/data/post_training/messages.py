@@ -28,7 +28,7 @@ _ROLES = {
     **dict.fromkeys(("observation", "function_response"), "tool"),
     "human": "user",
 }
-"""Roles of ShareGPT, and what they are called elsewhere."""
+"""Roles of ShareGPT, and their usual names."""
 _MARKS = ("weight", "train", "training", "loss")
 """Masks of single messages: of OpenAI, of axolotl (two names) and of ms-swift."""
 _SPOKEN = ("content", "tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")

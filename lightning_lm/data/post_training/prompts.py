@@ -1,4 +1,4 @@
-"""Prompts to answer: token ids for the policy, text and columns for the rewards, in an endless reproducible order."""
+"""Prompts of rollouts: token ids for the policy, text and columns for the rewards, in an endless reproducible order."""
 
 import functools
 import hashlib
@@ -27,7 +27,7 @@ RESERVED_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
 class PromptBatch(TypedDict):
-    """Prompts to answer. Lists, and no tensors: nothing of it is needed on the model's device."""
+    """Prompts of a rollout, as lists and not tensors: nothing of it is needed on the model's device."""
 
     prompt_ids: list[Ints]
     """Token ids of each prompt, int64."""
@@ -50,15 +50,15 @@ class PromptStream:
 
     Args:
         records: Each has a ``prompt``; other fields are columns for the rewards. Or their source.
-        tokenizer: Gives the ids.
+        tokenizer: Tokenizer of the model.
         template: Chat template, renders conversations as text.
-        max_tokens: Longer prompts are left out; ``None`` keeps all.
+        max_tokens: Length above which prompts are dropped; ``None`` keeps all.
         seed: Seed of the order.
         shuffle: False keeps the order of the records.
 
     Attributes:
         rows_per_epoch: Number of prompts.
-        too_long: Prompts that were left out.
+        too_long: Number of dropped prompts.
 
     Raises:
         DataError: If there is no record, one has no prompt, or a field has a name that rewards know otherwise.
@@ -105,7 +105,7 @@ class PromptStream:
                 f"All {self.too_long:,} prompts are longer than max_tokens={max_tokens}; allow longer ones."
             )
         if not self._records:
-            raise DataError("There is no prompt to answer: the source has no record.")
+            raise DataError("There is no prompt: the source has no record.")
         reserved = sorted(set(self._columns) & set(RESERVED_COLUMNS))
         if reserved:
             raise DataError(f"The records have a field {reserved[0]!r}, a name that rewards know otherwise; rename it.")

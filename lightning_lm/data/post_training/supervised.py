@@ -1,4 +1,4 @@
-"""Examples to imitate, as a token store that also knows which of its tokens are learned."""
+"""Demonstrations as a token store with a mask of the tokens to train on."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ LearnOn = Literal["completion", "assistant", "all"]
 
 _LEARNED_FILE = "learned.bin"
 _VERSION = 4
-"""Counted up when the same records give other ids or masks, so that what an older version left is not used."""
+"""Version of the encoding, incremented when the same records give other ids or masks: older caches are not used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class SupervisedRows(Part):
 
     Args:
         context_length: Positions the model sees. Rows are one token longer.
-        learn_on: The ``answer`` (the last completion of a conversation), what the ``assistant`` says at any time, or
+        learn_on: The ``answer`` (the last completion of a conversation), every turn of the ``assistant``, or
             ``all`` tokens.
-        too_long: Policy for an example longer than a row: cut at its end, or left out. One that was cut gets no
+        too_long: Policy for an example longer than a row: cut at its end, or dropped. One that was cut gets no
             end-of-text token, so that it does not teach to stop in the middle.
         packing: Layout of examples in rows; none is ever divided.
 
@@ -66,7 +66,7 @@ class SupervisedRows(Part):
             raise ConfigurationError(f"context_length={self.context_length} is too small; use at least 1.")
         if not isinstance(self.packing, WholeFit | OnePerRow):
             raise ConfigurationError(
-                f"{type(self.packing).__name__} divides examples, so an answer would lose its prompt. "
+                f"{type(self.packing).__name__} divides examples, so a completion would lose its prompt. "
                 "Use WholeFit() or OnePerRow()."
             )
 
@@ -76,12 +76,12 @@ class ExampleCounts:
     """Counts of used, cut and dropped records.
 
     Args:
-        kept: Examples to learn from.
+        kept: Examples to train on.
         cut: Examples that were kept, but cut.
-        too_long: Examples left out because of their length.
+        too_long: Examples dropped because of their length.
         empty: Examples left out because they have no target tokens.
-        num_learned: Tokens that are learned.
-        bad: Records left out because they cannot be used.
+        num_learned: Number of target tokens.
+        bad: Records dropped because they cannot be used.
         written_special: Examples in which a special token stands as text, and is encoded as its characters.
     """
 
@@ -94,16 +94,16 @@ class ExampleCounts:
     written_special: int = 0
 
     def report(self, row_length: int) -> str | None:
-        """Return what was lost, in words; nothing where nothing was.
+        """Return a description of the dropped and cut examples; empty if there are none.
 
         Args:
             row_length: Most tokens of an example.
         """
         losses = [
             (self.cut, f"{self.cut:,} were cut to {row_length:,} tokens"),
-            (self.too_long, f"{self.too_long:,} were left out because they do not fit into {row_length:,} tokens"),
-            (self.empty, f"{self.empty:,} were left out because they hold no answer"),
-            (self.bad, f"{self.bad:,} were left out because they cannot be used"),
+            (self.too_long, f"{self.too_long:,} were dropped because they do not fit into {row_length:,} tokens"),
+            (self.empty, f"{self.empty:,} were dropped because they have no completion"),
+            (self.bad, f"{self.bad:,} were dropped because they cannot be used"),
         ]
         said = [words for count, words in losses if count]
         total = self.kept + self.too_long + self.empty + self.bad
@@ -135,11 +135,11 @@ class SupervisedStore(TokenStore):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the tokens and of what decided which are learned."""
+        """Hex digest of the tokens and of the settings behind their mask."""
         return hashlib.sha256(f"{super().fingerprint}:{self.meta['source']}".encode()).hexdigest()
 
     def verify(self) -> None:
-        """Compare tokens, and which of them are learned, with their digests.
+        """Compare the tokens and their mask with their digests.
 
         Raises:
             DataError: If a byte of the store has changed since it was written.
@@ -168,7 +168,7 @@ def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate,
 
     Args:
         record: A conversation, a prompt with its completion, a text or tokens; see `data.post_training.forms`.
-        tokenizer: Gives the ids.
+        tokenizer: Tokenizer of the model.
         template: Chat template, renders conversations as text.
         learn_on: Target tokens of an example.
 
@@ -248,18 +248,18 @@ def store_examples(
     *,
     num_workers: int | None = None,
 ) -> SupervisedStore:
-    """Encode the records of a source, or open what an earlier call has left in the cache.
+    """Encode the records of a source, or open the result of an earlier call in the cache.
 
     Args:
         source: Records with ``prompt`` and ``completion``, or ``messages``.
-        tokenizer: Gives the ids.
+        tokenizer: Tokenizer of the model.
         template: Chat template, renders conversations as text.
         rows: Longest example, and its target tokens.
-        cache: Holds a folder for each combination of these.
+        cache: Folder with a sub-folder for each combination of these.
         num_workers: Processes that encode; by default one per core. A few examples are never worth a process.
 
     Raises:
-        DataError: If a record cannot be used, or none is left; says which.
+        DataError: If a record cannot be used, or none is left; names it.
     """
     limits = [rows.context_length, rows.learn_on, rows.too_long]
     written_by = [template.to_dict(), getattr(tokenizer, "chat_template", None)]
@@ -298,7 +298,7 @@ class _Encoded:
         self.bad: list[str] = []
 
     def add(self, rendered: Rendered, rows: SupervisedRows) -> None:
-        """Take an example in, unless nothing can be learned from it."""
+        """Add an example, unless it has no target tokens."""
         ids, mask = rendered
         row_length, counts = rows.context_length + 1, self.counts
         is_cut = len(ids) > row_length
@@ -349,12 +349,12 @@ def _write(encoded: _Encoded, folder: Path, source: str, tokenizer: Tokenizer, r
     """Write a store that has all but its name."""
     if not encoded.counts.kept:
         report = encoded.counts.report(rows.context_length + 1)
-        raise DataError(f"There is nothing to learn from. {report or 'No record came.'}")
+        raise DataError(f"There is no example to train on. {report or 'No record came.'}")
     dtype = token_dtype(tokenizer.vocab_size)
     meta = {
         "dtype": dtype.name,
         "vocab_size": tokenizer.vocab_size,
-        "eos_id": None,  # what begins and ends an example has been written into it
+        "eos_id": None,  # the begin and end tokens are in the examples
         "tokenizer": tokenizer.fingerprint,
         "source": source,
         "num_bytes": 0,

@@ -1,7 +1,7 @@
-"""A small task with a known answer, on which every objective of post-training can be seen to work within a minute.
+"""A small task with a known answer, on which every post-training objective shows its effect within a minute.
 
-Reverse a number: ``31415=`` is answered by ``51413``. Demonstrations are mostly wrong on purpose (a plain copy), so
-that imitation learns the form and both behaviours, and only a reward can tell them apart.
+Reverse a number: the completion of ``31415=`` is ``51413``. Demonstrations are mostly wrong on purpose (a plain copy),
+so that SFT learns the format and both behaviours, and only a reward separates them.
 """
 
 import random
@@ -19,7 +19,7 @@ _HELD_OUT_SEED = 2**32
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseDigits(ExampleSource):
-    """Numbers to reverse, each with a demonstration, a better and a worse answer, and the right one.
+    """Numbers to reverse, each with a demonstration, a chosen and a rejected completion, and the right answer.
 
     Fields: ``prompt``, ``completion`` (the demonstration), ``answer``, ``chosen``, ``rejected``. The held-out numbers
     are the same whatever the seed, and never among the others.
@@ -27,8 +27,8 @@ class ReverseDigits(ExampleSource):
     Args:
         num_examples: Records.
         num_digits: Digits of a number.
-        wrong_share: Share of the demonstrations that copy the number in place of reversing it.
-        rejected: The worse answer: the ``copy``, or the right one with one digit changed (``corrupted``).
+        wrong_share: Fraction of the demonstrations that copy the number instead of reversing it.
+        rejected: The rejected completion: the ``copy``, or the right one with one digit changed (``corrupted``).
         held_out: Give held-out numbers.
         seed: Seed of the numbers.
     """

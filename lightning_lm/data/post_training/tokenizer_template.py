@@ -1,6 +1,6 @@
 """Conversations by the chat template of a tokenizer, or by any other Jinja program.
 
-What is learned is what stands in the template's own ``{% generation %}`` blocks, or else what `AssistantTurns` finds by
+Target tokens are those in the template's own ``{% generation %}`` blocks, or else those that `AssistantTurns` finds by
 comparing renderings.
 """
 
@@ -99,7 +99,7 @@ class TokenizerTemplate(ChatTemplate):
         return writer.encode("", writer.write(writer.messages, True))
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return the ids that end a completion: those behind it in the template, and the tokenizer's end ids."""
+        """Return the ids that end a completion: those after it in the template, and the tokenizer's end ids."""
         found: list[int] = []
         call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
         for said in ({"content": "2"}, {"content": "", "tool_calls": [call]}):
@@ -112,7 +112,7 @@ class TokenizerTemplate(ChatTemplate):
         stops = tuple(dict.fromkeys([*found, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]))
         if not stops:
             raise ConfigurationError(
-                "No token ends a completion: the chat template writes no special token behind one, and the tokenizer "
+                "No token ends a completion: the chat template writes no special token after one, and the tokenizer "
                 "has no eos_token. Name one in tokenizer_config.json."
             )
         return stops
@@ -156,7 +156,7 @@ def _template_of(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> str:
 
 
 class _Writer:
-    """A conversation, the template that writes it, and the tokenizer that gives the ids of what was written."""
+    """A conversation, the template that writes it, and the tokenizer that encodes the result."""
 
     def __init__(
         self, template: str, messages: Sequence[Message], tokenizer: Tokenizer, variables: Mapping[str, Any]
@@ -178,7 +178,7 @@ class _Writer:
         return text.replace(json.dumps(self._mark)[1:-1], "")  # a mark that a template wrote as ASCII
 
     def answers(self, learn_from: int) -> tuple[str, list[tuple[int, int]], str]:
-        """Return the conversation as text, the places of what is learned, and the end mark that the text lacks."""
+        """Return the conversation as text, the spans to train on, and the end mark that the text lacks."""
         roles = [message["role"] == "assistant" for message in self.messages]
         learned = [is_target(message, number, learn_from) for number, message in enumerate(self.messages)]
         wanted = [number for number, answers in enumerate(roles) if answers and learned[number]]
@@ -191,14 +191,14 @@ class _Writer:
         return turns.text, [(turn.begin, turn.end) for turn in found], found[-1].missing_end if found else ""
 
     def refuse_dropped_calls(self, said: str, learn_from: int) -> None:
-        """Refuse tool calls that the template leaves out of what is learned.
+        """Refuse tool calls that the template leaves outside the spans to train on.
 
         Args:
             said: Text of the target tokens.
             learn_from: As for `answers`.
 
         Raises:
-            DataError: If one is left out.
+            DataError: If one is outside.
         """
         learned = [message for number, message in enumerate(self.messages) if is_target(message, number, learn_from)]
         calls = [
@@ -239,7 +239,7 @@ class _Writer:
         return ids
 
     def _by_seal(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield a text in pieces: those between special tokens in which something is sealed, and what is between."""
+        """Yield a text in pieces: sealed ones, and those between them."""
         if self._mark not in text or self._special is None:
             yield text, False
             return
@@ -252,7 +252,7 @@ class _Writer:
         yield text[begin:], False
 
     def _sealed(self, message: Message) -> dict[str, Any]:
-        """Return a message in which only what the assistant says itself may hold special tokens."""
+        """Return a message in which only the text of the assistant may contain special tokens."""
         kept = ("role", "content", *REASONING) if message["role"] == "assistant" else ("role",)
         self._refuse_divided(message)
         return {
@@ -302,7 +302,7 @@ def _unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _pieces(spans: Sequence[tuple[int, int]], length: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield begin and end of consecutive pieces of a text, and whether each is learned."""
+    """Yield begin and end of consecutive pieces of a text, and whether each is trained on."""
     place = 0
     for begin, end in spans:
         yield place, begin, False
