@@ -1,7 +1,9 @@
 """Every block of code and every command of the documentation is run, in small, in the order of its page.
 
 A comment before a block changes that: `<!-- test: parse -->` only parses the options, for what needs a GPU, a cluster,
-a network or much time; `<!-- test: tiny=sft -->` names the overlay that makes a YAML file of the page small.
+a network or much time, or is run elsewhere; `<!-- test: tiny=sft -->` names the overlay that makes a YAML file small.
+Reading a configuration takes seconds, so options that are only parsed are read together, once for each recipe. Tables
+of options take part: `<!-- options: grpo/reverse -->` stands before them.
 """
 
 import argparse
@@ -26,6 +28,7 @@ FENCE = re.compile(
     r"^(?P<indent>[ ]*)```(?P<language>\w+)(?P<rest>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
+TABLE = re.compile(r"^<!-- options: (?P<recipe>\S+) -->\n\n(?P<rows>(?:\|.*\n)+)", re.MULTILINE)
 OTHERS = {
     "python",
     "python3",
@@ -40,6 +43,7 @@ OTHERS = {
     "vllm",
     "bash",
     "curl",
+    "srun",
     "pytest",
 }
 """Programs that pages name and the test does not run."""
@@ -97,7 +101,13 @@ class Block(NamedTuple):
     @property
     def commands(self) -> list[list[str]]:
         lines = self.body.replace("\\\n", " ").splitlines()
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
+        return [bare(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def bare(words: list[str]) -> list[str]:
+    """Return a command without variables and launcher before it."""
+    words = words[next((place for place, word in enumerate(words) if "=" not in word), len(words)) :]
+    return ["lightning-lm", *words[words.index("lightning_lm.cli") + 1 :]] if "lightning_lm.cli" in words else words
 
 
 def blocks(page: Path) -> list[Block]:
@@ -122,8 +132,9 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "corpus" / f"{number}.txt").write_text(f"def main({number}): {text}")
     write = lambda name, rows: (folder / name).write_text("\n".join(map(json.dumps, rows)))  # noqa: E731
     user, assistant = ([{"role": role, "content": "the model reads a line"}] for role in ("user", "assistant"))
-    write("chats.jsonl", [{"messages": user + assistant}] * 12)
-    write("pairs.jsonl", [{"prompt": "12=", "chosen": "21", "rejected": "12"}] * 12)
+    turns = lambda number: [user[0] | {"content": f"line {number}"}, *assistant]  # noqa: E731
+    write("chats.jsonl", [{"messages": turns(number)} for number in range(24)])
+    write("pairs.jsonl", [{"prompt": f"{n}2=", "chosen": f"2{n}", "rejected": f"{n}2"} for n in range(3, 10)])
     problems = [{"question": f"{a} + 2?", "answer": f"{a} + 2 = {a + 2}\n#### {a + 2}"} for a in range(8)]
     write("train.jsonl", problems)
     write("test.jsonl", problems[:2])
@@ -143,9 +154,6 @@ def workplace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / entry.name).symlink_to(entry)
     for name, overlay in OVERLAYS.items():
         (tmp_path / f"tiny_{name}.yaml").write_text(overlay)
-    (tmp_path / "tiny_gsm8k.yaml").write_text(
-        OVERLAYS["own"] + "model: {plan: {samples_per_prompt: 2, max_new_tokens: 3}}\ndata: {batch_size: 2}\n"
-    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -168,16 +176,24 @@ def run_command(words: list[str], mark: str) -> None:
         with pytest.raises(SystemExit) as ended:
             raise SystemExit(main(words[1:]))
         assert not ended.value.code, shlex.join(words)
-    elif mark != "parse" and "--print_config" not in rest:
+    elif verb in TRAINED and verb != "sweep" and is_parsed(words, mark):
+        assert "--config" in rest, f"{shlex.join(words)}: its options are tried by test_options_exist, for its --config"
+    elif mark != "parse":
         assert main([verb, *(shrunk(verb, rest, mark) if verb in TRAINED else rest)]) == 0, shlex.join(words)
-    elif verb in TRAINED and verb not in ("sweep", "profile"):
-        with pytest.raises(SystemExit) as ended:
-            main([verb, *(word for word in rest if word != "--print_config"), "--print_config"])
-        assert ended.value.code in (0, None), shlex.join(words)
-    elif verb not in TRAINED or verb == "sweep":
+    else:
         parser = argparse.ArgumentParser(prog=verb)
         importlib.import_module(_VERBS[verb].module).add_arguments(parser)
         parser.parse_args(rest)
+
+
+def is_parsed(words: list[str], mark: str) -> bool:
+    return mark == "parse" or "--print_config" in words
+
+
+def print_config(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *words, "--print_config"])
+    assert ended.value.code in (0, None), shlex.join(words)
 
 
 def shrunk(verb: str, words: list[str], mark: str) -> list[str]:
@@ -205,12 +221,10 @@ def run_block(block: Block, names: dict, page: Path) -> None:
             exec(compiled, names)
     elif block.language == "yaml" and block.title:
         Path(block.title).write_text(block.body)
-        run_command(["lightning-lm", "fit", "--config", block.title], "parse")
+        if f"--config {block.title}" not in page.read_text(encoding="utf-8"):
+            print_config(["--config", block.title])
     elif block.language == "bash":
         for words in block.commands:
-            if words[0] == "torchrun":
-                words = ["lightning-lm", *words[words.index("lightning_lm.cli") + 1 :]]
-            words = words[next((i for i, word in enumerate(words) if "=" not in word), 0) :]
             if words and words[0].endswith("lightning-lm"):
                 run_command(words, block.mark)
             else:
@@ -230,3 +244,36 @@ def test_the_blocks_of_a_page_run(page, workplace):
         except BaseException as error:
             error.add_note(f"In {page.relative_to(DOCS)}, this block:\n{block.body}")
             raise
+
+
+def options_by_recipe() -> dict[str, list[list[str]]]:
+    """Return the options that pages show and that are only parsed, command by command, for each recipe."""
+    found: dict[str, list[list[str]]] = {}
+    for page in PAGES:
+        for block in blocks(page):
+            for words in block.commands if block.language == "bash" else ():
+                reads = words[:1] == ["lightning-lm"] and words[1] in ("fit", "profile", "validate", "test")
+                if reads and is_parsed(words, block.mark) and not words[3].endswith(".yaml"):
+                    found.setdefault(words[3], []).append(words[4:])
+        for match in TABLE.finditer(page.read_text(encoding="utf-8")):
+            spans = [shlex.split(span) for span in re.findall(r"`(--[^`]+)`", match["rows"].replace("\\|", "|"))]
+            found.setdefault(match["recipe"], []).extend(words for words in spans if not {"...", "FILE"} & set(words))
+    return {recipe: [options(words) for words in commands] for recipe, commands in found.items()}
+
+
+def options(words: list[str]) -> list[str]:
+    """Return the options of a command that configure a run."""
+    kept = [word for word in words if word != "--print_config"]
+    while "--ckpt_path" in kept:
+        del kept[kept.index("--ckpt_path") : kept.index("--ckpt_path") + 2]
+    return kept
+
+
+@pytest.mark.parametrize("recipe", options_by_recipe())
+def test_options_that_are_only_parsed_exist(recipe, workplace):
+    commands = options_by_recipe()[recipe]
+    try:
+        print_config(["--config", recipe, *(word for words in commands for word in words)])
+    except AssertionError:  # one of them is wrong, or they do not go together: each by itself
+        for words in commands:
+            print_config(["--config", recipe, *words])
