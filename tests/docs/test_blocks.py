@@ -256,8 +256,11 @@ def options_by_recipe() -> dict[str, list[list[str]]]:
                 if reads and is_parsed(words, block.mark) and not words[3].endswith(".yaml"):
                     found.setdefault(words[3], []).append(words[4:])
         for match in TABLE.finditer(page.read_text(encoding="utf-8")):
-            spans = [shlex.split(span) for span in re.findall(r"`(--[^`]+)`", match["rows"].replace("\\|", "|"))]
-            found.setdefault(match["recipe"], []).extend(words for words in spans if not {"...", "FILE"} & set(words))
+            spans = [
+                shlex.split(span)
+                for span in re.findall(r"`(--(?:trainer|model|data|seed)[^`]+)`", match["rows"].replace("\\|", "|"))
+            ]
+            found.setdefault(match["recipe"], []).extend(words for words in spans if not "..." in words)
     return {recipe: [options(words) for words in commands] for recipe, commands in found.items()}
 
 

@@ -1,5 +1,6 @@
 """The pages name files, objects, figures and messages that exist, and every page stands in the navigation."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -27,10 +28,6 @@ CODE = {
 }
 
 
-class Loader(yaml.SafeLoader):
-    """Reads `mkdocs.yml`."""
-
-
 @pytest.mark.parametrize("page", TEXT)
 def test_files_that_a_page_names_exist(page):
     for path in PATH.findall(TEXT[page]):
@@ -50,7 +47,34 @@ def test_every_page_stands_in_the_navigation():
             return {entry}
         return set().union(*map(listed, entry.values() if isinstance(entry, dict) else entry))
 
-    nav = listed(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
+    nav = listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert {page for page in nav if not page.startswith("reference/")} == {
         page for page in TEXT if not page.startswith("reference/")
     }
+
+
+def templates() -> list[str]:
+    """Return every string of the package, with `…` for the values in it."""
+    found = []
+    for text in CODE.values():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_messages_that_the_documentation_explains_are_real():
+    page = TEXT["help/troubleshooting.md"]
+    messages = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+    known = templates()
+    unknown = []
+    for message in messages:
+        parts = [re.escape(part.strip()) for part in message.split("…") if part.strip()]
+        pattern = re.compile(r".*?".join(parts), re.DOTALL)
+        if not any(pattern.search(template) for template in known):
+            unknown.append(message)
+    assert unknown == []
+    assert len(messages) == page.count("\n### ") >= 25
