@@ -260,7 +260,7 @@ def options_by_recipe() -> dict[str, list[list[str]]]:
                 shlex.split(span)
                 for span in re.findall(r"`(--(?:trainer|model|data|seed)[^`]+)`", match["rows"].replace("\\|", "|"))
             ]
-            found.setdefault(match["recipe"], []).extend(words for words in spans if not "..." in words)
+            found.setdefault(match["recipe"], []).extend(words for words in spans if "..." not in words)
     return {recipe: [options(words) for words in commands] for recipe, commands in found.items()}
 
 
