@@ -55,7 +55,9 @@ def import_runs(path: Path | str, *, convention: str = "total", encoding: str = 
 
 def _rows(path: Path, text: str) -> Iterable[Mapping[str, Any]]:
     if path.suffix == ".csv":
-        return csv.DictReader(text.splitlines())
+        lines = text.splitlines()
+        header = lines[0] if lines else ""
+        return csv.DictReader(lines, delimiter=max(",;\t", key=header.count))  # Excel writes ; in many countries
     if path.suffix == ".jsonl":
         return [parse_json(line) for line in text.splitlines() if line.strip()]
     data = parse_json(text)

@@ -237,14 +237,17 @@ def test_tables_of_others(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(TABLE))
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in TABLE))
     (tmp_path / "a.csv").write_text("Params,compute,Loss,lr\n1e6,1.2e14,4.5,0.1\n2e6,2.4e14,4.25,0.2\n")
-    for name in ("a.json", "a.jsonl", "a.csv"):
+    table = "Params{0}compute{0}Loss{0}lr\r\n1e6{0}1.2e14{0}4.5{0}0.1\r\n2e6{0}2.4e14{0}4.25{0}0.2\r\n"
+    (tmp_path / "excel.csv").write_bytes(table.format(",").encode("utf-8-sig"))
+    (tmp_path / "semicolons.csv").write_bytes(table.format(";").encode("utf-8-sig"))
+    for name in ("a.json", "a.jsonl", "a.csv", "excel.csv", "semicolons.csv"):
         records = import_runs(tmp_path / name)
         assert [record.parameters["total"] for record in records] == [1e6, 2e6]
         assert [record.tokens for record in records] == [20_000_000] * 2
         assert [record.flops("total") for record in records] == pytest.approx([1.2e14, 2.4e14])
         assert [float(record.hyper_parameters["lr"]) for record in records] == [0.1, 0.2]
         RunLedger(tmp_path / "ledger.jsonl").add_all(records)
-    assert len(RunLedger(tmp_path / "ledger.jsonl")) == 6
+    assert len(RunLedger(tmp_path / "ledger.jsonl")) == 10
 
 
 @pytest.mark.parametrize(
