@@ -191,7 +191,8 @@ class LMProgressBar(LeanHooks, ProgressBar):
         self._close()
 
     def _evaluated(self, trainer: Trainer, what: str, batch_idx: int, num_batches: float) -> None:
-        if self._enabled and _in_terminal() and time.monotonic() >= self._next_s:
+        last = trainer.state.fn != "fit" and batch_idx + 1 == num_batches  # stays on the screen
+        if self._enabled and _in_terminal() and (last or time.monotonic() >= self._next_s):
             total = f"/{num_batches:,}" if math.isfinite(num_batches) else ""
             fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
             cells = _BAR_CELLS if rich.get_console().width >= _WIDE else 0

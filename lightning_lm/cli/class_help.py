@@ -30,14 +30,16 @@ def class_help(cls: type, key: str, *, ours: bool = True) -> str:
     Args:
         cls: The class.
         key: Dotted path of the option that takes it.
-        ours: Print whole descriptions; otherwise their first sentences.
+        ours: Print whole descriptions; otherwise as much of their first sentences as fits on a line.
     """
     texts = _descriptions(cls)
     summary, arguments = _summary(cls), arguments_of(cls) or {}
     lines = [*_wrapped(f"{cls.__name__}: {summary}" if summary else cls.__name__, ""), ""]
     for name, argument in arguments.items():
         text = texts.get(name, "")
-        lines += _option(f"--{key}.{name}", argument, text if ours else _first_sentence(text), _is_required(cls, name))
+        text = text if ours else _first_sentence(text)
+        option = _option(f"--{key}.{name}", argument, text, _is_required(cls, name))
+        lines += option if ours else _shortened(option)
     return "\n".join(lines)
 
 
@@ -64,6 +66,14 @@ def _option(flag: str, argument: Argument, text: str, required: bool) -> list[st
         shown = choices if len(choices) <= 8 else [*choices[:8], f"... ({flag}.help)"]
         text = f"{text} One of {', '.join(shown)}.".lstrip()
     return [_fitted(f"  {flag} {_type(argument.annotation)}  ({default})"), *_wrapped(text, " " * 6)]
+
+
+def _shortened(option: list[str]) -> list[str]:
+    """Return an option on one line if its text fits beside it, else on two; a default of null goes without saying."""
+    head, *text = option[0].replace("|null  (default null)", ""), *option[1:]
+    first = " ".join(line.strip() for line in text)
+    joined = f"{head}  {first}"
+    return [joined] if len(joined) <= _width() else [head, _fitted(f"      {first}")]
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 import lightning_lm.callbacks
 from lightning_lm import datamodules, modules
@@ -73,6 +73,14 @@ def test_help_of_a_class_fits_on_two_screens_and_says_something_of_every_argumen
     for index in flags:
         assert lines[index + 1].startswith("      "), lines[index]
     assert "torch.nn" not in "".join(lines)
+
+
+def test_help_of_the_trainer_fits_on_two_screens(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = class_help(Trainer, "trainer", ours=False).splitlines()
+    assert len(lines) <= 2 * SCREEN
+    assert max(map(len, lines)) < 80
+    assert sum(line.startswith("  --trainer.") for line in lines) == len(inspect.signature(Trainer).parameters)
 
 
 @pytest.mark.parametrize(
