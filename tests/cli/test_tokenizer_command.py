@@ -67,7 +67,7 @@ def test_train_writes_over_nothing(corpus: Path, tmp_path: Path, capsys: pytest.
     ("arguments", "message"),
     [
         (["--input", "missing"], "no file or folder"),
-        (["--input", "empty"], "holds no file that matches"),
+        (["--input", "empty"], "has no file that matches"),
         (["--input", "corpus", "--vocab-size", "100"], "vocab_size=100 is too small"),
         (["--input", "corpus", "--pattern", "(a"], "no regular expression"),
         (["--input", "corpus/latin.txt"], r"latin.txt is not UTF-8 text"),

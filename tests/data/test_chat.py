@@ -250,7 +250,7 @@ def test_content_in_parts():
         (lambda _: encode_pair("a", "b", ByteTokenizer(()), Plain()), ConfigurationError, "end-of-text"),
         (lambda tokenizer: encode_pair(TURNS[:1], TURNS[1:2], tokenizer, Plain()), DataError, "Plain"),
         (lambda tokenizer: encode_pair("a", TURNS[:1], tokenizer, ChatML()), DataError, "'assistant'"),
-        (lambda tokenizer: encode_pair("a", [], tokenizer, ChatML()), DataError, "nobody"),
+        (lambda tokenizer: encode_pair("a", [], tokenizer, ChatML()), DataError, "no message"),
     ],
 )
 def test_what_cannot_be_written_is_refused(action, error, match):

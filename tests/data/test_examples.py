@@ -45,7 +45,7 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no file or folder"):
         list(Examples(source=tmp_path / "absent").records())
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="holds no records"):
+    with pytest.raises(DataError, match="plain text without records"):
         list(Examples(source=tmp_path / "notes.txt").records())
     with pytest.raises(DataError, match="Record 0 is a str"):
         list(as_examples(["text"]).records())

@@ -351,14 +351,14 @@ def test_places_count_in_the_source_not_behind_the_split(tmp_path):
 def test_bad_records_are_left_out_and_counted_when_asked(tmp_path):
     file = write_lines(tmp_path / "chats.jsonl", GOOD, "{broken", {"question": "?"}, {**GOOD, "label": False}, GOOD)
     source = Examples(source=str(file), on_bad_record="skip")
-    with pytest.warns(UserWarning, match=r"Left out 3 bad record.*\n.*line 2.*\n.*line 3.*\n.*line 4"):
+    with pytest.warns(UserWarning, match=r"Dropped 3 bad record.*\n.*line 2.*\n.*line 3.*\n.*line 4"):
         store = stored(source, tmp_path)
     assert (store.counts.kept, store.counts.bad) == (2, 3)
-    assert "Of 5 examples 3 were left out because they cannot be used" in store.counts.report(51)
+    assert "Of 5 examples 3 were dropped because they cannot be used" in store.counts.report(51)
     with pytest.raises(DataError, match="line 2 is not JSON"):
         stored(Examples(source=str(file)), tmp_path)
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    with pytest.warns(UserWarning, match="Left out 1 bad record"):
+    with pytest.warns(UserWarning, match="Dropped 1 bad record"):
         pairs = PreferencePairs.from_records(
             Examples(source=[pair, {**pair, "chosen": None}], on_bad_record="skip"), BYTES, Plain(), PairRows()
         )

@@ -157,8 +157,8 @@ def test_places_count_as_editors_and_parquet_tools_do(tmp_path):
     ("line", "message"),
     [
         ('{"text": "\\ud800"}', "field 'text': the text has a lone surrogate, U+D800, at character 0"),
-        ('{"text": null}', "the field 'text' holds NoneType"),
-        ('{"text": ["a"]}', "the field 'text' holds list"),
+        ('{"text": null}', "the field 'text' is of type NoneType"),
+        ('{"text": ["a"]}', "the field 'text' is of type list"),
         ("{}", "has no field 'text'"),
         ("7", "got int"),
         ('{"text": "cut', "is not JSON"),
@@ -183,7 +183,7 @@ def test_skipped_records_are_counted_with_their_places():
     bad = BadRecords("skip")
     for number in range(5):
         bad.add(DataError(f"a.jsonl, line {number}: no text"))
-    with pytest.warns(UserWarning, match=r"Left out 5 bad record\(s\) of a.jsonl:\n  a.jsonl, line 0: no text\n.*"):
+    with pytest.warns(UserWarning, match=r"Dropped 5 bad record\(s\) of a.jsonl:\n  a.jsonl, line 0: no text\n.*"):
         bad.report("a.jsonl")
 
 

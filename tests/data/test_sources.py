@@ -191,11 +191,11 @@ def test_things_whose_items_are_no_texts_are_refused(texts):
 def test_bad_records_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": null}\noops\n{"text": "b"}\n')
-    with pytest.warns(UserWarning, match=r"Left out 2 bad record\(s\)") as caught:
+    with pytest.warns(UserWarning, match=r"Dropped 2 bad record\(s\)") as caught:
         assert read(path, on_bad_record="skip") == ["a", "b"]
-    assert "line 2: the field 'text' holds NoneType" in str(caught[0].message)
+    assert "line 2: the field 'text' is of type NoneType" in str(caught[0].message)
     assert "line 3 is not JSON" in str(caught[0].message)
-    with pytest.warns(UserWarning, match=r"Left out 1 bad record\(s\) of the texts:\n  item 1: "):
+    with pytest.warns(UserWarning, match=r"Dropped 1 bad record\(s\) of the texts:\n  item 1: "):
         assert list(Texts(texts=["a", "\ud800"], on_bad_record="skip").documents()) == ["a"]
     with pytest.raises(DataError, match=r"item 1.*lone surrogate"):
         list(Texts(texts=["a", "\ud800"]).documents())
@@ -218,10 +218,10 @@ def test_records_in_all_their_files(tmp_path):
     [
         ("a.jsonl", b'{"text": "fine"}\n{"text": ', "line 2 is not JSON"),
         ("a.jsonl", b'{"body": "x", "id": 1}', "no field 'text'; it has 'body', 'id'. Pass field="),
-        ("a.jsonl", b'{"text": 5}', "holds int, not text"),
+        ("a.jsonl", b'{"text": 5}', "is of type int, not text"),
         ("a.jsonl", b"[1]", "got list"),
-        ("a.txt.gz", b"no gzip", "damaged or not what its name says"),
-        ("a.txt.zst", b"no zstandard", "damaged or not what its name says"),
+        ("a.txt.gz", b"no gzip", "damaged or of another kind than its name"),
+        ("a.txt.zst", b"no zstandard", "damaged or of another kind than its name"),
         ("a.parquet", b"no parquet", "cannot be read as Parquet"),
         ("a.txt", b"ok \xff\xfe\xfd", "not UTF-8 text (near byte 3"),
     ],

@@ -147,9 +147,9 @@ def test_a_store_is_read_once_until_somebody_writes_to_it(numbered_store, tmp_pa
         ({"eos_id": 1.5}, r"eos_id 1\.5"),
         ({"fingerprint": ...}, r"lacks \['fingerprint'\]"),
         ({"eos_id": ...}, r"lacks \['eos_id'\]"),
-        ([], "holds a list"),
-        (7, "holds a int"),
-        ([{"format": 2}], "holds a list"),
+        ([], "is of type list"),
+        (7, "is of type int"),
+        ([{"format": 2}], "is of type list"),
     ],
 )
 def test_a_description_of_another_kind_is_named(numbered_store, change, message):

@@ -102,7 +102,7 @@ def test_long_examples_are_cut_without_an_end_or_left_out_and_counted(tokenizer,
     assert store[1].tolist() == [EOS, *b"abcdefg"]
     assert EOS not in store[1][1:].tolist()
     assert store.counts.report(8) == (
-        "Of 3 examples 1 were cut to 8 tokens, 1 were left out because they do not fit into 8 tokens."
+        "Of 3 examples 1 were cut to 8 tokens, 1 were dropped because they do not fit into 8 tokens."
     )
     dropped = stored(tmp_path, records, tokenizer, SupervisedRows(context_length=7, too_long="drop"))
     assert dropped.counts == ExampleCounts(kept=1, too_long=2, num_learned=2)
@@ -112,8 +112,8 @@ def test_a_conversation_without_an_answer_is_left_out_and_counted(tokenizer, tmp
     records = [{"messages": TURNS}, {"messages": TURNS[:1]}, {"messages": []}]
     store = stored(tmp_path, records, tokenizer, SupervisedRows(context_length=200), ChatML())
     assert (store.counts.kept, store.counts.empty) == (1, 2)
-    assert "2 were left out because they hold no answer" in store.counts.report(201)
-    with pytest.raises(DataError, match="nothing to learn"):
+    assert "2 were dropped because they have no completion" in store.counts.report(201)
+    with pytest.raises(DataError, match="no example to train on"):
         stored(tmp_path, records[1:], tokenizer, SupervisedRows(), ChatML())
 
 
@@ -135,7 +135,7 @@ def test_rows_hold_every_example_whole_and_learn_exactly_its_answer(packing, pai
             wanted.append((ids, labels))
     cache = tmp_path_factory.mktemp("examples")
     if not wanted:
-        with pytest.raises(DataError, match="nothing to learn"):
+        with pytest.raises(DataError, match="no example to train on"):
             stored(cache, records, tokenizer, rows)
         return
     _, batch = labels_of(stored(cache, records, tokenizer, rows), rows)

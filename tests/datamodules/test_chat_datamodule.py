@@ -140,7 +140,7 @@ def test_without_a_tokenizer_anywhere_it_says_so(cache):
 
 def test_what_is_lost_is_said(cache):
     data = make_chat(cache, rows=SupervisedRows(context_length=6, too_long="drop"))
-    with pytest.warns(UserWarning, match=r"Of 60 examples \d+ were left out"):
+    with pytest.warns(UserWarning, match=r"Of 60 examples \d+ were dropped"):
         data.prepare_data()
 
 

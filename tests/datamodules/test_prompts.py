@@ -89,7 +89,7 @@ def test_records_that_cannot_be_used_are_refused(digits, records, settings, mess
 
 def test_longer_prompts_are_left_out_and_counted(digits):
     data = PromptDataModule([*RECORDS, {"prompt": "123="}], 0, tokenizer=digits, max_prompt_tokens=4)
-    with pytest.warns(UserWarning, match="1 prompts longer than 4 tokens are left out"):
+    with pytest.warns(UserWarning, match="1 prompts longer than 4 tokens are dropped"):
         data.setup()
     assert data._train.rows_per_epoch == 7
 
