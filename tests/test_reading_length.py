@@ -9,16 +9,21 @@ What is not: in post-training, functions that run inside the model or the genera
 pretraining the model is counted.
 
 There are three limits. The first is that of the objective: a kernel is read as the formula of `lightning_lm.functional`
-that it computes. The second counts the kernel as it runs on a CPU instead: what cuts the logits into pieces, looks for
+that it computes. The second counts the kernel as it runs on a CPU instead: what cuts the logits into chunks, looks for
 Triton and makes the operator. The third also counts the other packages (prompts, rewards, tokenizers), so that nothing
 is gained by moving lines there.
+
+Jumps are counted too: the files that a reader opens who reads functions in the order in which they first run, and how
+often the file changes on the way, returns to a file for another of its functions included.
 """
 
 import ast
+import dataclasses
 import inspect
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import ClassVar
@@ -30,6 +35,8 @@ from lightning.pytorch import Callback
 import lightning_lm
 from lightning_lm.cli import main
 from lightning_lm.functional import cross_entropy, logprobs
+from lightning_lm.modules.base import LMModule
+from lightning_lm.modules.rl.policy import PolicyModule
 
 PACKAGE = Path(lightning_lm.__file__).parent
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -44,11 +51,63 @@ FORMULAS = {
 """What the kernels that a step calls compute."""
 
 
+@dataclasses.dataclass
+class Reading:
+    """Functions of this package in the order in which they first run within one of them.
+
+    Args:
+        start: The function that is read first.
+        files: Most files, with kernels read as their formulas, and as they run.
+        changes: Most changes of file, likewise.
+        passed_over: Names of functions that are read another time, with all that they call.
+    """
+
+    start: Callable[..., object]
+    files: tuple[int, int]
+    changes: tuple[int, int]
+    passed_over: tuple[str, ...] = ()
+    order: dict[CodeType, None] = dataclasses.field(default_factory=dict)
+    depth: int = 0
+
+    def note(self, code: CodeType, event: str) -> None:
+        started = code is inspect.unwrap(self.start).__code__
+        if started or code.co_name in self.passed_over:
+            step = 1 if started else -10
+            self.depth += step if event == "call" else -step
+        if event == "call" and self.depth == 1 and not code.co_name.startswith(("<", "__new__")):
+            self.order.setdefault(code)
+
+    def files_read(self, *, kernels: bool) -> list[str]:
+        """Return the files in their order; a kernel is read as its formula, or as it runs."""
+        read: list[str] = []
+        for code in self.order:
+            file, name = code.co_filename, Path(code.co_filename).stem
+            if package_of(code) == "kernels" and not kernels:
+                if name not in FORMULAS or code.co_name != name:
+                    continue
+                file = inspect.unwrap(FORMULAS[name][0]).__code__.co_filename
+            if read[-1:] != [file]:
+                read.append(file)
+        return read
+
+
+READINGS = {
+    "grpo/reverse": (
+        # Not the log-probabilities of a rollout, which are the objective's, nor its metrics.
+        Reading(PolicyModule.collect, (13, 13), (25, 25), passed_over=("_compared", "record_rollout")),
+        Reading(PolicyModule.collect, (20, 24), (40, 50)),
+    ),
+    "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (25, 35)),),
+    "pretrain/quickstart": (Reading(LMModule.training_step, (21, 28), (30, 55)),),
+}
+
+
 class Trace(Callback):
     """Notes the functions that run between the fetch of a batch and the backward pass."""
 
     functions: ClassVar[set[CodeType]] = set()
     read_apart: ClassVar[tuple[str, ...]] = ()
+    readings: ClassVar[tuple[Reading, ...]] = ()
 
     def on_train_epoch_start(self, trainer, pl_module):
         Trace.functions = set()
@@ -61,8 +120,10 @@ class Trace(Callback):
         threading.setprofile(None)
 
     def note(self, frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and package_of(frame.f_code) is not None and not is_inside(frame):
+        if event in ("call", "return") and package_of(frame.f_code) is not None and not is_inside(frame):
             self.functions.add(frame.f_code)
+            for reading in self.readings:
+                reading.note(frame.f_code, event)
 
 
 def package_of(code: CodeType) -> str | None:
@@ -131,6 +192,7 @@ def overlay(recipe: str) -> dict:
 def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Trace, "read_apart", read_apart)
+    monkeypatch.setattr(Trace, "readings", READINGS[recipe])
     Path("corpus.txt").write_text("def main():\n    return 'the loss'\n" * 400)
     Path("tiny.yaml").write_text(yaml.safe_dump(overlay(recipe)))
     assert main(["fit", "--config", "tiny.yaml"]) == 0
@@ -150,3 +212,8 @@ def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monke
     objective = as_it_runs - sizes["kernels"] + sizes["formula"]
     found = objective, as_it_runs, everything
     assert all(size <= limit for size, limit in zip(found, limits, strict=True)), (found, sizes)
+    for reading in READINGS[recipe]:
+        for kernels in (False, True):
+            files = reading.files_read(kernels=kernels)
+            assert 5 < len(set(files)) <= reading.files[kernels], files
+            assert len(files) - 1 <= reading.changes[kernels], files

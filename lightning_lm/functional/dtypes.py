@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["accumulation_dtype", "to_accumulate"]
+__all__ = ["accumulation_dtype", "at_least_float32", "to_accumulate"]
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
@@ -22,3 +22,12 @@ def to_accumulate(tensor: Tensor) -> Tensor:
         tensor: Any float type.
     """
     return tensor.to(accumulation_dtype(tensor.device))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is in float64: the precision of intermediate results.
+
+    Args:
+        tensor: Any float type.
+    """
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

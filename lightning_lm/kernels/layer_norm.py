@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import at_least_float32
 from lightning_lm.kernels.runtime.backend import use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch, next_power_of_two
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate, partial_sums, row_settings, rows_of, unsupported_rows
+from lightning_lm.kernels.runtime.rows import partial_sums, row_settings, rows_of, unsupported_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -154,27 +155,27 @@ def _layer_norm_backward(
 def _reference_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = accurate(x)
+    wide = at_least_float32(x)
     mean = wide.mean(dim=-1, keepdim=True)
     centred = wide - mean
     scale = (centred.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
     y = centred * scale
-    y = y if weight is None else y * accurate(weight)
-    y = y if bias is None else y + accurate(bias)
+    y = y if weight is None else y * at_least_float32(weight)
+    y = y if bias is None else y + at_least_float32(bias)
     return y.to(x.dtype).contiguous(), mean.squeeze(-1), scale.squeeze(-1)
 
 
 def _reference_backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide, mean, scale = accurate(grad), mean.unsqueeze(-1), scale.unsqueeze(-1)
-    unit = (accurate(x) - mean) * scale
+    wide, mean, scale = at_least_float32(grad), mean.unsqueeze(-1), scale.unsqueeze(-1)
+    unit = (at_least_float32(x) - mean) * scale
     none = x.new_empty(0)
     of_bias = none if bias is None else wide.flatten(0, -2).sum(0).to(bias.dtype)
     of_weight = none.clone()
     if weight is not None:
         of_weight = (wide * unit).flatten(0, -2).sum(0).to(weight.dtype)
-        wide = wide * accurate(weight)
+        wide = wide * at_least_float32(weight)
     centred = wide - wide.mean(dim=-1, keepdim=True) - unit * (wide * unit).mean(dim=-1, keepdim=True)
     return (centred * scale).to(x.dtype).contiguous(), of_weight, of_bias
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import at_least_float32
 from lightning_lm.kernels.runtime.backend import unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate, pieces
+from lightning_lm.kernels.runtime.rows import pieces
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -64,7 +65,7 @@ def _backward_kernel(grad_ptr, x_ptr, grad_x_ptr, grad_stride, x_stride, width, 
 
 def _relu_squared_forward(x: Tensor) -> tuple[Tensor]:
     if not use_triton("relu_squared", x.device, supported(x)):
-        return (accurate(x).relu().square().to(x.dtype).contiguous(),)
+        return (at_least_float32(x).relu().square().to(x.dtype).contiguous(),)
     out = x.new_empty(x.shape)
     (rows,), grid, options = pieces("relu_squared", x)
     launch(_forward_kernel, grid, rows, out, rows.stride(0), rows.size(1), **options)
@@ -73,7 +74,7 @@ def _relu_squared_forward(x: Tensor) -> tuple[Tensor]:
 
 def _relu_squared_backward(grad: Tensor, x: Tensor) -> tuple[Tensor]:
     if not use_triton("relu_squared", x.device, supported(x)):
-        return ((2 * accurate(x).relu() * accurate(grad)).to(x.dtype).contiguous(),)
+        return ((2 * at_least_float32(x).relu() * at_least_float32(grad)).to(x.dtype).contiguous(),)
     grad_x = x.new_empty(x.shape)
     (grads, rows), grid, options = pieces("relu_squared", grad, x)
     strides = grads.stride(0), rows.stride(0)

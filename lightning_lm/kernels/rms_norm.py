@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import at_least_float32
 from lightning_lm.kernels.rms_norm_wide import wide_backward, wide_forward
 from lightning_lm.kernels.runtime.backend import use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch, next_power_of_two
 from lightning_lm.kernels.runtime.operation import Operation
 from lightning_lm.kernels.runtime.rows import (
     LONGEST_ROW,
-    accurate,
     partial_sums,
     row_settings,
     rows_of,
@@ -209,12 +209,12 @@ def _rms_norm_backward(
 def _reference_forward(
     x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, offset: float, round_first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    total = x if residual is None else (accurate(x) + accurate(residual)).to(x.dtype)
-    wide = accurate(total)
+    total = x if residual is None else (at_least_float32(x) + at_least_float32(residual)).to(x.dtype)
+    wide = at_least_float32(total)
     scale = (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
     y = wide * scale
     y = y.to(x.dtype).to(y.dtype) if round_first else y
-    y = y if weight is None else y * (accurate(weight) + offset)
+    y = y if weight is None else y * (at_least_float32(weight) + offset)
     kept = x.new_empty(0) if residual is None else total.contiguous()
     return y.to(x.dtype).contiguous(), kept, scale.squeeze(-1)
 
@@ -228,21 +228,21 @@ def _reference_backward(
     offset: float,
     round_first: bool,
 ) -> tuple[Tensor, Tensor]:
-    wide, scale = accurate(grad), scale.unsqueeze(-1)
-    unit = accurate(x) * scale
+    wide, scale = at_least_float32(grad), scale.unsqueeze(-1)
+    unit = at_least_float32(x) * scale
     grad_weight = x.new_empty(0)
     if weight is not None:
         gain = unit.to(x.dtype).to(unit.dtype) if round_first else unit
         grad_weight = (wide * gain).flatten(0, -2).sum(0).to(weight.dtype)
-        wide = wide * (accurate(weight) + offset)
+        wide = wide * (at_least_float32(weight) + offset)
     grad_x = (wide - unit * (wide * unit).mean(dim=-1, keepdim=True)) * scale
-    grad_x = grad_x if grad_sum is None else grad_x + accurate(grad_sum)
+    grad_x = grad_x if grad_sum is None else grad_x + at_least_float32(grad_sum)
     return grad_x.to(x.dtype).contiguous(), grad_weight
 
 
 def _fake_forward(x: Tensor, weight: Tensor | None, residual: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     total = x.new_empty(0 if residual is None else x.shape)
-    return x.new_empty(x.shape), total, accurate(x.new_empty(0)).new_empty(x.shape[:-1])
+    return x.new_empty(x.shape), total, at_least_float32(x.new_empty(0)).new_empty(x.shape[:-1])
 
 
 def _fake_backward(

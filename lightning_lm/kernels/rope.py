@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import at_least_float32
 from lightning_lm.functional.rope import require_head_axis, rotate
 from lightning_lm.kernels.runtime.backend import unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch, next_power_of_two
 from lightning_lm.kernels.runtime.launch_settings import settings
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -199,8 +199,8 @@ def _rope_forward(
         q_wide, k_wide = (
             x if gain is None else _normalised(x, gain, eps, offset)[0] for x, gain in ((q, q_gain), (k, k_gain))
         )
-        q_rotated, k_rotated = (rotate(accurate(x), cos, sin, interleaved=interleaved) for x in (q_wide, k_wide))
-        return q_rotated.to(q.dtype).contiguous(), k_rotated.to(k.dtype).contiguous()
+        q_out, k_out = (rotate(at_least_float32(x), cos, sin, interleaved=interleaved) for x in (q_wide, k_wide))
+        return q_out.to(q.dtype).contiguous(), k_out.to(k.dtype).contiguous()
     q, k = _dense_heads(q), _dense_heads(k)
     out = q.new_empty(q.shape), k.new_empty(k.shape)
     pointers, constants = _shared_arguments(q, k, cos, sin, q_gain, k_gain, interleaved)
@@ -263,9 +263,9 @@ def _dense_heads(x: Tensor) -> Tensor:
 
 def _normalised(x: Tensor, gain: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
     """Return the heads after their norm, and the factor that made their mean square one."""
-    wide = accurate(x)
+    wide = at_least_float32(x)
     scale = (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
-    return wide * scale * (accurate(gain) + offset), scale
+    return wide * scale * (at_least_float32(gain) + offset), scale
 
 
 def _reference_gradients(
@@ -278,13 +278,13 @@ def _reference_gradients(
     offset: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of heads and gain: the rotation back, and then that of the norm."""
-    rotated = rotate(accurate(grad), tables[0], -tables[1], interleaved=interleaved)
+    rotated = rotate(at_least_float32(grad), tables[0], -tables[1], interleaved=interleaved)
     if x is None or gain is None:
         return rotated.to(grad.dtype).contiguous(), grad.new_empty(0)
     _, scale = _normalised(x, gain, eps, offset)
-    unit = accurate(x) * scale
+    unit = at_least_float32(x) * scale
     of_gain = (rotated * unit).flatten(0, -2).sum(0).to(gain.dtype)
-    rotated = rotated * (accurate(gain) + offset)
+    rotated = rotated * (at_least_float32(gain) + offset)
     of_x = (rotated - unit * (rotated * unit).mean(dim=-1, keepdim=True)) * scale
     return of_x.to(x.dtype).contiguous(), of_gain
 

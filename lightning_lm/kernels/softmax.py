@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import at_least_float32
 from lightning_lm.kernels.runtime.backend import use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch, next_power_of_two
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate, row_settings, rows_of, unsupported_rows
+from lightning_lm.kernels.runtime.rows import row_settings, rows_of, unsupported_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -68,7 +69,7 @@ def _backward_kernel(
 def _softmax_forward(x: Tensor) -> tuple[Tensor]:
     if not use_triton("softmax", x.device, supported(x)):
         forbidden = (x == -torch.inf).all(dim=-1, keepdim=True)
-        return (accurate(x).softmax(dim=-1).masked_fill(forbidden, 0.0).to(x.dtype).contiguous(),)
+        return (at_least_float32(x).softmax(dim=-1).masked_fill(forbidden, 0.0).to(x.dtype).contiguous(),)
     rows, y = rows_of(x), x.new_empty(x.shape)
     settings = row_settings("softmax", x.size(-1), x)
     grid = (-(-len(rows) // settings["ROWS"]),)
@@ -79,7 +80,7 @@ def _softmax_forward(x: Tensor) -> tuple[Tensor]:
 
 def _softmax_backward(grad: Tensor, y: Tensor) -> tuple[Tensor]:
     if not use_triton("softmax", y.device, supported(y)):
-        wide, terms = accurate(grad), accurate(y)
+        wide, terms = at_least_float32(grad), at_least_float32(y)
         return ((terms * (wide - (wide * terms).sum(dim=-1, keepdim=True))).to(y.dtype).contiguous(),)
     rows, grad_x = rows_of(grad), y.new_empty(y.shape)
     settings = row_settings("softmax", y.size(-1), y)

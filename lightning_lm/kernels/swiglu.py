@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import at_least_float32
 from lightning_lm.kernels.runtime.backend import register, unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch
 from lightning_lm.kernels.runtime.operation import Operation
-from lightning_lm.kernels.runtime.rows import accurate, pieces
+from lightning_lm.kernels.runtime.rows import pieces
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -109,7 +110,7 @@ def _backward_kernel(
 
 def _gated_unit_forward(gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor]:
     if not use_triton("gated_unit", gate.device, supported(gate)):
-        return ((_activated(accurate(gate), activation)[0] * accurate(up)).to(gate.dtype).contiguous(),)
+        return ((_activated(at_least_float32(gate), activation)[0] * at_least_float32(up)).to(gate.dtype).contiguous(),)
     out = gate.new_empty(gate.shape)
     (gates, ups), grid, options = pieces("gated_unit", gate, up)
     strides = gates.stride(0), ups.stride(0)
@@ -119,9 +120,9 @@ def _gated_unit_forward(gate: Tensor, up: Tensor, activation: str) -> tuple[Tens
 
 def _gated_unit_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     if not use_triton("gated_unit", gate.device, supported(gate)):
-        active, slope = _activated(accurate(gate), activation)
-        wide = accurate(grad)
-        grads = wide * accurate(up) * slope, wide * active
+        active, slope = _activated(at_least_float32(gate), activation)
+        wide = at_least_float32(grad)
+        grads = wide * at_least_float32(up) * slope, wide * active
         return grads[0].to(gate.dtype).contiguous(), grads[1].to(up.dtype).contiguous()
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
     matrices, grid, options = pieces("gated_unit", grad, gate, up)

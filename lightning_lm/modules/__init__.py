@@ -35,8 +35,7 @@ from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.rl.experience_loader import ExperienceLoader, PromptSource
 from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms
 from lightning_lm.modules.rl.policy import PolicyModule
-from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine
-from lightning_lm.modules.rl.rollout_plan import RolloutPlan, Validation
+from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine, RolloutPlan, Validation
 from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.token_losses import DFT, NLL, CrossEntropy, ImitationLoss, TokenLossPart, token_scores

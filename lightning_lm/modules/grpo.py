@@ -13,8 +13,7 @@ from lightning_lm.models import ModelConfig
 from lightning_lm.modules.rl.experience_loader import Experience
 from lightning_lm.modules.rl.objective import Objective
 from lightning_lm.modules.rl.policy import PolicyModule
-from lightning_lm.modules.rl.rollout import Rollout
-from lightning_lm.modules.rl.rollout_plan import RolloutPlan
+from lightning_lm.modules.rl.rollout import Rollout, RolloutPlan
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, SkipRule
 from lightning_lm.rewards import Reward
 from lightning_lm.types import IGNORE_INDEX

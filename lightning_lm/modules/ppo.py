@@ -19,8 +19,7 @@ from lightning_lm.modules.rl.critic import Critic, KLReward, ValueModel
 from lightning_lm.modules.rl.experience_loader import Experience
 from lightning_lm.modules.rl.objective import Objective
 from lightning_lm.modules.rl.policy import PolicyModule
-from lightning_lm.modules.rl.rollout import Rollout
-from lightning_lm.modules.rl.rollout_plan import RolloutPlan
+from lightning_lm.modules.rl.rollout import Rollout, RolloutPlan
 from lightning_lm.modules.token_losses import target_mask
 from lightning_lm.optim import AdamW, CombinedOptimizer, Constant, OptimizerPart, Schedule
 from lightning_lm.optim.optimizers import RoledParameter

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import at_least_float32
 from lightning_lm.kernels.runtime.backend import unsupported_dtype, use_triton
 from lightning_lm.kernels.runtime.launch import jit, launch
 from lightning_lm.kernels.runtime.launch_settings import settings
-from lightning_lm.kernels.runtime.rows import accurate
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -277,10 +277,10 @@ def _gradient_kernel(
 
 def _adjusted(logits: Logits, *, fresh: bool) -> Tensor:
     """Return the logits after bias, soft-cap and temperature, as a tensor of their own if it will be written to."""
-    wide = accurate(logits.values)
+    wide = at_least_float32(logits.values)
     wide = wide.clone() if fresh and wide is logits.values else wide
     if logits.bias is not None:
-        wide = wide + accurate(logits.bias)
+        wide = wide + at_least_float32(logits.bias)
     if logits.softcap is not None:
         wide = (wide / logits.softcap).tanh_().mul_(logits.softcap)
     return wide if logits.temperature == 1 else wide / logits.temperature

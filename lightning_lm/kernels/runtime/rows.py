@@ -8,7 +8,6 @@ from lightning_lm.kernels.runtime.launch import next_power_of_two
 from lightning_lm.kernels.runtime.launch_settings import settings
 
 __all__ = [
-    "accurate",
     "partial_sums",
     "pieces",
     "row_settings",
@@ -18,15 +17,6 @@ __all__ = [
 
 LONGEST_ROW = 8192
 """Features of a row that fits into the registers of one program: at twice as many the gradients of norms spill."""
-
-
-def accurate(values: Tensor) -> Tensor:
-    """Return the values in float32, or as they are in float64.
-
-    Args:
-        values: Values of any float type.
-    """
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Experience for the optimizer: each rollout is divided into the micro-batches of its optimizer steps.
 
-The objective compares the policy with itself before the updates of a rollout (``old_logprobs``). The first optimizer
-step needs no such numbers, since nothing was updated yet: its own forward pass gives them. So
+The objective's ratio compares the policy with the one before the updates of a rollout (``old_logprobs``). The first
+optimizer step after a rollout computes these log-probabilities itself, which saves a forward pass:
 
-1. `policy_logprobs` computes them for all rows but those of the first step, which are NaN;
-2. the loader leaves them out of the first step's micro-batches, for which the objective takes the current ones;
-3. `keep_logprobs` then writes these into the rollout, if later epochs train on the same rows again.
+1. `policy_logprobs`, while a rollout is made, computes those of all rows but the first step's, which are NaN;
+2. `ExperienceLoader` drops ``old_logprobs`` from the first step's micro-batches;
+3. `with_old_logprobs`, once the loss has computed the current ones, takes these in their place; and
+4. writes them into the rollout if later epochs train on the same rows again.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +19,7 @@ from torch import Tensor
 
 from lightning_lm.data.post_training.prompts import PromptBatch
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.modules.rl.rollout import Rollout, SparePrompts
-from lightning_lm.modules.rl.rollout_plan import RolloutPlan
+from lightning_lm.modules.rl.rollout import Rollout, RolloutPlan, SparePrompts
 from lightning_lm.modules.token_losses import target_mask
 
 __all__ = [
@@ -28,13 +28,12 @@ __all__ = [
     "PromptSource",
     "describe_rollout",
     "epoch_orders",
-    "keep_logprobs",
     "policy_logprobs",
     "recorded_logprobs",
     "resume_after_rollout",
-    "row_chunks",
     "skip_unfinished_rollout",
     "staleness_of",
+    "with_old_logprobs",
 ]
 
 Experience = dict[str, Any]
@@ -170,29 +169,20 @@ def recorded_logprobs(rollout: Rollout, rows: Experience) -> Experience:
     return {"old_logprobs": rollout.sampler_logprobs(target_mask(rows).float())}
 
 
-def keep_logprobs(rows: Experience, row_ids: Tensor, logprobs: Tensor) -> None:
-    """Note in a rollout what the first step has computed of its completions, in place.
+def with_old_logprobs(batch: Mapping[str, Any], logprobs: Tensor, rollout: Experience | None) -> Mapping[str, Any]:
+    """Return a micro-batch with ``old_logprobs``: in the first step of a rollout the current log-probabilities.
 
     Args:
-        rows: The rollout.
-        row_ids: Numbers of the completions, int64 [some].
-        logprobs: Log-probabilities of their tokens, nats [some, seq - 1]; later columns hold no target tokens.
+        batch: Experience. Its ``row_ids``, if any, are rows of the rollout that later epochs train on again.
+        logprobs: Log-probabilities by the current policy, nats [rows, seq - 1].
+        rollout: The rollout, whose ``old_logprobs`` are filled in place.
     """
-    rows["old_logprobs"][row_ids, : logprobs.shape[1]] = logprobs.detach().float()
-
-
-def row_chunks(rows: Experience, size: int, chosen: Tensor | None = None) -> Iterator[Experience]:
-    """Yield the model's inputs of some rows, in pieces.
-
-    Args:
-        rows: The rollout.
-        size: Most rows of a piece.
-        chosen: Indices of the rows; by default all.
-    """
-    chosen = torch.arange(len(rows["labels"]), device=rows["labels"].device) if chosen is None else chosen
-    names = [name for name in ("input_ids", "labels", "prompt_numbers", "prompt_lengths") if name in rows]
-    for part in chosen.split(size):
-        yield {name: rows[name][part] for name in names}
+    if "old_logprobs" in batch:
+        return batch
+    old = logprobs.detach()
+    if "row_ids" in batch and rollout is not None:  # columns after the micro-batch's last one have no target tokens
+        rollout["old_logprobs"][batch["row_ids"], : old.shape[1]] = old.float()
+    return {**batch, "old_logprobs": old}
 
 
 def _has_rows(value: Any) -> bool:

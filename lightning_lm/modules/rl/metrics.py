@@ -8,8 +8,7 @@ from lightning_lm.evals import pass_at
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.modules.rl.objective import ObjectiveTerms
-from lightning_lm.modules.rl.rollout import Rollout
-from lightning_lm.modules.rl.rollout_plan import Validation
+from lightning_lm.modules.rl.rollout import Rollout, Validation
 
 __all__ = ["record_objective", "record_rewards", "record_rollout", "record_sampler", "record_validation"]
 

@@ -61,8 +61,7 @@ class Objective(Part):
         """
         mask = target_mask(batch)
         logprobs = scores.logprobs
-        old = batch.get("old_logprobs")
-        old = logprobs.detach() if old is None else old
+        old = batch.get("old_logprobs", logprobs.detach())
         advantages = batch["advantages"]
         advantages = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(logprobs)
         policy = self.loss(logprobs, old, advantages, mask)

@@ -33,17 +33,15 @@ from lightning_lm.modules.rl.experience_loader import (
     ExperienceLoader,
     PromptSource,
     describe_rollout,
-    keep_logprobs,
     policy_logprobs,
     recorded_logprobs,
     resume_after_rollout,
-    row_chunks,
     staleness_of,
+    with_old_logprobs,
 )
 from lightning_lm.modules.rl.metrics import record_objective, record_rollout, record_sampler, record_validation
 from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms
-from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine, ServerWeights, SparePrompts
-from lightning_lm.modules.rl.rollout_plan import RolloutPlan
+from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine, RolloutPlan, ServerWeights, SparePrompts
 from lightning_lm.modules.token_losses import target_mask, token_scores
 from lightning_lm.optim import OptimizerPart, Schedule, SkipRule
 from lightning_lm.protocols import Tokenizer
@@ -240,7 +238,10 @@ class PolicyModule(LMModule, abc.ABC):
         """
         plan, parts = self.plan, self.plan.minibatches * self.trainer.accumulate_grad_batches
         size = plan.rows_at_once or -(-len(rows["labels"]) // parts)
-        return torch.cat([function(chunk) for chunk in row_chunks(rows, size, chosen)])
+        chosen = torch.arange(len(rows["labels"]), device=rows["labels"].device) if chosen is None else chosen
+        inputs = {name: rows[name] for name in ("input_ids", "labels", "prompt_numbers", "prompt_lengths")}
+        chunks = ({name: value[part] for name, value in inputs.items()} for part in chosen.split(size))
+        return torch.cat([function(chunk) for chunk in chunks])
 
     # --- training ---
 
@@ -258,10 +259,9 @@ class PolicyModule(LMModule, abc.ABC):
     def objective_terms(self, batch: Mapping[str, Any]) -> ObjectiveTerms:
         """Return the recorded terms of the objective, and keep the log-probabilities that later epochs compare with."""
         scores = self.scores(self.model, batch)
-        terms = self.objective(scores, batch)
+        rollout = None if self.last_rollout is None else self.last_rollout[1]
+        terms = self.objective(scores, with_old_logprobs(batch, scores.logprobs, rollout))
         record_objective(self, terms, scores, target_mask(batch))
-        if "row_ids" in batch and self.last_rollout is not None:
-            keep_logprobs(self.last_rollout[1], batch["row_ids"], scores.logprobs)
         return terms
 
     def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
