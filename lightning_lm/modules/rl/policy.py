@@ -226,22 +226,20 @@ class PolicyModule(LMModule, abc.ABC):
     def _logprobs(self, model: nn.Module, rows: Experience, chosen: Tensor | None = None) -> Tensor:
         return self.in_chunks(lambda part: self.scores(model, part).logprobs, rows, chosen)
 
-    def in_chunks(
-        self, function: Callable[[Experience], Tensor], rows: Experience, chosen: Tensor | None = None
-    ) -> Tensor:
+    def in_chunks(self, score: Callable[[Experience], Tensor], rows: Experience, ids: Tensor | None = None) -> Tensor:
         """Apply a function to as many rows at once as a micro-batch has, and return all results.
 
         Args:
-            function: Maps rows to one result each.
+            score: Function of rows that returns one result each.
             rows: Experience.
-            chosen: Indices of the rows; by default all.
+            ids: Indices of the rows; by default all.
         """
         plan, parts = self.plan, self.plan.minibatches * self.trainer.accumulate_grad_batches
         size = plan.rows_at_once or -(-len(rows["labels"]) // parts)
-        chosen = torch.arange(len(rows["labels"]), device=rows["labels"].device) if chosen is None else chosen
+        ids = torch.arange(len(rows["labels"]), device=rows["labels"].device) if ids is None else ids
         inputs = {name: rows[name] for name in ("input_ids", "labels", "prompt_numbers", "prompt_lengths")}
-        chunks = ({name: value[part] for name, value in inputs.items()} for part in chosen.split(size))
-        return torch.cat([function(chunk) for chunk in chunks])
+        chunks = ({name: value[part] for name, value in inputs.items()} for part in ids.split(size))
+        return torch.cat([score(chunk) for chunk in chunks])
 
     # --- training ---
 
@@ -257,7 +255,7 @@ class PolicyModule(LMModule, abc.ABC):
         return self.objective_terms(batch).loss
 
     def objective_terms(self, batch: Mapping[str, Any]) -> ObjectiveTerms:
-        """Return the recorded terms of the objective, and keep the log-probabilities that later epochs compare with."""
+        """Return the terms of the objective, recorded."""
         scores = self.scores(self.model, batch)
         rollout = None if self.last_rollout is None else self.last_rollout[1]
         terms = self.objective(scores, with_old_logprobs(batch, scores.logprobs, rollout))
