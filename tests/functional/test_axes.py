@@ -9,6 +9,7 @@ import torch
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional import causal_attention, group_advantages, rotate
 from lightning_lm.functional.advantages import explained_variance, gae, whiten
+from lightning_lm.functional.context_parallel import context_parallel_attention, shard_sequence
 from lightning_lm.functional.cross_entropy import token_cross_entropy
 from lightning_lm.functional.flash_attention import flash_attention as plain_flash_attention
 from lightning_lm.functional.logprobs import masked_mean, masked_normalize, sequence_logprobs, token_logprobs
@@ -145,3 +146,15 @@ def test_a_draw_needs_a_number_for_each_row(uniforms):
         call(draw, ROWS, uniforms)
     with pytest.raises(ConfigurationError, match=r"\[batch, vocab\]"):
         call(draw, ROWS[0], torch.rand(1))
+
+
+def test_rows_over_ranks_name_their_axes(monkeypatch):
+    """Refused before any rank waits for another."""
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda group: 2)
+    with pytest.raises(ConfigurationError, match=r"shape \(4,\), and \[batch, seq, \.\.\.\] is needed"):
+        call(shard_sequence, PER_ROW, None)
+    with pytest.raises(ConfigurationError, match=r"\[batch, heads, queries, head_dim\]"):
+        call(context_parallel_attention, *[torch.ones(2, 3, 8)] * 3, group=None)
+    heads, local = torch.ones(2, 4, 6, 8), torch.zeros(2, 6, dtype=torch.int64)
+    with pytest.raises(ConfigurationError, match=r"document_ids has shape \(2, 6\).*\(2, 12\)"):
+        call(context_parallel_attention, heads, heads, heads, group=None, document_ids=local)
