@@ -115,7 +115,7 @@ def _ends(order: np.ndarray, count: int) -> np.ndarray:
 
 
 def _table(rows: list[_Row], names: tuple[str, ...], step: int) -> Table:
-    table = Table(title=f"answers at step {step:,}", title_justify="left", title_style="dim")
+    table = Table(title=f"completions at step {step:,}", title_justify="left", title_style="dim")
     for name in ("prompt", "answer"):
         table.add_column(name, overflow="fold", ratio=1)
     for name in (*names, "advantage") if len(names) == 1 else (*names, "reward", "advantage"):

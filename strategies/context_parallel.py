@@ -174,7 +174,7 @@ class _SharedRows:
 
 
 def _padded(batch: Mapping[str, Tensor], multiple: int) -> dict[str, Tensor]:
-    """Return inputs, their positions and targets, with tokens that nothing depends on behind each row."""
+    """Return inputs, their positions and targets, with tokens that nothing depends on after each row."""
     inputs = next_token_inputs(batch)
     ids = inputs["input_ids"]
     documents = Documents(ids=inputs.get("document_ids", torch.zeros_like(ids)), runs=())

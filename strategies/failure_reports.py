@@ -82,7 +82,7 @@ class FailureReports:
         thread.join(_BOARD_S)
         if lines is not None:
             return lines
-        return [f"Rank 0 of {self.size} does not answer: it has died or is stopped, or its machine cannot be reached."]
+        return [f"Rank 0 of {self.size} does not respond: it has died or is stopped, or its machine cannot be reached."]
 
     def tell(self, error: BaseException) -> None:
         """Report this rank's error.
@@ -110,7 +110,7 @@ class FailureReports:
             time.sleep(_POLL_S / 5)
         return [
             *(line for line in found if line),
-            *(f"Rank {rank} of {self.size} does not answer: {_SILENT}" for rank in waiting),
+            *(f"Rank {rank} of {self.size} does not respond: {_SILENT}" for rank in waiting),
         ]
 
     def _answer(self, rank: int) -> str | None:

@@ -94,7 +94,7 @@ class UnpairedDataModule(ResumableDataModule):
         rank_zero_info(f"{len(examples):,} completions, {good:,} of them desirable.")
         if examples.too_long:
             rank_zero_warn(
-                f"{examples.too_long:,} completions longer than {self._rows.max_length:,} tokens are left out."
+                f"{examples.too_long:,} completions longer than {self._rows.max_length:,} tokens are dropped."
             )
         return UnpairedStream(examples, seed=self._seed, shuffle=shuffle, step_size=self.batch_size)
 

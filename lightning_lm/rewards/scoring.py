@@ -192,7 +192,7 @@ def _call(
     thread = threading.Thread(target=_call_into, args=(box, reward, samples), daemon=True)
     thread.start()
     thread.join(timeout_s)
-    return box[0] if box else (None, f"no answer within {timeout_s} s")
+    return box[0] if box else (None, f"no result within {timeout_s} s")
 
 
 def _call_into(

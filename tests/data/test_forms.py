@@ -285,8 +285,8 @@ def test_answers_that_part_at_a_question_begin_with_the_answer_before_it():
     ("record", "words"),
     [
         ({"chosen": turns_of("q", "a"), "rejected": turns_of("p", "a")}, "share 0 turn"),
-        ({"chosen": turns_of("q"), "rejected": turns_of("q", "a")}, "chosen has no turn of 'assistant'"),
-        ({"chosen": [], "rejected": turns_of("q", "a")}, "chosen has no turn of 'assistant'"),
+        ({"chosen": turns_of("q"), "rejected": turns_of("q", "a")}, "chosen has no 'assistant' message"),
+        ({"chosen": [], "rejected": turns_of("q", "a")}, "chosen has no 'assistant' message"),
         ({"prompt": "a", "completion": "b", "label": True}, "KTOModule --data UnpairedDataModule"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "much"}, "margin is 'much'"),
     ],

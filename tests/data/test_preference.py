@@ -119,7 +119,7 @@ def test_long_pairs_are_left_out_and_counted():
     assert (counts.kept, counts.cut, counts.too_long, counts.same) == (1, 0, 3, 1)
     assert len(with_report) == 1
     assert counts.report(12) == (
-        "Of 5 pairs 3 longer than 12 tokens were left out, 1 with equal answers, or an empty one, were left out."
+        "Of 5 pairs 3 longer than 12 tokens were dropped, 1 with equal completions, or an empty one, were dropped."
     )
 
 

@@ -174,7 +174,7 @@ def test_whole_fit_never_cuts_in_two(long):
 
 @pytest.mark.parametrize("packing", [BestFit(), Concatenate()])
 def test_a_packing_that_divides_is_refused(packing):
-    with pytest.raises(ConfigurationError, match="divides"):
+    with pytest.raises(ConfigurationError, match="splits"):
         SupervisedRows(packing=packing)
     with pytest.raises(ConfigurationError, match="BestFit"):
         WholeFit(long="split")

@@ -161,7 +161,7 @@ def test_files_are_read_and_a_tokenizer_trained_on_them(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     module = data(str(path), tokenizer=TrainCharacters(), loading=Loading(cache_dir=str(tmp_path)))
-    with pytest.warns(UserWarning, match="Of 3 pairs 1 with equal answers"):
+    with pytest.warns(UserWarning, match="Of 3 pairs 1 with equal completions"):
         module.setup()
     prompt, chosen, _ = module.train_pairs[1]
     assert module.tokenizer.decode(prompt) == "<|endoftext|>yes"

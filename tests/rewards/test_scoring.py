@@ -68,7 +68,7 @@ def test_a_reward_that_hangs_is_left_behind() -> None:
     release.set()
     assert table.totals.tolist() == [1.0, 2.0, 3.0]
     assert len(table.failures) == 3
-    assert "no answer within 0.2 s" in table.failures[0].reason
+    assert "no result within 0.2 s" in table.failures[0].reason
 
 
 def test_columns_reach_the_reward() -> None:

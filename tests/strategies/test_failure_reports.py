@@ -62,7 +62,7 @@ def what_rank_0_learns(kind):
     [
         ("is at work", r"^Rank 2 of 3 has not failed; it is at\n(.|\n)*in stuck_in_its_own_work"),
         ("raised", r"^Rank 2 of 3 failed with\nValueError: the last straw"),
-        ("is dead", r"^Rank 2 of 3 does not answer: it has died"),
+        ("is dead", r"^Rank 2 of 3 does not respond: it has died"),
     ],
 )
 def test_the_rank_that_the_others_waited_for_is_named(ranks, kind, said):
@@ -88,7 +88,7 @@ def while_rank_0_is_stopped(error):
 
 def test_a_stopped_rank_0_is_named_although_the_board_lies_with_it(ranks):
     _, (found, seconds) = ranks(2).run(while_rank_0_is_stopped, IN_VAIN)
-    assert found == ["Rank 0 of 2 does not answer: it has died or is stopped, or its machine cannot be reached."]
+    assert found == ["Rank 0 of 2 does not respond: it has died or is stopped, or its machine cannot be reached."]
     assert seconds < 10
     _, (found, seconds) = ranks(2).run(while_rank_0_is_stopped, ValueError("of its own"))
     assert found == []

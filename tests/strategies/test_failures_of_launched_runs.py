@@ -47,7 +47,7 @@ SAID = {
         "in on_train_batch_start",
         "This was rank 1 of 2, after 2 steps",
     ],
-    ("popen", "dies"): [r"Rank 1 of 2 does not answer: it has died|ank: 1\] Child process.* terminated with code -9"],
+    ("popen", "dies"): [r"Rank 1 of 2 does not respond: it has died|ank: 1\] Child process.* terminated with code -9"],
     ("torchrun", "dies"): ["local_rank: 1", "exitcode: -9"],
     ("torchrun", "hangs"): ["Rank 1 of 2 has not failed; it is at", "in wait_for_ever"],
 }

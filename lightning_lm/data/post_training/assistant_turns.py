@@ -46,13 +46,13 @@ class _Closed(NamedTuple):
     Args:
         begin: Start of the part that is the same whether or not another message follows.
         end: End of that part.
-        behind: Position after the content of the turn, from where its end mark is looked for if that part has none.
+        after: Position after the content of the turn, from where its end mark is looked for if that part has none.
         followed_by: Text at this place if another message follows.
     """
 
     begin: int
     end: int
-    behind: int
+    after: int
     followed_by: str
 
 
@@ -95,7 +95,7 @@ class AssistantTurns:
             return len(prompt)
         if not before:
             return self._aligned(_shared(self.text, self._other(number)))
-        anchor, prompt_anchor = self._behind(number - 1, self._messages), self._behind(number - 1, before, True)
+        anchor, prompt_anchor = self._after(number - 1, self._messages), self._after(number - 1, before, True)
         other, rest = self._other(number), prompt[prompt_anchor:]
         shared = _shared(self.text[anchor:], rest)
         if shared < len(rest) and other[:anchor] == self.text[:anchor]:
@@ -126,18 +126,18 @@ class AssistantTurns:
         marks = list(self._marks(self.text[closed.begin : closed.end]))
         if marks and not self.text[closed.begin + marks[-1].end() : closed.end].strip():
             return Turn(begin, closed.begin + marks[-1].end(), "")
-        behind = self.text[closed.behind :]
-        first = self._first_mark(behind)
+        after = self.text[closed.after :]
+        first = self._first_mark(after)
         if first is not None:
-            return Turn(begin, closed.behind + first.end(), "")
+            return Turn(begin, closed.after + first.end(), "")
         first = self._first_mark(closed.followed_by)
-        if first is None or behind.strip():
+        if first is None or after.strip():
             raise DataError(
                 f"The chat template ends the assistant's message {number} without a special token "
                 f"({self.text[begin:][-40:]!r}), so a model could not learn to stop. Use ChatML(), or a template that "
                 "writes one: TokenizerTemplate(path='chat_template.jinja')."
             )
-        return Turn(begin, closed.behind, first.group())
+        return Turn(begin, closed.after, first.group())
 
     def _closed(self, number: int, begin: int) -> "_Closed":
         """Return the text that follows a turn."""
@@ -146,12 +146,12 @@ class AssistantTurns:
         followed, following = self._followed(number)
         if followed is not None and followed.startswith(alone) and self.text.startswith(alone):
             return _Closed(begin, len(alone), len(alone), followed[len(alone) :])
-        behind = self._behind(number, self._messages)
-        others = [alone[self._behind(number, closed) :]]
-        others += [] if followed is None else [followed[self._behind(number, following) :]]
-        same = min(_shared(self.text[behind:], other) for other in others)
+        after = self._after(number, self._messages)
+        others = [alone[self._after(number, closed) :]]
+        others += [] if followed is None else [followed[self._after(number, following) :]]
+        same = min(_shared(self.text[after:], other) for other in others)
         said = same if same == len(others[0]) else 0
-        return _Closed(behind, behind + same, behind + said, others[-1][said:] if followed is not None else "")
+        return _Closed(after, after + same, after + said, others[-1][said:] if followed is not None else "")
 
     def _followed(self, number: int) -> tuple[str | None, Messages]:
         """Return the text in which another message follows, and its messages."""
@@ -178,7 +178,7 @@ class AssistantTurns:
             return self.text
         raise DataError(_unsafe(number, "its content does not stand in the text"))
 
-    def _behind(self, number: int, messages: Messages, answering: bool = False) -> int:
+    def _after(self, number: int, messages: Messages, answering: bool = False) -> int:
         """Return the position after the content of a message in the text of messages."""
         text = self._write(messages, answering)
         for changed in _changed(messages[number]):

@@ -281,7 +281,7 @@ def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         return chosen[:shared] if prompt is None else prompt, chosen[shared:], rejected[shared:]
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if not any(turn.get("role") == "assistant" for turn in side):
-            raise DataError(f"{name} has no turn of 'assistant', but {[turn.get('role') for turn in side]}.")
+            raise DataError(f"{name} has no 'assistant' message, only {[turn.get('role') for turn in side]}.")
     if prompt is not None and all(side[0].get("role") == "assistant" for side in (chosen, rejected)):
         return prompt, chosen, rejected
     shared = _shared_turns(chosen, rejected)

@@ -50,7 +50,7 @@ class PairRows(Part):
     def __post_init__(self) -> None:
         if self.max_length < 2 or self.steps_sorted < 1:
             raise ConfigurationError(
-                f"max_length={self.max_length} must be at least 2, a prompt and an answer, and "
+                f"max_length={self.max_length} must be at least 2, a prompt and a completion, and "
                 f"steps_sorted={self.steps_sorted} at least 1."
             )
 
@@ -96,9 +96,9 @@ class PairCounts:
         """
         losses = [
             (self.cut, f"{self.cut:,} were cut to {max_length:,} tokens"),
-            (self.too_long, f"{self.too_long:,} longer than {max_length:,} tokens were left out"),
-            (self.same, f"{self.same:,} with equal answers, or an empty one, were left out"),
-            (self.bad, f"{self.bad:,} were left out because they cannot be used"),
+            (self.too_long, f"{self.too_long:,} longer than {max_length:,} tokens were dropped"),
+            (self.same, f"{self.same:,} with equal completions, or an empty one, were dropped"),
+            (self.bad, f"{self.bad:,} were dropped because they cannot be used"),
         ]
         said = [words for count, words in losses if count]
         total = self.kept + self.too_long + self.same + self.bad

@@ -53,7 +53,7 @@ class SupervisedRows(Part):
         packing: Layout of examples in rows; none is ever divided.
 
     Raises:
-        ConfigurationError: If rows are too short, or the packing divides examples.
+        ConfigurationError: If rows are too short, or the packing splits examples.
     """
 
     context_length: int = 1024
@@ -66,7 +66,7 @@ class SupervisedRows(Part):
             raise ConfigurationError(f"context_length={self.context_length} is too small; use at least 1.")
         if not isinstance(self.packing, WholeFit | OnePerRow):
             raise ConfigurationError(
-                f"{type(self.packing).__name__} divides examples, so a completion would lose its prompt. "
+                f"{type(self.packing).__name__} splits examples, so a completion would lose its prompt. "
                 "Use WholeFit() or OnePerRow()."
             )
 

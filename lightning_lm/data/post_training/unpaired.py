@@ -96,7 +96,7 @@ class UnpairedExamples:
         if not len(labels) or self.desirable.all() or not self.desirable.any():
             raise DataError(
                 f"Of {len(labels):,} completions {int(self.desirable.sum()):,} are desirable, and {self.too_long:,} "
-                "were left out because of their length; KTO needs some that are desirable and some that are not."
+                "were dropped because of their length; KTO needs some that are desirable and some that are not."
             )
         self._tokens = np.array(tokens, dtype=np.uint32)
         self._ends = np.array(ends, dtype=np.int64)
