@@ -1,11 +1,13 @@
 """Signals end a run at the end of its step, saved; the run that resumes ends as one without a signal."""
 
 import copy
+import multiprocessing
 import os
 import pickle
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from robustness.signal_trials import Trial, execute
 
 from lightning_lm.callbacks import EMA, LastCheckpoint
+from lightning_lm.data import tokenize
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.errors import RunStopped
 from lightning_lm.models import TransformerConfig
@@ -22,7 +25,8 @@ from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.signals import stop_signals
 from lightning_lm.optim import AdamW, Constant
 from lightning_lm.strategies import AtomicCheckpointIO, BackgroundCheckpointIO
-from lightning_lm.tokenizers import Bytes
+from lightning_lm.tokenizers import Bytes, ByteTokenizer
+from lightning_lm.tokenizers.bpe import BPETokenizer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TEXTS = ["one two three four " * 9, "five six seven eight " * 9]
@@ -205,6 +209,38 @@ def test_a_signal_that_is_read_late_stops_no_later_run(monkeypatch):
     received = stop_signals.received
     stop_signals.restore()
     assert (received, told) == (0, [])
+
+
+def stopped_at(texts, place):
+    for number, text in enumerate(texts):
+        if number == place:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield text
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_signal_ends_tokenizing_with_its_processes_and_the_next_call_goes_on(tmp_path, num_workers):
+    texts, tokenizer = [f"text {number}" for number in range(5000)], ByteTokenizer()
+    settings = {"num_workers": num_workers, "show_progress": False}
+    with pytest.raises(RunStopped), stop_signals.handled():
+        tokenize(stopped_at(texts, 4000), tokenizer, tmp_path / "store", **settings)
+    assert multiprocessing.active_children() == []
+    store = tokenize(texts, tokenizer, tmp_path / "store", **settings)
+    assert len(store) == 5000
+    assert store[4321].tolist() == [*b"text 4321", tokenizer.eos_id]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_signal_ends_the_training_of_a_tokenizer_with_its_processes(num_workers):
+    before = threading.active_count()
+    with pytest.raises(RunStopped), stop_signals.handled():
+        BPETokenizer.train(stopped_at(["the cat sat on the mat " * 9] * 5000, 4000), 300, num_workers=num_workers)
+    children = Path("/proc/self/task").glob("*/children")
+    running = [pid for found in children for pid in found.read_text().split()]
+    names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in running]
+    assert not [name for name in names if "word_count" in name]
+    assert threading.active_count() <= before
 
 
 class Rewards:

@@ -207,7 +207,7 @@ WRITERS = [
     Writer(
         "export, shards",
         lambda folder, version: save_huggingface(
-            MODELS[version], folder / "model", TOKENIZERS[version], max_shard_bytes=12_000
+            MODELS[version], folder / "model", TOKENIZERS[version], max_shard_bytes=8_000
         ),
         read_export,
     ),
