@@ -32,7 +32,7 @@ _TEXT_FILES = (
     "merges.txt",
 )
 
-_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Errors that values of another type or size than expected lead to, wherever they are first used."""
 
 

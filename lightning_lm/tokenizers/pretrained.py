@@ -180,7 +180,10 @@ def _tokenizer(definition: str, special: Sequence[str | None]) -> "tokenizers.To
     model = _json(definition, "tokenizer.json").get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise TokenizerError("tokenizer.json has no model with a vocabulary: it is damaged, or of another kind.")
-    tokenizer = Tokenizer.from_str(definition)
+    try:
+        tokenizer = Tokenizer.from_str(definition)
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise TokenizerError(f"tokenizer.json is damaged, or of a newer version of tokenizers: {error}.") from error
     tokenizer.add_special_tokens([name for name in special if name and tokenizer.token_to_id(name) is not None])
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -14,6 +14,8 @@ __all__ = ["Merge", "Vocabulary"]
 Merge = tuple[bytes, bytes]
 """Two tokens that become one."""
 
+_MOST_IDS = 2**24
+"""Limit of ids, a hundred times those of the largest models: tables have a row for each id."""
 _ADVICE = "PretrainedTokenizer reads such a file as it is."
 
 
@@ -57,6 +59,10 @@ class Vocabulary:
         for name, number in special_tokens.items():
             if number in taken:
                 raise TokenizerError(f"The special token {name!r} has the id {number} of the token {taken[number]!r}.")
+            if not isinstance(number, int) or not 0 <= number < _MOST_IDS:
+                raise TokenizerError(
+                    f"The special token {name!r} has the id {number}; ids lie in 0 ... {_MOST_IDS - 1}."
+                )
             if name.encode() in self.ids:
                 raise TokenizerError(f"The special token {name!r} is an ordinary token too; choose another name.")
             taken[number] = name.encode()
@@ -72,8 +78,9 @@ class Vocabulary:
             raise TokenizerError(f"{len(missing)} tokens have no id, among them {min(missing)!r}. {_ADVICE}")
         if unknown := self.ids.keys() - self._order.keys():
             raise TokenizerError(f"{len(unknown)} tokens are made by no merge, among them {min(unknown)!r}. {_ADVICE}")
-        if len(set(self.ids.values())) < len(self.ids) or min(self.ids.values()) < 0:
-            raise TokenizerError("Two tokens have the same id, or an id is negative.")
+        ids = set(self.ids.values())
+        if len(ids) < len(self.ids) or not all(type(number) is int and 0 <= number < _MOST_IDS for number in ids):
+            raise TokenizerError(f"Two tokens have the same id, or an id lies outside of 0 ... {_MOST_IDS - 1}.")
 
     def _check_merges(self) -> None:
         """Check that applying the merges to the bytes of a token makes that token, by its own merge.

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -25,7 +26,7 @@ from torch.optim import Optimizer
 from lightning_lm.errors import CheckpointError
 from lightning_lm.functional.dtensor import cut_like, local_part
 from lightning_lm.modules.checkpoint import check_weights, reading
-from lightning_lm.storage import rename, sync_folder, synced
+from lightning_lm.storage import rename, sync_folder, synced, system_error
 from lightning_lm.strategies.checkpoints.digests import FILE, as_file, check_folder, digests_of, take_as_sound
 from lightning_lm.strategies.checkpoints.folder_reader import METADATA, agreed, load_tensors
 from lightning_lm.strategies.checkpoints.stock_folder import is_stock, read_stock
@@ -103,7 +104,10 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     distributed.barrier()
-    save(tensors, storage_writer=FileSystemWriter(temporary))
+    try:
+        save(tensors, storage_writer=FileSystemWriter(temporary))
+    except CheckpointException as error:  # on every rank; it has the failures of all
+        raise _unwritten(path, error) from error
     digests = _gathered_digests(temporary)
     if distributed.get_rank() == 0:
         with synced(temporary / _META) as file:
@@ -113,6 +117,16 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
         sync_folder(temporary)
         put(temporary, path)
     distributed.barrier()
+
+
+def _unwritten(path: Path, error: CheckpointException) -> CheckpointError:
+    rank, failure = next((rank, failed[0]) for rank, failed in error.failures.items())
+    cause = system_error(failure)
+    reason = repr(failure) if cause is None else cause.strerror
+    return CheckpointError(
+        f"{path} was not written, because rank {rank} could not write its part: {reason}. The previous checkpoint of "
+        "that name is untouched. Free some space on this disk or save elsewhere (ModelCheckpoint's dirpath)."
+    )
 
 
 def _gathered_digests(folder: Path) -> dict[str, Any]:
