@@ -22,10 +22,12 @@ from transformers import (
 )
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.attention import causal_attention
 from lightning_lm.generation import Generator, Sampling, Speculation
 from lightning_lm.models.huggingface.transformers_model import TransformersModel, as_language_model
 from lightning_lm.models.own_model import whole_logits
 from lightning_lm.models.summary import attention_shapes
+from lightning_lm.modules.activation_checkpointing import recompute_blocks
 from lightning_lm.protocols import LanguageModel
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
@@ -102,6 +104,42 @@ def test_each_document_of_a_row_gets_the_logits_it_has_alone(name, implementatio
     for row, start, stop in [(0, 0, 7), (0, 7, 8), (0, 8, 17), (1, 0, 17), (2, 8, 17)]:
         alone = model(ids[row : row + 1, start:stop])
         torch.testing.assert_close(packed[row : row + 1, start:stop], alone, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_gradients_of_packed_rows_are_those_of_a_mask_of_all_pairs(name, checkpointing, ids):
+    documents = torch.tensor([[0] * 9 + [1] * 8, [0] * 3 + [1] * 4 + [2] * 10, [5] * 17])
+    gradients = []
+    for implementation in ("sdpa", "eager"):  # the latter never asks torch for attention
+        model = TransformersModel(make(name, implementation))
+        if checkpointing:
+            recompute_blocks(model, "blocks")
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        before = copy.deepcopy(model.model.config.to_dict())
+        model(ids, document_ids=documents).square().sum().backward()
+        assert model.model.config.to_dict() == before
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_packed_rows_score_no_pair_of_two_documents(ids, monkeypatch):
+    model, documents = TransformersModel(make("llama")), torch.tensor([[0] * 9 + [1] * 8] * 3)
+    model(ids, document_ids=documents)  # the trial
+    seen = []
+
+    def noted(*args, **options):
+        seen.append(options["mask"])
+        return causal_attention(*args, **options)
+
+    monkeypatch.setattr("lightning_lm.models.huggingface.document_attention.causal_attention", noted)
+    model(ids, document_ids=documents)
+    assert [mask.runs for mask in seen] == [((1, 9), (1, 8)) * 3] * 2
 
 
 @torch.no_grad()

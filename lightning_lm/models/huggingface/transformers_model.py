@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache as remembered
 from itertools import repeat
@@ -14,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
+from lightning_lm.functional.attention import Documents
 from lightning_lm.models.config import ModelConfig
+from lightning_lm.models.huggingface.document_attention import DocumentAttention
 from lightning_lm.models.huggingface.transformers_cache import TransformersCache
 from lightning_lm.models.lora import default_adapters
 from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart, several_documents
@@ -195,7 +198,8 @@ class TransformersModel(nn.Module):
         elif position_ids is not None:
             # Without a mask transformers would read a jump in the positions as the border of a document.
             mask = torch.ones_like(input_ids, dtype=torch.bool)
-        hidden = self._decode(input_ids, position_ids, mask, cache)
+        with self._document_attention(document_ids):
+            hidden = self._decode(input_ids, position_ids, mask, cache)
         return hidden if self._scale == 1.0 else hidden * self._scale
 
     def _decode(
@@ -218,6 +222,15 @@ class TransformersModel(nn.Module):
             cache.length += input_ids.shape[1]
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _document_attention(self, document_ids: Tensor | None) -> AbstractContextManager[Any]:
+        """Return the context that attends document by document, if that is faster: on a CPU, uncompiled."""
+        if document_ids is None or document_ids.device.type != "cpu" or torch.compiler.is_compiling():
+            return nullcontext()
+        if any(getattr(module, "_compiled_call_impl", None) is not None for module in self.model.modules()):
+            return nullcontext()
+        documents = Documents.from_ids(document_ids)
+        return nullcontext() if documents is None else DocumentAttention(documents)
 
     def _require_apart(self, input_ids: Tensor, document_ids: Tensor) -> None:
         """Refuse rows of several documents if one can be seen from another; tried once."""
