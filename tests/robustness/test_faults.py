@@ -20,7 +20,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @every_writer
 def test_a_kill_leaves_the_old_or_the_new(writer, tmp_path):
-    assert kill_everywhere(writer, tmp_path, step=3 if "export" in writer.name else 1) > 0
+    assert kill_everywhere(writer, tmp_path, step=4 if "export" in writer.name or writer.name == "adapters" else 1) > 0
 
 
 @every_writer
