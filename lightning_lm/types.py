@@ -91,10 +91,6 @@ class ExperienceBatch(TypedDict):
     """float32 [rows, seq - 1]: of the policy to stay near to, nats."""
     importance_weights: NotRequired[Tensor]
     """float32 [rows, seq - 1]: factor on each token's loss."""
-    prompt_numbers: NotRequired[Tensor]
-    """int64 [rows]: equal in rows that begin with the same prompt."""
-    prompt_lengths: NotRequired[Tensor]
-    """int64 [rows]: tokens of that prompt, at least one."""
     num_fresh: NotRequired[int]
     """Completions of the first optimizer step after a rollout, which computes their ``old_logprobs`` itself."""
     row_ids: NotRequired[Tensor]

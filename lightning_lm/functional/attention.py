@@ -8,6 +8,7 @@ new query over cached keys needs no mask at all. Every way gives the same number
 import math
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,19 @@ from torch import Tensor
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.flash_attention import first_visible, require_heads
 
-__all__ = ["Documents", "causal_attention"]
+__all__ = ["Documents", "SharedPrefixes", "causal_attention"]
 
 _BLOCK = 128
 """Queries of a sliding window that are attended together on a CPU, whose caches then hold all they need."""
+
+
+class SharedPrefixes(NamedTuple):
+    """Earlier tokens that documents continue: their keys and values are seen again instead of computed again."""
+
+    lengths: tuple[int, ...]
+    """Tokens before each document of a run, one number per run; 0 if it continues nothing."""
+    tokens: Int[Tensor, " prefix_tokens"]
+    """Their places in the rows laid end to end, document after document."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +41,8 @@ class Documents:
     """Equal inside a document, different in neighbouring ones."""
     runs: tuple[tuple[int, int], ...]
     """(count, length) of documents of equal length that follow each other, rows laid end to end; empty off the CPU."""
+    prefixes: SharedPrefixes | None = None
+    """Tokens of other documents that documents continue; ``None`` if none does. On a CPU only."""
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
     _first: dict[int | None, Tensor] = field(default_factory=dict)
 
@@ -131,7 +143,7 @@ def causal_attention(
     options = _Options(softcap, query.size(-1) ** -0.5 if scale is None else scale, dropout)
     if isinstance(mask, Documents):
         if mask.runs:
-            return _per_document(query, key, value, mask.runs, window, options)
+            return _per_document(query, key, value, mask, window, options)
         mask = mask.mask(window)
     if mask is not None:
         return _attend(query, key, value, options, mask=mask)
@@ -164,25 +176,28 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None, optio
 
 
 def _per_document(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    runs: tuple[tuple[int, int], ...],
-    window: int | None,
-    options: _Options,
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, window: int | None, options: _Options
 ) -> Tensor:
-    """Attend inside each document, without a mask.
+    """Attend inside each document and to the prefix that it continues, without a mask of all pairs.
 
     Rows laid end to end are a list of documents; neighbours of equal length form a batch. Splitting gives views, and
-    its backward is one concatenation.
+    its backward is one concatenation. All prefixes are gathered at once for the same reason.
     """
-    batch = query.size(0)
-    sizes = [count * length for count, length in runs]
-    flat = [x.transpose(1, 2).flatten(0, 1).split(sizes) for x in (query, key, value)]
+    batch, runs, prefixes = query.size(0), documents.runs, documents.prefixes
+    before = (0,) * len(runs) if prefixes is None else prefixes.lengths
+    laid = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    own = [x.split([count * length for count, length in runs]) for x in laid]
+    if prefixes is not None:
+        sizes = [count * length for (count, _), length in zip(runs, before, strict=True)]
+        earlier = [x.index_select(0, prefixes.tokens).split(sizes) for x in laid[1:]]
     out = []
-    for (count, length), *parts in zip(runs, *flat, strict=True):
-        q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
-        out.append(_causal(q, k, v, window, options).transpose(1, 2).flatten(0, 1))
+    for index, ((count, length), prefix) in enumerate(zip(runs, before, strict=True)):
+        q, k, v = (x[index].unflatten(0, (count, length)) for x in own)
+        if prefix:
+            shared = (x[index].unflatten(0, (count, prefix)) for x in earlier)
+            k, v = (torch.cat(pair, dim=1) for pair in zip(shared, (k, v), strict=True))
+        mixed = _causal(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), window, options)
+        out.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(out).view(batch, -1, *query.shape[1::2]).transpose(1, 2)
 
 

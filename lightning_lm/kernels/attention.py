@@ -71,6 +71,8 @@ def _reason_against(query: Tensor, key: Tensor, mask: Documents | Tensor | None,
         return f"dropout={dropout} of attention weights"
     if query.size(2) != key.size(2) or isinstance(mask, Tensor):
         return "queries over a cache of keys"
+    if isinstance(mask, Documents) and mask.prefixes is not None:
+        return "documents that continue others"
     return supported(query, key)
 
 

@@ -67,14 +67,18 @@ class Context:
 
 
 def make_context(
-    input_ids: Tensor, position_ids: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    document_ids: Tensor | Documents | None,
+    cache: KVCache | None,
 ) -> Context:
     """Return the context of a forward pass: positions, documents and cache of its tokens.
 
     Args:
         input_ids: Any tensor of the shape of the tokens, [batch, seq].
         position_ids: Positions of the tokens, int64 [batch, seq]; by default counted from the start of a document.
-        document_ids: Ids of the documents of packed rows, int64 [batch, seq]; by default each row is one.
+        document_ids: Ids of the documents of packed rows, int64 [batch, seq], or these as they are known already; by
+            default each row is one.
         cache: Keys and values of earlier tokens.
 
     Raises:
@@ -88,14 +92,14 @@ def make_context(
     first = 0 if cache is None else cache.length
     positions: slice | Tensor = slice(first, first + new)
     num_positions = first + new
-    documents = None if document_ids is None else Documents.from_ids(document_ids)
+    documents = Documents.from_ids(document_ids) if isinstance(document_ids, Tensor) else document_ids
     columns = None
     if cache is not None and cache.ends is not None:
         columns = torch.arange(new, device=input_ids.device) + cache.ends[:, None]
     if position_ids is not None:
         positions = position_ids
         if position_ids.device.type == "cpu":
-            num_positions = max(num_positions, int(position_ids.max()) + 1)
+            num_positions = int(position_ids.max()) + 1
     elif columns is not None and cache is not None:
         positions = columns if cache.starts is None else columns - cache.starts[:, None]
     elif cache is not None and cache.starts is not None:

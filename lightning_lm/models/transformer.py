@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightning_lm.functional.attention import Documents
 from lightning_lm.models.attention import SelfAttention
 from lightning_lm.models.cache import KVCache, LayerCache
 from lightning_lm.models.config import Layer, TransformerConfig
@@ -70,7 +71,7 @@ class Transformer(nn.Module):
         input_ids: Int[Tensor, "batch seq"],
         *,
         position_ids: Int[Tensor, "batch seq"] | None = None,
-        document_ids: Int[Tensor, "batch seq"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Return the normalised features that ``head`` turns into logits.
@@ -78,7 +79,8 @@ class Transformer(nn.Module):
         Args:
             input_ids: Tokens; with a cache, those after the ones it holds.
             position_ids: Place of each token in its document; counted by default.
-            document_ids: Equal inside a document; no token sees another document's.
+            document_ids: Equal inside a document; no token sees another document's. Or `Documents`, which may continue
+                tokens of others.
             cache: Keys and values of earlier tokens, from `make_cache`; the new ones are added.
         """
         context = make_context(input_ids, position_ids, document_ids, cache)

@@ -61,6 +61,7 @@ def _recomputing(kind: type[nn.Module], what: ActivationCheckpointing) -> type[n
     if what == "ops":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _KEPT_OPS)
 
+    @functools.wraps(kind.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         inner = functools.partial(kind.forward, self)
         if not (self.training and torch.is_grad_enabled()):

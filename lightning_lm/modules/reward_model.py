@@ -15,6 +15,7 @@ from lightning_lm.data.post_training.chat import ChatTemplate, Plain, encode_pai
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models import ModelConfig, TransformersModel, attach_adapters, merge_adapters
 from lightning_lm.models.roles import with_role
+from lightning_lm.models.unpadding import outputs_at
 from lightning_lm.modules.checkpoint import ENTRY, check_weights, read_checkpoint, saved_adapters, tokenizer_of_folder
 from lightning_lm.modules.reward_folder import PublishedRewardModel, read_backbone
 from lightning_lm.parts import Limit
@@ -69,8 +70,8 @@ class RewardModel(nn.Module):
             input_ids: Prompts with completions, padded on the right.
             lengths: Tokens of each row, without padding.
         """
-        hidden = self.backbone.hidden(input_ids)
-        last = hidden[torch.arange(len(lengths), device=lengths.device), lengths.clamp(min=1) - 1]
+        is_last = torch.arange(input_ids.shape[1], device=lengths.device) == lengths.clamp(min=1)[:, None] - 1
+        last = outputs_at(self.backbone, {"input_ids": input_ids}, is_last)
         rewards: Tensor = (last.float() * self.score.weight.float()).sum(-1)
         return rewards
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token_cross_entropy
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_cross_entropy, linear_logprob, measured_cross_entropy, output_layer
-from lightning_lm.models.own_model import accepted_inputs, whole_logits
-from lightning_lm.models.prefix_sharing import completion_hidden_states
+from lightning_lm.models.unpadding import outputs_at
 from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
 from lightning_lm.types import IGNORE_INDEX
@@ -91,20 +90,16 @@ def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | slice = slic
 
     Args:
         model: Meets `protocols.LanguageModel`, or returns logits (or an object with ``logits``).
-        batch: A `types.TokenBatch`. Completions in a `types.ExperienceBatch` that share a prompt compute it once if the
-            model allows.
+        batch: A `types.TokenBatch`. With a mask its padding is not read, and a common prefix of rows once, if the model
+            allows.
         mask: Positions that are needed, bool [rows, seq - 1]; by default all.
 
     Returns:
         Values, [rows, seq - 1, d_model or vocab], or [positions, d_model or vocab] with a mask; and the output
         layer, empty if the values are logits.
     """
-    inputs = next_token_inputs(batch)
-    if not is_language_model(model):
-        return whole_logits(model, inputs)[mask], {}
-    hidden = completion_hidden_states(model, batch, mask) if isinstance(mask, Tensor) else None
-    hidden = model.hidden(**accepted_inputs(model, inputs))[mask] if hidden is None else hidden
-    return hidden, output_layer(model)
+    values = outputs_at(model, next_token_inputs(batch), mask)
+    return values, output_layer(model) if is_language_model(model) else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

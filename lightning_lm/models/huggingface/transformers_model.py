@@ -232,18 +232,29 @@ class TransformersModel(nn.Module):
         documents = Documents.from_ids(document_ids)
         return nullcontext() if documents is None else DocumentAttention(documents)
 
-    def _require_apart(self, input_ids: Tensor, document_ids: Tensor) -> None:
-        """Refuse rows of several documents if one can be seen from another; tried once."""
-        if torch.compiler.is_compiling():
-            return
+    def keeps_documents_apart(self, device: torch.device) -> bool:
+        """Return whether the documents of packed rows do not see each other; tried once.
+
+        Collective for sharded weights: call on all ranks.
+
+        Args:
+            device: Device of the model.
+        """
         if self._keeps_apart is None:
             self._keeps_apart = keeps_documents_apart(
                 self,
                 lambda inputs: self._decode(inputs["input_ids"], inputs["position_ids"]),
                 num_ids=self.head.weight.shape[0],
-                device=input_ids.device,
+                device=device,
             )
-        if not self._keeps_apart and several_documents(input_ids, document_ids):
+        return self._keeps_apart
+
+    def _require_apart(self, input_ids: Tensor, document_ids: Tensor) -> None:
+        """Refuse rows of several documents if one can be seen from another."""
+        if torch.compiler.is_compiling():
+            return
+        apart = self.keeps_documents_apart(input_ids.device)
+        if not apart and several_documents(input_ids, document_ids):
             model: Any = _without_wrapper(self.model)
             flash = "flash" in str(getattr(model.config, "_attn_implementation", None))
             raise ConfigurationError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.roles import parameter_roles, with_role
+from lightning_lm.models.unpadding import outputs_at
 from lightning_lm.modules.token_losses import next_token_inputs, target_mask
 from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
@@ -142,6 +143,7 @@ class ValueModel(nn.Module):
             batch: A `types.TokenBatch`.
         """
         mask = target_mask(batch)
-        hidden: Tensor = self.body.hidden(**next_token_inputs(batch))[mask]
-        values: Tensor = self.value(hidden)[:, 0].float() + self.mean_reward
+        values: Tensor = (
+            self.value(outputs_at(self.body, next_token_inputs(batch), mask))[:, 0].float() + self.mean_reward
+        )
         return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -237,7 +237,7 @@ class PolicyModule(LMModule, abc.ABC):
         plan, parts = self.plan, self.plan.minibatches * self.trainer.accumulate_grad_batches
         size = plan.rows_at_once or -(-len(rows["labels"]) // parts)
         ids = torch.arange(len(rows["labels"]), device=rows["labels"].device) if ids is None else ids
-        inputs = {name: rows[name] for name in ("input_ids", "labels", "prompt_numbers", "prompt_lengths")}
+        inputs = {name: rows[name] for name in ("input_ids", "labels")}
         chunks = ({name: value[part] for name, value in inputs.items()} for part in ids.split(size))
         return torch.cat([score(chunk) for chunk in chunks])
 

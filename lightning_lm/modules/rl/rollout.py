@@ -202,7 +202,7 @@ class Rollout:
             )
 
     def rows(self, *, mask_truncated: bool, device: torch.device) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``labels``, int64 [completions, seq], padded on the right, with prompt indices.
+        """Return ``input_ids`` and ``labels``, int64 [completions, seq], padded on the right.
 
         Args:
             mask_truncated: Do not train on truncated completions.
@@ -215,13 +215,7 @@ class Rollout:
             ids[row, :start], ids[row, start : start + length] = answer.prompt_ids, answer.token_ids
             labels[row, start : start + length] = answer.token_ids
         labels[np.isnan(self.totals) | (self.truncated & mask_truncated)] = IGNORE_INDEX
-        found = {
-            "input_ids": ids,
-            "labels": labels,
-            "prompt_numbers": np.arange(len(self)) // self.samples,
-            "prompt_lengths": np.array([start for start, _ in lengths], dtype=np.int64),
-        }
-        return {name: torch.from_numpy(values).to(device) for name, values in found.items()}
+        return {"input_ids": torch.from_numpy(ids).to(device), "labels": torch.from_numpy(labels).to(device)}
 
     def sampler_logprobs(self, like: Tensor) -> Tensor:
         """Return what the generator recorded, nats [completions, seq - 1]; 0 where there is no token.
