@@ -4,7 +4,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache as remembered
 from itertools import repeat
@@ -15,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
-from lightning_lm.functional.attention import Documents
 from lightning_lm.models.config import ModelConfig
-from lightning_lm.models.huggingface.document_attention import DocumentAttention
+from lightning_lm.models.huggingface.document_attention import document_attention
 from lightning_lm.models.huggingface.transformers_cache import TransformersCache
 from lightning_lm.models.lora import default_adapters
 from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart, several_documents
@@ -198,7 +196,7 @@ class TransformersModel(nn.Module):
         elif position_ids is not None:
             # Without a mask transformers would read a jump in the positions as the border of a document.
             mask = torch.ones_like(input_ids, dtype=torch.bool)
-        with self._document_attention(document_ids):
+        with document_attention(self.model, document_ids):
             hidden = self._decode(input_ids, position_ids, mask, cache)
         return hidden if self._scale == 1.0 else hidden * self._scale
 
@@ -222,15 +220,6 @@ class TransformersModel(nn.Module):
             cache.length += input_ids.shape[1]
         hidden: Tensor = output.last_hidden_state
         return hidden
-
-    def _document_attention(self, document_ids: Tensor | None) -> AbstractContextManager[Any]:
-        """Return the context that attends document by document, if that is faster: on a CPU, uncompiled."""
-        if document_ids is None or document_ids.device.type != "cpu" or torch.compiler.is_compiling():
-            return nullcontext()
-        if any(getattr(module, "_compiled_call_impl", None) is not None for module in self.model.modules()):
-            return nullcontext()
-        documents = Documents.from_ids(document_ids)
-        return nullcontext() if documents is None else DocumentAttention(documents)
 
     def keeps_documents_apart(self, device: torch.device) -> bool:
         """Return whether the documents of packed rows do not see each other; tried once.
