@@ -36,6 +36,7 @@ from lightning_lm.errors import CheckpointError, ConfigurationError, LightningLM
 from lightning_lm.modules import PretrainModule
 from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.signals import stop_signals
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.storage import resolve_checkpoint
 from lightning_lm.strategies import AtomicCheckpointIO
 from lightning_lm.strategies.checkpoints.sharded import is_sharded
@@ -191,7 +192,9 @@ class CommandLine(LightningCLI):
             self._instantiate()
 
     def _instantiate(self) -> None:
-        try:
+        clip = {"gradient_clip_val": self.config[self.subcommand]["trainer"].get("gradient_clip_val")}
+        try:  # a clip below zero would turn gradients round, and Lightning takes it
+            check_numbers({"gradient_clip_val": Limit.NON_NEGATIVE}, clip)
             super().instantiate_classes()
         except ConfigurationError as error:
             raise UsageError(with_place(str(error), self._layers)) from error

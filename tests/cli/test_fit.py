@@ -95,6 +95,8 @@ def test_a_mistake_is_the_first_thing_that_is_printed(tiny, capsys, words, first
 
 
 REFUSED = [
+    (["--model.model.layers.mixer.num_heads=0"], "num_heads=0 must be at least 1.\n  Written in the command line.\n"),
+    (["--trainer.gradient_clip_val=-1"], "gradient_clip_val=-1 must be at least 0."),
     (["--model.optimizer.lr=-1"], "lr=-1.0 must be at least 0.\n  Written in the command line."),
     (["--model.optimizer", "AdamW", "--model.optimizer.betas", "[0.9, 2]"], "betas=(0.9, 2.0) must be at least 0 and"),
     (["--data.batch_size=0"], "batch_size must be at least 1, got 0."),
@@ -353,3 +355,9 @@ def test_checkpoints_written_in_the_background_change_nothing(tiny):
         yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"] for folder in (plain, background)
     ]
     assert chosen[0] == chosen[1] is not None
+
+
+def test_fit_alone_says_what_to_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit"]) == 2
+    assert capsys.readouterr().err.startswith("model.model is missing: name a recipe, such as --config pretrain/quick")

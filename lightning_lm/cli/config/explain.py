@@ -16,6 +16,9 @@ _ALTERNATIVE = re.compile(
     r"Expected a <class 'NoneType'>|does not correspond to a subclass|dot import path|No module named"
 )
 
+_OUT_OF_RANGE = re.compile(r"\w+=.* must be ")
+_NOTHING = re.compile(r"model: missing: model")
+
 _REFUSES = re.compile(r"[/\\](lightning|lightning_utilities|jsonargparse)[/\\]")
 
 
@@ -34,6 +37,9 @@ def explain(message: str, layers: Sequence[Setting]) -> str:
         keys, reason = [*keys, option["key"]], "there is no such key"
     path = ".".join(keys)
     lines = [f"{path}: {reason}" if path else reason]
+    if _NOTHING.match(lines[0]):
+        lines = ["model.model is missing: name a recipe, such as --config pretrain/quickstart, or a model"]
+        lines[0] += ", such as --model.model TransformerConfig."
     place = _place(layers, path.split("."))
     if place is None:  # what a constructor refuses comes without the key, but begins with the argument's name
         named = re.match(r"\W*(\w+)", reason)
@@ -86,7 +92,7 @@ def _deepest_reason(message: str) -> tuple[list[str], str | None]:
             continue
         if len(frames) > len(keys):
             keys, reasons = [key for _, key in frames], []
-        (reasons if refusal is None else refused).append(_plain_words(text))
+        (refused if refusal is not None or _OUT_OF_RANGE.match(text) else reasons).append(_plain_words(text))
     reasons = refused or reasons
     return keys, " or ".join(dict.fromkeys(reasons)).replace(" or needs ", " or ") or None
 
