@@ -11,7 +11,9 @@ import importlib
 import json
 import re
 import shlex
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,7 +150,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder that sees the materials."""
     for entry in materials.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
@@ -156,7 +158,9 @@ def workplace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / f"tiny_{name}.yaml").write_text(overlay)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]  # another page has a module of the same name
 
 
 def family(config: str) -> str:
