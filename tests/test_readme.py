@@ -70,7 +70,7 @@ def test_two_commands_set_themselves_up():
     assert first.startswith("python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/lightning-lm fit")
     assert second == 'python3 -m venv .venv && .venv/bin/pip install ".[dev]" && .venv/bin/pytest -n 2'
     assert "readme_command" in (ROOT / ".ci" / "run").read_text()
-    assert len(README.splitlines()) <= 210
+    assert len(README.splitlines()) <= 200
 
 
 def test_python_of_the_readme_runs(workplace, monkeypatch):
