@@ -140,7 +140,9 @@ def test_hidden_states_and_ids_are_aligned(score):
         call(score, torch.zeros(3, 4, 9), torch.zeros(5, 9), IDS)
 
 
-@pytest.mark.parametrize("uniforms", [torch.rand(4, 1), torch.rand(1), torch.rand(())], ids=str)
+@pytest.mark.parametrize(
+    "uniforms", [torch.full((4, 1), 0.5), torch.full((1,), 0.5), torch.tensor(0.5)], ids=["column", "one", "scalar"]
+)
 def test_a_draw_needs_a_number_for_each_row(uniforms):
     with pytest.raises(ConfigurationError, match="each of the 4 rows"):
         call(draw, ROWS, uniforms)
