@@ -98,7 +98,7 @@ READINGS = {
         Reading(PolicyModule.collect, (20, 24), (40, 50)),
     ),
     "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (25, 35)),),
-    "pretrain/quickstart": (Reading(LMModule.training_step, (21, 28), (30, 55)),),
+    "pretrain/quickstart": (Reading(LMModule.training_step, (22, 29), (32, 57)),),
 }
 
 

@@ -63,7 +63,7 @@ def test_the_widest_group_is_shown_from_its_best_to_its_worst(trainer_with, reco
         assert float(line[2]) == rollout.groups[group, sample]
         assert math.isclose(float(line[3]), rows["advantages"][place], rel_tol=5e-3, abs_tol=5e-4)
     shown = console.file.getvalue()
-    assert "answers at step 1" in shown
+    assert "completions at step 1" in shown
     assert rollout.prompts["prompts"][group] in shown
 
 

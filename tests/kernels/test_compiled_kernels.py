@@ -65,7 +65,7 @@ def wide_job(kernel, **flags):
     gain = kernel == "_gain_kernel"
     options = {"num_warps": rms_norm_wide._GAIN_WARPS if gain else rms_norm_wide._NUM_WARPS}
     sizes = {"SIZE": 2 * LARGEST, "BLOCK": rms_norm_wide._GAIN_BLOCK if gain else rms_norm_wide._BLOCK, **flags}
-    return job("wide_rms_norm", kernel, sizes, options, narrow=dict.fromkeys(("scale_ptr", "partial_ptr"), "*fp32"))
+    return job("rms_norm_wide", kernel, sizes, options, narrow=dict.fromkeys(("scale_ptr", "partial_ptr"), "*fp32"))
 
 
 def rope_job(kernel, heads=32, kv_heads=8, dim=128):
@@ -79,7 +79,7 @@ def vocabulary_job(kernel, flags, narrow):
     numbers = dict.fromkeys(("peak_ptr", "log_total_ptr", "softmax_ptr", "target_ptr", "constant_ptr"), "*fp32")
     numbers |= {"entropy_ptr": "*fp32", "targets_ptr": "*i64", **narrow}
     constants = {"VOCAB": VOCABULARY, "BIAS": False, "CAP": True, "BLOCK": 4096, **flags}
-    return job("vocabulary", kernel, constants, {"num_warps": 8}, narrow=numbers)
+    return job("lm_head.logits", kernel, constants, {"num_warps": 8}, narrow=numbers)
 
 
 def jobs():

@@ -200,7 +200,9 @@ def test_a_wrapper_of_peft_is_exported_with_its_adapters_merged(tmp_path):
 def test_an_object_that_no_config_builds_says_what_to_do(tmp_path, capsys):
     peft = pytest.importorskip("peft")
     bare = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"])
-    module = SFTModule(peft.get_peft_model(bare, peft.LoraConfig(r=2, target_modules=["q_proj"])), **FAST)
+    module = SFTModule(
+        peft.get_peft_model(bare, peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])), **FAST
+    )
     digits = CharacterTokenizer("0123456789=")
     rows = SupervisedRows(context_length=32)
     data = ChatDataModule(ReverseDigits(num_examples=64), tokenizer=digits, rows=rows, batch_size=4)

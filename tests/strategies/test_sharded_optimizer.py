@@ -169,7 +169,7 @@ def test_a_gradient_scaler_sees_all_gradients(ranks, fused):
     [
         (lambda: ShardedOptimizer(layers().parameters()), "no class of optimizer"),
         (lambda: ShardedOptimizer(torch.optim.SGD(layers().parameters()), lr=1), "give it the optimizer alone"),
-        (lambda: ShardedOptimizerStrategy(stage=3), "use FSDP2"),
+        (lambda: ShardedOptimizerStrategy(stage=3), "use ShardedModelStrategy"),
         (lambda: ShardedOptimizerStrategy(stage=2, static_graph=True), "cannot work with static_graph"),
         (lambda: ShardedOptimizerStrategy(model_averaging_period=2), "cannot work with model_averaging_period"),
     ],
