@@ -98,7 +98,7 @@ READINGS = {
         Reading(PolicyModule.collect, (20, 24), (40, 50)),
     ),
     "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (25, 35)),),
-    "pretrain/quickstart": (Reading(LMModule.training_step, (22, 29), (32, 57)),),
+    "pretrain/quickstart": (Reading(LMModule.training_step, (21, 28), (31, 56)),),
 }
 
 
@@ -184,8 +184,8 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limits", "read_apart"),
     [
-        ("grpo/reverse", (600, 690, 1010), ("models", "generation")),
-        ("dpo/reverse", (300, 340, 480), ("models",)),
+        ("grpo/reverse", (600, 690, 1000), ("models", "generation")),
+        ("dpo/reverse", (300, 340, 475), ("models",)),
         ("pretrain/quickstart", (800, 900, 900), ()),
     ],
 )

@@ -15,10 +15,23 @@ from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.protocols import is_language_model
 
-__all__ = ["accepted_inputs", "mixed_documents", "whole_logits"]
+__all__ = ["accepted_inputs", "hidden_or_whole_logits", "mixed_documents", "whole_logits"]
 
 _TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models of users that were given packed rows."""
+
+
+def hidden_or_whole_logits(model: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch seq width"]:
+    """Return the hidden states of all positions; the logits of a model that has no `hidden` and `head`.
+
+    Args:
+        model: Causal language model.
+        inputs: ``input_ids``, and what else the model may take.
+    """
+    if not is_language_model(model):
+        return whole_logits(model, inputs)
+    hidden: Tensor = model.hidden(**accepted_inputs(model, inputs))
+    return hidden
 
 
 def whole_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch seq vocab"]:

@@ -26,9 +26,8 @@ from lightning_lm.functional.attention import Documents, SharedPrefixes
 from lightning_lm.models.attention import SelfAttention
 from lightning_lm.models.ffn import FeedForward, GatedFeedForward
 from lightning_lm.models.huggingface.transformers_model import TransformersModel, is_of_transformers, unsupported
-from lightning_lm.models.own_model import accepted_inputs, mixed_documents, whole_logits
+from lightning_lm.models.own_model import hidden_or_whole_logits, mixed_documents
 from lightning_lm.models.transformer import Block, Transformer
-from lightning_lm.protocols import is_language_model
 
 __all__ = ["outputs_at"]
 
@@ -46,7 +45,7 @@ _SAID: set[tuple[str, str]] = set()
 
 
 def outputs_at(
-    model: nn.Module, inputs: Mapping[str, Tensor], wanted: Bool[Tensor, "rows seq"] | slice
+    model: nn.Module, inputs: Mapping[str, Tensor], wanted: Bool[Tensor, "rows seq"]
 ) -> Float[Tensor, "... width"]:
     """Return the hidden states at some positions, row after row; logits if the model shows no hidden states.
 
@@ -56,22 +55,14 @@ def outputs_at(
     Args:
         model: Causal language model.
         inputs: ``input_ids``, padded on the right, and what else the model may take.
-        wanted: Mask of the positions; whatever stands after the last one of a row is padding. A slice of all reads the
-            rows as they are.
+        wanted: Mask of the positions; whatever stands after the last one of a row is padding.
     """
-    if isinstance(wanted, Tensor) and _are_whole_rows(inputs):
+    if _are_whole_rows(inputs):
         if _can_share(model, wanted.device):
             return _read_shared(model, inputs["input_ids"], wanted)
         if _mixes_documents(model, inputs["input_ids"]) is None:
             return _read_packed(model, inputs, wanted)
-    return _outputs(model, inputs)[wanted]
-
-
-def _outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    if is_language_model(model):
-        hidden: Tensor = model.hidden(**accepted_inputs(model, inputs))
-        return hidden
-    return whole_logits(model, inputs)
+    return hidden_or_whole_logits(model, inputs)[wanted]
 
 
 def _are_whole_rows(inputs: Mapping[str, Tensor]) -> bool:
@@ -123,7 +114,7 @@ def _read_shared(model: Any, input_ids: Tensor, wanted: Tensor) -> Tensor:
     mask = wanted.numpy()
     lengths = _lengths(mask)
     if not lengths.any():
-        return _outputs(model, {"input_ids": input_ids})[wanted]
+        return hidden_or_whole_logits(model, {"input_ids": input_ids})[wanted]
     ids = input_ids.numpy()
     leaders, shared = _common_prefixes(np.where(np.arange(ids.shape[1]) < lengths[:, None], ids, -1))
     own = lengths - shared
@@ -220,7 +211,7 @@ def _read_packed(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor)
     row_of, first_column, ranks = _bins(lengths)
     shape = int(row_of.max()) + 1, int(lengths.max())
     if not 0 < shape[0] * shape[1] <= WORTH * mask.size:
-        return _outputs(model, inputs)[wanted]
+        return hidden_or_whole_logits(model, inputs)[wanted]
     source = np.repeat(np.arange(len(lengths)), lengths), _count_up(lengths)
     target = row_of[source[0]], first_column[source[0]] + source[1]
     filled, documents = np.bincount(target[0])[:, None], np.bincount(row_of[lengths > 0])[:, None]
@@ -231,7 +222,7 @@ def _read_packed(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor)
     given["input_ids"] = ids.new_zeros(shape)
     given["input_ids"][target] = ids[source]
     rows, columns = np.nonzero(mask)
-    return _outputs(model, given)[row_of[rows], first_column[rows] + columns]
+    return hidden_or_whole_logits(model, given)[row_of[rows], first_column[rows] + columns]
 
 
 def _bins(lengths: Ints) -> tuple[Ints, Ints, Ints]:

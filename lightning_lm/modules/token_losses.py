@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token_cross_entropy
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_cross_entropy, linear_logprob, measured_cross_entropy, output_layer
+from lightning_lm.models.own_model import hidden_or_whole_logits
 from lightning_lm.models.unpadding import outputs_at
 from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
@@ -82,7 +83,7 @@ def target_mask(batch: Mapping[str, Any]) -> Tensor:
     return next_token_targets(batch) != IGNORE_INDEX
 
 
-def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | slice = slice(None)) -> tuple[Tensor, OutputLayer]:
+def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | None = None) -> tuple[Tensor, OutputLayer]:
     """Return hidden states and the output layer that turns them into logits; of a model without `hidden`, its logits.
 
     Losses take hidden states and `output_layer` because they need not hold all logits then, nor compute those of other
@@ -98,7 +99,8 @@ def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | slice = slic
         Values, [rows, seq - 1, d_model or vocab], or [positions, d_model or vocab] with a mask; and the output
         layer, empty if the values are logits.
     """
-    values = outputs_at(model, next_token_inputs(batch), mask)
+    inputs = next_token_inputs(batch)
+    values = hidden_or_whole_logits(model, inputs) if mask is None else outputs_at(model, inputs, mask)
     return values, output_layer(model) if is_language_model(model) else {}
 
 

@@ -7,23 +7,22 @@ from torch import Tensor
 
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.dtypes import accumulation_dtype
-from lightning_lm.modules.token_losses import next_token_targets
-from lightning_lm.types import IGNORE_INDEX
+from lightning_lm.modules.token_losses import target_mask
 
 __all__ = ["answer_lengths", "counted_pairs", "sum_over_pairs", "wins"]
 
 
 def answer_lengths(batch: Mapping[str, Tensor]) -> Tensor:
-    """Return how many tokens of each row are learned, int64 [2 * pairs].
+    """Return the number of target tokens of each row, int64 [2 * pairs].
 
     Args:
         batch: A `types.PairBatch`.
     """
-    return (next_token_targets(batch) != IGNORE_INDEX).sum(-1)
+    return target_mask(batch).sum(-1)
 
 
 def counted_pairs(batch: Mapping[str, Tensor]) -> Tensor:
-    """Return which pairs count, bool [pairs]: both completions have a token. Rows that only fill a batch have none.
+    """Return the mask of the pairs that count, bool [pairs]: both completions have a token; rows of padding have none.
 
     Args:
         batch: A `types.PairBatch`.
