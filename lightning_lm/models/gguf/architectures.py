@@ -8,6 +8,7 @@ undone here when a file is read, and done when one is written.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -169,36 +170,22 @@ def for_model_type(settings: Settings) -> Architecture:
     return found
 
 
-def layer_count(settings: Settings) -> int:
-    """Return the number of layers of a ``config.json``."""
-    return int(settings["num_hidden_layers"])
-
-
 def _llama(settings: Settings) -> Settings:  # noqa: ARG001
     return {"hidden_act": "silu"}
 
 
-def _alternating(settings: Settings, period: int) -> list[str]:
-    kinds = ("sliding_attention", "full_attention")
-    return [kinds[(index + 1) % period == 0] for index in range(layer_count(settings))]
+def _gemma(settings: Settings, *, period: int, layers_of_27b: int) -> Settings:
+    """Return what llama.cpp has in its code: every ``period``-th layer attends to all tokens.
 
-
-def _gemma2(settings: Settings) -> Settings:
-    # 27B, the only release of 46 layers, scales queries by the width of the model over its heads.
-    scale = settings["hidden_size"] // settings["num_attention_heads"] if layer_count(settings) == 46 else None
+    The release of 27B is recognised by its depth: it scales queries by the width of the model over its heads.
+    """
+    is_27b = settings["num_hidden_layers"] == layers_of_27b
+    scale = settings["hidden_size"] // settings["num_attention_heads"] if is_27b else settings["head_dim"]
+    kinds = ["sliding_attention"] * (period - 1) + ["full_attention"]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": scale or settings["head_dim"],
-        "layer_types": _alternating(settings, 2),
-    }
-
-
-def _gemma3(settings: Settings) -> Settings:
-    scale = settings["hidden_size"] // settings["num_attention_heads"] if layer_count(settings) == 62 else None
-    return {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": scale or settings["head_dim"],
-        "layer_types": _alternating(settings, 6),
+        "query_pre_attn_scalar": scale,
+        "layer_types": [kinds[index % period] for index in range(settings["num_hidden_layers"])],
     }
 
 
@@ -240,7 +227,7 @@ ARCHITECTURES = {
                 "attn_logit_softcapping": "attn_logit_softcapping",
                 "final_logit_softcapping": "final_logit_softcapping",
             },
-            fixed=_gemma2,
+            fixed=partial(_gemma, period=2, layers_of_27b=46),
             norm_offset=1.0,
             tied=True,
         ),
@@ -250,7 +237,7 @@ ARCHITECTURES = {
             class_name="Gemma3ForCausalLM",
             layer=_GEMMA_LAYER,
             settings=_WINDOWED,
-            fixed=_gemma3,
+            fixed=partial(_gemma, period=6, layers_of_27b=62),
             norm_offset=1.0,
             tied=True,
         ),
