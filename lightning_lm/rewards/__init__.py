@@ -1,7 +1,6 @@
 """Rewards that can be verified, shared by reinforcement learning and evaluation."""
 
 from lightning_lm.rewards.answers import ExactAnswer, MathAnswer, Reward, same_answer
-from lightning_lm.rewards.calling import check_reward
 from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
 from lightning_lm.rewards.expressions import ExpressionError, parse_expression, same_value
 from lightning_lm.rewards.extractors import AfterHashes, AnswerExtractor, AnswerPhrase, Boxed, LastNumber, OptionLetter
@@ -12,6 +11,7 @@ from lightning_lm.rewards.scoring import (
     RewardFailure,
     RewardTable,
     Scoring,
+    check_reward,
     check_weights,
     reward_name,
     score,

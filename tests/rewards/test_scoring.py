@@ -60,12 +60,16 @@ def test_nan_infinity_and_wrong_lengths_are_failures() -> None:
     assert np.isnan(wrong.totals).all()
 
 
-def test_a_reward_that_hangs_is_left_behind() -> None:
-    release = threading.Event()
-    table = score(
-        [lambda **_: release.wait() and [1.0] * 3, length], [1.0, 1.0], **SAMPLES, scoring=Scoring(timeout_s=0.2)
-    )
+def test_a_reward_that_hangs_is_left_behind_and_not_called_again() -> None:
+    release, calls = threading.Event(), []
+
+    def hangs(completions):
+        calls.append(len(completions))
+        release.wait()
+
+    table = score([hangs, length], [1.0, 1.0], **SAMPLES, scoring=Scoring(timeout_s=0.2))
     release.set()
+    assert calls == [3]  # not once more for each sample, which would wait as often
     assert table.totals.tolist() == [1.0, 2.0, 3.0]
     assert len(table.failures) == 3
     assert "no result within 0.2 s" in table.failures[0].reason
