@@ -20,6 +20,7 @@ from lightning_lm.data.post_training.preference import (
     PreferencePairs,
     encode_preference,
 )
+from lightning_lm.data.post_training.reasoning_gym import ReasoningGym
 from lightning_lm.data.post_training.supervised import (
     ExampleCounts,
     SupervisedRows,
@@ -59,6 +60,7 @@ __all__ = [
     "Plain",
     "PreferencePairs",
     "PromptedExamples",
+    "ReasoningGym",
     "RecordForm",
     "Rendered",
     "ReverseDigits",

@@ -3,8 +3,17 @@
 from lightning_lm.rewards.answers import ExactAnswer, MathAnswer, Reward, same_answer
 from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
 from lightning_lm.rewards.expressions import ExpressionError, parse_expression, same_value
-from lightning_lm.rewards.extractors import AfterHashes, AnswerExtractor, AnswerPhrase, Boxed, LastNumber, OptionLetter
+from lightning_lm.rewards.extractors import (
+    AfterHashes,
+    AnswerExtractor,
+    AnswerPhrase,
+    AnswerTags,
+    Boxed,
+    LastNumber,
+    OptionLetter,
+)
 from lightning_lm.rewards.judge import Comparison, Grade, JudgeQuestion, LLMJudge
+from lightning_lm.rewards.reasoning_gym import ReasoningGymAnswer
 from lightning_lm.rewards.sandbox import Sandbox, SandboxResult
 from lightning_lm.rewards.scoring import (
     RewardError,
@@ -22,6 +31,7 @@ __all__ = [
     "AfterHashes",
     "AnswerExtractor",
     "AnswerPhrase",
+    "AnswerTags",
     "Boxed",
     "CodeOutput",
     "CodeTests",
@@ -37,6 +47,7 @@ __all__ = [
     "MathAnswer",
     "OptionLetter",
     "OverlongPenalty",
+    "ReasoningGymAnswer",
     "Reward",
     "RewardError",
     "RewardFailure",

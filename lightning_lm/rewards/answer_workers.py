@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -14,38 +15,39 @@ from pathlib import Path
 
 from lightning_lm.errors import LightningLMError
 
-__all__ = ["compare_in_worker"]
+__all__ = ["START_S", "LineProcess", "compare_in_worker"]
 
 _SCRIPT = Path(__file__).with_name("answer_worker.py")
-_START_S = 120.0
+START_S = 120.0
 """Seconds that the imports of a worker may take, on a machine that is busy."""
 
 
-class _Worker:
-    def __init__(self) -> None:
-        search_path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(_SCRIPT), json.dumps(search_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-        )
-        if self._line(_START_S) != b"ready\n":
-            self.end()
-            raise LightningLMError(
-                "The process that compares answers did not start; run "
-                f"{sys.executable} {_SCRIPT} '[]' to see why, and report it."
-            )
+class LineProcess:
+    """A process that answers each line with a line, and is ended when an answer takes too long.
 
-    def compare(self, given: str, right: str, time_s: float) -> tuple[bool | None, bool]:
-        """Return the verdict and whether the process can be used again."""
+    Args:
+        process: Has pipes as standard input and output, without buffers, and is the first of its own process group.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    def ask(self, line: bytes, time_s: float) -> bytes | None:
+        """Return the answer to a line, or ``None`` if there is none in time; then the process is ended.
+
+        Args:
+            line: Without a line break. An empty one waits for what the process says unasked.
+            time_s: Longest time. Seconds.
+        """
         assert self._process.stdin is not None
-        request = json.dumps({"given": given, "right": right, "time_s": time_s}).encode() + b"\n"
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(request)
-        line = self._line(time_s)
-        return (json.loads(line), True) if line.endswith(b"\n") else (False, False)
+        if line:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(line + b"\n")
+        answer = self._line(time_s)
+        if answer.endswith(b"\n"):
+            return answer[:-1]
+        self.end()
+        return None
 
     def _line(self, time_s: float) -> bytes:
         assert self._process.stdout is not None
@@ -63,9 +65,30 @@ class _Worker:
         return line
 
     def end(self) -> None:
-        self._process.kill()
+        """End the process and those it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         with self._process:  # closes the pipes and waits
             pass
+
+
+def _start() -> LineProcess:
+    search_path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
+    process = LineProcess(
+        subprocess.Popen(
+            [sys.executable, "-I", str(_SCRIPT), json.dumps(search_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+    )
+    if process.ask(b"", START_S) != b"ready":
+        raise LightningLMError(
+            "The process that compares answers did not start; run "
+            f"{sys.executable} {_SCRIPT} '[]' to see why, and report it."
+        )
+    return process
 
 
 class _Workers:
@@ -73,7 +96,7 @@ class _Workers:
 
     def __init__(self) -> None:
         self._process_id = os.getpid()
-        self._idle: list[_Worker] = []
+        self._idle: list[LineProcess] = []
         self._lock = threading.Lock()
 
     def compare(self, given: str, right: str, time_s: float) -> bool | None:
@@ -81,13 +104,14 @@ class _Workers:
             if self._process_id != os.getpid():
                 self._process_id, self._idle = os.getpid(), []
             worker = self._idle.pop() if self._idle else None
-        worker = worker or _Worker()
-        verdict, usable = worker.compare(given, right, time_s)
-        if usable:
-            with self._lock:
-                self._idle.append(worker)
-        else:
-            worker.end()
+        worker = worker or _start()
+        request = json.dumps({"given": given, "right": right, "time_s": time_s})
+        answer = worker.ask(request.encode(), time_s)
+        if answer is None:
+            return False
+        with self._lock:
+            self._idle.append(worker)
+        verdict: bool | None = json.loads(answer)
         return verdict
 
 

@@ -1,4 +1,4 @@
-r"""Ways to find the final answer in a solution: after ``####``, in ``\boxed{}``, the last number, an option letter."""
+r"""Ways to find the final answer in a solution: after ``####``, in a box or tags, the last number, an option letter."""
 # ruff: noqa: RUF001
 
 import re
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_lm.parts import Part
 
-__all__ = ["AfterHashes", "AnswerExtractor", "AnswerPhrase", "Boxed", "LastNumber", "OptionLetter"]
+__all__ = ["AfterHashes", "AnswerExtractor", "AnswerPhrase", "AnswerTags", "Boxed", "LastNumber", "OptionLetter"]
 
 _DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\w.]))?"
 _GROUP = r"\s*(?:\{[^{}]*\}|\d)"
@@ -90,6 +90,23 @@ class AnswerPhrase(AnswerExtractor):
     def __call__(self, text: str) -> str | None:
         found = _PHRASE.findall(text[-_TAIL:])
         return next((formula.strip() for formula in found[-1] if formula), None) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTags(AnswerExtractor):
+    """The content of the last complete pair of tags: ``<answer>...</answer>``, the form of Reasoning Gym and R1.
+
+    Args:
+        tag: Name of the tags.
+    """
+
+    tag: str = "answer"
+
+    @override
+    def __call__(self, text: str) -> str | None:
+        before, closing, _ = text.rpartition(f"</{self.tag}>")
+        _, opening, content = before.rpartition(f"<{self.tag}>")
+        return content.strip() if closing and opening else None
 
 
 @dataclass(frozen=True, kw_only=True)

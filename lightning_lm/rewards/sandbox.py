@@ -20,9 +20,11 @@ import sys
 import sysconfig
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Limit, Part
@@ -84,44 +86,64 @@ class Sandbox(Part, limits={"time_s": Limit.POSITIVE, "memory_mb": Limit.COUNT})
     def _run(self, source: bytes, stdin: bytes) -> tuple[SandboxResult, dict[str, bool]]:
         """Run a program; also return which walls the kernel gave."""
         with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
-            files = {name: Path(folder, name) for name in ("program", "stdin", "stdout", "stderr", "report")}
-            files["program"].write_bytes(source)
+            files = {name: Path(folder, name) for name in ("stdin", "stdout", "stderr", "report")}
             files["stdin"].write_bytes(stdin)
-            root = Path(folder, "root")
-            root.mkdir()
             with (
-                files["program"].open("rb") as program,
                 files["stdin"].open("rb", buffering=0) as given,
                 files["stdout"].open("wb") as out,
                 files["stderr"].open("wb") as err,
-                files["report"].open("wb") as report,
             ):
-                settings = self._settings(program.fileno(), report.fileno(), root)
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-B", str(_CHILD), json.dumps(settings)],
-                    stdin=given,
-                    stdout=out,
-                    stderr=err,
-                    pass_fds=(program.fileno(), report.fileno()),
-                    cwd=root,
-                    env={"LC_ALL": "C.UTF-8"},
-                    start_new_session=True,
-                )
+                streams = {"stdin": given, "stdout": out, "stderr": err}
+                process = self._start(source, Path(folder), streams, cpu_s=max(1, int(self.time_s) + 1))
                 timed_out = _wait(process, self.time_s)
             walls = json.loads(files["report"].read_text() or "{}")
             result = SandboxResult(process.returncode, _text(files["stdout"]), _text(files["stderr"]), timed_out)
             return result, walls
 
-    def _settings(self, program: int, report: int, root: Path) -> dict[str, object]:
-        return {
-            "cpu_s": max(1, int(self.time_s) + 1),
-            "memory_bytes": self.memory_mb << 20,
-            "file_bytes": _OUTPUT_LIMIT,
-            "program_fd": program,
-            "report_fd": report,
-            "root": str(root),
-            "readable": [*_SYSTEM_LIBRARIES, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")],
-        }
+    def serve(self, program: str, folder: Path, *, readable: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+        """Start a Python program that reads requests from its standard input, through a pipe, and writes the results.
+
+        It may compute for a day; whoever waits for a result limits the time.
+
+        Args:
+            program: Its source.
+            folder: Empty folder, needed as long as the process lives.
+            readable: Files and folders that it may read besides Python's own library.
+        """
+        _require_support()
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return self._start(program.encode(), folder, streams, cpu_s=86_400, readable=readable)
+
+    def _start(
+        self, source: bytes, folder: Path, streams: Mapping[str, Any], *, cpu_s: int, readable: Sequence[str] = ()
+    ) -> "subprocess.Popen[bytes]":
+        root = folder / "root"
+        root.mkdir()
+        (folder / "program").write_bytes(source)
+        with (folder / "program").open("rb") as program, (folder / "report").open("wb") as report:
+            settings = {
+                "cpu_s": cpu_s,
+                "memory_bytes": self.memory_mb << 20,
+                "file_bytes": _OUTPUT_LIMIT,
+                "program_fd": program.fileno(),
+                "report_fd": report.fileno(),
+                "root": str(root),
+                "readable": [
+                    *_SYSTEM_LIBRARIES,
+                    sysconfig.get_path("stdlib"),
+                    sysconfig.get_path("platstdlib"),
+                    *readable,
+                ],
+            }
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", str(_CHILD), json.dumps(settings)],
+                **streams,
+                bufsize=0,
+                pass_fds=(program.fileno(), report.fileno()),
+                cwd=root,
+                env={"LC_ALL": "C.UTF-8"},
+                start_new_session=True,
+            )
 
 
 def _wait(process: "subprocess.Popen[bytes]", time_s: float) -> bool:
