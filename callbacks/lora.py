@@ -21,6 +21,7 @@ from lightning_lm.models import (
     save_adapters,
 )
 from lightning_lm.models.grow import trains_vocabulary
+from lightning_lm.models.lora import require_same_adapters
 from lightning_lm.modules import load_model
 from lightning_lm.modules.checkpoint import ADAPTERS, reading, saved_adapters
 from lightning_lm.protocols import Tokenizer
@@ -63,7 +64,7 @@ class LoRA(Callback):
         """Let the module build its model, and put the adapters on, once.
 
         Raises:
-            ConfigurationError: If the module has no such model, or it no such matrices.
+            ConfigurationError: If the module has no such model, or it no such matrices, or other adapters already.
         """
         with contextlib.ExitStack() as contexts:
             contexts.enter_context(trainer.strategy.tensor_init_context())
@@ -76,7 +77,7 @@ class LoRA(Callback):
                     f"{type(pl_module).__name__} has no model in its attribute {self._attribute!r}; give "
                     "LoRA(attribute=...) the name of the attribute that holds it."
                 )
-            if not hasattr(model, "peft_config"):
+            if not require_same_adapters(model, self.adapters):
                 self.adapters.attach(model)
                 _require_new_rows(pl_module, model)
                 self._report(model)

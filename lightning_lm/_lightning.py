@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_lm.parts import Part, kept_values
 
 __all__ = [
     "is_launched_child",
@@ -22,6 +27,7 @@ __all__ = [
     "save_last",
     "set_mesh_sizes",
     "trainer_of",
+    "warn_of_kept_values",
 ]
 
 _SHORT_NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -151,3 +157,27 @@ def return_to_step_end(trainer: Trainer) -> None:
     if 0 < current.processed == current.completed:
         current.completed, total.completed = current.completed - 1, total.completed - 1
         loop._batches_that_stepped -= 1
+
+
+def warn_of_kept_values(cls: type, key: str) -> None:
+    """Warn if LightningCLI makes an object with numbers of a default part in the part that replaced it.
+
+    With ``--model.optimizer Muon`` it keeps the learning rate of the default, AdamW.
+
+    Args:
+        cls: Class that is made.
+        key: Its key in the configuration.
+    """
+    given = _given_hyperparameters.get() or {}
+    kept: dict[str, tuple[str, object, object]] = {}
+    for name, parameter in inspect.signature(cls).parameters.items() if given else ():
+        default = parameter.default
+        for path, value, own in kept_values(default, given.get(name)) if isinstance(default, Part) else ():
+            kept[f"{key}.{name}.{path}"] = (type(default).__name__, value, own)
+    if kept:
+        listed = ", ".join(f"{path}={value} of {replaced}" for path, (replaced, value, _) in kept.items())
+        options = " ".join(f"--{path}={own}" for path, (_, _, own) in kept.items())
+        rank_zero_warn(
+            f"LightningCLI keeps the values of a class that is replaced: {listed}. The defaults of the new class would "
+            f"be {options}; set each of them to the value that you mean."
+        )

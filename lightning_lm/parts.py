@@ -8,12 +8,12 @@ import dataclasses
 import enum
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from lightning_lm.errors import ConfigurationError
 
-__all__ = ["Limit", "Part", "check_numbers"]
+__all__ = ["Limit", "Part", "check_numbers", "kept_values"]
 
 _KEY = "part"
 
@@ -144,3 +144,29 @@ def _build(value: Any) -> Any:
     if unknown:
         raise ConfigurationError(f"{cls.__name__} has no field {sorted(unknown)}; was this written by another version?")
     return cls(**fields)
+
+
+def kept_values(default: Part, given: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the numbers of a default part that ended up in the part that replaced it, by the dotted path of each.
+
+    jsonargparse keeps the arguments of a class that is replaced if the new one has them too.
+
+    Args:
+        default: The default of the argument.
+        given: The argument as it was parsed: ``{"class_path": ..., "init_args": {...}}``.
+
+    Yields:
+        Path below the argument, the value that was kept, and the new class's own default.
+    """
+    cls = Part.registry.get(str(given.get("class_path")).rpartition(".")[2]) if isinstance(given, Mapping) else None
+    if cls is None:
+        return
+    arguments = given.get("init_args", {})
+    for field in dataclasses.fields(cls):
+        own, value = field.default, arguments.get(field.name)
+        if cls is type(default):
+            own = getattr(default, field.name)
+        elif _plain(value) == _plain(getattr(default, field.name, own)) != _plain(own) != dataclasses.MISSING:
+            yield field.name, value, _plain(own)
+        if isinstance(own, Part):
+            yield from ((f"{field.name}.{path}", *values) for path, *values in kept_values(own, value))

@@ -302,6 +302,8 @@ def _hush() -> None:
     """Drop what Lightning says at every start and a user can do nothing about."""
     for message in (r".*LeafSpec.*is deprecated", r"torch\.distributed\.nn\.functional\.all_gather is deprecated"):
         warnings.filterwarnings("ignore", message=message)  # Lightning 2.6 with torch 2.13
+    # Here a part that replaces another has its own defaults, so what equals the other's was asked for.
+    warnings.filterwarnings("ignore", message=".*LightningCLI keeps the values")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 

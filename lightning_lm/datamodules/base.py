@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
+from lightning_lm._lightning import warn_of_kept_values
 from lightning_lm.datamodules.loader import DataShard, Loading, RowStream, TrainLoader
 from lightning_lm.errors import ConfigurationError, FingerprintError
 
@@ -36,6 +37,7 @@ class ResumableDataModule(LightningDataModule):
 
     def __init__(self, *, batch_size: int, loading: Loading) -> None:
         super().__init__()
+        warn_of_kept_values(type(self), "data")
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size

@@ -25,6 +25,7 @@ __all__ = [
     "describe_adapters",
     "merge_adapters",
     "remove_adapters",
+    "require_same_adapters",
 ]
 
 
@@ -39,6 +40,14 @@ class AdapterPart(Part, abc.ABC):
         Args:
             model: Has none yet.
         """
+
+    def differences(self, model: nn.Module) -> list[str]:
+        """Return the settings in which the adapters that a model has already differ from these.
+
+        Args:
+            model: Has adapters of ``peft``.
+        """
+        return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +94,58 @@ class Adapters(AdapterPart, limits={"rank": Limit.COUNT, "alpha": Limit.POSITIVE
             "use_rslora": self.rank_stabilized,
         }
         attach_adapters(model, settings)
+
+    def differences(self, model: nn.Module) -> list[str]:
+        """Return the settings in which the adapters that a model has already differ from these.
+
+        Args:
+            model: Has adapters of ``peft``.
+        """
+        (settings,) = _settings(model).values()
+        names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora"}
+        present = {name: getattr(settings, theirs, None) for name, theirs in names.items()}
+        differing = [f"{name}={value}" for name, value in present.items() if value != getattr(self, name)]
+        parts = dict(model.named_modules())
+        kinds = {name: {base.__name__ for base in type(part).__mro__} for name, part in parts.items()}
+        adapted = {name for name in parts if "BaseTunerLayer" in kinds[name]}
+        trained = {name for name in parts if "ModulesToSaveWrapper" in kinds[name]}
+        matrices = {name.removesuffix(".base_layer") for name in _matrices(model) if ".lora_" not in name}
+        wanted = {name for name in parts if _named(name, self.targets)} if self.targets else matrices - trained
+        if adapted != wanted & (adapted | set(_linear_layers(model))):
+            differing.append(f"targets={tuple(sorted({name.rpartition('.')[-1] for name in adapted}))}")
+        if trained != {name for name in parts if _named(name, self.trained)}:
+            differing.append(f"trained={tuple(sorted(trained))}")
+        return differing
+
+
+def require_same_adapters(model: nn.Module, adapters: AdapterPart) -> bool:
+    """Return whether a model has adapters, and refuse those that are not the wanted ones.
+
+    Args:
+        model: Model to train.
+        adapters: Adapters that it is to have.
+
+    Raises:
+        ConfigurationError: If it has others.
+    """
+    settings = _settings(model)
+    if not settings:
+        return False
+    kinds = [f"{name} ({part.peft_type.rpartition('.')[-1]})" for name, part in settings.items()]
+    other = len(settings) > 1 or any("LORA" not in kind for kind in kinds)
+    differing = [f"the adapters {', '.join(kinds)}"] if other else adapters.differences(model)
+    if differing:
+        raise ConfigurationError(
+            f"The model that LoRA({adapters}) would put adapters on has some already (a PeftModel, or a module of a "
+            f"checkpoint), with {', '.join(differing)}. To train those, remove LoRA from the callbacks; to train new "
+            "ones instead, give the model with the old ones merged: peft_model.merge_and_unload()."
+        )
+    return True
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """Return the settings of a model's adapters by their name, wherever ``peft`` has left them."""
+    return next((dict(part.peft_config) for part in model.modules() if getattr(part, "peft_config", None)), {})
 
 
 def attach_adapters(model: nn.Module, description: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_lm._lightning import trainer_of
+from lightning_lm._lightning import trainer_of, warn_of_kept_values
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import ModelConfig, as_language_model, attach_adapters
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing, compile_blocks, recompute_blocks
@@ -37,6 +37,7 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         self, model: ModelConfig | nn.Module, *, compile: Compile, activation_checkpointing: ActivationCheckpointing
     ) -> None:
         super().__init__()
+        warn_of_kept_values(type(self), "model")
         self.compile_what, self.activation_checkpointing = compile, activation_checkpointing
         self._configured = False
         self.model_config = model if isinstance(model, ModelConfig) else None

@@ -256,3 +256,32 @@ def test_a_model_of_peft_trains_resumes_opens_and_is_exported(tmp_path, kind):
     resumed, _ = fit_peft(4, "rest", tmp_path / "whole" / "step=2.ckpt")
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, given.state_dict()[name]), name
+
+
+def test_adapters_that_a_model_has_already_are_those_of_the_callback_or_refused():
+    import peft
+
+    def fit_with(model, **settings):
+        trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, callbacks=[LoRA(Adapters(**settings))])
+        module = model if isinstance(model, PretrainModule) else PretrainModule(model, optimizer=AdamW())
+        trainer.callbacks[0].setup(trainer, module, "fit")
+        return module
+
+    for settings, named in [
+        ({"rank": 8, "alpha": 3.0, "targets": ("o_proj", "lm_head")}, "rank=2"),
+        ({"rank": 2, "alpha": 3.0}, r"targets=\('lm_head', 'o_proj'\)"),
+        ({"rank": 2, "alpha": 3.0, "targets": ("o_proj", "lm_head"), "trained": ("norm",)}, r"trained=\(\)"),
+    ]:
+        with pytest.raises(ConfigurationError, match=f"{named}.*remove LoRA from the callbacks"):
+            fit_with(of_peft("head"), **settings)
+    fit_with(of_peft("head"), rank=2, alpha=3.0, targets=("o_proj", "lm_head"))
+    other = peft.get_peft_model(of_peft("head").merge_and_unload(), peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
+    several = of_peft("head")
+    several.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    for model in (other, several):
+        with pytest.raises(ConfigurationError, match="remove LoRA from the callbacks"):
+            fit_with(model)
+    again = fit_with(of_peft("head").merge_and_unload(), rank=2)
+    fit_with(again, rank=2)  # a second run of the same module
+    with pytest.raises(ConfigurationError, match="with rank=2, alpha=32"):
+        fit_with(again, rank=4, alpha=8.0)

@@ -1,6 +1,7 @@
 """Lightning's own command line over our modules and data modules: importing them is all that it takes."""
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -66,9 +67,26 @@ def cli(monkeypatch):
 
 def test_parts_are_named_by_class_in_a_users_own_script(cli):
     words = [*MODEL, "--model.optimizer=Muon", "--model.optimizer.adamw.lr=0.125", "--data.train=corpus.txt"]
-    built = cli(words, PretrainModule, TextDataModule)
+    with pytest.warns(match="LightningCLI keeps the values"):
+        built = cli(words, PretrainModule, TextDataModule)
     assert built.model.optimizer_part == Muon(lr=AdamW().lr, adamw=AdamW(lr=0.125))  # jsonargparse keeps the old lr
     assert built.model.model_config.d_model == 16
+
+
+def test_values_that_lightning_cli_keeps_of_a_replaced_class_are_named_with_what_to_type(cli):
+    words = [*MODEL, "--model.optimizer=SGD", "--model.schedule=WSD", "--model.schedule.final=0.5"]
+    with pytest.warns(match="LightningCLI keeps the values") as said:
+        cli(words, PretrainModule, TextDataModule)
+    message = str(said[0].message)
+    assert "model.optimizer.lr=0.0006 of AdamW" in message
+    assert "final" not in message
+    typed = message.partition("would be ")[2].partition(";")[0].split()
+    assert typed == ["--model.optimizer.lr=0.1", "--model.optimizer.weight_decay=0.0", "--model.schedule.warmup=0.0"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        built = cli([*words, *typed], PretrainModule, TextDataModule)
+        assert built.model.optimizer_part == SGD()
+        cli(MODEL, PretrainModule, TextDataModule)
 
 
 def test_a_module_of_ours_trains_beside_a_users_data(cli):
