@@ -31,8 +31,11 @@ def grow_vocabulary(model: nn.Module, vocab_size: int) -> None:
     Raises:
         ConfigurationError: If the model has adapters, or is of another kind.
     """
-    if hasattr(model, "peft_config"):
-        raise ConfigurationError("The model has adapters, which were made for its old vocabulary; merge them first.")
+    if any(hasattr(part, "peft_config") for part in (model, getattr(model, "model", None))):
+        raise ConfigurationError(
+            "The model has adapters, which were made for its old vocabulary; merge them first: "
+            "lightning_lm.callbacks.merge_adapters(model)."
+        )
     if isinstance(model, Transformer):
         if vocab_size > model.embed.num_embeddings:
             _grow(model, vocab_size)

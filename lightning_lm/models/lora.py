@@ -41,7 +41,7 @@ class AdapterPart(Part, abc.ABC):
             model: Has none yet.
         """
 
-    def differences(self, model: nn.Module) -> list[str]:
+    def differences(self, model: nn.Module) -> list[str]:  # noqa: ARG002
         """Return the settings in which the adapters that a model has already differ from these.
 
         Args:
@@ -145,7 +145,9 @@ def require_same_adapters(model: nn.Module, adapters: AdapterPart) -> bool:
 
 def _settings(model: nn.Module) -> dict[str, Any]:
     """Return the settings of a model's adapters by their name, wherever ``peft`` has left them."""
-    return next((dict(part.peft_config) for part in model.modules() if getattr(part, "peft_config", None)), {})
+    adapted = any(base.__name__ == "BaseTunerLayer" for part in model.modules() for base in type(part).__mro__)
+    settings = (dict(part.peft_config) for part in model.modules() if getattr(part, "peft_config", None))
+    return next(settings, {}) if adapted else {}  # merged adapters leave settings behind
 
 
 def attach_adapters(model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -206,21 +208,24 @@ def describe_adapters(model: nn.Module) -> dict[str, Any] | None:
 
 
 def default_adapters(model: Any) -> Any:
-    """Return the settings of the low-rank adapters of a ``PeftModel``, each module named as seen from its wrapper.
+    """Return the settings of low-rank adapters of ``peft``, each module named as seen from a `TransformersModel`.
 
     Args:
         model: Any model.
 
     Returns:
-        ``None`` if it is no ``PeftModel``, or has adapters of another kind or name, or several.
+        ``None`` if it has no adapters, or some of another kind or name, or several.
     """
-    settings = getattr(model, "peft_config", {}) if hasattr(model, "get_base_model") else {}
+    settings = getattr(model, "peft_config", {})
     if list(settings) != ["default"] or settings["default"].peft_type != "LORA":
         return None
     names: dict[str, set[str]] = {"BaseTunerLayer": set(), "ModulesToSaveWrapper": set()}
-    for name, part in model.get_base_model().named_modules():
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name, part in inner.named_modules():
         for kind in {base.__name__ for base in type(part).__mro__} & names.keys():
             names[kind].add(f"model.{name}")
+    if not names["BaseTunerLayer"]:
+        return None  # they have been merged
     described = copy.copy(settings["default"])
     described.target_modules = names["BaseTunerLayer"]
     described.modules_to_save = sorted(names["ModulesToSaveWrapper"]) or None

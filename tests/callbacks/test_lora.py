@@ -223,10 +223,13 @@ def of_peft(kind):
     config = transformers.GraniteConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, logits_scaling=2.0)
     config.tie_word_embeddings = False
     base = transformers.GraniteForCausalLM(config)
-    return peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=3, task_type="CAUSAL_LM", **PEFT[kind]))
+    settings = peft.LoraConfig(r=2, lora_alpha=3, task_type="CAUSAL_LM", **PEFT[kind.removesuffix(", injected")])
+    if kind.endswith("injected"):
+        return peft.inject_adapter_in_model(settings, base)
+    return peft.get_peft_model(base, settings)
 
 
-@pytest.mark.parametrize("kind", PEFT)
+@pytest.mark.parametrize("kind", [*PEFT, "one layer, injected"])
 def test_a_model_of_peft_trains_resumes_opens_and_is_exported(tmp_path, kind):
     """Oracle: the user's own PeftModel, whose weights are trained."""
 
@@ -275,7 +278,8 @@ def test_adapters_that_a_model_has_already_are_those_of_the_callback_or_refused(
         with pytest.raises(ConfigurationError, match=f"{named}.*remove LoRA from the callbacks"):
             fit_with(of_peft("head"), **settings)
     fit_with(of_peft("head"), rank=2, alpha=3.0, targets=("o_proj", "lm_head"))
-    other = peft.get_peft_model(of_peft("head").merge_and_unload(), peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
+    scales = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    other = peft.get_peft_model(of_peft("head").merge_and_unload(), scales)
     several = of_peft("head")
     several.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
     for model in (other, several):

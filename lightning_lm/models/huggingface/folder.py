@@ -351,8 +351,8 @@ def export_model(
     if hasattr(model, "peft_config"):
         model = merge_adapters(model)
     inner: Any = model.model if isinstance(model, TransformersModel) else model
-    if hasattr(inner, "get_base_model"):  # a PeftModel
-        inner = merge_adapters(inner.get_base_model())
+    if hasattr(inner, "peft_config"):  # a PeftModel, or adapters that were put on without one
+        inner = merge_adapters(inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
     if isinstance(inner, Transformer):
         save_huggingface(inner, folder, tokenizer, dtype=dtype, family=family)
         return
