@@ -5,6 +5,8 @@ from lightning_lm.curation.document import Document, Removed, as_document, as_do
 from lightning_lm.curation.fineweb import FineWebQuality, fineweb_quality
 from lightning_lm.curation.gopher_quality import GopherQuality, gopher_quality
 from lightning_lm.curation.gopher_repetition import GopherRepetition, gopher_repetition
+from lightning_lm.curation.keep import KeepHighest, KeepLongest, KeepRule, KeepShortest
+from lightning_lm.curation.near_duplicates import NearDuplicates
 from lightning_lm.curation.step import (
     Arrays,
     Bounds,
@@ -27,6 +29,11 @@ __all__ = [
     "FineWebQuality",
     "GopherQuality",
     "GopherRepetition",
+    "KeepHighest",
+    "KeepLongest",
+    "KeepRule",
+    "KeepShortest",
+    "NearDuplicates",
     "PartitionedStep",
     "Removed",
     "Step",

@@ -5,16 +5,28 @@ hash gives the hash of each word as a difference, so that no string is made for 
 process and on every machine.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Words", "combine_ngrams", "hash_of_word", "words_of"]
+__all__ = [
+    "Words",
+    "code_point_table",
+    "codes_of",
+    "combine_ngrams",
+    "hash_of_word",
+    "hash_words",
+    "pieces_of",
+    "word_edges",
+    "words_of",
+]
 
-_BLOCK = 1 << 18
+_PIECE = 1 << 18
 """Characters hashed at a time, which bounds the memory for a long text."""
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
@@ -46,14 +58,11 @@ def words_of(text: str) -> Words:
     Args:
         text: Text of a document.
     """
-    blocks = [_words_of_block(codes) for codes in _blocks(text)]
-    if len(blocks) == 1:
-        return blocks[0]
-    return Words(
-        np.concatenate([block.hashes for block in blocks]),
-        np.concatenate([block.lengths for block in blocks]),
-        np.concatenate([block.num_letters for block in blocks]),
-    )
+    parts = [_words_of_piece(codes_of(piece)) for piece in pieces_of(text)]
+    if len(parts) == 1:
+        return parts[0]
+    names = [field.name for field in dataclasses.fields(Words)]
+    return Words(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,7 +72,7 @@ def hash_of_word(word: str) -> np.uint64:
     Args:
         word: Text without white space.
     """
-    return np.uint64(_words_of_block(_codes(word)).hashes[0])
+    return np.uint64(_words_of_piece(codes_of(word)).hashes[0])
 
 
 def combine_ngrams(prefixes: NDArray[np.uint64], last_words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -76,40 +85,66 @@ def combine_ngrams(prefixes: NDArray[np.uint64], last_words: NDArray[np.uint64])
     return (prefixes ^ (prefixes >> np.uint64(29))) * np.uint64(_MULTIPLIER) + last_words
 
 
-def _blocks(text: str) -> Iterator[NDArray[np.integer]]:
-    """Yield code points of pieces of a text, cut at white space if there is any in the second half of a piece."""
+def pieces_of(text: str) -> Iterator[str]:
+    """Yield a text in pieces, cut before a space or line break if there is one in the second half of a piece.
+
+    Args:
+        text: Text of a document.
+    """
     start = 0
-    while len(text) - start > _BLOCK:
-        codes = _codes(text[start : start + _BLOCK])
-        spaces = np.flatnonzero(_is_space(codes)[_BLOCK // 2 :])
-        length = _BLOCK // 2 + int(spaces[-1]) if len(spaces) else _BLOCK
-        yield codes[:length]
-        start += length
-    yield _codes(text[start:])
+    while len(text) - start > _PIECE:
+        half, stop = start + _PIECE // 2, start + _PIECE
+        cut = max(text.rfind(" ", half, stop), text.rfind("\n", half, stop))
+        yield text[start : cut if cut > 0 else stop]
+        start = cut if cut > 0 else stop
+    yield text[start:] if start else text
 
 
-def _codes(text: str) -> NDArray[np.integer]:
-    if text.isascii():
-        return np.frombuffer(text.encode(), np.uint8)
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+def codes_of(piece: str) -> NDArray[Any]:
+    """Return the code points of a text, uint8 for ASCII and else uint32.
+
+    Args:
+        piece: Text, lone surrogates included.
+    """
+    if piece.isascii():
+        return np.frombuffer(piece.encode(), np.uint8)
+    return np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def _words_of_block(codes: NDArray[np.integer]) -> Words:
-    is_space = _is_space(codes)
-    padded = np.ones(len(codes) + 2, bool)
+def word_edges(is_space: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where words begin and where they end.
+
+    Args:
+        is_space: bool [characters], true between words.
+    """
+    padded = np.ones(len(is_space) + 2, bool)
     padded[1:-1] = is_space
     edges = (padded[1:] != padded[:-1]).nonzero()[0]
-    starts, ends = edges[::2], edges[1::2]
+    return edges[::2], edges[1::2]
+
+
+def hash_words(codes: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the hash of each word, the same for uint8 and uint32 code points.
+
+    Args:
+        codes: Code points of at most one piece of a text.
+        starts: int64 [words].
+        ends: int64 [words].
+    """
     powers, inverses = _powers()
     sums = np.zeros(len(codes) + 1, np.uint64)
     np.cumsum(_code_hashes(codes) * powers[: len(codes)], out=sums[1:])
-    hashes = (sums[ends] - sums[starts]) * inverses[starts]
+    return (sums[ends] - sums[starts]) * inverses[starts]
+
+
+def _words_of_piece(codes: NDArray[Any]) -> Words:
+    starts, ends = word_edges(_is_space(codes))
     letters = np.zeros(len(codes) + 1, np.int64)
     np.cumsum(_is_letter(codes), out=letters[1:])
-    return Words(hashes, ends - starts, letters[ends] - letters[starts])
+    return Words(hash_words(codes, starts, ends), ends - starts, letters[ends] - letters[starts])
 
 
-def _code_hashes(codes: NDArray[np.integer]) -> NDArray[np.uint64]:
+def _code_hashes(codes: NDArray[Any]) -> NDArray[np.uint64]:
     if codes.dtype == np.uint8:
         return _ascii_hashes().take(codes)
     return _mix(codes.astype(np.uint64))
@@ -123,20 +158,12 @@ def _mix(codes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def _is_space(codes: NDArray[np.integer]) -> NDArray[np.bool_]:
-    return (_ascii_spaces() if codes.dtype == np.uint8 else _spaces()).take(codes)
-
-
-def _is_letter(codes: NDArray[np.integer]) -> NDArray[np.bool_]:
-    return (_ascii_letters() if codes.dtype == np.uint8 else _letters()).take(codes)
-
-
 @functools.cache
 def _powers() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return the powers of the multiplier, and of its inverse modulo 2**64."""
     pair = []
     for base in (_MULTIPLIER, _INVERSE):
-        powers = np.full(_BLOCK + 1, base, np.uint64)
+        powers = np.full(_PIECE + 1, base, np.uint64)
         powers[0] = 1
         pair.append(np.cumprod(powers))
     return pair[0], pair[1]
@@ -148,20 +175,19 @@ def _ascii_hashes() -> NDArray[np.uint64]:
 
 
 @functools.cache
-def _ascii_spaces() -> NDArray[np.bool_]:
-    return np.array([chr(code).isspace() for code in range(256)])
+def code_point_table(holds: Callable[[str], bool], size: int = _CODE_POINTS) -> NDArray[np.bool_]:
+    """Return for each code point whether a predicate holds.
+
+    Args:
+        holds: Function of one character.
+        size: Number of code points.
+    """
+    return np.fromiter((holds(chr(code)) for code in range(size)), bool, size)
 
 
-@functools.cache
-def _ascii_letters() -> NDArray[np.bool_]:
-    return np.array([chr(code).isalpha() for code in range(256)])
+def _is_space(codes: NDArray[Any]) -> NDArray[np.bool_]:
+    return code_point_table(str.isspace, 256 if codes.dtype == np.uint8 else _CODE_POINTS).take(codes)
 
 
-@functools.cache
-def _spaces() -> NDArray[np.bool_]:
-    return np.fromiter((chr(code).isspace() for code in range(_CODE_POINTS)), bool, _CODE_POINTS)
-
-
-@functools.cache
-def _letters() -> NDArray[np.bool_]:
-    return np.fromiter((chr(code).isalpha() for code in range(_CODE_POINTS)), bool, _CODE_POINTS)
+def _is_letter(codes: NDArray[Any]) -> NDArray[np.bool_]:
+    return code_point_table(str.isalpha, 256 if codes.dtype == np.uint8 else _CODE_POINTS).take(codes)
