@@ -2,6 +2,8 @@
 
 from lightning_lm.curation.c4 import C4Lines, C4Quality, c4_lines
 from lightning_lm.curation.document import Document, Removed, as_document, as_documents, document_id
+from lightning_lm.curation.duplicate_lines import DuplicateLines
+from lightning_lm.curation.exact_duplicates import ExactDuplicates
 from lightning_lm.curation.fineweb import FineWebQuality, fineweb_quality
 from lightning_lm.curation.gopher_quality import GopherQuality, gopher_quality
 from lightning_lm.curation.gopher_repetition import GopherRepetition, gopher_repetition
@@ -25,6 +27,8 @@ __all__ = [
     "C4Quality",
     "CorpusStep",
     "Document",
+    "DuplicateLines",
+    "ExactDuplicates",
     "Filter",
     "FineWebQuality",
     "GopherQuality",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.curation.components import Components
+from lightning_lm.curation.decisions import ids_of, removal
 from lightning_lm.curation.document import Document, Removed
 from lightning_lm.curation.keep import KeepLongest, KeepRule
 from lightning_lm.curation.minhash import MinHash
@@ -82,7 +83,7 @@ class NearDuplicates(Part, limits=_LIMITS):
                 signatures[row] = minhash.signature(values)
         bands = {f"band_{index}": keys for index, keys in enumerate(minhash.band_keys(signatures))}
         return {
-            "ids": np.array([document.id.encode() for document in documents], np.bytes_),
+            "ids": ids_of(documents),
             "priorities": np.array([self.keep.priority(document) for document in documents], np.float64),
             "sizes": np.array([len(values) for values in sets], np.int64),
             "shingles": np.concatenate([np.zeros(0, np.uint32), *sets]),
@@ -139,11 +140,7 @@ class NearDuplicates(Part, limits=_LIMITS):
             document: One of the documents that were summarized.
             decision: Result of `decide`.
         """
-        removed, key = decision["removed"], document.id.encode()
-        place = int(np.searchsorted(removed, key))
-        if place == len(removed) or removed[place] != key:
-            return document
-        return Removed(document, "near_duplicate", duplicate_of=decision["kept"][place].decode())
+        return removal(document, "near_duplicate", decision) or document
 
     def _pairs(self, corpus: "_Corpus", summaries: Sequence[Arrays], band: int, components: Components) -> Arrays:
         """Join documents that are similar, and return the pairs that joined them."""

@@ -4,8 +4,8 @@
 
 All read the same file of 94 MB: 18,000 documents of words after Zipf's law, a fifth of them copies of another with
 words exchanged. All use word 5-grams, 128 permutations and 16 bands of 8, and make clusters of pairs with a Jaccard
-index of at least 0.8; the peers estimate it from signatures, we compute it. Each runs in a process of its own, and they take
-turns. True pairs are those of one origin whose sets of 5-grams have such an index.
+index of at least 0.8; the peers estimate it from signatures, we compute it. Each runs in a process of its own, in
+turn. True pairs are those of one origin whose sets of 5-grams have such an index.
 """
 
 import argparse
