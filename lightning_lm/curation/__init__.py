@@ -1,6 +1,8 @@
 """From the raw web to clean, deduplicated text, with a report of what was removed and why."""
 
+from lightning_lm.curation.bloom import BloomFilter, KnownTexts
 from lightning_lm.curation.c4 import C4Lines, C4Quality, c4_lines
+from lightning_lm.curation.decontaminate import Contamination, Decontaminate, EvaluationIndex
 from lightning_lm.curation.document import Document, Removed, as_document, as_documents, document_id
 from lightning_lm.curation.duplicate_lines import DuplicateLines
 from lightning_lm.curation.exact_duplicates import ExactDuplicates
@@ -8,7 +10,10 @@ from lightning_lm.curation.fineweb import FineWebQuality, fineweb_quality
 from lightning_lm.curation.gopher_quality import GopherQuality, gopher_quality
 from lightning_lm.curation.gopher_repetition import GopherRepetition, gopher_repetition
 from lightning_lm.curation.keep import KeepHighest, KeepLongest, KeepRule, KeepShortest
+from lightning_lm.curation.language import Language, identify_language
 from lightning_lm.curation.near_duplicates import NearDuplicates
+from lightning_lm.curation.normalize import NormalizeText, normalize_text
+from lightning_lm.curation.pii import CardNumbers, Emails, Expression, IPAddresses, MaskPII, PhoneNumbers, PIIKind
 from lightning_lm.curation.step import (
     Arrays,
     Bounds,
@@ -19,35 +24,54 @@ from lightning_lm.curation.step import (
     apply_corpus_step,
     check_bounds,
 )
+from lightning_lm.curation.word_list import WordList, count_listed
 
 __all__ = [
     "Arrays",
+    "BloomFilter",
     "Bounds",
     "C4Lines",
     "C4Quality",
+    "CardNumbers",
+    "Contamination",
     "CorpusStep",
+    "Decontaminate",
     "Document",
     "DuplicateLines",
+    "Emails",
+    "EvaluationIndex",
     "ExactDuplicates",
+    "Expression",
     "Filter",
     "FineWebQuality",
     "GopherQuality",
     "GopherRepetition",
+    "IPAddresses",
     "KeepHighest",
     "KeepLongest",
     "KeepRule",
     "KeepShortest",
+    "KnownTexts",
+    "Language",
+    "MaskPII",
     "NearDuplicates",
+    "NormalizeText",
+    "PIIKind",
     "PartitionedStep",
+    "PhoneNumbers",
     "Removed",
     "Step",
+    "WordList",
     "apply_corpus_step",
     "as_document",
     "as_documents",
     "c4_lines",
     "check_bounds",
+    "count_listed",
     "document_id",
     "fineweb_quality",
     "gopher_quality",
     "gopher_repetition",
+    "identify_language",
+    "normalize_text",
 ]

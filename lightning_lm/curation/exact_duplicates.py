@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class ExactDuplicates(Part):
         Args:
             summaries: Summaries of all shards.
         """
-        columns: dict[str, NDArray[np.generic]] = {
+        columns: dict[str, NDArray[Any]] = {
             name: np.concatenate([summary[name] for summary in summaries] or [np.zeros(0, kind)])
             for name, kind in (("ids", "S1"), ("hashes", "u8"), ("lengths", "i8"), ("priorities", "f8"))
         }

@@ -9,11 +9,6 @@ from lightning_lm.errors import MissingDependencyError
 
 __all__ = ["hash_bytes", "hash_text", "hash_texts"]
 
-try:
-    from xxhash import xxh3_64_intdigest as _digest
-except ModuleNotFoundError:  # hashes are asked for when a step is used, not when this package is imported
-    _digest = None
-
 
 def hash_bytes(values: Iterable[bytes]) -> NDArray[np.uint64]:
     """Return the hash of each value, uint64 [values].
@@ -24,9 +19,11 @@ def hash_bytes(values: Iterable[bytes]) -> NDArray[np.uint64]:
     Raises:
         MissingDependencyError: If ``xxhash`` is not installed.
     """
-    if _digest is None:
-        raise MissingDependencyError("xxhash", "hash documents and lines", "curation")
-    return np.fromiter(map(_digest, values), np.uint64)
+    try:
+        from xxhash import xxh3_64_intdigest
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("xxhash", "hash documents and lines", "curation") from error
+    return np.fromiter(map(xxh3_64_intdigest, values), np.uint64)
 
 
 def hash_texts(texts: Iterable[str]) -> NDArray[np.uint64]:
