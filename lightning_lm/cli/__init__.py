@@ -37,6 +37,7 @@ _VERBS = {
     "export": _Verb("write a checkpoint's model for transformers, servers or llama.cpp", "lightning_lm.cli.export"),
     "import": _Verb("write a GGUF file as a Hugging Face folder", "lightning_lm.cli.import_model"),
     "demo": _Verb("fetch a small published model to train and to talk to", "lightning_lm.cli.demo"),
+    "curate": _Verb("clean web archives, HTML, PDF and text into a corpus", "lightning_lm.cli.curate"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
     "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
     "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.cli.scaling"),
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return _USAGE_ERROR
     except LightningLMError as error:
-        print(f"\nError ({type(error).__name__}): {error}", file=sys.stderr)
+        notes = getattr(error, "__notes__", ())
+        print("\n".join([f"\nError ({type(error).__name__}): {error}", *notes]), file=sys.stderr)
         return _FAILURE
     except KeyboardInterrupt as error:
         print(f"\nStopped by the user. {error}".rstrip(), file=sys.stderr)
@@ -124,7 +126,10 @@ def _run_command(name: str, module: Any, words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"lightning-lm {name}", description=_VERBS[name].summary)
     module.add_arguments(parser)
     line = shlex.join(["lightning-lm", name, *words])
-    arguments = parser.parse_args(words, argparse.Namespace(command_line=line))
+    arguments, settings = parser.parse_known_args(words, argparse.Namespace(command_line=line))
+    if settings and not getattr(module, "TAKES_SETTINGS", False):
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+    arguments.settings = settings
     if name == "generate":
         from lightning_lm.modules import load_model
 

@@ -6,6 +6,7 @@ from lightning_lm.curation.decontaminate import Contamination, Decontaminate, Ev
 from lightning_lm.curation.document import Document, Removed, as_document, as_documents, document_id
 from lightning_lm.curation.duplicate_lines import DuplicateLines
 from lightning_lm.curation.exact_duplicates import ExactDuplicates
+from lightning_lm.curation.extraction import Extract, ExtractMarkdown, ExtractPrecise
 from lightning_lm.curation.fineweb import FineWebQuality, fineweb_quality
 from lightning_lm.curation.gopher_quality import GopherQuality, gopher_quality
 from lightning_lm.curation.gopher_repetition import GopherRepetition, gopher_repetition
@@ -14,6 +15,9 @@ from lightning_lm.curation.language import Language, identify_language
 from lightning_lm.curation.near_duplicates import NearDuplicates
 from lightning_lm.curation.normalize import NormalizeText, normalize_text
 from lightning_lm.curation.pii import CardNumbers, Emails, Expression, IPAddresses, MaskPII, PhoneNumbers, PIIKind
+from lightning_lm.curation.pipeline import Pipeline
+from lightning_lm.curation.reading import Reading, Unreadable
+from lightning_lm.curation.report import Report
 from lightning_lm.curation.step import (
     Arrays,
     Bounds,
@@ -42,6 +46,9 @@ __all__ = [
     "EvaluationIndex",
     "ExactDuplicates",
     "Expression",
+    "Extract",
+    "ExtractMarkdown",
+    "ExtractPrecise",
     "Filter",
     "FineWebQuality",
     "GopherQuality",
@@ -59,8 +66,12 @@ __all__ = [
     "PIIKind",
     "PartitionedStep",
     "PhoneNumbers",
+    "Pipeline",
+    "Reading",
     "Removed",
+    "Report",
     "Step",
+    "Unreadable",
     "WordList",
     "apply_corpus_step",
     "as_document",

@@ -11,7 +11,10 @@ from typing import Any
 from lightning_lm.errors import DataError
 from lightning_lm.storage.json_text import parse_json
 
-__all__ = ["find_files", "looks_like_path", "roots_of"]
+__all__ = ["MANIFEST", "find_files", "looks_like_path", "roots_of"]
+
+MANIFEST = "manifest.json"
+"""Name of the file of a curated corpus that lists its data files."""
 
 _ENDINGS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2")
 
@@ -40,15 +43,15 @@ def roots_of(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
 def find_files(root: Path, pattern: str = "**/*") -> list[Path]:
     """Return the files of a folder in the order of their names, without hidden ones; a file is itself.
 
-    Folders that are symbolic links are followed, each folder once. Of a dataset that `datasets` saved, its data files
-    alone are taken.
+    Folders that are symbolic links are followed, each folder once. Of a dataset that `datasets` saved, and of a curated
+    corpus, its data files alone are taken.
 
     Args:
         root: A file or folder.
         pattern: Glob of the files that are taken, relative to the folder.
 
     Raises:
-        DataError: If there is none, or the folder is a saved dataset of several splits.
+        DataError: If there is none, the folder is a saved dataset of several splits, or a curated corpus lacks a file.
     """
     if not root.is_dir():
         return [root]
@@ -104,7 +107,7 @@ def _without_metadata(paths: Iterable[Path]) -> Iterator[Path]:
         folders.setdefault(path.parent, []).append(path)
     for folder, files in folders.items():
         _refuse_splits(folder / "dataset_dict.json")
-        data = _data_files(folder / "state.json")
+        data = _data_files(folder / "state.json", "_data_files") or _curated_files(folder)
         wanted = data.__contains__ if data else lambda name: name != "dataset_dict.json"
         yield from (path for path in files if wanted(path.name))
 
@@ -118,9 +121,23 @@ def _refuse_splits(path: Path) -> None:
         )
 
 
-def _data_files(path: Path) -> set[str]:
+def _data_files(path: Path, key: str) -> set[str]:
     """Return the names of the data files of a saved dataset; none if the folder is no such dataset."""
-    return {file["filename"] for file in _json(path).get("_data_files", []) if isinstance(file, dict)}
+    listed = _json(path).get(key)
+    files = listed if isinstance(listed, list) else []
+    return {file["filename"] for file in files if isinstance(file, dict) and "filename" in file}
+
+
+def _curated_files(folder: Path) -> set[str]:
+    """Return the names of the data files of a curated corpus, all of which must be there."""
+    data = _data_files(folder / MANIFEST, "curated_files")
+    missing = [name for name in data if not (folder / name).exists()]
+    if missing:
+        raise DataError(
+            f"{folder / min(missing)} is missing: {MANIFEST} beside it lists it. Curate the corpus again, which writes "
+            "missing files, or copy the folder again."
+        )
+    return data
 
 
 def _json(path: Path) -> dict[str, Any]:

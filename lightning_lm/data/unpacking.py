@@ -110,12 +110,13 @@ def _decompressor(packing: str, path: Path) -> tuple[Callable[[], Any], tuple[ty
     return lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(), (zstandard.ZstdError,)
 
 
-def import_optional(package: str, purpose: str) -> Any:
+def import_optional(package: str, purpose: str, extra: str = "files") -> Any:
     """Return a package that only some files need.
 
     Args:
         package: Its name.
         purpose: Purpose of the package, as the end of "... is needed to".
+        extra: The extra of ``lightning-lm`` that brings it.
 
     Raises:
         MissingDependencyError: If it is not installed.
@@ -123,7 +124,7 @@ def import_optional(package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(package, purpose, extra="files") from error
+        raise MissingDependencyError(package.partition(".")[0], purpose, extra=extra) from error
 
 
 def _damaged(path: Path, reason: str) -> DataError:

@@ -8,11 +8,14 @@ import torch
 import yaml
 
 from lightning_lm.cli import main
-from lightning_lm.cli.recipes import recipe_names
+from lightning_lm.cli.recipes import find_recipe, recipe_names
 from lightning_lm.models import TransformerConfig, save_huggingface
 from lightning_lm.tokenizers import BPETokenizer, PretrainedTokenizer
 
 WORDS = ("the", "model", "reads", "a", "line", "and", "says", "what", "follows", "it")
+TRAINED = [name for name in recipe_names() if "\nsteps:" not in find_recipe(name).read_text()]
+"""Recipes of ``fit``; those with steps are pipelines of ``curate``."""
+CURATED = sorted(set(recipe_names()).difference(TRAINED))
 SMALL = Path(__file__).parent / "small"
 """Overlays that make recipes small enough to run here, for a folder or a recipe; they find what `materials` makes."""
 TEMPLATE = (
@@ -63,7 +66,7 @@ def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", TRAINED)
 def test_a_recipe_survives_print_config(recipe, tmp_path, capsys):
     first = printed(["--config", recipe], capsys)
     (tmp_path / "printed.yaml").write_text(first)
@@ -71,7 +74,7 @@ def test_a_recipe_survives_print_config(recipe, tmp_path, capsys):
     assert again == first
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", TRAINED)
 def test_a_null_over_a_default_survives_print_config(recipe, tmp_path, capsys):
     words = ["--config", recipe, "--trainer.gradient_clip_val", "null", "--data.validation", "0"]
     first = printed(words, capsys)
@@ -87,10 +90,22 @@ def small_overlay(recipe: str) -> Path:
     return found[0]
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", TRAINED)
 def test_a_recipe_trains_two_steps(recipe, workplace, capsys):
     assert main(["fit", "--config", recipe, "--config", str(small_overlay(recipe))]) == 0
     (checkpoint,) = workplace.glob("runs/*/version_0/checkpoints/last.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     assert (checkpoint.parents[1] / "config.yaml").is_file()
     assert recipe.split("/")[0] != "pretrain" or "bits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", CURATED)
+def test_a_recipe_curates_a_page(recipe, tmp_path, capsys):
+    (tmp_path / "page.html").write_text(f"<html><main><p>{' '.join(WORDS * 12)}.</p></main></html>")
+    words = ["--config", recipe, "--input", str(tmp_path / "page.html"), "--output", str(tmp_path / "clean")]
+    assert main(["curate", *words, "--num-workers", "1"]) in (0, 1)
+    assert "1 documents" in capsys.readouterr().out.replace("of 1", "1")
+    assert main(["curate", "--config", recipe, "--print-config"]) == 0
+    (tmp_path / "again.yaml").write_text(printed_once := capsys.readouterr().out)
+    assert main(["curate", "--config", str(tmp_path / "again.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed_once

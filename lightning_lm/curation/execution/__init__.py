@@ -1,0 +1,1 @@
+"""Running a pipeline on one machine: processes over shards, with results on disk that a later run finds again."""
