@@ -112,7 +112,13 @@ def line_chart(
 
 
 def histogram(
-    title: str, counts: Sequence[float], edges: Sequence[float], *, x_label: str = "", log_x: bool = False
+    title: str,
+    counts: Sequence[float],
+    edges: Sequence[float],
+    *,
+    x_label: str = "",
+    log_x: bool = False,
+    limits: Sequence[float] = (),
 ) -> Html:
     """Return bars from zero over the bins of a histogram, as ``numpy.histogram`` returns them.
 
@@ -122,6 +128,7 @@ def histogram(
         edges: Edges of the bins, ascending, one more than bins.
         x_label: Unit of the edges.
         log_x: Logarithmic edges; all must be positive.
+        limits: Positions of vertical lines; those beyond the edges are left out.
 
     Raises:
         ValueError: If the edges do not fit the counts.
@@ -141,6 +148,11 @@ def histogram(
         note = element("title", f"{readable(low)} to {readable(high)}: {readable(_whole(count))}")
         size = {"width": _pixels(max(right - left - 1, 0.5)), "height": _pixels(BOTTOM - top)}
         drawn.append(element("rect", note, x=_pixels(left), y=_pixels(top), **size, fill="var(--s0)"))
+    for limit in limits:
+        if edges[0] <= limit <= edges[-1]:
+            x = _pixels(x_axis.place(limit))
+            note = element("title", f"limit {readable(limit)}")
+            drawn.append(element("line", note, x1=x, x2=x, y1=TOP, y2=BOTTOM, stroke="var(--s1)", stroke_width=2))
     return _figure(title, "", [*_frame(x_axis, y_axis, x_label), *drawn], series=())
 
 
