@@ -62,16 +62,21 @@ def test_only_what_was_asked_for_is_refused():
     assert DDPStrategy(**without_defaults({"check_reduction": False}))._ddp_kwargs == {}
 
 
-@pytest.mark.parametrize("package", ["modules", "datamodules", "callbacks"])
-def test_names_are_known_once_any_part_is_imported(package, tmp_path):
-    code = f"""
-import sys
-import lightning_lm.{package}
+def test_names_are_known_once_any_part_is_imported(tmp_path):
+    code = """
+import importlib, os, sys
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
-print("zero2" in StrategyRegistry, "lightning_lm.strategies" in sys.modules)
-options = {{"accelerator": "cpu", "devices": 2, "logger": False, "enable_progress_bar": False}}
-print(Trainer(strategy="zero2", **options).strategy.stage)
+
+assert "zero2" not in StrategyRegistry
+for package in ("modules", "datamodules", "callbacks"):
+    if os.fork() == 0:  # as if the package were the first that is imported
+        importlib.import_module(f"lightning_lm.{package}")
+        print(package, "zero2" in StrategyRegistry, "lightning_lm.strategies" in sys.modules, end=" ")
+        options = {"accelerator": "cpu", "devices": 2, "logger": False, "enable_progress_bar": False}
+        print(Trainer(strategy="zero2", **options).strategy.stage, flush=True)
+        os._exit(0)
+    os.wait()
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["True", "False", "2"]
+    assert result.stdout.splitlines() == [f"{name} True False 2" for name in ("modules", "datamodules", "callbacks")]
