@@ -43,7 +43,7 @@ def _fenced(code: str) -> str:
 def _prose(markup: str) -> str:
     text = _marked_items(_RULES[0][0].sub("<li>", markup))
     for expression, replacement in _RULES[1:]:
-        text = expression.sub(replacement, text)  # type: ignore[arg-type]
+        text = expression.sub(replacement, text)
     lines = (line.rstrip() if not line.endswith("  ") or not line.strip() else line for line in text.split("\n"))
     return html.unescape("\n".join(lines))
 

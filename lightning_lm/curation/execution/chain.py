@@ -44,7 +44,8 @@ class Chain:
             if isinstance(outcome, Removed):
                 return outcome, name
             for count in call.counts:
-                tally.counts[count] += int(outcome.metadata.get(count, 0))
+                found = outcome.metadata.get(count, 0)
+                tally.counts.update(found if isinstance(found, Mapping) else {count: int(found)})
             document = outcome
         return document, name
 
@@ -65,8 +66,9 @@ class _Call:
         if self._measures_once:
             measures = self._step.measures(document)
             return check_bounds(document, measures, self._bounds), measures
-        sampled = self._measures is not None and document.id.startswith("0")
-        return self._step(document), self._measures(document) if sampled else None
+        if self._measures is None or not document.id.startswith("0"):
+            return self._step(document), None
+        return self._step(document), self._measures(document)
 
 
 class _Naming:

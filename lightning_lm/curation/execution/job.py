@@ -206,7 +206,7 @@ class Job:
             else:
                 decision = step.decide(summaries)
             with replacing(path) as file:
-                np.savez(file, **decision)
+                np.savez(file, **dict(decision))  # type: ignore[arg-type]
         return path
 
     def _map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -161,8 +161,9 @@ def _items(source: Any, reading: Reading) -> Iterator[Document | Unreadable]:
             yield item
         else:
             found = document_of(item, reading.field, Place("", f"item {number}"), limits)
-            is_document = isinstance(found, Document)
-            yield as_document(found.text, found.url, {**found.metadata, SOURCE: "items"}) if is_document else found
+            if isinstance(found, Document):
+                found = as_document(found.text, found.url, {**found.metadata, SOURCE: "items"})
+            yield found
 
 
 def _chunks(items: Iterable[Document | Unreadable]) -> Iterator[TextUnit]:

@@ -43,7 +43,7 @@ def _without_chunks(body: bytes) -> bytes:
     line, newline, _ = body[:64].partition(b"\r\n")
     if not newline or _size(line) is None:
         return body
-    parts, place = [], 0
+    parts, place = list[bytes](), 0
     while True:
         end = body.find(b"\r\n", place)
         size = _size(body[place:end]) if 0 <= end - place < 64 else None

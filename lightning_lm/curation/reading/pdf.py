@@ -67,7 +67,7 @@ def _page(pdfium: Any, pdf: Any, index: int) -> str:
             whole: str = text.get_text_range()
             return whole.translate(_HYPHENS)
         areas = [text.get_rect(number) for number in range(count)]
-        boxes = [Box(*area, _cleaned(text.get_text_bounded(*area))) for area in areas]
+        boxes = [Box(a[0], a[1], a[2], a[3], _cleaned(text.get_text_bounded(*a))) for a in areas]
         return page_text(boxes, page.get_width())
 
 

@@ -67,11 +67,11 @@ def _funnel(report: Report) -> Html:
             step.bytes_in / 1e6,
             step.bytes_out / 1e6,
             step.changed,
-            ", ".join(f"{rule} {count:,}" for rule, count in step.reasons.items()) or "-",
+            next((f"{rule} {count:,}" for rule, count in step.reasons.items()), "-"),
         )
         for step in report.steps
     ]
-    columns = ("step", "in", "out", "kept", "MB in", "MB out", "changed", "removed by")
+    columns = ("step", "in", "out", "kept", "MB in", "MB out", "changed", "most by")
     return section("Funnel", charts, table(columns, rows))
 
 
