@@ -21,7 +21,7 @@ os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from record import write_record
+from record import free_port, write_record
 from torch import distributed, nn
 
 from lightning_lm.strategies import ShardedOptimizer, ShardedOptimizerStrategy
@@ -217,14 +217,6 @@ def main():
     print(results)
     if arguments.output:
         write_record(arguments.output, command=f"python {' '.join(sys.argv)}", results=results)
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

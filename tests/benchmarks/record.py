@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import socket
 import time
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
@@ -46,6 +47,13 @@ def cpu_seconds(works: Iterable[Work], run: Callable[[Work], object], rounds: in
             run(work)
             times[work].append(time.process_time() - start)
     return times
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens, for ranks to meet."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _device() -> str:
