@@ -96,7 +96,7 @@ def test_a_mistake_is_the_first_thing_that_is_printed(tiny, capsys, words, first
 
 REFUSED = [
     (["--model.model.layers.mixer.num_heads=0"], "num_heads=0 must be at least 1.\n  Written in the command line.\n"),
-    (["--trainer.gradient_clip_val=-1"], "gradient_clip_val=-1 must be at least 0."),
+    (["--trainer.gradient_clip_val=-1.5"], "gradient_clip_val=-1.5 must be at least 0."),
     (["--model.optimizer.lr=-1"], "lr=-1.0 must be at least 0.\n  Written in the command line."),
     (["--model.optimizer", "AdamW", "--model.optimizer.betas", "[0.9, 2]"], "betas=(0.9, 2.0) must be at least 0 and"),
     (["--data.batch_size=0"], "batch_size must be at least 1, got 0."),

@@ -21,7 +21,7 @@ model: {{model: {{class_path: TransformerConfig,
   init_args: {{d_model: 16, num_layers: 1, layers: {{mixer: {{num_heads: 2}}}}}}}}}}
 data: {{train: corpus, tokenizer: Bytes, context_length: 16, batch_size: 4}}
 """
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 
 
 @pytest.fixture
