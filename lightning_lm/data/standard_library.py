@@ -30,6 +30,15 @@ class StandardLibrary(Source):
         Raises:
             DataError: If this Python comes without the sources.
         """
+        for _, text in self.modules():
+            yield text
+
+    def modules(self) -> Iterator[tuple[str, str]]:
+        """Yield the dotted name and the source of each module, in the order of the paths.
+
+        Raises:
+            DataError: If this Python comes without the sources.
+        """
         for path in self._paths():
             try:
                 with tokenize.open(path) as file:
@@ -37,7 +46,8 @@ class StandardLibrary(Source):
             except (SyntaxError, UnicodeDecodeError):
                 continue  # Names an encoding that it does not have: no module of Python's own.
             if text:
-                yield text
+                parts = path.relative_to(_root()).with_suffix("").parts
+                yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), text
 
     @property
     def fingerprint(self) -> str | None:
