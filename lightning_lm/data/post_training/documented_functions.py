@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from lightning_lm.data.post_training.examples import ExampleSource, Record
@@ -62,7 +62,7 @@ class DocumentedFunctions(ExampleSource):
         ConfigurationError: If a question is unknown, or a number below 1.
     """
 
-    questions: Mapping[Question, int]
+    questions: Mapping[Question, int] = field(kw_only=False)
     held_out: bool = False
     seed: int = 0
 
