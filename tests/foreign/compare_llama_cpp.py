@@ -1,6 +1,6 @@
 """What llama.cpp computes on GGUF files that are written here, beside what this package computes.
 
-Tiny models with random weights of every architecture that is written, or a published one whose folder is given. For
+Tiny models with random weights of every architecture and scaling of positions that is written, or a published one. For
 each file: the ids of texts, log-probabilities of every next token of a text, and 24 tokens of greedy text. Needs
 llama-cpp-python, which is built from its source within minutes:
 
@@ -20,7 +20,18 @@ import torch
 import transformers
 
 from lightning_lm.generation import Generator, Sampling
-from lightning_lm.models import export_gguf, import_gguf
+from lightning_lm.models import (
+    Attention,
+    Layer,
+    LinearScaling,
+    Llama3Scaling,
+    Rope,
+    TransformerConfig,
+    YaRNScaling,
+    export_gguf,
+    import_gguf,
+    save_huggingface,
+)
 from lightning_lm.models.huggingface.folder import load_pretrained
 from lightning_lm.tokenizers import BPETokenizer, load_tokenizer
 
@@ -39,6 +50,11 @@ CONFIGS = {
     "qwen3": transformers.Qwen3Config(**SIZES, **HEADS, head_dim=64),
     "gemma2": transformers.Gemma2Config(**SIZES, **HEADS, head_dim=64, query_pre_attn_scalar=64, sliding_window=16),
     "gemma3": transformers.Gemma3TextConfig(**SIZES, **HEADS, head_dim=64, query_pre_attn_scalar=64, sliding_window=16),
+}
+SCALINGS = {
+    "linear positions": LinearScaling(factor=4.0),
+    "positions of Llama 3.1": Llama3Scaling(factor=8.0, original_context_length=8192),
+    "YaRN": YaRNScaling(factor=4.0, original_context_length=64),
 }
 EQUAL = "equal"
 QUANTIZATIONS = ("f32", "f16", "q8_0", "q4_1")
@@ -93,6 +109,20 @@ def tiny_models(folder: Path) -> Iterator[tuple[str, Path]]:
         yield name, folder / name
 
 
+def scaled_models(folder: Path) -> Iterator[tuple[str, Path]]:
+    tokenizer = BPETokenizer.train([*TEXTS * 20], vocab_size=320, show_progress=False)
+    for name, scaling in SCALINGS.items():
+        torch.manual_seed(0)
+        layer = Layer(mixer=Attention(num_heads=2, head_dim=64, rope=Rope(base=500_000.0, scaling=scaling)))
+        shape = {"vocab_size": tokenizer.vocab_size, "d_model": 64, "num_layers": 3, "context_length": 256}
+        model = TransformerConfig(layers=layer, **shape).build()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1) * 0.5)
+        save_huggingface(model, folder / name, tokenizer)
+        yield name, folder / name
+
+
 @torch.no_grad()
 def logprobs_of(folder: Path, ids: list[int]) -> torch.Tensor:
     out = load_pretrained(folder).eval()(torch.tensor([ids]))
@@ -130,10 +160,12 @@ def main() -> None:
     print(f"llama-cpp-python {llama_cpp.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
         given = arguments.folder
-        models = tiny_models(Path(temporary)) if given is None else iter([(given.name, given)])
-        for name, source in models:
-            for quantization in QUANTIZATIONS:
-                print(compare(name, source, Path(temporary), quantization), flush=True)
+        folder = Path(temporary)
+        models = list(tiny_models(folder)) if given is None else [(given.name, given)]
+        jobs = [(name, source, kind) for name, source in models for kind in QUANTIZATIONS]
+        jobs += [] if given else [(name, source, "f32") for name, source in scaled_models(folder)]
+        for name, source, kind in jobs:
+            print(compare(name, source, folder, kind), flush=True)
 
 
 if __name__ == "__main__":
