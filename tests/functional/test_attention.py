@@ -211,3 +211,21 @@ def test_training_in_bfloat16_on_a_cpu_keeps_its_type_and_gradients() -> None:
     for ours, theirs in zip((query, key, value), exact, strict=True):
         assert ours.grad.dtype == torch.bfloat16
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=HALF, atol=HALF)
+
+
+@pytest.mark.parametrize("way", ["causal", "window", "documents", "mask", "softcap", "cached"])
+def test_a_cpu_computes_the_same_bits_with_and_without_a_gradient(way: str) -> None:
+    """A policy and its reference, or a rollout and its first update, must not differ by rounding."""
+    query, key, value = tensors(queries=24, keys=40 if way == "cached" else None, dtype=torch.bfloat16)
+    settings = {
+        "causal": {},
+        "window": {"window": 5},
+        "documents": {"mask": Documents.from_ids(torch.arange(24)[None].expand(2, 24) // 7)},
+        "mask": {"mask": torch.rand(2, 1, 24, 24) < torch.eye(24) + 0.5},
+        "softcap": {"softcap": 2.0},
+        "cached": {},
+    }[way]
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = causal_attention(query, key, value, **settings)
+        trained = causal_attention(query.requires_grad_(), key, value, **settings)
+    assert torch.equal(trained, alone)

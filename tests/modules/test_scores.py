@@ -77,3 +77,15 @@ def test_a_bias_of_the_head_counts(model, rows):
     model.head = nn.Linear(16, VOCAB)
     scores = token_scores(model, batch, temperature=TEMPERATURE)
     torch.testing.assert_close(scores.logprobs.double(), wanted(model, batch)[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_scores_as_its_reference_does(model: nn.Module, dtype: torch.dtype) -> None:
+    """With and without a gradient, to the bit: else DPO does not begin at ln 2, nor a fresh ratio at 1."""
+    ids = torch.randint(VOCAB, (4, 40), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "labels": ids.clone()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        policy = token_scores(model, batch).logprobs.detach()
+        with torch.no_grad():
+            reference = token_scores(model.eval(), batch).logprobs
+    assert torch.equal(policy, reference)
