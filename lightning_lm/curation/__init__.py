@@ -2,6 +2,7 @@
 
 from lightning_lm.curation.bloom import BloomFilter, KnownTexts
 from lightning_lm.curation.c4 import C4Lines, C4Quality, c4_lines
+from lightning_lm.curation.classify import Classify, KeepAbove, ParetoKeep, ScoreRule, TextClassifier
 from lightning_lm.curation.decontaminate import Contamination, Decontaminate, EvaluationIndex
 from lightning_lm.curation.document import Document, Removed, as_document, as_documents, document_id
 from lightning_lm.curation.duplicate_lines import DuplicateLines
@@ -10,14 +11,17 @@ from lightning_lm.curation.extraction import Extract, ExtractMarkdown, ExtractPr
 from lightning_lm.curation.fineweb import FineWebQuality, fineweb_quality
 from lightning_lm.curation.gopher_quality import GopherQuality, gopher_quality
 from lightning_lm.curation.gopher_repetition import GopherRepetition, gopher_repetition
+from lightning_lm.curation.importance_resampling import ImportanceResampling
 from lightning_lm.curation.keep import KeepHighest, KeepLongest, KeepRule, KeepShortest
 from lightning_lm.curation.language import Language, identify_language
 from lightning_lm.curation.near_duplicates import NearDuplicates
+from lightning_lm.curation.ngram_features import ngram_batch, ngram_features
 from lightning_lm.curation.normalize import NormalizeText, normalize_text
 from lightning_lm.curation.pii import CardNumbers, Emails, Expression, IPAddresses, MaskPII, PhoneNumbers, PIIKind
 from lightning_lm.curation.pipeline import Pipeline
 from lightning_lm.curation.reading import Reading, Unreadable
 from lightning_lm.curation.report import Report
+from lightning_lm.curation.selection import DomainCap, SourceSampling, TokenBudget, domain_of
 from lightning_lm.curation.step import (
     Arrays,
     Bounds,
@@ -37,10 +41,12 @@ __all__ = [
     "C4Lines",
     "C4Quality",
     "CardNumbers",
+    "Classify",
     "Contamination",
     "CorpusStep",
     "Decontaminate",
     "Document",
+    "DomainCap",
     "DuplicateLines",
     "Emails",
     "EvaluationIndex",
@@ -54,6 +60,8 @@ __all__ = [
     "GopherQuality",
     "GopherRepetition",
     "IPAddresses",
+    "ImportanceResampling",
+    "KeepAbove",
     "KeepHighest",
     "KeepLongest",
     "KeepRule",
@@ -64,13 +72,18 @@ __all__ = [
     "NearDuplicates",
     "NormalizeText",
     "PIIKind",
+    "ParetoKeep",
     "PartitionedStep",
     "PhoneNumbers",
     "Pipeline",
     "Reading",
     "Removed",
     "Report",
+    "ScoreRule",
+    "SourceSampling",
     "Step",
+    "TextClassifier",
+    "TokenBudget",
     "Unreadable",
     "WordList",
     "apply_corpus_step",
@@ -80,9 +93,12 @@ __all__ = [
     "check_bounds",
     "count_listed",
     "document_id",
+    "domain_of",
     "fineweb_quality",
     "gopher_quality",
     "gopher_repetition",
     "identify_language",
+    "ngram_batch",
+    "ngram_features",
     "normalize_text",
 ]

@@ -7,7 +7,7 @@ text takes more than linear time. Masks contain nothing that another expression 
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from lightning_lm.curation.document import Document, Removed
 from lightning_lm.errors import ConfigurationError
@@ -208,7 +208,7 @@ class Expression(PIIKind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskPII(Part):
-    """Replaces personal data by masks and counts them in the field ``pii`` of the metadata.
+    """Replaces personal data by masks and counts them in the metadata, such as in the field ``masked_emails``.
 
     Args:
         kinds: Kinds of personal data, masked one after the other.
@@ -217,10 +217,15 @@ class MaskPII(Part):
         >>> from lightning_lm.curation import as_document
         >>> masked = MaskPII()(as_document("Write to jo@example.org or call (555) 283-1823."))
         >>> masked.text, dict(masked.metadata)
-        ('Write to |||EMAIL_ADDRESS||| or call |||PHONE_NUMBER|||.', {'pii': {'emails': 1, 'phone_numbers': 1}})
+        ('Write to |||EMAIL_ADDRESS||| or call |||PHONE_NUMBER|||.', {'masked_emails': 1, 'masked_phone_numbers': 1})
     """
 
     kinds: tuple[PIIKind, ...] = (Emails(), IPAddresses(), CardNumbers(), PhoneNumbers())
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Names of the metadata fields with counts."""
+        return tuple(f"masked_{kind.name}" for kind in self.kinds)
 
     def __call__(self, document: Document) -> Document | Removed:
         """Return the document with masks.
@@ -229,15 +234,13 @@ class MaskPII(Part):
             document: The document.
         """
         text, counts = document.text, dict[str, int]()
-        for kind in self.kinds:
+        for kind, field in zip(self.kinds, self.counts, strict=True):
             text, count = kind.replace(text)
             if count:
-                counts[kind.name] = counts.get(kind.name, 0) + count
+                counts[field] = counts.get(field, document.metadata.get(field, 0)) + count
         if not counts:
             return document
-        before: Mapping[str, int] = document.metadata.get("pii") or {}
-        total = {**before, **{name: before.get(name, 0) + count for name, count in counts.items()}}
-        return dataclasses.replace(document, text=text, metadata={**document.metadata, "pii": total})
+        return dataclasses.replace(document, text=text, metadata={**document.metadata, **counts})
 
 
 def _replace(pattern: re.Pattern[str], is_wanted: Callable[[str], bool], mask: str, text: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from lightning_lm._lightning import register_strategies
 from lightning_lm.datamodules.base import ResumableDataModule, StepAlignment
 from lightning_lm.datamodules.chat import ChatDataModule
+from lightning_lm.datamodules.classification import QualityDataModule
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.datamodules.preference import PreferenceDataModule
 from lightning_lm.datamodules.prompts import PromptDataModule
@@ -15,6 +16,7 @@ __all__ = [
     "Loading",
     "PreferenceDataModule",
     "PromptDataModule",
+    "QualityDataModule",
     "ResumableDataModule",
     "StepAlignment",
     "TextDataModule",

@@ -32,6 +32,7 @@ from lightning_lm.models.lora import (
     remove_adapters,
 )
 from lightning_lm.models.mup import MuP, MuPAttention
+from lightning_lm.models.ngram_classifier import NgramClassifier
 from lightning_lm.models.norms import LayerNorm, NoNorm, Norm, RMSNorm
 from lightning_lm.models.positions import (
     LearnedPositions,
@@ -80,6 +81,7 @@ __all__ = [
     "MuP",
     "MuPAttention",
     "NTKScaling",
+    "NgramClassifier",
     "NoNorm",
     "Norm",
     "Normal",

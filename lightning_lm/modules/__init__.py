@@ -4,6 +4,7 @@ from lightning_lm._lightning import register_strategies
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.checkpoint import CheckpointModel, load_model, read_checkpoint
+from lightning_lm.modules.classification import ClassificationModule, fit_temperature
 from lightning_lm.modules.dpo import DPOModule
 from lightning_lm.modules.gradient_normalization import GradientWindow
 from lightning_lm.modules.grpo import GRPOModule
@@ -47,6 +48,7 @@ __all__ = [
     "AdapterReference",
     "BradleyTerry",
     "CheckpointModel",
+    "ClassificationModule",
     "ComparedModule",
     "Compile",
     "CopyReference",
@@ -92,6 +94,7 @@ __all__ = [
     "Validation",
     "ValueModel",
     "adapters_off",
+    "fit_temperature",
     "load_model",
     "load_reward_model",
     "read_checkpoint",

@@ -76,16 +76,18 @@ def test_addresses_that_are_not_public_are_an_option():
 def test_masks_are_counted_and_never_masked_twice():
     text = " ".join(text for texts in FOUND.values() for text in texts)
     masked = MaskPII()(as_document(text))
-    assert masked.metadata["pii"] == {"emails": 5, "phone_numbers": 9, "ip_addresses": 5, "card_numbers": 4}
+    counts = {"emails": 5, "phone_numbers": 9, "ip_addresses": 5, "card_numbers": 4}
+    assert masked.metadata == {f"masked_{kind}": count for kind, count in counts.items()}
+    assert set(masked.metadata) == set(MaskPII().counts)
     assert MaskPII()(masked) is masked
     more = MaskPII()(as_document(masked.text + " jo@example.org", metadata=masked.metadata))
-    assert more.metadata["pii"]["emails"] == 6
+    assert more.metadata["masked_emails"] == 6
 
 
 def test_expressions_of_the_user():
     step = MaskPII(kinds=(Expression(r"\bID-\d{4}\b", label="ids", mask=r"\1"),))
     masked = step(as_document("ID-1234 and ID-12345"))
-    assert (masked.text, masked.metadata["pii"]) == (r"\1 and ID-12345", {"ids": 1})
+    assert (masked.text, masked.metadata) == (r"\1 and ID-12345", {"masked_ids": 1})
     with pytest.raises(ConfigurationError, match="its own mask"):
         Expression("PII")
     with pytest.raises(ConfigurationError, match="an empty text"):
