@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-DOCUMENTS, WORDS, SIMILARITY, ROUNDS = 18_000, 850, 0.8, 1
+DOCUMENTS, WORDS, SIMILARITY, ROUNDS = 18_000, 850, 0.8, 3
 PERMUTATIONS, BANDS, NGRAM, SHARD = 128, 16, 5, 2000
 
 
@@ -166,7 +166,7 @@ def main() -> None:
         runs: dict[str, list[dict]] = {name: [] for name in LIBRARIES}
         for index in range(ROUNDS):
             for name in runs if index % 2 else reversed(runs):
-                if name != "datasketch" or index < 3:
+                if name != "datasketch" or index < 1:
                     command = [sys.executable, __file__, "--child", name, str(path)]
                     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
