@@ -88,7 +88,7 @@ def _read_from(
 
 def _document(record: Any, place: str, limits: Limits) -> _Found:
     """Return the document of a record; ``None`` for records that are no pages, such as requests."""
-    kind, headers = record.record_type.name, record.headers
+    kind, headers = str(record.record_type), record.headers
     url = (headers.get("WARC-Target-URI") or "").strip("<> ")
     if kind not in ("response", "resource", "conversion") or url.startswith(("dns:", "filedesc:")):
         return None if kind in _NO_PAGES else Unreadable(place, "damaged archive record", f"its type is {kind}")
