@@ -83,7 +83,10 @@ def test_bodies_are_unpacked_as_their_headers_say(headers, body, tmp_path):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (page("x", gzip.compress(b"<p>" + bytes(range(256)) * 9)[:-30], "Content-Encoding: gzip\r\n"), "does not unpack"),
+        (
+            page("x", gzip.compress(b"<p>" + bytes(range(256)) * 9)[:-30], "Content-Encoding: gzip\r\n"),
+            "does not unpack",
+        ),
         (page("x", gzip.compress(b"0" * 2_000_000), "Content-Encoding: gzip\r\n"), "does not unpack"),
         (page("x", b"5\r\n<p>", "Transfer-Encoding: chunked\r\n"), "does not unpack"),
         (page("x", b"abc", "Content-Encoding: br\r\n"), "does not unpack"),
@@ -144,4 +147,5 @@ def test_archives_are_known_by_their_content(tmp_path):
     (tmp_path / "download").write_bytes(gzip.compress(page("a")))
     found = list(Reading().documents(tmp_path / "download", "download", "in"))
     assert [item.url for item in found] == ["http://host/a"]
-    assert list(Reading().documents(tmp_path / "nothing.warc", "x", "in"))[0].reason == "file that cannot be read"
+    (missing,) = Reading().documents(tmp_path / "nothing.warc", "x", "in")
+    assert missing.reason == "file that cannot be read"
