@@ -136,6 +136,7 @@ def test_the_tokenizer_goes_with_it(written, tokenizer, tmp_path):
         YaRNScaling(factor=4.0, original_context_length=16),
         Llama3Scaling(factor=8.0, original_context_length=8192),
         Llama3Scaling(factor=32.0, original_context_length=8192),
+        Llama3Scaling(factor=4.0, original_context_length=48),
     ],
     ids=str,
 )

@@ -142,7 +142,8 @@ def _recognised(file: GGUFFile, base: float, settings: dict[str, Any]) -> RopeSc
     """Return the scaling whose factors a file has: GGUF keeps them and not the four numbers that they come from."""
     factors = file.read(ROPE_FACTORS)
     highest = float(factors.max())
-    for original in (8192, 4096, 16384, 32768, settings["max_position_embeddings"]):
+    written = file.metadata.get(f"{file.metadata['general.architecture']}.rope.scaling.original_context_length", 8192)
+    for original in (int(written), 8192, 4096, 16384, 32768, settings["max_position_embeddings"]):
         scaling = Llama3Scaling(
             factor=round(highest, 4), low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=original
         )
@@ -168,7 +169,9 @@ def _write_rope(settings: Mapping[str, Any], architecture: Architecture) -> dict
         ):
             scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": factor}
             scaling["rope.scaling.original_context_length"] = length
-        case None | Llama3Scaling():  # the latter is a tensor
+        case Llama3Scaling(original_context_length=length):  # a tensor; the length is for whoever recognises it
+            scaling = {"rope.scaling.original_context_length": length}
+        case None:
             scaling = {}
         case other:
             raise ConfigurationError(
