@@ -25,6 +25,7 @@ class Failing(Callback):
                 raise ValueError("the last straw")
             if self.kind == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else torchrun waits half a minute before it kills
             wait_for_ever()
 """
 RECIPE = """
