@@ -98,7 +98,7 @@ READINGS = {
         Reading(PolicyModule.collect, (19, 23), (38, 48)),
     ),
     "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (25, 35)),),
-    "pretrain/quickstart": (Reading(LMModule.training_step, (21, 29), (31, 56)),),
+    "pretrain/quickstart": (Reading(LMModule.training_step, (19, 27), (27, 53)),),
 }
 
 
@@ -184,9 +184,9 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limits", "read_apart"),
     [
-        ("grpo/reverse", (600, 675, 985), ("models", "generation")),
-        ("dpo/reverse", (300, 340, 475), ("models",)),
-        ("pretrain/quickstart", (800, 900, 900), ()),
+        ("grpo/reverse", (530, 670, 980), ("models", "generation")),
+        ("dpo/reverse", (195, 335, 470), ("models",)),
+        ("pretrain/quickstart", (260, 520, 880), ()),
     ],
 )
 def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monkeypatch):

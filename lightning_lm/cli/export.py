@@ -122,7 +122,7 @@ def _export(namespace: argparse.Namespace) -> str:
             tokenizer.save(output)
         return _report_adapters(output)
     if isinstance(model, RewardModel):
-        export_reward_model(model, output, tokenizer, dtype=dtype, family=namespace.family)
+        export_reward_model(model.backbone, model.score, output, tokenizer, dtype=dtype, family=namespace.family)
         return f"{output} holds a reward model: AutoModelForSequenceClassification.from_pretrained({str(output)!r})"
     model = remove_adapters(model) if namespace.adapters == "drop" else model
     export_model(model, output, tokenizer, dtype=dtype, family=namespace.family)

@@ -10,9 +10,9 @@ from lightning_lm.functional.advantages import (
     group_advantages,
     whiten,
 )
-from lightning_lm.functional.attention import Documents, SharedPrefixes, causal_attention
+from lightning_lm.functional.attention import Documents, SharedPrefixes, causal_attention, first_visible
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token_cross_entropy
-from lightning_lm.functional.flash_attention import first_visible, flash_attention
+from lightning_lm.functional.flash_attention import flash_attention
 from lightning_lm.functional.logprobs import (
     TokenScores,
     entropy,

@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.flash_attention import first_visible, require_heads
 
-__all__ = ["Documents", "SharedPrefixes", "causal_attention"]
+__all__ = ["Documents", "SharedPrefixes", "causal_attention", "first_visible", "require_heads"]
 
 _BLOCK = 128
 """Queries of a sliding window that are attended together on a CPU, whose caches then hold all they need."""
@@ -86,10 +85,43 @@ class Documents:
         return columns - begins.cummax(dim=1).values
 
 
+def first_visible(document_starts: Int[Tensor, "batch seq"], window: int | None = None) -> Int[Tensor, "batch seq"]:
+    """Return the first key that each query sees: the start of its document, or of its window if that is later.
+
+    Args:
+        document_starts: Column where the document of each token begins; zeros where a row is a single one.
+        window: Keys a query sees, itself included; ``None`` for all.
+    """
+    if window is None:
+        return document_starts
+    columns = torch.arange(document_starts.size(1), device=document_starts.device, dtype=document_starts.dtype)
+    return torch.maximum(document_starts, columns - (window - 1))
+
+
 def band(queries: int, keys: int, window: int | None, *, device: torch.device) -> Bool[Tensor, "queries keys"]:
     """Return which keys each query may see, where the queries are the last of the keys."""
     distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def require_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Refuse tensors whose axes would be taken for others.
+
+    Args:
+        query: Must be [batch, heads, queries, head_dim].
+        key: Must be [batch, kv_heads, keys, head_dim].
+        value: Like ``key``.
+
+    Raises:
+        ConfigurationError: If a tensor has not four axes.
+    """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            heads, columns = ("heads", "queries") if name == "query" else ("kv_heads", "keys")
+            raise ConfigurationError(
+                f"{name} has shape {tuple(tensor.shape)}, and attention needs [batch, {heads}, {columns}, head_dim]. "
+                "Of a single head make tensor.unsqueeze(1)."
+            )
 
 
 def causal_attention(
@@ -129,17 +161,9 @@ def causal_attention(
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and (query.requires_grad or query.size(2) > 1):
         # The CPU kernel's backward takes six times as long in bfloat16 as in float32, and forward as long. Without a
         # gradient too: what a reference scores must not differ by rounding from what the policy does.
+        wide = (x.float() for x in (query, key, value))
         with torch.autocast("cpu", enabled=False):
-            mixed = causal_attention(
-                query.float(),
-                key.float(),
-                value.float(),
-                mask=mask,
-                window=window,
-                softcap=softcap,
-                scale=scale,
-                dropout=dropout,
-            )
+            mixed = causal_attention(*wide, mask=mask, window=window, softcap=softcap, scale=scale, dropout=dropout)
         return mixed.to(query.dtype)
     options = _Options(softcap, query.size(-1) ** -0.5 if scale is None else scale, dropout)
     if isinstance(mask, Documents):
@@ -229,13 +253,7 @@ def _banded(query: Tensor, key: Tensor, value: Tensor, window: int, options: _Op
 
 
 def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    options: _Options,
-    *,
-    mask: Tensor | None = None,
-    causal: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, options: _Options, *, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
     """Weigh the values by the softmax of the scores, in one kernel where there is no soft cap."""
     grouped = query.size(1) != key.size(1)

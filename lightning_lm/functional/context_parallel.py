@@ -13,8 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.attention import band, causal_attention
-from lightning_lm.functional.flash_attention import require_heads
+from lightning_lm.functional.attention import band, causal_attention, require_heads
 
 __all__ = ["context_parallel_attention", "gather_sequence", "shard_sequence"]
 

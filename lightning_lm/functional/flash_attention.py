@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.attention import require_heads
 
-__all__ = ["FlashOptions", "first_visible", "flash_attention", "flash_backward", "flash_forward"]
+__all__ = ["FlashOptions", "flash_attention", "flash_backward", "flash_forward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,39 +34,6 @@ class FlashOptions:
     scale: float
     softcap: float | None = None
     block: int = 64
-
-
-def first_visible(document_starts: Int[Tensor, "batch seq"], window: int | None = None) -> Int[Tensor, "batch seq"]:
-    """Return the first key that each query sees: the start of its document, or of its window if that is later.
-
-    Args:
-        document_starts: Column where the document of each token begins; zeros where a row is a single one.
-        window: Keys a query sees, itself included; ``None`` for all.
-    """
-    if window is None:
-        return document_starts
-    columns = torch.arange(document_starts.size(1), device=document_starts.device, dtype=document_starts.dtype)
-    return torch.maximum(document_starts, columns - (window - 1))
-
-
-def require_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Refuse tensors whose axes would be taken for others.
-
-    Args:
-        query: Must be [batch, heads, queries, head_dim].
-        key: Must be [batch, kv_heads, keys, head_dim].
-        value: Like ``key``.
-
-    Raises:
-        ConfigurationError: If a tensor has not four axes.
-    """
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() != 4:
-            heads, columns = ("heads", "queries") if name == "query" else ("kv_heads", "keys")
-            raise ConfigurationError(
-                f"{name} has shape {tuple(tensor.shape)}, and attention needs [batch, {heads}, {columns}, head_dim]. "
-                "Of a single head make tensor.unsqueeze(1)."
-            )
 
 
 def flash_attention(

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_lm.functional.attention import Documents, causal_attention
-from lightning_lm.functional.flash_attention import first_visible, require_heads
+from lightning_lm.functional.attention import Documents, causal_attention, first_visible, require_heads
 from lightning_lm.kernels.flash_attention.operation import flash_attention, supported
 from lightning_lm.kernels.runtime.backend import architecture, register, unavailable, use_triton
 

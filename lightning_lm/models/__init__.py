@@ -2,7 +2,7 @@
 
 from lightning_lm.models.attention import Attention, Mixer
 from lightning_lm.models.cache import KVCache
-from lightning_lm.models.config import Layer, ModelConfig, TransformerConfig
+from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.gguf import export_gguf, import_gguf
@@ -56,7 +56,7 @@ from lightning_lm.models.summary import (
     parameter_table,
     render,
 )
-from lightning_lm.models.transformer import Transformer
+from lightning_lm.models.transformer import Layer, Transformer, TransformerConfig
 
 __all__ = [
     "FFN",

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
-from lightning_lm.models.config import TransformerConfig
 from lightning_lm.models.roles import parameter_roles
+from lightning_lm.models.transformer import TransformerConfig
 from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.attention import Attention
-from lightning_lm.models.config import Layer, TransformerConfig
 from lightning_lm.models.ffn import GLU, MLP
 from lightning_lm.models.init import DepthScaled, TruncatedNormal
 from lightning_lm.models.norms import LayerNorm, RMSNorm
 from lightning_lm.models.positions import LearnedPositions, Llama3Scaling, Rope
+from lightning_lm.models.transformer import Layer, TransformerConfig
 
 __all__ = ["gpt2", "llama2", "llama3", "mistral", "qwen2", "qwen3", "tinystories"]
 

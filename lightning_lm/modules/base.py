@@ -72,6 +72,7 @@ class LMModule(_ModelOwner, abc.ABC):
         self._interval: Tensor | None = None
         self._history = NormHistory()
         self._seed: int | None = None
+        self._data_rank = 0
         self._grad_norm: Tensor | None = None
         self._watch = DivergenceWatch()
         self._trained.clear()
@@ -104,7 +105,7 @@ class LMModule(_ModelOwner, abc.ABC):
     # --- one training step ---
 
     def on_fit_start(self) -> None:
-        """Move the counters to the device, and agree on the seed.
+        """Move the counters to the device, and agree on the seed of all that is random in a step.
 
         Raises:
             ConfigurationError: If the strategy keeps the gradients to itself.
@@ -120,12 +121,13 @@ class LMModule(_ModelOwner, abc.ABC):
         log_hyper_parameters(self.trainer, self)
         if self._seed is None:
             self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**62))
+        self._data_rank = data_rank(self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum over the micro-batch's target tokens, scaled; see `GradientWindow`."""
         trainer = self.trainer
         micro_batch = batch_idx % trainer.accumulate_grad_batches
-        seed_generator(self.device, self._seed or 0, data_rank(trainer), trainer.global_step, micro_batch)
+        seed_generator(self.device, self._seed or 0, self._data_rank, trainer.global_step, micro_batch)
         try:
             loss, num_targets = self.training_loss(batch), self.target_tokens(batch)
         except (KeyError, TypeError, AttributeError) as error:

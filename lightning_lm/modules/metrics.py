@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from lightning_lm._lightning import trainer_of
 from lightning_lm.data.batches import batch_error
 from lightning_lm.distributed import data_rank
 from lightning_lm.functional.dtypes import accumulation_dtype
@@ -155,11 +156,8 @@ class MeasuredModule(LightningModule, abc.ABC):
         self._running().add("total", name, amount, device=self.device)
 
     def _running(self) -> RunningMetrics:
-        try:
-            trainer = self.trainer
-        except RuntimeError:  # Lightning's word for a module without a Trainer
-            return self._trained
-        evaluates = trainer.validating or trainer.sanity_checking or trainer.testing
+        trainer = trainer_of(self)
+        evaluates = trainer is not None and (trainer.validating or trainer.sanity_checking or trainer.testing)
         return self._evaluated if evaluates else self._trained
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:

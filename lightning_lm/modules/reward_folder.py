@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,9 +20,6 @@ from lightning_lm.models.huggingface.folder import known_by
 from lightning_lm.models.huggingface.weights import StoredTensor, read_json, read_tensors, write_json, write_tensors
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import DIGESTS, filling
-
-if TYPE_CHECKING:
-    from lightning_lm.modules.reward_model import RewardModel
 
 __all__ = ["PublishedRewardModel", "export_reward_model", "read_backbone"]
 
@@ -115,7 +112,8 @@ def read_backbone(folder: Path) -> tuple[TransformersModel, Tensor]:
 
 
 def export_reward_model(
-    model: "RewardModel",
+    backbone: nn.Module,
+    score: nn.Linear,
     folder: str | Path,
     tokenizer: Tokenizer | None = None,
     *,
@@ -125,7 +123,8 @@ def export_reward_model(
     """Write a reward model so that ``AutoModelForSequenceClassification.from_pretrained`` gives the same scores.
 
     Args:
-        model: Adapters are merged already.
+        backbone: The language model of a `RewardModel`; adapters are merged already.
+        score: Its output layer.
         folder: Created if needed; each file in it is replaced whole.
         tokenizer: That of the model.
         dtype: That of the weights in the files; ``None`` for the model's own.
@@ -136,27 +135,27 @@ def export_reward_model(
     """
     with tempfile.TemporaryDirectory() as place, filling(Path(folder), known_by=known_by(tokenizer)) as fresh:
         body = Path(place)
-        export_model(model.backbone, body, tokenizer, dtype=dtype, family=family)
+        export_model(backbone, body, tokenizer, dtype=dtype, family=family)
         config = {**read_json(body / "config.json"), "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-        config["architectures"] = [_classifier(str(name), model) for name in config["architectures"]]
+        config["architectures"] = [_classifier(str(name), backbone) for name in config["architectures"]]
         tensors = dict(read_tensors(body))
         tensors.pop("lm_head.weight", None)
         for path in body.iterdir():  # tokenizer and generation settings
             if path.name not in ("config.json", DIGESTS) and ".safetensors" not in path.name:
                 shutil.copyfile(path, fresh / path.name)
         kind = next(iter(tensors.values())).dtype
-        scale = model.backbone._scale if isinstance(model.backbone, TransformersModel) else 1.0
-        tensors["score.weight"] = (model.score.weight.detach().float() * scale).to("cpu", kind)
+        scale = backbone._scale if isinstance(backbone, TransformersModel) else 1.0
+        tensors["score.weight"] = (score.weight.detach().float() * scale).to("cpu", kind)
         stored = [StoredTensor(name, value.nbytes, partial(value.clone)) for name, value in tensors.items()]
         write_tensors(fresh, stored, max_shard_bytes=5_000_000_000)
         write_json(fresh / "config.json", {**config, "pad_token_id": _pad_id(config)})
 
 
-def _classifier(architecture: str, model: "RewardModel") -> str:
+def _classifier(architecture: str, backbone: nn.Module) -> str:
     name = architecture
     for end in _CAUSAL:
         name = name.removesuffix(end)
-    if isinstance(model.backbone, TransformersModel):
+    if isinstance(backbone, TransformersModel):
         import transformers
 
         if not hasattr(transformers, name + _KIND):

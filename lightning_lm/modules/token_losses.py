@@ -61,9 +61,9 @@ class CrossEntropy(TokenLossPart, limits={"z_loss": Limit.NON_NEGATIVE, "label_s
 
     def __call__(self, model: nn.Module, batch: Batch) -> TokenLoss:
         """Return the sums of a batch; a model that has `hidden` and `head` never builds all logits."""
+        targets = next_token_targets(batch)
         values, head = hidden_or_logits(model, batch)
         loss = linear_cross_entropy if head else token_cross_entropy
-        targets = next_token_targets(batch)
         return loss(values, targets=targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing, **head)
 
 

@@ -37,6 +37,8 @@ __all__ = [
 Samples = Mapping[str, Sequence[Any]]
 """``prompts``, ``completions`` and the columns of the data, lists of one item per completion."""
 
+_Outcomes = list[float | str | None]
+"""For each sample its reward, ``None`` if it does not apply, or the reason why it failed."""
 _BATCH, _SAMPLE = ("prompts", "completions", "completion_ids"), {"prompt": "prompts", "completion": "completions"}
 _OFFER = (
     "A reward takes, by name, any of prompts, completions, completion_ids and the columns of the data, as lists with "
@@ -219,18 +221,18 @@ def _score_with(
 # --- calls ---
 
 
-def _outcomes(reward: Callable[..., Any], samples: Samples, timeout_s: float | None) -> list[float | str | None]:
-    """Return for each sample its reward, ``None`` if it does not apply, or the reason why the reward failed.
+def _outcomes(reward: Callable[..., Any], samples: Samples, timeout_s: float | None) -> _Outcomes:
+    """Return the outcome of each sample.
 
     A reward that raises is called again with one sample at a time. One that hangs is left behind in its thread, and not
     called again: each further call could hang as long.
     """
-    box: list[list[float | str | None] | str] = []
+    box: list[_Outcomes | str] = []
     thread = threading.Thread(target=_call_into, args=(box, reward, samples), daemon=True)
     thread.start()
     thread.join(timeout_s)
     count = len(samples["completions"])
-    found = box[0] if box else [f"no result within {timeout_s} s"] * count
+    found: _Outcomes | str = box[0] if box else [f"no result within {timeout_s} s"] * count
     if isinstance(found, list):
         return found
     if count == 1:
@@ -239,7 +241,7 @@ def _outcomes(reward: Callable[..., Any], samples: Samples, timeout_s: float | N
     return [outcome for sample in alone for outcome in _outcomes(reward, sample, timeout_s)]
 
 
-def _call_into(box: list[list[float | str | None] | str], reward: Callable[..., Any], samples: Samples) -> None:
+def _call_into(box: list[_Outcomes | str], reward: Callable[..., Any], samples: Samples) -> None:
     """Put the outcome of each sample into a box, or what the reward raised."""
     try:
         box.append([_outcome(value) for value in _call(reward, samples)])

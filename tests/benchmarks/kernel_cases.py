@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend
 
 from lightning_lm import kernels
 from lightning_lm.functional import Documents
-from lightning_lm.functional.flash_attention import first_visible
+from lightning_lm.functional.attention import first_visible
 from lightning_lm.functional.flash_attention import flash_attention as readable_attention
 from lightning_lm.functional.rope import rope_frequencies, rope_table, rotate
 from lightning_lm.optim.muon import orthogonalize

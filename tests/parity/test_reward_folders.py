@@ -1,6 +1,7 @@
 """Reward models as folders: written and read; the oracle is the sequence classifier of transformers."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -43,11 +44,15 @@ IDS = torch.randint(3, 31, (3, 9), generator=torch.Generator().manual_seed(1))
 LENGTHS = torch.tensor([9, 4, 1])
 
 
+def export(model: RewardModel, folder: Path) -> None:
+    export_reward_model(model.backbone, model.score, folder)
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_transformers_gives_the_same_scores(tmp_path, kind):
     torch.manual_seed(0)
     model = RewardModel(MAKERS[kind]()).eval()
-    export_reward_model(model, tmp_path / "out")
+    export(model, tmp_path / "out")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert type(theirs).__name__.endswith("ForSequenceClassification")
     assert theirs.config.num_labels == 1
@@ -69,7 +74,7 @@ def test_other_folders_are_refused(tmp_path):
         load_reward_model(tmp_path / "causal")
     granite = transformers.GraniteForCausalLM(transformers.GraniteConfig(**SIZES))
     with pytest.raises(ConfigurationError, match="no GraniteForSequenceClassification"):
-        export_reward_model(RewardModel(TransformersModel(granite)), tmp_path / "granite")
+        export(RewardModel(TransformersModel(granite)), tmp_path / "granite")
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -128,7 +133,7 @@ def rewarding(start, folder, steps=2):
 def test_a_reward_model_is_trained_further_and_a_critic_starts_from_it(tmp_path, kind):
     """Oracle: the scores of transformers. A folder, then the checkpoint of the run from it, then its export again."""
     torch.manual_seed(0)
-    export_reward_model(RewardModel(MAKERS[kind]()), tmp_path / "out")
+    export(RewardModel(MAKERS[kind]()), tmp_path / "out")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     start = RewardCheckpoint(str(tmp_path / "out"))
     with torch.no_grad():
@@ -141,7 +146,7 @@ def test_a_reward_model_is_trained_further_and_a_critic_starts_from_it(tmp_path,
         scores = first.model(IDS, LENGTHS)
         assert (scores - expected).abs().max() > 1e-3
         torch.testing.assert_close(again.build().eval()(IDS, LENGTHS), scores)
-        export_reward_model(first.model, tmp_path / "next")
+        export(first.model, tmp_path / "next")
         torch.testing.assert_close(
             RewardCheckpoint(str(tmp_path / "next")).build().eval()(IDS, LENGTHS), scores, rtol=1e-4, atol=1e-5
         )
@@ -157,7 +162,7 @@ def test_a_reward_model_is_trained_further_and_a_critic_starts_from_it(tmp_path,
 def test_a_reward_model_is_no_language_model(tmp_path):
     """transformers would give it a new output layer, drawn at random."""
     for name in ("llama", "gemma"):
-        export_reward_model(RewardModel(MAKERS[name]()), tmp_path / name)
+        export(RewardModel(MAKERS[name]()), tmp_path / name)
         with pytest.raises(CheckpointError, match=r"SequenceClassification, not a language model.*RewardCheckpoint"):
             CheckpointModel(str(tmp_path / name)).build()
     rewarding(CONFIG, tmp_path)

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_lm.functional.flash_attention import FlashOptions, flash_backward, flash_forward, require_heads
+from lightning_lm.functional.attention import require_heads
+from lightning_lm.functional.flash_attention import FlashOptions, flash_backward, flash_forward
 from lightning_lm.kernels.flash_attention.triton_kernels import forward_kernel, key_kernel, query_kernel
 from lightning_lm.kernels.lm_head.head import autocast_dtype
 from lightning_lm.kernels.runtime.backend import architecture, unsupported_dtype, use_triton

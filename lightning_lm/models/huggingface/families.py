@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeVar
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.attention import Attention
-from lightning_lm.models.config import Layer, TransformerConfig
 from lightning_lm.models.ffn import GLU, MLP, Activation
 from lightning_lm.models.huggingface.rope_settings import positions_written, read_rope, write_rope
 from lightning_lm.models.huggingface.weights import GPT2_NAMES, LLAMA_NAMES, Rename
 from lightning_lm.models.init import DepthScaled, Normal
 from lightning_lm.models.norms import LayerNorm, RMSNorm
 from lightning_lm.models.positions import LearnedPositions
+from lightning_lm.models.transformer import Layer, TransformerConfig
 
 __all__ = ["FAMILIES", "Family"]
 

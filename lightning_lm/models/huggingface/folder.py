@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
-from lightning_lm.models.config import ModelConfig, TransformerConfig
+from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.huggingface.families import FAMILIES, Family
 from lightning_lm.models.huggingface.generation_config import (
@@ -36,7 +36,7 @@ from lightning_lm.models.huggingface.weights import (
     write_tensors,
 )
 from lightning_lm.models.lora import merge_adapters
-from lightning_lm.models.transformer import Transformer
+from lightning_lm.models.transformer import Transformer, TransformerConfig
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import INDEX, TOKENIZER_FILES, check_digests, filling
 

@@ -31,13 +31,7 @@ class ComparedModule(LMModule, abc.ABC):
         super().configure_model()
         self.model.eval()
         if self.reference is None and self.reference_part is not None:
-            self.reference = self.reference_part.build(self.model, self._data())
-
-    def _data(self) -> object:
-        try:
-            return getattr(self.trainer, "datamodule", None)
-        except RuntimeError:  # Lightning's word for a module without a Trainer
-            return None
+            self.reference = self.reference_part.build(self.model, self._datamodule())
 
     def train(self, mode: bool = True) -> "ComparedModule":
         """Set the mode of everything but the policy, which stays in evaluation mode: no dropout."""
