@@ -93,7 +93,7 @@ class Pipeline:
         work = output.with_name(f"{output.name}.partial")
         with held(work, "choose another output"):
             units = units_of(source, self.reading, [output, work])
-            digest = self._digest(units, shard_bytes) if isinstance(units, list) else None
+            digest = self.digest(units, shard_bytes) if isinstance(units, list) else None
             report = find_output(output, digest, overwrite=overwrite)
             if report is None:
                 for leftover in work.glob(".*.tmp"):
@@ -114,13 +114,19 @@ class Pipeline:
     def _run(self, job: Job, units: Iterable[Unit], digest: str | None, output: Path, overwrite: bool) -> Report:
         results, keys = job.read(units)
         if digest is None:
-            digest = self._digest(keys, job.shard_bytes)
+            digest = self.digest(keys, job.shard_bytes)
             report = find_output(output, digest, overwrite=overwrite)
             if report is not None:
                 return report
         return write_output(output, job.work, digest, self.steps, job.finish(results))
 
-    def _digest(self, units: Iterable[Unit | str], shard_bytes: int) -> str:
+    def digest(self, units: Iterable[Unit | str], shard_bytes: int) -> str:
+        """Return the digest of an output: of the input, the steps and the size of its shards.
+
+        Args:
+            units: Units of the input, or their keys.
+            shard_bytes: Text of a shard, bytes.
+        """
         keys = sorted(unit if isinstance(unit, str) else unit.key for unit in units)
         return digest_of(fingerprint_of([self.reading, self.steps, shard_bytes, keys]))
 

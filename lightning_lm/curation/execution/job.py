@@ -22,7 +22,7 @@ from lightning_lm.data.parallel import in_order
 from lightning_lm.errors import DataError
 from lightning_lm.storage import replacing
 
-__all__ = ["Job", "Outcome"]
+__all__ = ["Job", "LazyArrays", "Outcome", "result_of", "summaries_of", "write_arrays"]
 
 _REMEDY = "Finished parts are kept: run it again, with fewer processes (num_workers) if it was memory."
 _ALL_EXAMPLES = 20
@@ -99,9 +99,8 @@ class Job:
         Args:
             units: Units of the input; a list shows how much is left.
         """
-        count = self._corpus_steps[0] if self._corpus_steps else len(self.steps)
-        steps, names = self.steps[:count], self.names[:count]
-        task = ReadTask(self.work, self.reading, steps, names, _digest(self.reading, steps, names))
+        task = self.read_task()
+        names = task.names
         total = sum(unit.num_bytes for unit in units) if isinstance(units, list) else None
         sizes, keys, results = list[int](), list[str](), list[TaskResult]()
 
@@ -113,7 +112,7 @@ class Job:
 
         with self.show.stage("Reading", total) as advance:
             for folder in self._map(task, noted()):
-                results.append(_result(folder))
+                results.append(result_of(folder))
                 advance(sizes[len(results) - 1], _documents_in(results[-1], names), results[-1].documents)
         return results, keys
 
@@ -131,32 +130,50 @@ class Job:
             outcome.add(unit)
         if not any(_documents_in(unit, list(unit.tallies)) for unit in units):
             raise DataError(f"The input has no document.{outcome.describe_unreadable() or ' It is empty.'}")
-        count = max(1, -(-sum(unit.num_bytes for unit in units) // self.shard_bytes))
-        task = self._first_task(units, count)
+        task = self.first_task(units)
         outcome.parts = self._shards(task, outcome)
-        for number, begin in enumerate(self._corpus_steps, start=1):
-            decision = self._decide(begin, outcome.parts, task.digest)
-            task = self._next_task(task, number, outcome.parts, decision)
+        for number, begin in enumerate(self.corpus_steps, start=1):
+            decision = self._decide(begin, outcome.parts, task)
+            task = self.next_task(task, number, outcome.parts, decision)
             outcome.parts = self._shards(task, outcome)
             add_duplicates(outcome.tallies[self.names[begin]], task)
         self._add_totals(outcome, units)
         return outcome
 
     @property
-    def _corpus_steps(self) -> list[int]:
+    def corpus_steps(self) -> list[int]:
+        """Indices of the steps that need the whole corpus."""
         return [index for index, step in enumerate(self.steps) if isinstance(step, CorpusStep)]
 
-    def _first_task(self, units: Sequence[TaskResult], count: int) -> ShardTask:
-        """Return the task that sorts the corpus into shards."""
+    def read_task(self) -> ReadTask:
+        """Return the task that reads a unit and runs the steps before the first corpus step."""
+        count = self.corpus_steps[0] if self.corpus_steps else len(self.steps)
+        steps, names = self.steps[:count], self.names[:count]
+        return ReadTask(self.work, self.reading, steps, names, _digest(self.reading, steps, names))
+
+    def first_task(self, units: Sequence[TaskResult]) -> ShardTask:
+        """Return the task that sorts the corpus into shards.
+
+        Args:
+            units: Results of all units.
+        """
+        count = max(1, -(-sum(unit.num_bytes for unit in units) // self.shard_bytes))
         folders = [unit.folder for unit in units]
-        corpus = self._corpus_steps
+        corpus = self.corpus_steps
         next_step = self.steps[corpus[0]] if corpus else None
         digest = _digest(sorted(folder.name for folder in folders), count, next_step)
         return ShardTask(self.work, 0, digest, folders, count, (), (), next_step)
 
-    def _next_task(self, before: ShardTask, number: int, results: Sequence[TaskResult], decision: Path) -> ShardTask:
-        """Return the task of a corpus step that has decided and of the steps after it."""
-        corpus = [*self._corpus_steps, len(self.steps)]
+    def next_task(self, before: ShardTask, number: int, results: Sequence[TaskResult], decision: Path) -> ShardTask:
+        """Return the task of a corpus step that has decided and of the steps after it.
+
+        Args:
+            before: Task of the stage before.
+            number: Index of the stage, from 1.
+            results: Results of the stage before.
+            decision: File with the decision.
+        """
+        corpus = [*self.corpus_steps, len(self.steps)]
         begin, end = corpus[number - 1], corpus[number]
         next_step = self.steps[end] if end < len(self.steps) else None
         return ShardTask(
@@ -183,18 +200,26 @@ class Job:
         sizes = [_size_of(path) for path in task.before] if task.stage else [1] * task.count
         with self.show.stage(name, sum(sizes)) as advance:
             for index, folder in enumerate(self._map(task, range(task.count))):
-                result = _result(folder)
+                result = result_of(folder)
                 results.append(result)
                 outcome.add(result)
                 advance(sizes[index], _documents_in(result, task.names), result.documents)
         return results
 
-    def _decide(self, index: int, results: Sequence[TaskResult], digest: str) -> Path:
+    def decision_path(self, task: ShardTask) -> Path:
+        """Return the file with the decision of the corpus step that a stage was summarized for.
+
+        Args:
+            task: Task of the stage.
+        """
+        return self.work / f"decision-{task.digest[:24]}.npz"
+
+    def _decide(self, index: int, results: Sequence[TaskResult], task: ShardTask) -> Path:
         """Return the file with the decision of a corpus step, made of the summaries of all shards."""
         step: CorpusStep = self.steps[index]
-        path = self.work / f"decision-{digest[:24]}.npz"
+        path = self.decision_path(task)
         if not path.exists():
-            summaries = [LazyArrays(result.folder / f"{SUMMARY}.npz") for result in results]
+            summaries = summaries_of(results)
             if isinstance(step, PartitionedStep):
                 decide = functools.partial(_partial, step, summaries)
                 with self.show.stage(f"{self.names[index]}: deciding", step.partitions) as advance:
@@ -205,12 +230,31 @@ class Job:
                 decision = step.merge(partials)
             else:
                 decision = step.decide(summaries)
-            with replacing(path) as file:
-                np.savez(file, **dict(decision))  # type: ignore[arg-type]
+            write_arrays(path, decision)
         return path
 
     def _map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return in_order(function, items, num_workers=self.num_workers, remedy=_REMEDY)
+
+
+def summaries_of(results: Sequence[TaskResult]) -> list[Arrays]:
+    """Return the summaries of shards, each of whose arrays is read when it is looked up.
+
+    Args:
+        results: Results of the shards.
+    """
+    return [LazyArrays(result.folder / f"{SUMMARY}.npz") for result in results]
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays into a file, as a whole or not at all.
+
+    Args:
+        path: The file.
+        arrays: Arrays by name.
+    """
+    with replacing(path) as file:
+        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
 
 
 class LazyArrays(Mapping[str, NDArray[Any]]):
@@ -247,10 +291,21 @@ def _partial(step: PartitionedStep, summaries: Sequence[Arrays], index: int) -> 
     return dict(step.partial(summaries, index))
 
 
-def _result(folder: Path) -> TaskResult:
+def result_of(folder: Path) -> TaskResult:
+    """Return the result of a finished task.
+
+    Args:
+        folder: Folder of the task.
+
+    Raises:
+        DataError: If the task has not finished, or its folder was removed.
+    """
     result = TaskResult.read(folder)
     if result is None:
-        raise DataError(f"{folder} has vanished while it was needed; run it again, it resumes from what is left.")
+        raise DataError(
+            f"{folder} is missing: its task has not finished, or it was removed. Run it again, which resumes from what is "
+            "left."
+        )
     return result
 
 
