@@ -302,10 +302,7 @@ def result_of(folder: Path) -> TaskResult:
     """
     result = TaskResult.read(folder)
     if result is None:
-        raise DataError(
-            f"{folder} is missing: its task has not finished, or it was removed. Run it again, which resumes from what is "
-            "left."
-        )
+        raise DataError(f"{folder} is missing: its task has not finished, or it was removed. Run it again, it resumes.")
     return result
 
 
