@@ -39,6 +39,7 @@ _VERBS = {
     "demo": _Verb("fetch a small published model to train and to talk to", "lightning_lm.cli.demo"),
     "curate": _Verb("clean web archives, HTML, PDF and text into a corpus", "lightning_lm.cli.curate"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
+    "road": _Verb("go through all stages, from text to an aligned model, with a report", "lightning_lm.cli.road"),
     "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
     "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.cli.scaling"),
     "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),

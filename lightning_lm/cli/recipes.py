@@ -7,9 +7,9 @@ from pathlib import Path
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.storage import replacing
 
-__all__ = ["add_arguments", "find_recipe", "recipe_names", "recipes_folder", "run"]
+__all__ = ["add_arguments", "find_recipe", "recipe_names", "recipes_folder", "road_names", "run"]
 
-_SUFFIX = ".yaml"
+_SUFFIX, _ROADS = ".yaml", "road/"
 
 
 def recipes_folder() -> Path:
@@ -21,10 +21,22 @@ def recipes_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Return the names that ``--config`` accepts, as ``pretrain/quickstart``; base overlays are left out."""
+    """Return the names that ``fit --config`` accepts, as ``pretrain/quickstart``; base overlays are left out."""
+    return [name for name in _names() if not name.startswith(("base/", _ROADS))]
+
+
+def road_names() -> list[str]:
+    """Return the names that ``road --config`` accepts."""
+    return [name for name in _names() if name.startswith(_ROADS)]
+
+
+def _all_names() -> list[str]:
+    return sorted([*recipe_names(), *road_names()])
+
+
+def _names() -> list[str]:
     folder = recipes_folder()
-    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{_SUFFIX}"))
-    return sorted(name for name in names if not name.startswith("base/"))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{_SUFFIX}"))
 
 
 def find_recipe(name: str) -> Path | None:
@@ -77,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.action == "copy":
         print(f"Wrote {_copy(_existing(arguments.name), arguments.target)}")
     else:
-        for name in recipe_names():
+        for name in _all_names():
             print(f"{name:<32} {_title(name)}")
     return 0
 
@@ -90,7 +102,7 @@ def _title(name: str) -> str:
 def _existing(name: str) -> Path:
     path = find_recipe(name)
     if path is None:
-        raise ConfigurationError(f"No recipe is called {name!r}. There are: {', '.join(recipe_names())}.")
+        raise ConfigurationError(f"No recipe is called {name!r}. There are: {', '.join(_all_names())}.")
     return path
 
 

@@ -11,12 +11,17 @@ from lightning_lm.errors import LightningLMError, TokenizerError
 from lightning_lm.storage import held
 
 if TYPE_CHECKING:
+    from lightning_lm.data import Source
     from lightning_lm.tokenizers.base import BaseTokenizer
 
 __all__ = ["add_arguments", "run"]
 
 _END_OF_TEXT = "<|endoftext|>"
-_INPUT_HELP = "files or folders, read as `fit` reads them (text, JSON, CSV, Parquet, Arrow; compressed too)"
+_LIBRARY = "standard-library"
+_INPUT_HELP = (
+    "files or folders, read as `fit` reads them (text, JSON, CSV, Parquet, Arrow; compressed too); "
+    f"{_LIBRARY} for Python's own sources, on which `fit` trains by default"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the tokenizer is written")
     train.add_argument("--vocab-size", type=int, default=8192, help="number of ids (default: %(default)s)")
     train.add_argument("--kind", choices=sorted(_TRAINERS), default="bpe", help="default: %(default)s")
-    train.add_argument("--pattern", default="gpt4", help="gpt2, gpt4 or an expression (default: %(default)s)")
+    train.add_argument("--pattern", default="gpt4", help="gpt2, gpt4, qwen2 or an expression (default: %(default)s)")
     train.add_argument(
         "--special-token", nargs="*", default=[_END_OF_TEXT], metavar="NAME", help="tokens that split the text"
     )
     train.add_argument("--num-workers", type=int, help="processes (default: one a CPU core)")
     train.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    train.add_argument(
+        "--hold-out", type=float, default=0.0, metavar="X", help="fraction of the documents that `fit` validates on"
+    )
     compare = verbs.add_parser("compare", help="print what tokenizers make of a text, as a table")
     compare.add_argument("tokenizers", nargs="+", metavar="TOKENIZER", help='folders, files, or "bytes"')
     compare.add_argument(
@@ -74,7 +82,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if output.is_dir() and any(output.iterdir()) and not arguments.overwrite:
         raise TokenizerError(f"{output} is not empty; choose another --output, or add --overwrite.")
     with held(output, "choose another --output"):
-        documents = _Counted(_documents(arguments))
+        documents = _Counted(_training_documents(arguments))
         tokenizer = _TRAINERS[arguments.kind](documents, arguments)
         tokenizer.save(output)
     sys.stdout.write(f"{tokenizer.vocab_size:,} tokens from {documents.count:,} documents, written to {output}\n")
@@ -93,17 +101,30 @@ class _Counted:
             yield document
 
 
-def _documents(arguments: argparse.Namespace) -> Iterator[str]:
-    """Return the documents that `fit` would read from the same paths."""
-    from lightning_lm.data import Files
+def _training_documents(arguments: argparse.Namespace) -> Iterator[str]:
+    """Return the documents without those that `fit` holds out: a tokenizer must not have seen them."""
+    from lightning_lm.data import hold_out
 
-    files = Files(
+    source = _source(arguments)
+    return (hold_out(source, arguments.hold_out)[0] if arguments.hold_out else source).documents()
+
+
+def _documents(arguments: argparse.Namespace) -> Iterator[str]:
+    return _source(arguments).documents()
+
+
+def _source(arguments: argparse.Namespace) -> "Source":
+    """Return what `fit` would read from the same paths."""
+    from lightning_lm.data import Files, StandardLibrary
+
+    if list(arguments.input) == [_LIBRARY]:
+        return StandardLibrary()
+    return Files(
         path=tuple(arguments.input),
         field=arguments.field,
         encoding=arguments.encoding,
         on_bad_record=arguments.on_bad_record,
     )
-    return files.documents()
 
 
 def _train_bpe(texts: Iterable[str], arguments: argparse.Namespace) -> "BaseTokenizer":

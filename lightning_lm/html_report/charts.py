@@ -103,8 +103,8 @@ def line_chart(
     ys = [y for one in points for _, y in one if y is not None]
     if not xs:
         return _figure(title, y_label, [element("text", "no values", x=LEFT + 8, y=TOP + 20)], series=())
-    x_axis = _Axis(*_spread(min(xs), max(xs), log_x), LEFT, RIGHT, log_x)
     y_axis = _Axis(*_rounded(*_spread(min(ys), max(ys), log_y), log_y), BOTTOM, TOP, log_y)
+    x_axis = _Axis(*_spread(min(xs), max(xs), log_x), _left_of(y_axis), RIGHT, log_x)
     drawn = []
     for index, (one, values) in enumerate(zip(series, points, strict=True)):
         drawn += _curve(one, _colour(one, index), values, (x_axis, y_axis))
@@ -140,8 +140,8 @@ def histogram(
         raise ValueError(f"log_x needs positive edges, got {edges[0]}.")
     if not counts:
         return _figure(title, "", [element("text", "no values", x=LEFT + 8, y=TOP + 20)], series=())
-    x_axis = _Axis(edges[0], edges[-1], LEFT, RIGHT, log_x)
     y_axis = _Axis(0.0, ticks(0.0, max(*counts, 0.0) or 1.0)[-1], BOTTOM, TOP)
+    x_axis = _Axis(edges[0], edges[-1], _left_of(y_axis), RIGHT, log_x)
     drawn = []
     for count, (low, high) in zip(counts, itertools.pairwise(edges), strict=True):
         left, right, top = x_axis.place(low), x_axis.place(high), y_axis.place(count)
@@ -200,14 +200,19 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [factor * 10.0**power for power in powers[::step] for factor in factors]
 
 
+def _left_of(y_axis: _Axis) -> float:
+    """Return where the plot begins: behind the numbers of its axis."""
+    return max(LEFT, 10 + 6.4 * max(len(_short(value)) for value in y_axis.marks() or [0.0]))
+
+
 def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str) -> list[Html]:
     """Return grid lines with their numbers, and the unit of the positions."""
     drawn = []
     for value in y_axis.marks():
         y = _pixels(y_axis.place(value))
-        drawn.append(element("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, class_="grid"))
-        drawn.append(element("text", _short(value), x=LEFT - 5, y=_pixels(y + 4), text_anchor="end"))
-    free = LEFT - 20.0
+        drawn.append(element("line", x1=_pixels(x_axis.start), x2=RIGHT, y1=y, y2=y, class_="grid"))
+        drawn.append(element("text", _short(value), x=_pixels(x_axis.start - 5), y=_pixels(y + 4), text_anchor="end"))
+    free = x_axis.start - 20
     for value in x_axis.marks():
         x = _pixels(x_axis.place(value))
         half = 3.4 * len(_short(value)) + 4

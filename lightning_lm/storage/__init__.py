@@ -7,7 +7,7 @@ from lightning_lm.storage.folders import INDEX, SINGLE, TOKENIZER_FILES, filling
 from lightning_lm.storage.lock import held, in_turn, lock_file, locked, remove_abandoned
 from lightning_lm.storage.remembered import is_remembered, remember
 from lightning_lm.storage.replacing import naming, rename, replacing, sync_folder, synced, system_error
-from lightning_lm.storage.runs import claim_version, is_first_process, record_run, resolve_checkpoint
+from lightning_lm.storage.runs import claim_version, is_first_process, record_run, resolve_checkpoint, run_record
 from lightning_lm.storage.switch import SWITCH, verifies
 from lightning_lm.storage.temporaries import discard, remove_leftovers, temporary_for
 
@@ -38,6 +38,7 @@ __all__ = [
     "rename",
     "replacing",
     "resolve_checkpoint",
+    "run_record",
     "sync_folder",
     "synced",
     "system_error",

@@ -17,7 +17,7 @@ from lightning_lm.errors import CheckpointError
 from lightning_lm.storage.json_text import parse_json
 from lightning_lm.storage.replacing import replacing
 
-__all__ = ["claim_version", "is_first_process", "record_run", "resolve_checkpoint"]
+__all__ = ["claim_version", "is_first_process", "record_run", "resolve_checkpoint", "run_record"]
 
 _RECORD = "run.json"
 _told: set[tuple[Path, Path]] = set()
@@ -105,8 +105,12 @@ def _is_version(path: Path) -> bool:
     return path.name.startswith("version_")
 
 
-def _record(run: Path) -> dict[str, Any] | None:
-    """Return the record of a run; ``None`` if it has none: earlier releases and scripts wrote none."""
+def run_record(run: Path) -> dict[str, Any] | None:
+    """Return the record of a run; ``None`` if it has none: earlier releases and scripts wrote none.
+
+    Args:
+        run: The folder of the run.
+    """
     try:
         found = parse_json((run / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -118,7 +122,7 @@ def _record(run: Path) -> dict[str, Any] | None:
 
 def _finished(run: Path) -> tuple[float, Path] | None:
     """Return when a run finished, in seconds, and its last checkpoint; ``None`` if it did not or left none."""
-    record = _record(run)
+    record = run_record(run)
     if record is not None and record.get("status") != "finished":
         return None
     named = None if record is None else record.get("checkpoint")

@@ -17,7 +17,7 @@ from lightning_lm.tokenizers.builders import (
     TrainWords,
 )
 from lightning_lm.tokenizers.loading import load_tokenizer, tokenizer_from_files
-from lightning_lm.tokenizers.patterns import GPT2, GPT4, SplitPattern
+from lightning_lm.tokenizers.patterns import GPT2, GPT4, QWEN2, SplitPattern
 from lightning_lm.tokenizers.pretrained import PretrainedTokenizer
 from lightning_lm.tokenizers.sentencepiece import SentencePieceTokenizer
 from lightning_lm.tokenizers.simple import UNKNOWN, ByteTokenizer, CharacterTokenizer, WordTokenizer
@@ -26,6 +26,7 @@ __all__ = [
     "END_OF_TEXT",
     "GPT2",
     "GPT4",
+    "QWEN2",
     "UNKNOWN",
     "BPETokenizer",
     "BaseTokenizer",

@@ -44,7 +44,8 @@ class BPETokenizer(ByteTableTokenizer):
     Args:
         merges: Pairs of byte strings, in the order in which they are applied.
         special_tokens: Names, which are numbered after the merges, or names with their ids.
-        pattern: ``"gpt2"``, ``"gpt4"`` or an expression: how text is split into the words that merges stay within.
+        pattern: ``"gpt2"``, ``"gpt4"``, ``"qwen2"`` or an expression: how text is split into words; merges stay
+            within one.
         eos_token: The special token that ends a document.
         ids: The id of every byte and of every merged token, where they are not numbered as above.
 

@@ -84,7 +84,7 @@ class TrainBPE(TrainedTokenizerPart, limits={"vocab_size": Limit.COUNT, "num_wor
 
     Args:
         vocab_size: Number of ids: 256 bytes, merges, special tokens.
-        pattern: ``gpt2``, ``gpt4`` or an expression: how text is split into words.
+        pattern: ``gpt2``, ``gpt4``, ``qwen2`` or an expression: how text is split into words.
         special_tokens: They split the text and are never merged.
         num_workers: Processes that count words; by default one per CPU core.
     """
@@ -147,7 +147,7 @@ class TrainWords(TrainedTokenizerPart, limits={"vocab_size": Limit.COUNT}):
 
     Args:
         vocab_size: Number of ids: words, the unknown one, special tokens.
-        pattern: ``gpt2``, ``gpt4`` or an expression: how text is split into words.
+        pattern: ``gpt2``, ``gpt4``, ``qwen2`` or an expression: how text is split into words.
         special_tokens: They split the text and are no words.
     """
 

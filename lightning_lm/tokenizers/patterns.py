@@ -9,7 +9,7 @@ import regex
 
 from lightning_lm.errors import TokenizerError
 
-__all__ = ["GPT2", "GPT4", "SplitPattern", "last_match"]
+__all__ = ["GPT2", "GPT4", "QWEN2", "SplitPattern", "last_match"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SplitPattern:
 
     @classmethod
     def of(cls, pattern: "SplitPattern | str") -> "SplitPattern":
-        """Return the pattern of a name (``"gpt2"``, ``"gpt4"``) or of an expression."""
+        """Return the pattern of a name (``"gpt2"``, ``"gpt4"``, ``"qwen2"``) or of an expression."""
         return pattern if isinstance(pattern, SplitPattern) else _NAMED.get(pattern) or cls(pattern)
 
     def to_dict(self) -> dict[str, str]:
@@ -110,4 +110,9 @@ GPT4 = SplitPattern(
 )
 """Like GPT-2's, with digits grouped by at most three, contractions in any case and line ends kept apart (cl100k)."""
 
-_NAMED = {"gpt2": GPT2, "gpt4": GPT4}
+QWEN2 = SplitPattern(
+    GPT4.expression.replace(r"\p{N}{1,3}", r"\p{N}"), GPT4.ascii_expression.replace("[0-9]{1,3}", "[0-9]"), _CUTS
+)
+"""Like GPT-4's, with each digit a word of its own: numbers of any length are read alike (Qwen2)."""
+
+_NAMED = {"gpt2": GPT2, "gpt4": GPT4, "qwen2": QWEN2}

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lm.errors import TokenizerError
-from lightning_lm.tokenizers import GPT2, GPT4, SplitPattern
+from lightning_lm.tokenizers import GPT2, GPT4, QWEN2, SplitPattern
 from lightning_lm.tokenizers.patterns import last_match
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
-PATTERNS = pytest.mark.parametrize("pattern", [GPT2, GPT4], ids=["gpt2", "gpt4"])
+PATTERNS = pytest.mark.parametrize("pattern", [GPT2, GPT4, QWEN2], ids=["gpt2", "gpt4", "qwen2"])
 TRICKY = st.text(st.sampled_from(" \n\r\t\x1c\x85\xa0\u200b\u3000'sSlLxé日本1²½Ⅷ!_-\u0301。😀"), max_size=24)
 
 
@@ -35,6 +35,15 @@ def test_gpt4_words() -> None:
     assert GPT4.split("I'LL  pay 12345€,\n\n  don't!") == [
         *("I", "'LL", " ", " pay", " ", "123", "45", "€,\n\n", " ", " don", "'t", "!"),
     ]
+
+
+def test_qwen2_words() -> None:
+    """The expression is that of Qwen2's tokenizer.json; each digit stands alone."""
+    assert QWEN2.expression == (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    assert QWEN2.split("pay 12345€") == ["pay", " ", "1", "2", "3", "4", "5", "€"]
 
 
 @PATTERNS
