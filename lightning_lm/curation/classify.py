@@ -13,12 +13,10 @@ from lightning_lm.curation.document import Document, Removed
 from lightning_lm.curation.ngram_features import ngram_batch, ngram_features
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models import NgramClassifier
+from lightning_lm.models.ngram_classifier import CLASSIFIER_ENTRY
 from lightning_lm.parts import Limit, Part
 
-__all__ = ["CLASSIFIER_ENTRY", "Classify", "KeepAbove", "ParetoKeep", "ScoreRule", "TextClassifier"]
-
-CLASSIFIER_ENTRY = "classifier"
-"""Key of a checkpoint under which `ClassificationModule` writes how to build the classifier again."""
+__all__ = ["Classify", "KeepAbove", "ParetoKeep", "ScoreRule", "TextClassifier"]
 
 
 class TextClassifier:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_lm.curation.ngram_features import ngram_batch, ngram_features
 from lightning_lm.data import Source, as_source, hold_out
 from lightning_lm.errors import DataError
 from lightning_lm.models import NgramClassifier
@@ -69,6 +68,8 @@ class QualityDataModule(LightningDataModule):
         """
         if self._train:
             return
+        from lightning_lm.curation.ngram_features import ngram_features  # no other data module pays for this import
+
         max_ngram = self._max_ngram or self._ngram_of_model()
         for label, source in enumerate(self._sources):
             sides = (source, None) if self._validation == 0 else hold_out(source, self._validation)
@@ -97,5 +98,7 @@ class QualityDataModule(LightningDataModule):
 
 
 def _collate(examples: list[Example]) -> dict[str, Tensor]:
+    from lightning_lm.curation.ngram_features import ngram_batch
+
     features, labels = zip(*examples, strict=True)
     return {**ngram_batch(features), "labels": torch.tensor(labels)}

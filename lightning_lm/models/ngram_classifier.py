@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from lightning_lm.parts import Limit, check_numbers
 
-__all__ = ["NgramClassifier"]
+__all__ = ["CLASSIFIER_ENTRY", "NgramClassifier"]
+
+CLASSIFIER_ENTRY = "classifier"
+"""Key of a checkpoint under which `ClassificationModule` writes how to build the classifier again."""
 
 
 class NgramClassifier(nn.Module):

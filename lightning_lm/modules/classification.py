@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import AUROC, Accuracy, CalibrationError, F1Score, Precision, Recall
 
-from lightning_lm.curation.classify import CLASSIFIER_ENTRY
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import NgramClassifier, parameter_roles
+from lightning_lm.models.ngram_classifier import CLASSIFIER_ENTRY
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, ScheduledLR
 
 __all__ = ["ClassificationModule", "fit_temperature"]

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_curation_rules.py --output tests/benchmarks/results/curation_rules.json
 
-1,000 documents of 5 kB: sentences of words after Zipf's law in lines and paragraphs, with a few numbers, bullets and
+400 documents of 5 kB: sentences of words after Zipf's law in lines and paragraphs, with a few numbers, bullets and
 repeated lines. datatrove's filters get words between white space and our sentences, as ours do: its own tokenizers need
 packages that it does not bring, and are slower. Both go through Gopher quality and repetition, C4 and FineWeb for every
 document, whatever a rule before has decided. CPU-seconds; they take turns, the ratio is the median of rounds.
@@ -33,7 +33,7 @@ from lightning_lm.curation import (
 )
 from lightning_lm.curation.terminal_punctuation import num_sentences
 
-DOCUMENTS, CHARACTERS, ROUNDS = 1000, 5000, 3
+DOCUMENTS, CHARACTERS, ROUNDS = 400, 5000, 3
 
 
 def texts() -> list[str]:
