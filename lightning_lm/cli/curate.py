@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lightning_lm.cli.config.merged import merged_settings
     from lightning_lm.cli.curation_steps import build_pipeline
+    from lightning_lm.data import Files
 
     words = [f"--config={name}" for name in arguments.config or ()] + list(arguments.settings)
     settings = merged_settings(words, _TOP_LEVEL)
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{missing} is missing: lightning-lm curate --config curation/web --input crawl/ --output clean/"
         )
     report = build_pipeline(settings).run(
-        tuple(paths),
+        Files(path=tuple(paths)),
         Path(output),
         num_workers=arguments.num_workers or settings.get("num_workers"),
         overwrite=arguments.overwrite,
