@@ -128,4 +128,5 @@ class ImportanceResampling(Part, limits=_LIMITS):
 
 def _distribution(counts: NDArray[np.float64], smoothing: float) -> NDArray[np.float64]:
     smoothed = counts / max(counts.sum(), 1) + smoothing
-    return smoothed / smoothed.sum()
+    distribution: NDArray[np.float64] = smoothed / smoothed.sum()
+    return distribution

@@ -14,7 +14,7 @@ from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.generation.forward import Forward
 from lightning_lm.generation.sampling import Sampler
 
-__all__ = ["NO_TOKEN", "Batch", "Decoder", "Ends", "FinishReason", "PlainDecoder", "Row", "Tokens"]
+__all__ = ["NO_TOKEN", "Batch", "Decoder", "FinishReason", "PlainDecoder", "Row", "StopConditions", "Tokens"]
 
 FinishReason = Literal["eos", "stop", "length"]
 """Reason why a completion ended: end of sequence, a stop id or stop string of the user, or the token limit."""
@@ -101,7 +101,7 @@ class PlainDecoder:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ends:
+class StopConditions:
     """Stop conditions of a completion.
 
     Args:
@@ -137,7 +137,7 @@ class Row:
     logprobs: list[float] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def take(self, ids: Sequence[int], ends: Ends, logprobs: Sequence[float] | None) -> None:
+    def take(self, ids: Sequence[int], ends: StopConditions, logprobs: Sequence[float] | None) -> None:
         """Append new tokens, up to the one that ends the completion.
 
         Args:
@@ -179,7 +179,7 @@ class Batch:
         rows: Sequence[Row],
         *,
         decoder: Decoder,
-        ends: Ends,
+        ends: StopConditions,
         logprobs: bool = False,
         num_ids: int | None = None,
         steps_agree: Callable[[bool], bool] | None = None,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.generation.decoding_loop import Batch, Decoder, Ends, FinishReason, PlainDecoder, Row
+from lightning_lm.generation.decoding_loop import Batch, Decoder, FinishReason, PlainDecoder, Row, StopConditions
 from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.generation.few_rows import few_rows_products
 from lightning_lm.generation.forward import forward_for
@@ -187,7 +187,7 @@ class Generator:
         pieces: Callable[..., Iterator[str]] = self._without_gradients()(self._pieces)
         return pieces(text, batch, with_seed(sampling), ends)
 
-    def _pieces(self, text: AnswerText, rows: list[Row], sampling: Sampling, ends: Ends) -> Iterator[str]:
+    def _pieces(self, text: AnswerText, rows: list[Row], sampling: Sampling, ends: StopConditions) -> Iterator[str]:
         with evaluating(*self._models), few_rows_products(*self._models):
             for _ in self._batch(rows, sampling, ends).steps():
                 if piece := text.take():
@@ -209,7 +209,7 @@ class Generator:
             check_ids(model, prompts)
             check_length(model, max(map(len, prompts), default=0), max_new_tokens)
 
-    def _batch(self, rows: list[Row], sampling: Sampling, ends: Ends, *, logprobs: bool = False) -> Batch:
+    def _batch(self, rows: list[Row], sampling: Sampling, ends: StopConditions, *, logprobs: bool = False) -> Batch:
         return Batch(
             rows,
             decoder=self._decoder(rows, sampling, ends),
@@ -219,7 +219,7 @@ class Generator:
             steps_agree=self._steps_agree,
         )
 
-    def _decoder(self, rows: list[Row], sampling: Sampling, ends: Ends) -> Decoder:
+    def _decoder(self, rows: list[Row], sampling: Sampling, ends: StopConditions) -> Decoder:
         prompts = list({row.key[0]: row.prompt_ids for row in rows}.values())
         keys, most = [row.key for row in rows], ends.max_new_tokens
         if self._speculation is None:
@@ -246,7 +246,7 @@ class Generator:
         ordered = sorted(rows, key=lambda row: -len(row.prompt_ids))
         return (list(batch) for batch in _chunks(ordered, self._batch_size))
 
-    def _completion(self, row: Row, ends: Ends, *, logprobs: bool) -> Completion:
+    def _completion(self, row: Row, ends: StopConditions, *, logprobs: bool) -> Completion:
         assert row.finish_reason is not None
         text = ""
         if self.tokenizer is not None:
@@ -285,12 +285,12 @@ class Generator:
             raise ConfigurationError(f"stop_strings={stop_strings!r} must be a list of texts that are not empty.")
         return AnswerText(self.tokenizer, prompt_ids, stop_strings)
 
-    def _ends(self, max_new_tokens: int, stop_ids: Iterable[int]) -> Ends:
+    def _ends(self, max_new_tokens: int, stop_ids: Iterable[int]) -> StopConditions:
         if max_new_tokens < 1:
             raise ConfigurationError(f"max_new_tokens={max_new_tokens} leaves nothing to generate; give at least 1.")
         eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
         own = end_ids(generation_settings(self.model), self.tokenizer)
-        return Ends(max_new_tokens, eos_id, frozenset([*own, *map(int, stop_ids)]))
+        return StopConditions(max_new_tokens, eos_id, frozenset([*own, *map(int, stop_ids)]))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.functional.logprobs import token_logprobs
-from lightning_lm.generation.decoding_loop import Ends, FinishReason
+from lightning_lm.generation.decoding_loop import FinishReason, StopConditions
 from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.generation.generator import Completion, evaluating, with_seed
 from lightning_lm.generation.sampling import Sampling
@@ -83,7 +83,7 @@ class TransformersGenerator:
             raise ConfigurationError(f"{max_new_tokens=} and {num_samples=} must be at least 1, and no prompt empty.")
         eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
         own = end_ids(generation_settings(self.model), self.tokenizer)
-        ends = Ends(max_new_tokens, eos_id, frozenset([*own, *map(int, stop_ids)]))
+        ends = StopConditions(max_new_tokens, eos_id, frozenset([*own, *map(int, stop_ids)]))
         rows = [list(map(int, prompt)) for prompt in prompts for _ in range(num_samples)]
         size = self._batch_size or max(1, len(rows))
         sampling, device = with_seed(sampling), self.model.device
@@ -96,7 +96,7 @@ class TransformersGenerator:
             ]
 
     def _batch(
-        self, rows: Sequence[Sequence[int]], sampling: Sampling, ends: Ends, *, logprobs: bool
+        self, rows: Sequence[Sequence[int]], sampling: Sampling, ends: StopConditions, *, logprobs: bool
     ) -> Iterator[Completion]:
         width, device = max(map(len, rows)), self.model.device
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
@@ -114,7 +114,7 @@ class TransformersGenerator:
             yield self._completion(prompt, answer[:end], values[:end] if logprobs else None, ends)
 
     def _completion(
-        self, prompt: Sequence[int], ids: Sequence[int], logprobs: Sequence[float] | None, ends: Ends
+        self, prompt: Sequence[int], ids: Sequence[int], logprobs: Sequence[float] | None, ends: StopConditions
     ) -> Completion:
         ended = ids[-1] in ends.ids
         text = ""
@@ -167,7 +167,7 @@ def _check(sampling: Sampling, stop_strings: Sequence[str], *, logprobs: bool) -
 
 
 @contextmanager
-def _own_settings(model: Any, sampling: Sampling, ends: Ends) -> Iterator[None]:
+def _own_settings(model: Any, sampling: Sampling, ends: StopConditions) -> Iterator[None]:
     """Replace the model's generation settings, which would fill in missing ones, and restore them afterwards."""
     try:
         from transformers import GenerationConfig

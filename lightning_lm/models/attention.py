@@ -145,7 +145,7 @@ class SelfAttention(nn.Module):
         part, context = self.part, self._context(x, state) if context is None else context
         q, k, v = self._project(x)
         if part.rope is not None:
-            q, k = self.turn(q, k, *context.rotations[part.rope, self.head_dim])
+            q, k = self.apply_rope(q, k, *context.rotations[part.rope, self.head_dim])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if state is not None:
             k, v = state.append(k, v, context.columns)
@@ -163,7 +163,7 @@ class SelfAttention(nn.Module):
             context.rotations[rope, self.head_dim] = cos.to(x.device), sin.to(x.device)
         return context
 
-    def turn(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def apply_rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys, [batch, seq, heads, head_dim], by the angles of their positions.
 
         Args:

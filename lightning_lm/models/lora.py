@@ -146,7 +146,7 @@ def require_same_adapters(model: nn.Module, adapters: AdapterPart) -> bool:
 def _settings(model: nn.Module) -> dict[str, Any]:
     """Return the settings of a model's adapters by their name, wherever ``peft`` has left them."""
     adapted = any(base.__name__ == "BaseTunerLayer" for part in model.modules() for base in type(part).__mro__)
-    settings = (dict(part.peft_config) for part in model.modules() if getattr(part, "peft_config", None))
+    settings = (dict(found) for part in model.modules() if (found := getattr(part, "peft_config", None)))
     return next(settings, {}) if adapted else {}  # merged adapters leave settings behind
 
 

@@ -11,7 +11,7 @@ from lightning_lm.models import ModelConfig
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile
 from lightning_lm.modules.preference.compared import ComparedModule
-from lightning_lm.modules.preference.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
+from lightning_lm.modules.preference.pairs import completion_lengths, counted_pairs, sum_over_pairs, wins
 from lightning_lm.modules.preference.reference import CopyReference, Reference
 from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
@@ -72,7 +72,7 @@ class DPOModule(ComparedModule):
     def training_loss(self, batch: Mapping[str, Tensor]) -> TokenLoss:
         """Return the sum over the pairs of a micro-batch, and their number."""
         scores = token_scores(self.model, batch)
-        lengths, counted = answer_lengths(batch), counted_pairs(batch)
+        lengths, counted = completion_lengths(batch), counted_pairs(batch)
         pairs = self._pairs(scores.logprobs.sum(-1), lengths, batch)
         self._record(pairs, counted)
         self.record("entropy", scores.entropies.detach().sum(), lengths.sum())
@@ -80,7 +80,7 @@ class DPOModule(ComparedModule):
 
     def target_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the number of tokens of all completions: the loss counts pairs."""
-        return answer_lengths(batch).sum()
+        return completion_lengths(batch).sum()
 
     def _pairs(self, logprobs: Tensor, lengths: Tensor, batch: Mapping[str, Tensor]) -> PairLogProbs:
         reference = self.reference

@@ -18,8 +18,8 @@ from lightning_lm.models import ModelConfig
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile
 from lightning_lm.modules.preference.compared import ComparedModule
-from lightning_lm.modules.preference.pairs import answer_lengths, sum_over_pairs
-from lightning_lm.modules.preference.reference import CopyReference, Reference, answer_logprobs
+from lightning_lm.modules.preference.pairs import completion_lengths, sum_over_pairs
+from lightning_lm.modules.preference.reference import CopyReference, Reference, completion_logprobs
 from lightning_lm.modules.token_losses import token_scores
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.types import UnpairedBatch
@@ -83,7 +83,7 @@ class KTOModule(ComparedModule):
         if "mismatched_labels" in batch or self._kl is None:
             self._kl = self._estimate(batch)
         scores = token_scores(self.model, batch)
-        logprobs, lengths = scores.logprobs.sum(-1), answer_lengths(batch)
+        logprobs, lengths = scores.logprobs.sum(-1), completion_lengths(batch)
         logratios = logprobs - self.reference.logprobs(self.model, batch)
         desirable, counted = batch["desirable"], lengths > 0
         self.record("entropy", scores.entropies.detach().sum(), lengths.sum())
@@ -106,8 +106,8 @@ class KTOModule(ComparedModule):
             )
         sums = torch.zeros(2, device=self.device)
         for part in _chunks(rows, len(batch["labels"])):
-            moved = answer_logprobs(self.model, part) - self.reference.logprobs(self.model, part)
-            counted = answer_lengths(part) > 0
+            moved = completion_logprobs(self.model, part) - self.reference.logprobs(self.model, part)
+            counted = completion_lengths(part) > 0
             sums += torch.stack((torch.where(counted, moved, 0).sum(), counted.sum()))
         trainer = trainer_of(self)
         if trainer is not None and trainer.world_size > 1:
@@ -118,7 +118,7 @@ class KTOModule(ComparedModule):
 
     def target_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the number of tokens of all completions: the loss counts completions."""
-        return answer_lengths(batch).sum()
+        return completion_lengths(batch).sum()
 
     def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sum of the loss over completions as ``nll_sum``, and their number as ``num_tokens``."""

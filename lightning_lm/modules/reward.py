@@ -11,7 +11,7 @@ from lightning_lm.functional.preference import bradley_terry_loss
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile, LMModule
-from lightning_lm.modules.preference.pairs import answer_lengths, counted_pairs, sum_over_pairs, wins
+from lightning_lm.modules.preference.pairs import completion_lengths, counted_pairs, sum_over_pairs, wins
 from lightning_lm.modules.reward_model import RewardModel
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
 from lightning_lm.parts import Limit, Part
@@ -113,7 +113,7 @@ class RewardModule(LMModule):
 
     def target_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the number of tokens of all completions: the loss counts pairs."""
-        return answer_lengths(batch).sum()
+        return completion_lengths(batch).sum()
 
     def _record(self, chosen: Tensor, rejected: Tensor, counted: Tensor) -> None:
         number = counted.sum()

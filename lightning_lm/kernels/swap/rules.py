@@ -305,12 +305,12 @@ def _rotate(self: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[
 
 
 class _Rope(Rule):
-    method = "turn"
+    method = "apply_rope"
     candidates = (Candidate("rope", _rotate),)
     differentiable = 2
 
     def fits(self, module: nn.Module) -> bool:
-        return hasattr(module, "turn") and getattr(getattr(module, "part", None), "rope", None) is not None
+        return hasattr(module, "apply_rope") and getattr(getattr(module, "part", None), "rope", None) is not None
 
     def inputs(self, module: Any, make: Make) -> tuple[Any, ...]:
         q, k = make(1, 9, module.num_heads, module.head_dim), make(1, 9, module.num_kv_heads, module.head_dim)

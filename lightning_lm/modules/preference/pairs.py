@@ -9,10 +9,10 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.dtypes import accumulation_dtype
 from lightning_lm.modules.token_losses import target_mask
 
-__all__ = ["answer_lengths", "counted_pairs", "sum_over_pairs", "wins"]
+__all__ = ["completion_lengths", "counted_pairs", "sum_over_pairs", "wins"]
 
 
-def answer_lengths(batch: Mapping[str, Tensor]) -> Tensor:
+def completion_lengths(batch: Mapping[str, Tensor]) -> Tensor:
     """Return the number of target tokens of each row, int64 [2 * pairs].
 
     Args:
@@ -27,7 +27,7 @@ def counted_pairs(batch: Mapping[str, Tensor]) -> Tensor:
     Args:
         batch: A `types.PairBatch`.
     """
-    return (answer_lengths(batch) > 0).view(2, -1).all(0)
+    return (completion_lengths(batch) > 0).view(2, -1).all(0)
 
 
 def wins(chosen: Tensor, rejected: Tensor) -> Tensor:

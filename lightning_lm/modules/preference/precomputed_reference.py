@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.modules.checkpoint import reading
 from lightning_lm.modules.preference.pairs import counted_pairs
-from lightning_lm.modules.preference.reference import Reference, ReferenceScores, answer_logprobs
+from lightning_lm.modules.preference.reference import Reference, ReferenceScores, completion_logprobs
 from lightning_lm.storage import cache_folder, replacing
 
 __all__ = ["NumberedPairs", "PrecomputedReference"]
@@ -94,7 +94,7 @@ class _ScoreTable(ReferenceScores):
         for batch in data.numbered_pairs():
             moved = strategy.batch_to_device(batch, module.device)
             with strategy.precision_plugin.val_step_context():
-                scores = answer_logprobs(model, moved).float().view(2, -1).T
+                scores = completion_logprobs(model, moved).float().view(2, -1).T
             real = counted_pairs(moved)
             table[moved["pair_ids"][real]] = scores[real]
         return torch.as_tensor(strategy.reduce(table, reduce_op="sum"))

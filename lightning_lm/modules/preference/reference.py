@@ -22,7 +22,7 @@ __all__ = [
     "ReferenceScores",
     "SlowSync",
     "adapters_off",
-    "answer_logprobs",
+    "completion_logprobs",
 ]
 
 Batch = Mapping[str, Tensor]
@@ -33,7 +33,7 @@ class ReferenceScores(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def logprobs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the log-probability of each row's answer, without a gradient; float32 [rows], nats.
+        """Return the log-probability of each row's completion, without a gradient; float32 [rows], nats.
 
         Args:
             model: The policy, in evaluation mode.
@@ -66,8 +66,8 @@ class Reference(Part, abc.ABC):
         """
 
 
-def answer_logprobs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the log-probability of each row's answer, without a gradient; float32 [rows], nats.
+def completion_logprobs(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the log-probability of each row's completion, without a gradient; float32 [rows], nats.
 
     Args:
         model: Gives the log-probabilities; in evaluation mode.
@@ -135,8 +135,8 @@ class FrozenCopy(ReferenceScores):
         return super().train(False)
 
     def logprobs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the log-probability of each row's answer."""
-        return answer_logprobs(self.model, batch)
+        """Return the log-probability of each row's completion."""
+        return completion_logprobs(self.model, batch)
 
     @torch.no_grad()
     def follow(self, model: nn.Module, step: int) -> None:
@@ -163,7 +163,7 @@ class AdapterReference(Reference):
 class _AdaptersOff(ReferenceScores):
     def logprobs(self, model: nn.Module, batch: Batch) -> Tensor:
         with adapters_off(model):
-            return answer_logprobs(model, batch)
+            return completion_logprobs(model, batch)
 
 
 @contextlib.contextmanager
