@@ -32,7 +32,7 @@ class Pipeline:
 
     Args:
         steps: Steps in their order: parts of this package, or functions ``(Document) -> Document | Removed``.
-        reading: How files become documents.
+        reading: Settings of the readers that make documents of files.
 
     Raises:
         ConfigurationError: If one of the steps cannot be called and is no corpus step.
@@ -41,8 +41,8 @@ class Pipeline:
         >>> from lightning_lm.curation import Document, Pipeline, Removed
         >>> def long(document: Document) -> Document | Removed:
         ...     return document if len(document.text) > 10 else Removed(document, "short", len(document.text), 10)
-        >>> [document.text for document in Pipeline([long]).outcomes(["A long text.", "Short."]) if document.text]
-        ['A long text.']
+        >>> [type(outcome).__name__ for outcome in Pipeline([long]).outcomes(["A long text.", "Short."])]
+        ['Document', 'Removed']
     """
 
     def __init__(self, steps: Sequence[Any] = (), reading: Reading = Reading()) -> None:

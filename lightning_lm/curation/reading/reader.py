@@ -25,7 +25,7 @@ _HTML_START = re.compile(rb"\s*(<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(!doctype\s+html
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading(Part, limits={"max_document_bytes": Limit.COUNT, "max_expansion": Limit.POSITIVE}):
-    """How files become documents.
+    """Settings of the readers that make documents of files.
 
     WARC and WET archives give their pages, HTML and PDF files one document each, text files and records the documents
     that training reads from them.
