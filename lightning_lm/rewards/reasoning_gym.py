@@ -22,16 +22,14 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
+from lightning_lm import gym
 from lightning_lm.errors import ConfigurationError, DataError, LightningLMError, MissingDependencyError
 from lightning_lm.rewards.answer_workers import START_S, LineProcess
 from lightning_lm.rewards.answers import Reward
 from lightning_lm.rewards.extractors import AfterHashes, AnswerExtractor, AnswerTags, Boxed
-from lightning_lm.rewards.reasoning_gym_worker import dataset_of, score_answer
 from lightning_lm.rewards.sandbox import Sandbox
 
 __all__ = ["ReasoningGymAnswer"]
-
-_WORKER = Path(__file__).with_name("reasoning_gym_worker.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class ReasoningGymAnswer(Reward):
         config = json.dumps(record["config"], sort_keys=True)
         entry = _entry(task, config, record["index"], record["question"])
         if self.sandbox is None:
-            score = score_answer(dataset_of(task, config), pickle.loads(entry), answer)
+            score = gym.score_answer(gym.dataset_of(task, config), pickle.loads(entry), answer)
         else:
             score = _VERIFIERS.score(self.sandbox, task, config, entry, answer)
         if isinstance(score, str):
@@ -97,7 +95,7 @@ def _entry(task: str, config: str, index: int, question: str) -> bytes:
         importlib.import_module("reasoning_gym")
     except ImportError as error:
         raise MissingDependencyError("reasoning-gym", "score its answers", "gym") from error
-    entry = dataset_of(task, config)[index]
+    entry = gym.dataset_of(task, config)[index]
     if entry["question"] != question:
         raise DataError(
             f"Question {index} of {task} with config={config} is {entry['question'][:80]!r} here, and the record has "
@@ -138,7 +136,7 @@ def _start(sandbox: Sandbox) -> tuple[LineProcess, Any]:
     libraries = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     libraries = list(dict.fromkeys([str(Path(spec.origin).parents[1]), *libraries]))
     try:
-        served = sandbox.serve(_WORKER.read_text(), Path(folder.name), readable=libraries)
+        served = sandbox.serve(Path(gym.__file__).read_text(), Path(folder.name), readable=libraries)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"{error} Or run the verifiers without a sandbox, if they do not evaluate answers as Python (most do not): "

@@ -12,6 +12,7 @@ from lightning_lm.data import Plain, ReasoningGym
 from lightning_lm.data.post_training.prompts import PromptStream
 from lightning_lm.errors import ConfigurationError, DataError, MissingDependencyError
 from lightning_lm.parts import Part
+from lightning_lm.rewards import ReasoningGymAnswer
 from lightning_lm.tokenizers import ByteTokenizer
 
 EASY = {"max_terms": 2, "max_digits": 2}
@@ -105,6 +106,17 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym.factory", None)
     with pytest.raises(MissingDependencyError, match=r"pip install .lightning-lm\[gym\]"):
         list(ReasoningGym("gcd").records())
+
+
+def test_settings_of_an_enumeration_are_written_by_name():
+    for record in ReasoningGym(
+        "aiw", size=5, config={"task_types": ["siblings"], "task_type_weights": [1.0]}
+    ).records():
+        assert record["config"]["task_types"] == ["siblings"]
+        assert "sisters" in record["question"]
+        assert ReasoningGymAnswer(sandbox=None)(
+            prompts=[""], completions=[record["answer"]], **{name: [value] for name, value in record.items()}
+        ) == [1.0]
 
 
 def test_as_prompts_the_fields_are_columns_for_the_rewards():

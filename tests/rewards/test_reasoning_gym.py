@@ -7,10 +7,10 @@ from gym_library import reasoning_gym
 
 from lightning_lm.data import ReasoningGym
 from lightning_lm.errors import DataError, LightningLMError, MissingDependencyError
+from lightning_lm.gym import score_answer
 from lightning_lm.parts import Part
 from lightning_lm.rewards import AnswerTags, LastNumber, ReasoningGymAnswer, Sandbox, score
 from lightning_lm.rewards import reasoning_gym as module
-from lightning_lm.rewards.reasoning_gym_worker import score_answer
 
 HERE = ReasoningGymAnswer(sandbox=None)
 TASKS = {"chain_sum": 2, "gcd": 1, "prime_factorization": 1, "n_queens": 1}
@@ -94,7 +94,7 @@ def test_a_verifier_that_fails_on_its_own_answer_is_no_zero(records, monkeypatch
 
     entry = {"question": "?", "answer": "1"}
     assert score_answer(Broken(), entry, "2") == "the verifier fails on its own answer: KeyError: 'metadata'"
-    monkeypatch.setattr(module, "score_answer", lambda *_: "the verifier fails")
+    monkeypatch.setattr(module.gym, "score_answer", lambda *_: "the verifier fails")
     with pytest.raises(LightningLMError, match=r"index 0 of .*the verifier fails"):
         scored(HERE, records[:1], ["1"])
 

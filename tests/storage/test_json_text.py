@@ -78,8 +78,8 @@ OWN = {"lora.py", "transformers_model.py", "generation_config.py", "sweep.py", "
 APART = {
     "answer_worker.py",
     "answer_workers.py",
+    "gym.py",
     "reasoning_gym.py",
-    "reasoning_gym_worker.py",
     "replay.py",
     "sandbox.py",
     "sandbox_child.py",

@@ -20,6 +20,7 @@ from lightning_lm.data.mixture import Interleaving
 from lightning_lm.data.permutation import key_of
 from lightning_lm.data.post_training.examples import ExampleSource, Record
 from lightning_lm.errors import ConfigurationError, DataError, MissingDependencyError
+from lightning_lm.gym import create_dataset
 
 __all__ = ["ReasoningGym"]
 
@@ -159,7 +160,7 @@ def _checked(task: str, config: Mapping[str, Any], level: int | None) -> tuple[C
     if unknown:
         raise ConfigurationError(f"{task} has no setting {unknown[0]!r}. Its settings are: {', '.join(known)}.")
     settings = {**_level_settings(factory, task, level), **config}
-    create = functools.partial(_create, factory, task)
+    create = functools.partial(_create, task)
     create({**settings, "seed": 0, "size": _CHUNK})
     return create, settings
 
@@ -178,9 +179,9 @@ def _level_settings(factory: Any, task: str, level: int | None) -> dict[str, Any
     return {name: value for name, value in settings.items() if name not in ("seed", "size")}
 
 
-def _create(factory: Any, task: str, settings: Mapping[str, Any]) -> Any:
+def _create(task: str, settings: Mapping[str, Any]) -> Any:
     try:
-        return factory.create_dataset(task, **settings)
+        return create_dataset(task, settings)
     except (AssertionError, TypeError, ValueError) as error:
         given = {name: value for name, value in settings.items() if name not in ("seed", "size")}
         raise ConfigurationError(f"{task} refuses the config {given}: {error}. Change that setting.") from error

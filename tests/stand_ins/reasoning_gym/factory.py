@@ -1,7 +1,8 @@
 """Tasks with names, settings and habits of Reasoning Gym's: seeds that overlap, verifiers that raise or evaluate."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from random import Random
 from types import SimpleNamespace
 from typing import ClassVar
@@ -22,6 +23,17 @@ class ChainSumConfig(Config):
 
     def validate(self):
         assert self.max_terms >= self.min_terms, "max_terms must be >= min_terms"
+
+
+class TaskType(StrEnum):
+    SIBLINGS = "siblings"
+    FRIENDS = "friends"
+
+
+@dataclass
+class AIWConfig(Config):
+    task_types: list = field(default_factory=lambda: list(TaskType))
+    task_type_weights: list = field(default_factory=lambda: [0.5, 0.5])
 
 
 class Dataset:
@@ -55,6 +67,13 @@ class GCD(Dataset):
         return f"Find the Greatest Common Divisor (GCD) of these numbers: {pair[0]}, {pair[1]}.", math.gcd(*pair)
 
 
+class AIW(Dataset):
+    def make(self, random):
+        kind = random.choices(self.config.task_types, self.config.task_type_weights)[0]
+        sisters = random.randint(1, 900)
+        return f"Alice has {sisters} sisters. How many {kind.value} does her brother have?", sisters + 1
+
+
 class CoinFlip(Dataset):
     def make(self, random):
         return f"What is the probability of getting exactly {random.randint(1, 40)} heads in 40 fair coin flips?", 0.5
@@ -82,6 +101,7 @@ class Queens(Dataset):
 
 DATASETS = {
     "acre": (GCD, Config),
+    "aiw": (AIW, AIWConfig),
     "chain_sum": (ChainSum, ChainSumConfig),
     "coin_flip": (CoinFlip, Config),
     "composite": (GCD, Config),

@@ -1,20 +1,22 @@
-"""The process that runs the verifiers of Reasoning Gym, some of which evaluate the answer as a Python expression.
+"""Datasets of Reasoning Gym by name, and the process that runs their verifiers, some of which evaluate an answer.
 
-Given to the sandbox as a program by `reasoning_gym`. The first line on standard input is the import path as JSON; each
-further line is a JSON object with ``task``, ``config``, ``entry`` (pickled) and ``answer``, or ``null`` for the answer
-to be wrong. Each line of output is the score, or a text that says why there is none.
+The sandbox is given this file as a program by `rewards.reasoning_gym`: nothing of this package can be imported here.
+The first line on standard input is the import path as JSON; each further line is a JSON object with ``task``,
+``config``, ``entry`` (pickled) and ``answer``. Each line of output is the score, or a text that says why there is none.
 """
 
 import base64
+import enum
 import functools
 import json
 import math
 import os
 import pickle
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["main", "score_answer"]
+__all__ = ["create_dataset", "dataset_of", "main", "score_answer"]
 
 
 @functools.lru_cache(maxsize=64)
@@ -25,9 +27,29 @@ def dataset_of(task: str, config: str) -> Any:
         task: Name of the task.
         config: All its settings, as JSON.
     """
-    from reasoning_gym.factory import create_dataset
+    return create_dataset(task, json.loads(config))
 
-    return create_dataset(task, **json.loads(config))
+
+def create_dataset(task: str, config: Mapping[str, Any]) -> Any:
+    """Return the dataset of a task; names of an enumeration's members, as JSON and YAML have them, become members.
+
+    Args:
+        task: Name of the task.
+        config: All its settings.
+    """
+    import reasoning_gym.factory
+
+    defaults = reasoning_gym.factory.DATASETS[task][1]()
+    settings = {name: _as_in(getattr(defaults, name, None), value) for name, value in config.items()}
+    return reasoning_gym.factory.create_dataset(task, **settings)
+
+
+def _as_in(default: Any, value: Any) -> Any:
+    if isinstance(default, enum.Enum) and isinstance(value, str):
+        return type(default)(value)
+    if isinstance(default, list | tuple) and default and isinstance(value, list | tuple):
+        return [_as_in(default[0], item) for item in value]
+    return value
 
 
 def score_answer(dataset: Any, entry: dict[str, Any], answer: str) -> float | str:
