@@ -4,9 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+__all__: list[str] = []
+
 if importlib.util.find_spec("reasoning_gym") is None:
     sys.path.insert(0, str(Path(__file__).with_name("stand_ins")))
-
-import reasoning_gym
-
-__all__ = ["reasoning_gym"]

@@ -2,6 +2,7 @@
 
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
 from lightning_lm.data.post_training.chat import ChatML, ChatTemplate, Plain, Rendered, begin_ids, encode_pair
+from lightning_lm.data.post_training.curriculum import Curriculum
 from lightning_lm.data.post_training.documented_functions import DocumentedFunctions
 from lightning_lm.data.post_training.examples import (
     Examples,
@@ -46,6 +47,7 @@ __all__ = [
     "ChatTemplate",
     "Columns",
     "Concatenate",
+    "Curriculum",
     "DocumentedFunctions",
     "EncodedPair",
     "ExampleCounts",

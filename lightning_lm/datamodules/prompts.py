@@ -1,5 +1,6 @@
 """`PromptDataModule`: prompts for reinforcement learning, with the columns that rewards read."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -8,8 +9,9 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lm.data import ChatTemplate, ExampleSource, Plain, split_sides, texts_of
-from lightning_lm.data.post_training.prompts import PromptBatch, PromptStream
+from lightning_lm.data import ChatTemplate, Curriculum, ExampleSource, Plain, split_sides, texts_of
+from lightning_lm.data.post_training.curriculum import LevelState
+from lightning_lm.data.post_training.prompts import LeveledPrompts, PromptBatch, PromptStream
 from lightning_lm.datamodules.base import check_same_rows
 from lightning_lm.datamodules.corpus import make_tokenizer
 from lightning_lm.datamodules.loader import DataShard, Loading
@@ -79,7 +81,7 @@ class PromptDataModule(LightningDataModule):
         self._max_prompt_tokens = max_prompt_tokens
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.batch_size = batch_size
-        self._train: PromptStream | None = None
+        self._train: PromptStream | LeveledPrompts | None = None
         self._validation: PromptStream | None = None
         self._taken_at = -1
         self.prompts_consumed = 0
@@ -96,10 +98,20 @@ class PromptDataModule(LightningDataModule):
             if self.tokenizer is None:
                 cache = cache_folder(self._loading.cache_dir) / "tokenizers"
                 self.tokenizer = make_tokenizer(self._given_tokenizer, lambda: texts_of(train), cache, self.trainer)
-            self._train = self._stream(train, shuffle=True)
+            if isinstance(train, Curriculum):
+                self._train = LeveledPrompts(train, [self._stream(level, shuffle=True) for level in train.levels])
+            else:
+                self._train = self._stream(train, shuffle=True)
             self._validation = None if validation is None else self._stream(validation, shuffle=False)
         if stage == "fit" and self.trainer is not None and not self.trainer.global_step:
             self.prompts_consumed = 0
+            if self.curriculum is not None:
+                self.curriculum.restart()
+
+    @property
+    def curriculum(self) -> LeveledPrompts | None:
+        """The prompts to train on, if their difficulty follows a `Curriculum`; it must be told of each rollout."""
+        return self._train if isinstance(self._train, LeveledPrompts) else None
 
     def _stream(self, source: ExampleSource, *, shuffle: bool) -> PromptStream:
         assert self.tokenizer is not None
@@ -134,11 +146,15 @@ class PromptDataModule(LightningDataModule):
             return {}
         # A run that is stopped while it samples has not trained on the newest prompts: they are sampled again.
         untrained = self.trainer is not None and self.trainer.interrupted and self.trainer.global_step == self._taken_at
-        return {
+        state = {
             "samples": self.prompts_consumed - (self.batch_size if untrained else 0),
             "fingerprint": self._train.fingerprint,
             "rows": self._train.description,
         }
+        if self.curriculum is None:
+            return state
+        level = self.curriculum.state if untrained else self.curriculum.next_state()
+        return {**state, "level": dataclasses.asdict(level)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the position of a checkpoint.
@@ -150,6 +166,8 @@ class PromptDataModule(LightningDataModule):
             assert self._train is not None, "setup() comes first"
             check_same_rows(state_dict, self._train, accept=self._loading.accept_changed_data)
             self.prompts_consumed, self._taken_at = int(state_dict["samples"]), -1
+            if self.curriculum is not None and "level" in state_dict:
+                self.curriculum.resume(LevelState(**state_dict["level"]))
 
     def take(self) -> int:
         """Hand out the prompts of a rollout; return the place of the first."""
@@ -157,6 +175,8 @@ class PromptDataModule(LightningDataModule):
         first = 0 if overfits else self.prompts_consumed
         self._taken_at = -1 if self.trainer is None else self.trainer.global_step
         self.prompts_consumed += self.batch_size
+        if self.curriculum is not None:
+            self.curriculum.resume(self.curriculum.next_state())
         return first
 
 
@@ -172,7 +192,7 @@ class PromptLoader:
         prompts_per_batch: Prompts of this rank in each batch.
     """
 
-    def __init__(self, data: PromptDataModule, stream: PromptStream, shard: DataShard) -> None:
+    def __init__(self, data: PromptDataModule, stream: PromptStream | LeveledPrompts, shard: DataShard) -> None:
         self._data, self._stream, self._shard = data, stream, shard
         self.prompts_per_batch = shard.rows
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import gym_library  # noqa: F401 - pages use Reasoning Gym, or a stand-in where it is missing
 import pytest
 import yaml
 

@@ -2,8 +2,9 @@
 
 import json
 
+import gym_library  # noqa: F401 - finds Reasoning Gym, or a stand-in
 import pytest
-from gym_library import reasoning_gym
+import reasoning_gym
 
 from lightning_lm.data import ReasoningGym
 from lightning_lm.errors import DataError, LightningLMError, MissingDependencyError

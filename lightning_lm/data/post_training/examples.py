@@ -49,6 +49,15 @@ class ExampleSource(Part):
         for number, record in enumerate(self.records()):
             yield Placed(Place("", f"Record {number}"), record)
 
+    def side(self, side: Literal["train", "validation"], fraction: float) -> "ExampleSource":
+        """Return one side of the records, split by their content.
+
+        Args:
+            side: ``"train"`` or ``"validation"``.
+            fraction: Fraction of the records for validation.
+        """
+        return HeldOutExamples(source=self, side=side, fraction=fraction)
+
     @property
     def action(self) -> OnBadRecord:
         """Action for a record that cannot be used."""
@@ -304,8 +313,7 @@ def split_sides(train: Any, validation: Any) -> tuple[ExampleSource, ExampleSour
         return source, None if validation is None else as_examples(validation)
     if not validation:
         return source, None
-    train_side = HeldOutExamples(source=source, side="train", fraction=validation)
-    return train_side, HeldOutExamples(source=source, side="validation", fraction=validation)
+    return source.side("train", validation), source.side("validation", validation)
 
 
 def _names_files(source: Any) -> bool:

@@ -1,5 +1,6 @@
 """Prompts of rollouts: token ids for the policy, text and columns for the rewards, in an endless reproducible order."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from lightning_lm.data.permutation import key_of, permute
 from lightning_lm.data.post_training.chat import ChatTemplate
+from lightning_lm.data.post_training.curriculum import Curriculum, LevelState
 from lightning_lm.data.post_training.examples import Examples, ExampleSource
 from lightning_lm.data.post_training.forms import Record, by_content, unknown_form
 from lightning_lm.data.post_training.messages import checked_text, messages_of
@@ -18,7 +20,7 @@ from lightning_lm.data.records import BadRecords
 from lightning_lm.errors import DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["RESERVED_COLUMNS", "PromptBatch", "PromptStream", "join_prompts", "take_prompts"]
+__all__ = ["RESERVED_COLUMNS", "LeveledPrompts", "PromptBatch", "PromptStream", "join_prompts", "take_prompts"]
 
 Ints = NDArray[np.int64]
 
@@ -123,7 +125,7 @@ class PromptStream:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of `description`."""
-        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+        return _digest(self.description)
 
     def batch(self, indices: Ints) -> PromptBatch:
         """Return the prompts with these places in the endless order.
@@ -172,6 +174,76 @@ class PromptStream:
             "stop_ids": self._stop_ids,
             "counted": [True] * len(records),
         }
+
+
+class LeveledPrompts:
+    """Prompts of a curriculum: those of its present level, each level in an endless order of its own.
+
+    A rollout's success counts from the next rollout on, so that one that is sampled again after a stop counts once.
+
+    Args:
+        curriculum: Rule that moves between the levels.
+        streams: Prompts of each level.
+
+    Attributes:
+        state: Position in the curriculum, for the prompts that are given now.
+        rows_per_epoch: Number of prompts of all levels.
+        too_long: Number of dropped prompts of all levels.
+    """
+
+    def __init__(self, curriculum: Curriculum, streams: Sequence[PromptStream]) -> None:
+        self._curriculum, self._streams = curriculum, streams
+        self.rows_per_epoch = sum(stream.rows_per_epoch for stream in streams)
+        self.too_long = sum(stream.too_long for stream in streams)
+        self.restart()
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Everything that decides the prompts but the success rate, by name."""
+        return {f"level {level}": stream.description for level, stream in enumerate(self._streams)}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of `description`."""
+        return _digest(self.description)
+
+    def batch(self, indices: Ints) -> PromptBatch:
+        """Return prompts of the present level, by their places in its order."""
+        return self._streams[self.state.level].batch(indices)
+
+    def spare(self, indices: Ints, *moment: int) -> PromptBatch:
+        """Return prompts of the present level outside its order."""
+        return self._streams[self.state.level].spare(indices, *moment)
+
+    def observe(self, right: int, count: int) -> None:
+        """Note the success of the newest rollout.
+
+        Args:
+            right: Completions that were right, over all ranks.
+            count: All completions, over all ranks.
+        """
+        self._newest = right, count
+
+    def next_state(self) -> LevelState:
+        """Return the position for the prompts of the next rollout."""
+        return self._curriculum.advance(self.state, *self._newest) if self._newest else self.state
+
+    def restart(self) -> None:
+        """Go to the first level."""
+        self.resume(LevelState(level=self._curriculum.start))
+
+    def resume(self, state: LevelState) -> None:
+        """Go to a position.
+
+        Args:
+            state: Position for the prompts of the next rollout.
+        """
+        self.state = dataclasses.replace(state, level=min(state.level, len(self._streams) - 1))
+        self._newest: tuple[int, int] | None = None
+
+
+def _digest(description: object) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _encoded(record: Record, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Record, NDArray[np.uint32]]:
