@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gym_library  # noqa: F401 - finds Reasoning Gym, or a stand-in
 import pytest
 import torch
 import yaml

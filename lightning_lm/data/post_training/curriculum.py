@@ -69,9 +69,9 @@ class Curriculum(
         for source in self.levels:
             yield from source.records()
 
-    def side(self, side: Literal["train", "validation"], fraction: float) -> ExampleSource:
+    def split(self, side: Literal["train", "validation"], fraction: float) -> ExampleSource:
         """Split every level."""
-        return dataclasses.replace(self, levels=tuple(source.side(side, fraction) for source in self.levels))
+        return dataclasses.replace(self, levels=tuple(source.split(side, fraction) for source in self.levels))
 
     def advance(self, state: LevelState, right: int, count: int) -> LevelState:
         """Return the position after a rollout.

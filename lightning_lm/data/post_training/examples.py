@@ -49,7 +49,7 @@ class ExampleSource(Part):
         for number, record in enumerate(self.records()):
             yield Placed(Place("", f"Record {number}"), record)
 
-    def side(self, side: Literal["train", "validation"], fraction: float) -> "ExampleSource":
+    def split(self, side: Literal["train", "validation"], fraction: float) -> "ExampleSource":
         """Return one side of the records, split by their content.
 
         Args:
@@ -313,7 +313,7 @@ def split_sides(train: Any, validation: Any) -> tuple[ExampleSource, ExampleSour
         return source, None if validation is None else as_examples(validation)
     if not validation:
         return source, None
-    return source.side("train", validation), source.side("validation", validation)
+    return source.split("train", validation), source.split("validation", validation)
 
 
 def _names_files(source: Any) -> bool:

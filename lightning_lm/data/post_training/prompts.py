@@ -193,6 +193,7 @@ class LeveledPrompts:
 
     def __init__(self, curriculum: Curriculum, streams: Sequence[PromptStream]) -> None:
         self._curriculum, self._streams = curriculum, streams
+        self._newest: tuple[int, int] | None = None
         self.rows_per_epoch = sum(stream.rows_per_epoch for stream in streams)
         self.too_long = sum(stream.too_long for stream in streams)
         self.restart()
@@ -239,7 +240,7 @@ class LeveledPrompts:
             state: Position for the prompts of the next rollout.
         """
         self.state = dataclasses.replace(state, level=min(state.level, len(self._streams) - 1))
-        self._newest: tuple[int, int] | None = None
+        self._newest = None
 
 
 def _digest(description: object) -> str:
