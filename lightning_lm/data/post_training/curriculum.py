@@ -70,7 +70,12 @@ class Curriculum(
             yield from source.records()
 
     def split(self, side: Literal["train", "validation"], fraction: float) -> ExampleSource:
-        """Split every level."""
+        """Return one side of every level.
+
+        Args:
+            side: ``"train"`` or ``"validation"``.
+            fraction: Fraction of each level's records for validation.
+        """
         return dataclasses.replace(self, levels=tuple(source.split(side, fraction) for source in self.levels))
 
     def advance(self, state: LevelState, right: int, count: int) -> LevelState:

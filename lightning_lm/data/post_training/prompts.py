@@ -209,11 +209,20 @@ class LeveledPrompts:
         return _digest(self.description)
 
     def batch(self, indices: Ints) -> PromptBatch:
-        """Return prompts of the present level, by their places in its order."""
+        """Return prompts of the present level.
+
+        Args:
+            indices: Places in the level's endless order, at least 0.
+        """
         return self._streams[self.state.level].batch(indices)
 
     def spare(self, indices: Ints, *moment: int) -> PromptBatch:
-        """Return prompts of the present level outside its order."""
+        """Return prompts of the present level outside its order, to take the place of ones that teach nothing.
+
+        Args:
+            indices: Places in a random order of the level's prompts.
+            moment: Numbers that choose this order.
+        """
         return self._streams[self.state.level].spare(indices, *moment)
 
     def observe(self, right: int, count: int) -> None:

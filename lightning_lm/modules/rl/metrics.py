@@ -4,17 +4,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_lm.distributed import Ranks
 from lightning_lm.evals import pass_at
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.modules.rl.objective import ObjectiveTerms
 from lightning_lm.modules.rl.rollout import Rollout, Validation
 
-__all__ = ["record_objective", "record_rewards", "record_rollout", "record_sampler", "record_validation"]
+__all__ = [
+    "record_objective",
+    "record_rewards",
+    "record_rollout",
+    "record_sampler",
+    "record_validation",
+]
 
 
 def record_rollout(module: MeasuredModule, rollout: Rollout, seconds: float) -> None:
-    """Record rewards, lengths and duration of a rollout.
+    """Record rewards, lengths and duration of a rollout, and its success for a curriculum. Collective.
 
     Args:
         module: Keeps the metrics.
@@ -33,6 +40,18 @@ def record_rollout(module: MeasuredModule, rollout: Rollout, seconds: float) -> 
     module.record("rollout/tokens_per_s", lengths.sum(), seconds)
     module.record("rollout/resampled_groups", rollout.resampled)
     module.record("rollout/sampler_staleness", rollout.sampler_age)
+    _record_success(module, rollout)
+
+
+def _record_success(module: MeasuredModule, rollout: Rollout) -> None:
+    """Tell the curriculum of the datamodule, if it has one, how many completions were right."""
+    curriculum = getattr(module.trainer.datamodule, "curriculum", None)  # type: ignore[attr-defined]
+    if curriculum is None:
+        return
+    module.record("curriculum/level", curriculum.state.level)
+    module.record("curriculum/success", rollout.num_right, rollout.num_scored)
+    counts = torch.tensor([rollout.num_right, rollout.num_scored], device=module.device)
+    curriculum.observe(*(int(count) for count in Ranks(module.trainer).sum(counts).tolist()))
 
 
 def record_validation(module: MeasuredModule, rollout: Rollout, validation: Validation) -> None:

@@ -192,19 +192,8 @@ class PolicyModule(LMModule, abc.ABC):
         tokens, count = Ranks(trainer).sum(torch.tensor([mask.sum(), len(mask)], device=self.device)).tolist()
         rows |= {"tokens_per_row": tokens / count}
         record_rollout(self, rollout, time.monotonic() - start_s)
-        self._follow_curriculum(rollout)
         self.last_rollout = rollout, rows
         return rows
-
-    def _follow_curriculum(self, rollout: Rollout) -> None:
-        curriculum = getattr(self.trainer.datamodule, "curriculum", None)  # type: ignore[attr-defined]
-        if curriculum is None:
-            return
-        counts = torch.tensor([rollout.num_right, rollout.num_scored], device=self.device)
-        right, scored = (int(count) for count in Ranks(self.trainer).sum(counts).tolist())
-        self.record("curriculum/level", curriculum.state.level)
-        self.record("curriculum/success", rollout.num_right, rollout.num_scored)
-        curriculum.observe(right, scored)
 
     def _engine(self) -> RolloutEngine:
         tokenizer = self._tokenizer()

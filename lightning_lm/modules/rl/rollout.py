@@ -139,8 +139,8 @@ class Rollout:
         totals: Weighted sums, float64 [completions]; NaN where no reward applies.
         names: Names of the rewards.
         failures: The completions that a reward failed on.
-        num_right: Completions that the first reward calls right, before groups were replaced.
-        num_scored: Completions to which the first reward applies, before groups were replaced.
+        num_right: Completions that are right by the first reward, before groups were replaced.
+        num_scored: Completions to which it applies, before groups were replaced.
         resampled: Groups that were replaced.
         sampler_age: Optimizer steps by which the weights that answered are older than the policy.
     """
@@ -309,18 +309,10 @@ class RolloutEngine:
             )
         with interruptible(trainer):
             table = self._score(prompts, completions, samples)
-        first = table.values[:, 0]
-        return Rollout(
-            prompts,
-            samples,
-            completions,
-            table.values,
-            table.totals,
-            table.names,
-            table.failures,
-            num_right=int((first >= plan.validation.threshold).sum()),
-            num_scored=int((~np.isnan(first)).sum()),
-        )
+        columns = (table.values, table.totals, table.names, table.failures)
+        num_right = int((table.values[:, 0] >= plan.validation.threshold).sum())
+        num_scored = int((~np.isnan(table.values[:, 0])).sum())
+        return Rollout(prompts, samples, completions, *columns, num_right, num_scored)
 
     def _score(self, prompts: PromptBatch, completions: Sequence[Completion], samples: int) -> RewardTable:
         columns = {name: _repeated(column, samples) for name, column in prompts["columns"].items()}

@@ -34,6 +34,7 @@ class TaskType(StrEnum):
 class AIWConfig(Config):
     task_types: list = field(default_factory=lambda: list(TaskType))
     task_type_weights: list = field(default_factory=lambda: [0.5, 0.5])
+    max_entities: int = 900
 
 
 class Dataset:
@@ -70,8 +71,9 @@ class GCD(Dataset):
 class AIW(Dataset):
     def make(self, random):
         kind = random.choices(self.config.task_types, self.config.task_type_weights)[0]
-        sisters = random.randint(1, 900)
-        return f"Alice has {sisters} sisters. How many {kind.value} does her brother have?", sisters + 1
+        sisters = random.randint(1, self.config.max_entities)
+        name = f"Alice {random.randint(1, 999)}"
+        return f"{name} has {sisters} sisters. How many {kind.value} does her brother have?", sisters + 1
 
 
 class CoinFlip(Dataset):
