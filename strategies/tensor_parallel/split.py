@@ -24,7 +24,7 @@ from lightning_lm.functional.collectives import (
 )
 from lightning_lm.strategies.tensor_parallel.plan import Planned
 
-__all__ = ["Region", "split_modules"]
+__all__ = ["Region", "split_dim", "split_modules"]
 
 _FEATURES = 2
 """Dimension of the features in [batch, seq, features]."""
@@ -85,7 +85,7 @@ def split_modules(plan: Iterable[Planned], region: Region) -> None:
             kind, dim, share = _SPLIT[entry.role]
             _exchange_class(entry, kind, share, region)
             for name, parameter in list(entry.module.named_parameters(recurse=False)):
-                if parameter.dim() > dim:  # what is added to a sum stays whole
+                if split_dim(entry.role, parameter) is not None:  # what is added to a sum stays whole
                     if parameter not in shards:
                         shards[parameter] = _shard_of(parameter, dim, region.mesh)
                     entry.module.register_parameter(name, shards[parameter])
@@ -175,6 +175,17 @@ _SPLIT: dict[str, tuple[type[nn.Module], int, type[nn.Module]]] = {
     "embed": (nn.Embedding, 0, SplitEmbedding),
 }
 """The class of torch, the dimension of its parameters that is cut, and the class of the share."""
+
+
+def split_dim(role: str, parameter: Tensor) -> int | None:
+    """Return the dimension along which a parameter of a module with a role is sharded; ``None`` for none.
+
+    Args:
+        role: Role of the module.
+        parameter: One of its own parameters.
+    """
+    dim = _SPLIT[role][1] if role in _SPLIT else None
+    return dim if dim is not None and parameter.dim() > dim else None
 
 
 # --- what happens around modules ---

@@ -16,7 +16,7 @@ from lightning_lm.strategies.zero.local_view import Closure, OnlyLocal
 from lightning_lm.strategies.zero.ownership import Ownership
 from lightning_lm.strategies.zero.partition import MIN_SPLIT_ELEMENTS
 
-__all__ = ["ShardedOptimizer"]
+__all__ = ["ShardedOptimizer", "with_splits"]
 
 _NAMES = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop", "ASGD")
 _ELEMENTWISE = frozenset(getattr(torch.optim, name) for name in _NAMES)
@@ -154,11 +154,7 @@ class ShardedOptimizer(_Wrapper, Joinable):
         return [part.grad for part in local if part.grad is not None]
 
     def _take_in(self, groups: list[dict[str, Any]]) -> None:
-        kinds = _kinds(self.inner)
-        for_rows = [group.get("shard", "rows" if kinds.get(id(group)) in _ELEMENTWISE else "whole") for group in groups]
-        pairs = [
-            (param, how == "rows") for group, how in zip(groups, for_rows, strict=True) for param in group["params"]
-        ]
+        pairs = with_splits(self.inner, groups)
         self.ownership.take_in([param for param, _ in pairs], [splits for _, splits in pairs])
         for param, _ in pairs:
             self._shed(param)
@@ -351,6 +347,18 @@ def _named_as(kind: type, base: type) -> type:
 def _new(kind: type, base: type) -> Any:
     """Return an empty object, for copies."""
     return object.__new__(_named_as(kind, base))
+
+
+def with_splits(optimizer: Optimizer, groups: list[dict[str, Any]]) -> list[tuple[Tensor, bool]]:
+    """Return the parameters of groups, each with whether its rows may be updated independently.
+
+    Args:
+        optimizer: An ordinary optimizer.
+        groups: Its groups, or some of them.
+    """
+    kinds = _kinds(optimizer)
+    shards = [group.get("shard", "rows" if kinds.get(id(group)) in _ELEMENTWISE else "whole") for group in groups]
+    return [(param, how == "rows") for group, how in zip(groups, shards, strict=True) for param in group["params"]]
 
 
 def _kinds(optimizer: Optimizer) -> dict[int, type[Optimizer]]:
