@@ -25,12 +25,16 @@ class _Verb(NamedTuple):
 
 _TRAINER = "lightning_lm.cli.trainer"
 _PROFILE = "lightning_lm.cli.profile"
+_PLAN = "lightning_lm.cli.plan"
+_LIKE_FIT = (_TRAINER, _PROFILE, _PLAN)
+"""Modules whose verbs take the command line of ``fit``."""
 _VERBS = {
     "fit": _Verb("train a model (the main job)", _TRAINER),
     "validate": _Verb("measure a checkpoint on the validation text", _TRAINER),
     "test": _Verb("measure a checkpoint on the test text", _TRAINER),
     "predict": _Verb("run a checkpoint over a data set", _TRAINER),
     "profile": _Verb("time the parts of a training step", _PROFILE),
+    "plan": _Verb("memory and speed of a recipe on many GPUs, strategy by strategy", _PLAN),
     "kernels": _Verb("measure launch settings on this GPU; say what runs here", "lightning_lm.cli.kernels"),
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.cli.generate"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
@@ -111,13 +115,13 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in _VERBS:
         return _unknown_verb(name)
-    if _VERBS[name].module in (_TRAINER, _PROFILE) and not {"-h", "--help"}.isdisjoint(rest):
-        from lightning_lm.cli.pages import trainer_page
+    if _VERBS[name].module in _LIKE_FIT and not {"-h", "--help"}.isdisjoint(rest):
+        from lightning_lm.cli.pages import plan_page, trainer_page
 
-        print(trainer_page(name), end="")
+        print(plan_page() if _VERBS[name].module == _PLAN else trainer_page(name), end="")
         return 0
     module = importlib.import_module(_VERBS[name].module)
-    if module.__name__ in (_TRAINER, _PROFILE):
+    if module.__name__ in _LIKE_FIT:
         module.run(name, rest)
         return 0
     return _run_command(name, module, rest)

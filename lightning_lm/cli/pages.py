@@ -1,6 +1,6 @@
 """``--help`` of the Trainer's verbs: one page each, written without importing torch or Lightning."""
 
-__all__ = ["DATA_MODULES", "MODULES", "trainer_page"]
+__all__ = ["DATA_MODULES", "MODULES", "plan_page", "trainer_page"]
 
 MODULES = ("PretrainModule", "SFTModule", "RewardModule", "DPOModule", "KTOModule", "GRPOModule", "PPOModule")
 """Names that ``--model`` takes; the first is the default."""
@@ -69,6 +69,36 @@ More help:
   {command} --model.optimizer.help
   {command} --trainer.callbacks.help SampleText
   lightning-lm recipes
+"""
+
+
+def plan_page() -> str:
+    """Return the help of ``plan``."""
+    return """\
+usage: lightning-lm plan --config NAME --gpus N --gpu NAME [--KEY VALUE ...]
+
+Print what a recipe needs on GPUs that are not here: memory, communication and
+speed under every strategy, and the options of the one to take. Nothing is
+read but the configuration; a model of any size takes no memory.
+
+  --config NAME           recipe or YAML file, as fit takes it
+  --gpus N                GPUs in all (8)
+  --nodes N               machines; or --gpus-per-node N (8)
+  --gpu NAME              h100 (default), h200, b200, a100, l40s, mi300x, ...
+  --batch ROWS            rows, pairs or prompts of an optimizer step
+  --sequence-length N     tokens of a row
+  --precision P           bf16-mixed (default), bf16-true, 32-true, ...
+  --accumulate N          micro-batches of a step, at least
+  --mfu F                 measured speed of one GPU, in place of a model of it
+  --json                  print everything as JSON
+  --model.KEY VALUE       and all other options of fit
+
+Figures of a GPU, for one that is not known, or other links:
+  --memory-gib N          memory, GiB
+  --tflops N              peak of matmuls in the run's precision, TFLOP/s
+  --memory-bandwidth N    GB/s
+  --link-bandwidth N      to GPUs of the same machine, GB/s in each direction
+  --network-bandwidth N   between machines, GB/s for each GPU (50)
 """
 
 
