@@ -5,7 +5,7 @@ Text is escaped unless it is `Html`, so samples of a model and records from the 
 
 from lightning_lm.html_report.bars import Bar, bar_chart
 from lightning_lm.html_report.charts import Series, histogram, line_chart, ticks
-from lightning_lm.html_report.markup import Html, code, element, figures, prose, section, table, tiles
+from lightning_lm.html_report.markup import Html, code, element, figures, prose, readable, section, table, tiles
 from lightning_lm.html_report.page import page
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "line_chart",
     "page",
     "prose",
+    "readable",
     "section",
     "table",
     "ticks",

@@ -32,7 +32,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; bo
   unicode-bidi: isolate; }
 th { font-weight: 600; color: var(--soft); }
 td { white-space: pre-wrap; overflow-wrap: anywhere; }
-td:not(.number) { min-width: 4.5rem; }
+td:not(.number) { min-width: 5.8rem; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; }

@@ -94,8 +94,8 @@ def _print_table(drive: "Drive", report: "RoadReport") -> None:
     content = report.content()
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("stage")
-    for name in ("time", "CPU-s", "MiB", *content["metrics"]):
-        shown.add_column(name, justify="right")
+    for name in ("time", "CPU-s", "MiB", *(name.removeprefix("val/") for name in content["metrics"])):
+        shown.add_column(name, justify="right", overflow="fold")
     for stage in content["stages"]:
         scores = [f"{stage['scores'][name]:.4g}" if name in stage["scores"] else "-" for name in content["metrics"]]
         cost = clock(stage["wall_s"]), f"{stage['cpu_s']:,.0f}", f"{stage['memory_bytes'] / 2**20:,.0f}"

@@ -6,14 +6,17 @@ from typing import Any
 
 from lightning_lm.cli.road.progress import clock
 from lightning_lm.html_report import (
+    Bar,
     Html,
     Series,
+    bar_chart,
     code,
     element,
     figures,
     line_chart,
     page,
     prose,
+    readable,
     section,
     table,
     tiles,
@@ -51,7 +54,7 @@ def report_page(report: Mapping[str, Any]) -> Html:
         ("tokens read", _short(totals["num_tokens"])),
         ("peak memory", f"{totals['memory_bytes'] / _MEBI:,.0f} MiB"),
     ]
-    facts += [(name, text) for name in report["metrics"] if (text := _change(name, _scored(report)))]
+    facts += [(_short_name(name), text) for name in report["metrics"] if (text := _change(name, _scored(report)))]
     return page(
         report["title"],
         tiles(facts),
@@ -74,7 +77,7 @@ def _scored(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
 
 def _change(metric: str, scored: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     values = [scores[metric] for _, scores in scored if metric in scores]
-    return f"{_value(values[0])} → {_value(values[-1])}" if values else ""
+    return f"{readable(values[0])} → {readable(values[-1])}" if values else ""
 
 
 def _scores(report: Mapping[str, Any]) -> Html:
@@ -87,8 +90,14 @@ def _scores(report: Mapping[str, Any]) -> Html:
     return section(
         "Scores after each stage",
         prose("Each checkpoint is measured on the same held-out text and task."),
-        table(["model", *metrics], rows),
+        table(["model", *map(_short_name, metrics)], rows),
+        figures(*(_bars(metric, rows, column) for column, metric in enumerate(metrics, start=1))),
     )
+
+
+def _bars(metric: str, rows: Sequence[Sequence[Any]], column: int) -> Html:
+    measured = [Bar(row[0], row[column]) for row in rows if row[column] is not None and math.isfinite(row[column])]
+    return bar_chart(_short_name(metric), measured) if all(bar.value >= 0 for bar in measured) else Html()
 
 
 def _samples(report: Mapping[str, Any]) -> Html:
@@ -190,8 +199,9 @@ def _further(report: Mapping[str, Any]) -> Html:
     return section("What to type next", *blocks)
 
 
-def _value(value: float) -> str:
-    return f"{value:.3g}"
+def _short_name(metric: str) -> str:
+    """Return a logged name without the stage of the Trainer: all scores are of held-out data."""
+    return metric.removeprefix("val/")
 
 
 def _short(number: float) -> str:
