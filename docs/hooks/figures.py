@@ -189,6 +189,21 @@ def _rollouts() -> Chart:
     return Chart(caption, "rollouts", "val/pass@1", _seeds(rows))
 
 
+def _reasoning_gym() -> Chart:
+    title = "grpo/reasoning_gym, a published model"
+    steps = [cell[0] for cell in row(section(title), "step")]
+    values = {
+        name: [cell[0] for cell in row(section(title), name)]
+        for name in ("train/reward", "train/completions/mean_length")
+    }
+    series = [
+        Series("reward", steps, values["train/reward"], 0),
+        Series("length, of the limit", steps, [value / 3 for value in values["train/completions/mean_length"]], 1),
+    ]
+    caption = f"Sampled completions of <code>grpo/reasoning_gym</code>, one seed. {_RECORD.format(title)}"
+    return Chart(caption, "optimizer step", "train/reward; length over its limit of 3 tokens", series)
+
+
 _ROLLOUTS = {"GRPO": "grpo", "PPO": "ppo", "expert iteration": "expert_iteration"}
 
 
@@ -257,6 +272,7 @@ FIGURES: dict[str, Callable[[], Chart]] = {
     "dpo": _dpo,
     "reward": _reward,
     "rollouts": _rollouts,
+    "reasoning_gym": _reasoning_gym,
     "isoflop": _isoflop,
     "transfer_standard": lambda: _transfer(0, "Standard parametrisation: the best learning rate falls with the width"),
     "transfer_mup": lambda: _transfer(4, "muP: one learning rate is best at all widths"),
