@@ -124,3 +124,10 @@ def test_the_time_left_follows_the_speed_of_this_machine():
     assert time_left_s(15.0, 20.0, [(60.0, 20.0), (30.0, 10.0)], [100.0]) == pytest.approx(45 + 300)
     assert time_left_s(100.0, 20.0, [], [7.0]) == pytest.approx(7.0)
     assert (clock(59.9), clock(3723)) == ("0:59", "1:02:03")
+
+
+def test_a_road_that_does_not_exist_names_those_that_do():
+    with pytest.raises(
+        UsageError, match=r"'raod/offline' is .* Did you mean 'road/offline'\? The roads are: road/offline,"
+    ):
+        read_road("raod/offline")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lm.cli.config.overlays import Overlay, Setting, plain, read_overlays
+from lightning_lm.cli.recipes import find_recipe, road_names
 from lightning_lm.errors import UsageError
 
 __all__ = ["Road", "Score", "Stage", "nearest", "read_road"]
@@ -205,6 +206,11 @@ def read_road(name: str) -> Road:
     Raises:
         UsageError: If a file is missing or a key means nothing; the message has the line.
     """
+    if not Path(name).is_file() and find_recipe(name) is None:
+        roads = road_names()
+        raise UsageError(
+            f"--config {name!r} is neither a file nor a road.{nearest(name, roads)} The roads are: {', '.join(roads)}."
+        )
     root = _merged(read_overlays(name))
     _check_keys(root, _KEYS, "a road")
     stages = _stages(root)
