@@ -1,8 +1,10 @@
 """Everything that the README shows is run: commands with a tiny model in place of the real one, Python as it stands."""
 
+import html
 import re
 import shlex
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import yaml
@@ -37,11 +39,15 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a corpus and a finished tiny run, as the README assumes."""
+    """Return a folder with a corpus, pages of a crawl and a finished tiny run, as the README assumes."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "corpus").mkdir()
     for number in range(30):
         (folder / "corpus" / f"{number}.txt").write_text(f"def main({number}):\n    return {number}\n" * 9)
+    (folder / "crawl").mkdir()
+    for number, text in enumerate(sorted(topics.values(), key=len)[-20:]):
+        paragraphs = "".join(f"<p>{html.escape(part)}</p>" for part in text.split("\n\n"))
+        (folder / "crawl" / f"{number}.html").write_text(f"<html><body><main>{paragraphs}</main></body></html>")
     (folder / "tiny.yaml").write_text(TINY)
     (folder / "tiny_sweep.yaml").write_text(TINY_SWEEP)
     return folder

@@ -89,7 +89,6 @@ def work(rank: int, port: int, name: str, width: int, layers: int) -> None:
         vocab_size=VOCAB, d_model=width, num_layers=layers, layers=layer, context_length=TOKENS, tie_embeddings=True
     )
     module = PretrainModule(config, optimizer=AdamW(lr=1e-4))
-    size = sum(parameter.nbytes for parameter in module.parameters()) / 2**20
     ids = torch.randint(0, VOCAB, (2, TOKENS + 1))
     batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
     trainer = Trainer(
@@ -107,6 +106,7 @@ def work(rank: int, port: int, name: str, width: int, layers: int) -> None:
     peak.start()
     trainer.fit(module, torch.utils.data.DataLoader([batch] * STEPS, batch_size=None))
     peak.going = False
+    size = sum(parameter.numel() for parameter in module.parameters()) * 4 / 2**20
     if rank == 0:
         found = {"parameters": size, "peak": peak.mib - before, "held": held.mib - before, "step_cpu_s": held.cpu_s}
         print(json.dumps({key: round(value, 3) for key, value in found.items()}), flush=True)
