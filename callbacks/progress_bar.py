@@ -22,6 +22,7 @@ from lightning_lm.callbacks.progress_line import Clock, fitted, progress, values
 from lightning_lm.callbacks.training_loss import loss_of_step
 from lightning_lm.distributed import data_ranks
 from lightning_lm.modules import LMModule
+from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["LMProgressBar"]
 
@@ -63,6 +64,8 @@ class LMProgressBar(LeanHooks, ProgressBar):
 
     def __init__(self, *, refresh_s: float = 0.5, plain_every_s: float = 30.0) -> None:
         super().__init__()
+        limits = {"refresh_s": Limit.NON_NEGATIVE, "plain_every_s": Limit.NON_NEGATIVE}
+        check_numbers(limits, {"refresh_s": refresh_s, "plain_every_s": plain_every_s})
         self._refresh_s = refresh_s
         self._plain_every_s = plain_every_s
         self._enabled = True

@@ -78,6 +78,7 @@ class ScalingLaw(LeanHooks, Callback):
     ) -> None:
         check_numbers({"unique_tokens": Limit.COUNT}, {"unique_tokens": unique_tokens})
         self._ledger = RunLedger(ledger)
+        check_numbers({"at_tokens": Limit.COUNT}, {"at_tokens": at_tokens})
         self._at_tokens = sorted(at_tokens)
         self._settings, self._name, self._convention = hyper_parameters, name, convention
         self._unique_tokens = unique_tokens

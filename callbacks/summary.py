@@ -10,6 +10,7 @@ from lightning_lm.callbacks.batches import row_length, rows_per_device
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.models.summary import ModelDescription, memory_estimate, parameter_table, render
+from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["LMSummary"]
 
@@ -34,6 +35,7 @@ class LMSummary(LeanHooks, ModelSummary):
 
     def __init__(self, context_length: int | None = None) -> None:
         super().__init__()
+        check_numbers({"context_length": Limit.COUNT}, {"context_length": context_length})
         self._context_length = context_length
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
 from lightning_lm.errors import ConfigurationError, RemoteError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["JSONServer"]
@@ -28,7 +28,15 @@ _SHOWN = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JSONServer(Part):
+class JSONServer(
+    Part,
+    limits={
+        "timeout_s": Limit.POSITIVE,
+        "retries": Limit.NON_NEGATIVE,
+        "backoff_s": Limit.NON_NEGATIVE,
+        "max_bytes": Limit.COUNT,
+    },
+):
     """A server that takes and returns JSON; safe to use from many threads.
 
     Trouble that may pass (status 408, 425, 429, 500, 502, 503, 504, a connection that fails) is tried again after a
@@ -58,11 +66,7 @@ class JSONServer(Part):
 
     def __post_init__(self) -> None:
         _split(self.url)
-        if not (self.timeout_s > 0 and self.retries >= 0 and self.backoff_s >= 0 and self.max_bytes > 0):
-            raise ConfigurationError(
-                f"timeout_s={self.timeout_s} and max_bytes={self.max_bytes} must be above 0, and "
-                f"retries={self.retries} and backoff_s={self.backoff_s} at least 0."
-            )
+        super().__post_init__()
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send an object and return the object in the response.

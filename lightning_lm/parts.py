@@ -26,6 +26,8 @@ class Limit(enum.Enum):
     COUNT = "at least 1"
     FRACTION = "from 0 to 1"
     BELOW_ONE = "at least 0 and below 1"
+    INSIDE_ONE = "above 0 and below 1"
+    FINITE = "a finite number"
 
     def admits(self, number: float) -> bool:
         """Return whether a number lies in the range; NaN and infinity lie in none.
@@ -41,6 +43,8 @@ class Limit(enum.Enum):
             Limit.COUNT: number >= 1,
             Limit.FRACTION: 0 <= number <= 1,
             Limit.BELOW_ONE: 0 <= number < 1,
+            Limit.INSIDE_ONE: 0 < number < 1,
+            Limit.FINITE: True,
         }[self]
 
 

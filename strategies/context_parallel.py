@@ -17,6 +17,7 @@ from lightning_lm.functional.context_parallel import context_parallel_attention,
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models.attention import Attention, SelfAttention
 from lightning_lm.modules.token_losses import ImitationLoss, TokenLossPart, next_token_inputs, next_token_targets
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 from lightning_lm.strategies.unfrozen import _AveragesUnfrozen
 from lightning_lm.types import IGNORE_INDEX
@@ -49,6 +50,7 @@ class ContextParallelStrategy(_ReportingStrategy, _AveragesUnfrozen):
 
     def __init__(self, context_parallel_size: int | Literal["auto"] = "auto", **settings: Any) -> None:
         super().__init__(**settings)
+        check_numbers({"context_parallel_size": Limit.COUNT}, {"context_parallel_size": context_parallel_size})
         self.context_parallel_size = context_parallel_size
         self.device_mesh: DeviceMesh | None = None
         self._shared: _SharedRows | None = None

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.strategies.ddp_settings import without_defaults
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 
@@ -108,6 +109,7 @@ class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
         if unfit:
             raise ConfigurationError(f'DataParallelStrategy has no {", ".join(unfit)}; leave it out, or use "ddp".')
         super().__init__(**settings)
+        check_numbers({"bucket_bytes": Limit.COUNT}, {"bucket_bytes": bucket_bytes})
         self.exchange, self.bucket_bytes = exchange, bucket_bytes
         self._averager: GradientAverager | None = None
         self._trained: list[nn.Parameter] = []

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_lm.distributed import require_all_ranks
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.modules.pipeline import PipelineModule
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
 
 __all__ = ["PipelineStrategy"]
@@ -52,6 +53,7 @@ class PipelineStrategy(_ReportingStrategy, DDPStrategy):
 
     def __init__(self, pipeline_parallel_size: int | Literal["auto"] = "auto", **settings: Any) -> None:
         super().__init__(**settings)
+        check_numbers({"pipeline_parallel_size": Limit.COUNT}, {"pipeline_parallel_size": pipeline_parallel_size})
         self.pipeline_parallel_size = pipeline_parallel_size
         self._groups: dict[str, distributed.ProcessGroup] = {}
         self.clip: _Clip | None = None

@@ -6,52 +6,117 @@ import importlib
 import inspect
 import math
 import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any
 
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_lm import callbacks
-from lightning_lm.errors import ConfigurationError
+from lightning_lm import callbacks, datamodules, modules, strategies
+from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.functional import KLPenalty, Sigmoid
+from lightning_lm.json_http import JSONServer
 from lightning_lm.models import Adapters, Attention, TransformerConfig
 from lightning_lm.modules import CrossEntropy
 from lightning_lm.optim import SGD, WSD, AdamW, Cosine, Muon
 from lightning_lm.parts import Limit, Part, check_numbers
+from lightning_lm.scaling import DropSmallestBudgets, Estimator, IsoFlop, RandomSearch
 
 SIGNED = {"threshold", "target_margin", "presence_penalty", "frequency_penalty", "scale", "embed_scale", "offset"}
-SIGNED |= {"entropy_coefficient", "importance_cap", "seed", "lowest"}
-"""Names of numbers that may be negative, or have no end."""
-PACKAGES = ("data", "datamodules", "functional", "generation", "models", "modules", "optim", "rewards", "tokenizers")
+SIGNED |= {"entropy_coefficient", "seed", "lowest", "reward_weights", "weights"}
+"""Names of numbers that may be negative."""
+PACKAGES = ("curation", "data", "datamodules", "functional", "generation", "models", "modules", "optim", "rewards")
+PACKAGES += ("scaling", "strategies", "tokenizers")
+EXPORTED = (callbacks, datamodules, modules, strategies)
+NOT_BUILT = {"GradientAverager", "ShardedOptimizer", "ModelReward", "Rollout"}
+"""Classes that code makes, not a user's settings."""
+GIVEN = {
+    "model": TransformerConfig(d_model=8, num_layers=1),
+    "server": JSONServer("http://localhost:1/v1"),
+    "url": "http://localhost:1/v1",
+    "texts": ["x"],
+    "records": [{"prompt": "x", "completion": "y"}],
+    "prompt": "question",
+    "fraction": 0.5,
+    Path: Path("x"),
+    int: 1,
+    float: 1.0,
+    str: "x",
+}
+"""Values by the name or the type of an argument."""
 
 
-def float_fields() -> list[tuple[type[Part], str]]:
-    """Return the float fields of every part of the packages that training uses, if a part can be made of defaults."""
+def hints_of(cls) -> dict[str, Any]:
+    return typing.get_type_hints(cls if issubclass(cls, Part) else cls.__init__)
+
+
+def number_kind(hint) -> type | None:
+    """Return int or float if a value of the type is a number or a sequence of them."""
+    if hint in (int, float):
+        return hint
+    inside = typing.get_args(hint) if typing.get_origin(hint) in (tuple, list, Sequence, UnionType) else ()
+    return next(filter(None, map(number_kind, inside)), None)
+
+
+def sample(hint) -> Any:
+    """Return a value of a type."""
+    inside = [item for item in typing.get_args(hint) if item is not ...]
+    match typing.get_origin(hint):
+        case typing.Literal:
+            return inside[0]
+        case origin if origin in (tuple, Sequence):
+            return tuple(map(sample, inside))
+        case origin if origin is UnionType:
+            return sample(inside[0])
+        case origin if origin is Mapping:
+            return {}
+    if hint in GIVEN:
+        return GIVEN[hint]
+    return next(cls() for cls in Part.registry.values() if issubclass(cls, hint) and not (abstract(cls) or needs(cls)))
+
+
+def needs(cls) -> list[str]:
+    empty = [name for name, one in inspect.signature(cls).parameters.items() if one.default is one.empty]
+    return [name for name in empty if name in hints_of(cls) and name != "settings"]
+
+
+def abstract(cls) -> bool:
+    return inspect.isabstract(cls) or (cls.__subclasses__() and cls.__name__ in ("Part", "Law"))
+
+
+def classes_with_numbers() -> list[type]:
+    """Return the parts of this package, and what else users are offered, that take a number."""
     for name in PACKAGES:
         importlib.import_module(f"lightning_lm.{name}")
-    found = []
-    for cls in sorted(Part.registry.values(), key=lambda cls: cls.__qualname__):
-        ours = cls.__module__.startswith(tuple(f"lightning_lm.{name}." for name in PACKAGES))
-        required = [field for field in dataclasses.fields(cls) if _is_required(field)]
-        if ours and not required and not inspect.isabstract(cls):
-            hints = typing.get_type_hints(cls)
-            found += [(cls, name) for name, hint in hints.items() if hint in (float, float | None)]
-    return [(cls, name) for cls, name in found if name not in SIGNED]
+    classes = {cls for cls in Part.registry.values() if cls.__module__.startswith("lightning_lm.")}
+    offered = {getattr(package, name) for package in EXPORTED for name in package.__all__}
+    classes |= {cls for cls in offered if inspect.isclass(cls) and cls.__name__ not in NOT_BUILT}
+    named = sorted((cls for cls in classes if not abstract(cls)), key=lambda cls: (cls.__module__, cls.__qualname__))
+    return [cls for cls in named if any(map(number_kind, hints_of(cls).values()))]
 
 
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def taken(cls) -> list[str]:
+    """Return the numbers of a class that it takes although they are below 0, infinite or no number."""
+    hints, found = hints_of(cls), []
+    given = {name: GIVEN[name] if name in GIVEN else sample(hints[name]) for name in needs(cls)}
+    cls(**given)
+    for name in inspect.signature(cls).parameters:
+        kind, several = number_kind(hints.get(name)), typing.get_origin(hints.get(name)) in (tuple, Sequence)
+        wrong = [] if kind is None else [-1] if kind is int else [-1.0, math.nan, math.inf]
+        for value in wrong:
+            if value >= 0 or value != value or name not in SIGNED:
+                with contextlib.suppress(ConfigurationError, DataError, MisconfigurationException):
+                    cls(**{**given, name: (value, value) if several else value})
+                    found.append(f"{cls.__name__}.{name}={value}")
+    return found
 
 
-@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
-def test_no_part_takes_a_float_that_makes_no_sense(wrong):
-    fields = float_fields()
-    assert (AdamW, "lr") in fields
-    assert (CrossEntropy, "z_loss") in fields
-    taken = []
-    for cls, name in fields:
-        with contextlib.suppress(ConfigurationError):
-            cls(**{name: wrong})
-            taken.append(f"{cls.__name__}.{name}")
-    assert taken == []
+def test_no_part_or_callback_takes_a_number_that_makes_no_sense():
+    classes = classes_with_numbers()
+    assert {AdamW, CrossEntropy, Estimator, callbacks.EMA, modules.PipelineModule} <= set(classes)
+    assert [one for cls in classes for one in taken(cls)] == []
 
 
 @pytest.mark.parametrize(
@@ -70,6 +135,10 @@ def test_no_part_takes_a_float_that_makes_no_sense(wrong):
         (Attention, {"num_heads": 0}),
         (Adapters, {"rank": 0}),
         (TransformerConfig, {"context_length": 0, "d_model": 16, "num_layers": 1}),
+        (Estimator, {"num_bootstraps": -1}),
+        (IsoFlop, {"tolerance": math.nan}),
+        (DropSmallestBudgets, {"count": -1}),
+        (RandomSearch, {"num_runs": 0}),
         (callbacks.SampleText, {"max_new_tokens": 0}),
         (callbacks.Profile, {"steps": 0}),
         (callbacks.Throughput, {"peak_flops_per_s": 0}),

@@ -18,7 +18,7 @@ from lightning_lm.data.formats import BINARY, TEXTUAL, Format, foreign, format_o
 from lightning_lm.data.paths import find_files, looks_like_path, roots_of
 from lightning_lm.data.records import BadRecords, NotJSONError, OnBadRecord, Place, read_values
 from lightning_lm.errors import ConfigurationError, DataError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["Files", "Mixture", "Source", "Texts", "as_source"]
 
@@ -251,7 +251,7 @@ class Texts(Source):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture(Source):
+class Mixture(Source, limits={"weights": Limit.POSITIVE}):
     """Several sources, each with its fraction of the training rows, whatever their sizes.
 
     Args:
@@ -263,6 +263,7 @@ class Mixture(Source):
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sources or (self.weights and len(self.weights) != len(self.sources)):
             raise ConfigurationError(
                 "A mixture needs at least one source and one weight for each, got "

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_lm.data.sources import Source
 from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.parts import Limit
 
 __all__ = ["Split", "hold_out"]
 
@@ -18,7 +19,7 @@ Item = TypeVar("Item", str, NDArray[Any])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Split(Source):
+class Split(Source, limits={"fraction": Limit.INSIDE_ONE}):
     """One side of a source that is split by document.
 
     The side follows from a hash of the document alone: copies of a text stay on one side, and documents added later

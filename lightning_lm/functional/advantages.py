@@ -91,7 +91,7 @@ class MaxRLAdvantage(Advantage, limits={"eps": Limit.NON_NEGATIVE}):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardFilter(Advantage):
+class RewardFilter(Advantage, limits={"threshold": Limit.FINITE}):
     """1 for every completion whose reward reaches the threshold; the others are not trained on.
 
     With `PolicyGradient` the loss is their negative log-likelihood: expert iteration, which samples, filters and

@@ -244,7 +244,7 @@ class APODown(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPO(PreferenceLoss, limits={"beta": Limit.POSITIVE}):
+class SimPO(PreferenceLoss, limits={"beta": Limit.POSITIVE, "target_margin": Limit.FINITE}):
     """Log-probability per token as the reward, without a reference model, and a target margin.
 
     Args:
@@ -288,7 +288,7 @@ class ChosenNLL(PreferenceLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightedLosses(PreferenceLoss):
+class WeightedLosses(PreferenceLoss, limits={"weights": Limit.FINITE}):
     """A weighted sum of losses, for example DPO with a fraction of `ChosenNLL`.
 
     Args:
@@ -303,6 +303,7 @@ class WeightedLosses(PreferenceLoss):
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.losses) != len(self.weights) or not self.losses:
             raise ConfigurationError(f"{len(self.losses)} losses need as many weights, got {len(self.weights)}.")
 

@@ -19,13 +19,13 @@ from lightning_lm.functional.sampling import (
     penalize_repetition,
     scale_by_temperature,
 )
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["Sampler", "Sampling", "beside", "likeliest", "row_uniforms"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling(Part):
+class Sampling(Part, limits={"presence_penalty": Limit.FINITE, "frequency_penalty": Limit.FINITE}):
     """Settings of sampling from a model's logits.
 
     The options apply in this order: repetition penalty, presence and frequency penalty, temperature, top-k, top-p,
@@ -61,6 +61,7 @@ class Sampling(Part):
         for field in dataclasses.fields(self):
             if field.type is float:  # 0 and 1 are easily written where 0.0 and 1.0 are meant
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        super().__post_init__()
         _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "at least 0 (0 is greedy)")
         _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or null to keep all tokens")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (1 keeps all tokens)")

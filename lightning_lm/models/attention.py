@@ -42,6 +42,7 @@ class Attention(
         "num_kv_heads": Limit.COUNT,
         "head_dim": Limit.COUNT,
         "softcap": Limit.POSITIVE,
+        "scale": Limit.FINITE,
         "dropout": Limit.BELOW_ONE,
     },
 ):

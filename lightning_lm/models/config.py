@@ -10,7 +10,7 @@ __all__ = ["ModelConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(Part, limits={"vocab_size": Limit.COUNT}):
+class ModelConfig(Part, limits={"vocab_size": Limit.COUNT, "context_length": Limit.NON_NEGATIVE}):
     """Base of the models that a config can name.
 
     Args:

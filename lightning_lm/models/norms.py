@@ -22,7 +22,7 @@ class Norm(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMSNorm(Norm, limits={"eps": Limit.NON_NEGATIVE}):
+class RMSNorm(Norm, limits={"eps": Limit.NON_NEGATIVE, "offset": Limit.FINITE}):
     """Divide by the root mean square, then multiply by a learned gain.
 
     Args:

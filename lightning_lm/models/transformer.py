@@ -50,7 +50,12 @@ class Layer(Part):
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(
     ModelConfig,
-    limits={"context_length": Limit.COUNT, "logit_softcap": Limit.POSITIVE, "dropout": Limit.BELOW_ONE},
+    limits={
+        "context_length": Limit.COUNT,
+        "logit_softcap": Limit.POSITIVE,
+        "dropout": Limit.BELOW_ONE,
+        "embed_scale": Limit.FINITE,
+    },
 ):
     """A decoder-only transformer. The defaults are Llama's.
 

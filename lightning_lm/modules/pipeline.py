@@ -21,7 +21,7 @@ from lightning_lm.modules.gradient_normalization import gradient_norm
 from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.token_losses import CrossEntropy, TokenLossPart, next_token_inputs, next_token_targets
 from lightning_lm.optim import AdamW, Cosine, OptimizerPart, Schedule, SkipRule
-from lightning_lm.parts import Limit, Part
+from lightning_lm.parts import Limit, Part, check_numbers
 from lightning_lm.types import IGNORE_INDEX
 
 __all__ = ["GPipe", "OneForwardOneBackward", "PipelineModule", "PipelineSchedule"]
@@ -126,6 +126,7 @@ class PipelineModule(PretrainModule):
             activation_checkpointing=activation_checkpointing,
         )
         self.automatic_optimization = False
+        check_numbers({"gradient_clip_val": Limit.NON_NEGATIVE}, {"gradient_clip_val": gradient_clip_val})
         self.pipeline, self.gradient_clip_val = pipeline, gradient_clip_val
         self._schedules: dict[tuple[Any, ...], Any] = {}
         self._losses: list[TokenLoss] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["Grid", "IsoFlopPlan", "RandomSearch", "SearchSpace"]
 
@@ -44,7 +44,7 @@ class Grid(SearchSpace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSearch(SearchSpace):
+class RandomSearch(SearchSpace, limits={"num_runs": Limit.COUNT, "seed": Limit.NON_NEGATIVE}):
     """Independent draws, which cover more values of each setting than a grid of the same number of runs.
 
     Args:
@@ -63,6 +63,7 @@ class RandomSearch(SearchSpace):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, (low, high) in (self.ranges or {}).items():
             if not 0 < low < high:
                 raise ConfigurationError(f"The range of {name}, {low} to {high}, must be positive and rising.")
@@ -80,7 +81,10 @@ class RandomSearch(SearchSpace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsoFlopPlan(Part):
+class IsoFlopPlan(
+    Part,
+    limits={"flops": Limit.POSITIVE, "sizes_per_budget": Limit.COUNT, "tokens_per_parameter": Limit.POSITIVE},
+):
     """For each budget, the sizes around the one that would be trained on so many tokens a parameter.
 
     One grid of sizes for all budgets would put minima at its edges and bend the exponent.

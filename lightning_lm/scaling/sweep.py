@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from lightning_lm.errors import ConfigurationError, LightningLMError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.scaling.ledger import RunLedger, RunRecord
 
 __all__ = ["Budget", "ClockMeter", "FlopMeter", "Meter", "Outcome", "Sweep", "Trial"]
@@ -45,7 +45,7 @@ class Meter(Part, abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlopMeter(Meter):
+class FlopMeter(Meter, limits={"margin": Limit.NON_NEGATIVE}):
     """Training FLOPs in one convention.
 
     Args:
@@ -71,7 +71,7 @@ class FlopMeter(Meter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClockMeter(Meter):
+class ClockMeter(Meter, limits={"flops_per_s": Limit.POSITIVE}):
     """Seconds of training.
 
     Args:

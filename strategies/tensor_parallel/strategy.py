@@ -18,6 +18,7 @@ from lightning_lm._lightning import set_mesh_sizes
 from lightning_lm.distributed import require_all_ranks
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.dtensor import reshard
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.strategies.checkpoints.sharded import (
     check_together,
     is_sharded,
@@ -47,6 +48,7 @@ class _MeshStrategy(ModelParallelStrategy):
 
     def __init__(self, tensor_parallel_size: int | Literal["auto"] = "auto", **settings: Any) -> None:
         super().__init__(**settings)
+        check_numbers({"tensor_parallel_size": Limit.COUNT}, {"tensor_parallel_size": tensor_parallel_size})
         self.tensor_parallel_size = tensor_parallel_size
 
     def setup_environment(self) -> None:

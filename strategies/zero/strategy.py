@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_lm.distributed import require_all_ranks
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.dtypes import to_accumulate
+from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.strategies.clipping import _ClipsOverRanks
 from lightning_lm.strategies.ddp_settings import without_defaults
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
@@ -81,6 +82,7 @@ class ShardedOptimizerStrategy(_ReportingStrategy, _ClipsOverRanks, _AveragesUnf
             settings["gradient_as_bucket_view"] = gradient_as_bucket_view
         self.stage = stage  # the setter of the precision plugin asks for it
         super().__init__(**settings)
+        check_numbers({"min_split_elements": Limit.NON_NEGATIVE}, {"min_split_elements": min_split_elements})
         self.min_split_elements = min_split_elements
         self.reduce_every_micro_batch = reduce_every_micro_batch
         self.find_unused_parameters = find_unused_parameters

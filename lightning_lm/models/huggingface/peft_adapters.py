@@ -23,6 +23,7 @@ from lightning_lm.models.huggingface.transformers_model import TransformersModel
 from lightning_lm.models.huggingface.weights import Rename, read_file, read_json, renames_for, write_file, write_json
 from lightning_lm.models.lora import AdapterPart, attach_adapters, describe_adapters
 from lightning_lm.models.transformer import Transformer
+from lightning_lm.parts import Limit
 from lightning_lm.storage import filling
 
 __all__ = ["PretrainedAdapters", "adapter_base", "is_adapter_folder", "save_adapters"]
@@ -67,7 +68,7 @@ _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedAdapters(AdapterPart):
+class PretrainedAdapters(AdapterPart, limits={"dropout": Limit.BELOW_ONE}):
     """Adapters that ``peft`` or `save_adapters` has written, to be trained on or merged.
 
     Args:

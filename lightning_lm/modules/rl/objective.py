@@ -12,7 +12,7 @@ from lightning_lm.functional.dtypes import to_accumulate
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.functional.policy import ClippedSurrogate, KLPenalty, PolicyLoss, PolicyTerms, Reduction, TokenMean
 from lightning_lm.modules.token_losses import target_mask
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 
 __all__ = ["Objective", "ObjectiveTerms"]
 
@@ -32,7 +32,7 @@ class ObjectiveTerms(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(Part):
+class Objective(Part, limits={"entropy_coefficient": Limit.FINITE}):
     """The sum over sampled tokens of ``weight * (policy loss + coefficient * KL - coefficient * entropy)``.
 
     Args:

@@ -17,7 +17,7 @@ from lightning_lm.distributed import Ranks, whole_model
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Backend, Completion, OwnBackend, PolicyAtWork, Sampling
 from lightning_lm.modules.signals import go_on_together, interruptible
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.rewards import RewardError, RewardFailure, RewardTable, Scoring, check_reward, score
 from lightning_lm.types import IGNORE_INDEX
@@ -29,7 +29,7 @@ SparePrompts = Callable[[int, int], PromptBatch]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Validation(Part):
+class Validation(Part, limits={"threshold": Limit.FINITE}):
     """Validation on held-out prompts: always with the weights in training, never by a server that has its own.
 
     Args:
@@ -45,6 +45,8 @@ class Validation(Part):
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        super().__post_init__()
         if self.samples < 1 or min(self.pass_at, default=1) < 1:
             raise ConfigurationError(f"samples={self.samples} and each of pass_at={self.pass_at} must be at least 1.")
         if max(self.pass_at, default=1) > self.samples:
@@ -56,7 +58,20 @@ class Validation(Part):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RolloutPlan(Part):
+class RolloutPlan(
+    Part,
+    limits={
+        "samples_per_prompt": Limit.COUNT,
+        "max_new_tokens": Limit.COUNT,
+        "epochs": Limit.COUNT,
+        "minibatches": Limit.COUNT,
+        "resample_rounds": Limit.NON_NEGATIVE,
+        "max_staleness": Limit.NON_NEGATIVE,
+        "rows_at_once": Limit.COUNT,
+        "importance_cap": Limit.NON_NEGATIVE,
+        "reward_weights": Limit.FINITE,
+    },
+):
     """Plan of rollouts: sampling and scoring of completions, and the epochs over them.
 
     Args:
@@ -96,13 +111,7 @@ class RolloutPlan(Part):
     validation: Validation = Validation()
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_prompt", "max_new_tokens", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name, limit in {"resample_rounds": 0, "max_staleness": 0, "rows_at_once": 1, "importance_cap": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < limit:
-                raise ConfigurationError(f"{name}={value} must be at least {limit}.")
+        super().__post_init__()
         plain = Sampling(temperature=self.sampling.temperature, seed=self.sampling.seed)
         if self.sampling.greedy or self.sampling != plain:
             raise ConfigurationError(

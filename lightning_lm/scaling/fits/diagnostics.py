@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.scaling.fits.points import Points
 
 __all__ = ["DropHighestLosses", "DropSmallestBudgets", "Finding", "KeepAll", "Outliers", "examine"]
@@ -69,7 +69,7 @@ class KeepAll(Outliers):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropSmallestBudgets(Outliers):
+class DropSmallestBudgets(Outliers, limits={"count": Limit.NON_NEGATIVE}):
     """Leave out the runs with the fewest FLOPs, which are often still in their warm-up.
 
     Args:
@@ -84,7 +84,7 @@ class DropSmallestBudgets(Outliers):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropHighestLosses(Outliers):
+class DropHighestLosses(Outliers, limits={"count": Limit.NON_NEGATIVE}):
     """Leave out the runs with the highest loss.
 
     Args:

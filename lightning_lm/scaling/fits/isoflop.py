@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lm.errors import DataError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.scaling.fits.diagnostics import Finding, examine
 from lightning_lm.scaling.fits.fit import ScalingFit, for_few_runs
 from lightning_lm.scaling.fits.frontier import FrontierLaw, frontier_through
@@ -51,7 +51,10 @@ class Parabola:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsoFlop(Part):
+class IsoFlop(
+    Part,
+    limits={"tolerance": Limit.NON_NEGATIVE, "num_bootstraps": Limit.NON_NEGATIVE, "seed": Limit.NON_NEGATIVE},
+):
     """Settings of the parabolas.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lightning_lm.errors import DataError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray, Points
 
 __all__ = ["ChinchillaLaw", "DataConstrainedLaw", "GeneralLaw", "KaplanLaw", "Law"]
@@ -17,7 +17,7 @@ _GOLDEN = (np.sqrt(5.0) - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law(Part, abc.ABC):
+class Law(Part, abc.ABC, limits={"size_centre": Limit.POSITIVE, "token_centre": Limit.POSITIVE}):
     """Base of the laws. What is fitted are logarithms and exponents around a centre, which makes them comparable.
 
     Args:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from lightning_lm.errors import DataError
-from lightning_lm.parts import Part
+from lightning_lm.parts import Limit, Part
 from lightning_lm.scaling.fits.diagnostics import KeepAll, Outliers, examine
 from lightning_lm.scaling.fits.fit import ScalingFit, for_few_runs
 from lightning_lm.scaling.fits.laws import ChinchillaLaw, DataConstrainedLaw, GeneralLaw, KaplanLaw, Law
@@ -29,7 +29,9 @@ _Start = Callable[[Law, Points], FloatArray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimator(Part):
+class Estimator(
+    Part, limits={"delta": Limit.POSITIVE, "num_bootstraps": Limit.NON_NEGATIVE, "seed": Limit.NON_NEGATIVE}
+):
     """Fit of a law, and its intervals. The same for the point estimate and every bootstrap.
 
     Args:
