@@ -17,11 +17,14 @@ from lightning_lm.callbacks.hooks import Attempt, LeanHooks, clocks_stopped, rea
 from lightning_lm.callbacks.prompts import Prompt, sample_prompts
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
+from lightning_lm.generation.prompt_checks import room_for
 from lightning_lm.modules import LMModule, PipelineModule
 from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.protocols import LanguageModel, Tokenizer
 
 __all__ = ["SampleText"]
+
+_LENGTH = 64
 
 
 class SampleText(LeanHooks, Callback):
@@ -38,7 +41,7 @@ class SampleText(LeanHooks, Callback):
     Args:
         prompts: Texts to continue; by default two prompts of the validation data, or the beginnings of its texts.
         every_n_steps: Optimizer steps between samples; by default after each validation.
-        max_new_tokens: Longest completion, tokens.
+        max_new_tokens: Longest completion, tokens; by default 64, or as many as the context length leaves.
         sampling: Sampling settings; the seed is 0 by default, so that samples differ only by the model.
         tokenizer: Tokenizer of the prompts; by default ``trainer.datamodule.tokenizer``.
 
@@ -57,7 +60,7 @@ class SampleText(LeanHooks, Callback):
         prompts: Sequence[str] | None = None,
         *,
         every_n_steps: int | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         sampling: Sampling = Sampling(temperature=0.8, top_p=0.95),
         tokenizer: Tokenizer | None = None,
     ) -> None:
@@ -125,7 +128,8 @@ class SampleText(LeanHooks, Callback):
         precision = trainer.precision_plugin.val_step_context()
         with without_side_effects(pl_module, pl_module.device), gather(pl_module), precision:
             given = [prompt.ids or prompt.text for prompt in self._prompts]
-            completions = generator.generate(given, sampling=self._sampling, max_new_tokens=self._max_new_tokens)
+            length = self._max_new_tokens or room_for(generator.model, self._find_tokenizer(trainer), given, _LENGTH)
+            completions = generator.generate(given, sampling=self._sampling, max_new_tokens=length)
         return [completion.text for completion in completions]
 
     def _find_tokenizer(self, trainer: Trainer) -> Tokenizer:

@@ -80,7 +80,10 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
         generator = _generator(namespace, load_model)
         inputs = _inputs(prompts, generator, namespace)
         if namespace.max_new_tokens is None:
-            namespace.max_new_tokens = _room(generator, inputs)
+            from lightning_lm.generation.prompt_checks import room_for
+
+            assert generator.tokenizer is not None
+            namespace.max_new_tokens = room_for(generator.model, generator.tokenizer, inputs, _MAX_NEW_TOKENS)
         if len(prompts) == namespace.num_samples == 1:
             _stream(generator, prompts[0], inputs[0], sampling, namespace)
         else:
@@ -201,16 +204,6 @@ def _read_messages(path: Path) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not all(isinstance(turn, dict) and "role" in turn for turn in messages):
         raise ConfigurationError(f'{path} must hold a list such as [{{"role": "user", "content": "Hello"}}].')
     return messages
-
-
-def _room(generator: "Generator", inputs: list[str | list[int]]) -> int:
-    """Return how many tokens to add by default: no more than the model was made for."""
-    limit = getattr(getattr(generator.model, "config", None), "context_length", None)
-    if not isinstance(limit, int):
-        return _MAX_NEW_TOKENS
-    assert generator.tokenizer is not None
-    lengths = [len(generator.tokenizer.encode(text)) + 1 if isinstance(text, str) else len(text) for text in inputs]
-    return max(1, min(_MAX_NEW_TOKENS, limit - max(lengths) + 1))
 
 
 def _stream(

@@ -2,15 +2,16 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.positions import PositionTable
+from lightning_lm.protocols import Tokenizer
 
-__all__ = ["check_ids", "check_length", "spare_positions"]
+__all__ = ["check_ids", "check_length", "room_for", "spare_positions"]
 
 
 def check_ids(model: Any, prompts: Sequence[Sequence[int]]) -> None:
@@ -63,6 +64,20 @@ def check_length(model: Any, prompt_length: int, max_new_tokens: int) -> None:
     warnings.warn(
         f"{message}. Its positions have no limit, but quality usually degrades beyond that length.", stacklevel=3
     )
+
+
+def room_for(model: Any, tokenizer: Tokenizer, prompts: Iterable[str | Sequence[int]], at_most: int) -> int:
+    """Return how many tokens fit after the longest prompt into the length that a model was made for: 1 or more.
+
+    Args:
+        model: Any model that generates.
+        tokenizer: That of the model.
+        prompts: Texts or token ids.
+        at_most: Returned if there is room for so many, or if the model has no stated length.
+    """
+    limit, _ = _context_length(model)
+    lengths = [len(tokenizer.encode(text)) + 1 if isinstance(text, str) else len(text) for text in prompts]
+    return at_most if limit is None else max(1, min(at_most, limit - max(lengths, default=0) + 1))
 
 
 def spare_positions(model: Any, length: int) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 
 import pytest
 import rich
@@ -12,6 +13,8 @@ from torch import nn
 from lightning_lm.callbacks import SampleText
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Sampling
+from lightning_lm.models import TransformerConfig
+from lightning_lm.modules import PretrainModule
 
 
 @pytest.fixture
@@ -131,3 +134,17 @@ def test_no_tokenizer_is_refused_before_training(alphabet, loader_of, batches_of
         fit(trainer_with(SampleText(), max_epochs=1), alphabet(), loader_of, batches_of)
     with pytest.raises(ConfigurationError, match="every_n_steps=0"):
         SampleText(every_n_steps=0)
+
+
+def test_samples_are_as_long_as_the_context_leaves(loader_of, batches_of, trainer_with, record_of, tokenizer, console):
+    """Without a length of its own a sample asks for no position that the model was not made for: nothing is warned."""
+    config = TransformerConfig(vocab_size=256, d_model=16, num_layers=1, context_length=16)
+    record = record_of()
+    trainer = trainer_with(SampleText(["abcd"], tokenizer=tokenizer), logger=record, max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*quality usually degrades")
+        fit(trainer, PretrainModule(config), loader_of, batches_of, steps=1)
+    assert len(tokenizer.encode(record.texts[0][1].strip())) <= 17
+    again = trainer_with(SampleText(["abcd"], tokenizer=tokenizer, max_new_tokens=64), logger=record, max_epochs=1)
+    with pytest.warns(match="quality usually degrades"):
+        fit(again, PretrainModule(config), loader_of, batches_of, steps=1)
