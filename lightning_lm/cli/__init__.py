@@ -4,12 +4,16 @@ Nothing heavy is imported before the verb is known, so that ``--help`` answers a
 """
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 from lightning_lm import __version__
@@ -50,6 +54,12 @@ _VERBS = {
     "docs": _Verb("open the documentation, or print how to build it", "lightning_lm.cli.docs"),
 }
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
+_WRITES_WHOLE = ("tokenizer", "export", "import", "consolidate", "demo")
+_HANDLES_SIGNALS = "fit"  # it stops at the end of a step, saved
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a verb as Ctrl-C does, with a status of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # modules beside the YAML are found; last, so that they shadow no package
     try:
-        return _dispatch(words)
+        with _terminable(words[:1]):
+            return _dispatch(words)
     except RunStopped as stop:
         return int(stop.code or 0)
     except UsageError as error:
@@ -76,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes = getattr(error, "__notes__", ())
         print("\n".join([f"\nError ({type(error).__name__}): {error}", *notes]), file=sys.stderr)
         return _FAILURE
+    except _Terminated as error:
+        print(f"\nStopped by SIGTERM. {error}".rstrip(), file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt as error:
         print(f"\nStopped by the user. {error}".rstrip(), file=sys.stderr)
         return _INTERRUPTED
@@ -85,6 +99,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"\nError: {_described(error)}", file=sys.stderr)
         return _FAILURE
+
+
+@contextlib.contextmanager
+def _terminable(verb: list[str]) -> Iterator[None]:
+    """Let SIGTERM end a verb as Ctrl-C does, so that what it has begun is cleaned up and it says what is left."""
+    default = verb != [_HANDLES_SIGNALS] and threading.current_thread() is threading.main_thread()
+    if not default or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def terminate(signum: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker ends at once
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        elif signal.getsignal(signum) is terminate:  # else a run of a sweep handles it, and calls this too
+            raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _left(verb: str, arguments: argparse.Namespace) -> str:
+    """Return what an interrupted verb leaves behind."""
+    if verb == "sweep":
+        return f"Finished runs are in {arguments.ledger}; the same command trains the others."
+    output = getattr(arguments, "output", None) if verb in _WRITES_WHOLE else None
+    return "" if output is None else f"{output} is as it was."
 
 
 def _described(error: OSError) -> str:
@@ -135,13 +180,14 @@ def _run_command(name: str, module: Any, words: list[str]) -> int:
     if settings and not getattr(module, "TAKES_SETTINGS", False):
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     arguments.settings = settings
-    if name == "generate":
-        from lightning_lm.modules import load_model
+    try:
+        if name == "generate":
+            from lightning_lm.modules import load_model
 
-        status = module.run(arguments, load_model)
-    else:
-        status = module.run(arguments)
-    return status or 0
+            return module.run(arguments, load_model) or 0
+        return module.run(arguments) or 0
+    except KeyboardInterrupt as stop:
+        raise type(stop)(*(stop.args or (_left(name, arguments),))) from None
 
 
 def _unknown_verb(name: str) -> int:

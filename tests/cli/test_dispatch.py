@@ -1,5 +1,8 @@
 """The command before any verb runs: help, version, unknown verbs, and how errors end the program."""
 
+import importlib
+import os
+import signal
 import subprocess
 import sys
 
@@ -62,3 +65,37 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "_dispatch", fail)
     with pytest.raises(ZeroDivisionError):
         main(["fit"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "left"),
+    [
+        ("tokenizer", ["train", "--input", "x", "--output", "out"], "out is as it was."),
+        ("export", ["--checkpoint", "x", "--output", "out"], "out is as it was."),
+        ("import", ["x.gguf", "--output", "out"], "out is as it was."),
+        ("sweep", ["--config", "x", "--ledger", "l.jsonl"], "Finished runs are in l.jsonl; the same command trains"),
+        ("generate", ["--checkpoint", "x"], ""),
+        ("validate", [], ""),
+        ("profile", [], ""),
+    ],
+)
+def test_sigterm_ends_a_verb_with_a_line_that_says_what_is_left(monkeypatch, capfd, verb, words, left):
+    module = importlib.import_module(cli._VERBS[verb].module)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work(*_):
+        ready, begun = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(begun, b"x")  # Python drops signals that arrive before a fork has ended
+            while True:  # a worker ends at once
+                os.getppid()
+        os.read(ready, 1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module, "run", work)
+    assert cli.main([verb, *words]) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err.strip().startswith(f"Stopped by SIGTERM. {left}".strip())
+    assert signal.getsignal(signal.SIGTERM) is before
