@@ -46,6 +46,9 @@ GIVEN = {
     str: "x",
 }
 """Values by the name or the type of an argument."""
+MADE_WITH: dict[str, dict[str, Any]] = {"ImportanceResampling": {"fraction": 0.5}, "Language": {"languages": "en"}}
+MADE_WITH |= {"WordList": {"words": ["x"]}, "DocumentedFunctions": {"questions": {"card": 1}}}
+"""Values that a class needs although they have defaults."""
 
 
 def hints_of(cls) -> dict[str, Any]:
@@ -101,14 +104,19 @@ def taken(cls) -> list[str]:
     """Return the numbers of a class that it takes although they are below 0, infinite or no number."""
     hints, found = hints_of(cls), []
     given = {name: GIVEN[name] if name in GIVEN else sample(hints[name]) for name in needs(cls)}
-    cls(**given)
+    given |= MADE_WITH.get(cls.__name__, {})
+    try:
+        cls(**given)
+    except ConfigurationError as error:
+        return [f"{cls.__name__} is not made of {given}: {error}"]
     for name in inspect.signature(cls).parameters:
-        kind, several = number_kind(hints.get(name)), typing.get_origin(hints.get(name)) in (tuple, Sequence)
+        kind = number_kind(hints.get(name))
+        several = {typing.get_origin(one) for one in (hints.get(name), *typing.get_args(hints.get(name)))}
         wrong = [] if kind is None else [-1] if kind is int else [-1.0, math.nan, math.inf]
         for value in wrong:
             if value >= 0 or value != value or name not in SIGNED:
                 with contextlib.suppress(ConfigurationError, DataError, MisconfigurationException):
-                    cls(**{**given, name: (value, value) if several else value})
+                    cls(**{**given, name: (value, value) if several & {tuple, list, Sequence} else value})
                     found.append(f"{cls.__name__}.{name}={value}")
     return found
 

@@ -19,6 +19,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import NgramClassifier, parameter_roles
 from lightning_lm.models.ngram_classifier import CLASSIFIER_ENTRY
 from lightning_lm.optim import AdamW, Constant, OptimizerPart, Schedule, ScheduledLR
+from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["ClassificationModule", "fit_temperature"]
 
@@ -73,6 +74,7 @@ class ClassificationModule(LightningModule):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        check_numbers({"class_weights": Limit.NON_NEGATIVE}, {"class_weights": class_weights})
         if len(labels) < 2 or (class_weights is not None and len(class_weights) != len(labels)):
             raise ConfigurationError(
                 f"A classifier needs two labels and one class weight for each, got labels={list(labels)} and "
