@@ -93,9 +93,9 @@ class ModelTrace:
     Args:
         context_length: Tokens of a row.
         layers: Traces of the layers that differ, each with the number of layers like it.
-        rest: What is kept outside of layers, such as the embedding's output, or by their first alone.
-        more_layers: What each further row adds to ``layers``: not to weights that were cast or tables of positions.
-        more_rest: What it adds to ``rest``.
+        rest: Bytes kept outside of layers, such as the embedding's output, or by their first alone.
+        more_layers: Bytes that a further row adds to ``layers``; cast weights and tables of positions are shared.
+        more_rest: Bytes that it adds to ``rest``.
         matmul_flops: FLOPs of the matmuls of the forward pass, without head and attention.
         moved_bytes: Operands and results of all other operations.
         launches: Number of operations.
@@ -329,7 +329,7 @@ class _Trace(TorchDispatchMode):
 
     @property
     def rest(self) -> LayerTrace:
-        """What is kept outside of layers, and by earlier layers beyond what the last of their kind keep."""
+        """Bytes kept outside of layers, and by earlier layers beyond what the last of their kind keep."""
         total = self._of(_OUTSIDE)
         last = self._last()
         for index, block in enumerate(self._blocks):

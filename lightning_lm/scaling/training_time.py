@@ -45,7 +45,7 @@ class Collective(NamedTuple):
     ranks: int
     """Size of the group."""
     ranks_per_node: int
-    """How many of the group are on one machine."""
+    """Ranks of the group on one machine."""
     overlaps: Literal["step", "backward", "nothing"]
     """Computation that goes on meanwhile."""
     calls: float = 1.0
