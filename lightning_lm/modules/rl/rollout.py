@@ -61,14 +61,8 @@ class Validation(Part, limits={"threshold": Limit.FINITE}):
 class RolloutPlan(
     Part,
     limits={
-        "samples_per_prompt": Limit.COUNT,
-        "max_new_tokens": Limit.COUNT,
-        "epochs": Limit.COUNT,
-        "minibatches": Limit.COUNT,
-        "resample_rounds": Limit.NON_NEGATIVE,
-        "max_staleness": Limit.NON_NEGATIVE,
-        "rows_at_once": Limit.COUNT,
-        "importance_cap": Limit.NON_NEGATIVE,
+        **dict.fromkeys(("samples_per_prompt", "max_new_tokens", "epochs", "minibatches", "rows_at_once"), Limit.COUNT),
+        **dict.fromkeys(("resample_rounds", "max_staleness", "importance_cap"), Limit.NON_NEGATIVE),
         "reward_weights": Limit.FINITE,
     },
 ):
