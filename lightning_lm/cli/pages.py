@@ -4,7 +4,14 @@ __all__ = ["DATA_MODULES", "MODULES", "plan_page", "trainer_page"]
 
 MODULES = ("PretrainModule", "SFTModule", "RewardModule", "DPOModule", "KTOModule", "GRPOModule", "PPOModule")
 """Names that ``--model`` takes; the first is the default."""
-DATA_MODULES = ("TextDataModule", "ChatDataModule", "PreferenceDataModule", "UnpairedDataModule", "PromptDataModule")
+DATA_MODULES = (
+    "TextDataModule",
+    "ChatDataModule",
+    "PreferenceDataModule",
+    "UnpairedDataModule",
+    "PromptDataModule",
+    "QualityDataModule",
+)
 """Names that ``--data`` takes; the first is the default."""
 
 _ABOUT = {

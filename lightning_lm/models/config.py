@@ -1,4 +1,4 @@
-"""What the configurations of all models have in common."""
+"""Base class of the configurations of models."""
 
 from dataclasses import dataclass
 

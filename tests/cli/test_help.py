@@ -92,7 +92,7 @@ def test_help_of_the_trainer_fits_on_two_screens(monkeypatch):
         (["--model.optimizer.help"], ["AdamW:", "--model.optimizer takes OptimizerPart.", "\n  Muon"]),
         (["--model.optimizer.help", "Muon"], ["--model.optimizer.momentum float  (default 0.95)\n      Momentum"]),
         (["--model.model.help"], ["import path of a torch.nn.Module", "\n  TransformerConfig"]),
-        (["--trainer.callbacks.help", "SampleText"], ["--trainer.callbacks.max_new_tokens int  (default 64)"]),
+        (["--trainer.callbacks.help", "SampleText"], ["--trainer.callbacks.max_new_tokens int|null  (default null)"]),
         (["--config", "sft/reverse", "--data.help"], ["ChatDataModule:", "\n  TextDataModule"]),
         (["--trainer.help"], ["--trainer.max_steps int  (default -1)"]),
         (["--ckpt_path.help"], ["--ckpt_path takes TEXT|PATH|null."]),
