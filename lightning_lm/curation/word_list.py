@@ -43,7 +43,7 @@ def _index(phrases: Iterable[str]) -> dict[int, NDArray[np.uint64]]:
 
 def _count(words: NDArray[np.uint64], index: Mapping[int, NDArray[np.uint64]]) -> int:
     return sum(
-        int(np.isin(ngram_hashes(words, length), hashes).sum())
+        int(np.isin(ngram_hashes(words, length), hashes, kind="sort").sum())  # NumPy 2.0's table overflows
         for length, hashes in index.items()
         if len(words) >= length
     )
