@@ -184,7 +184,7 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limits", "read_apart"),
     [
-        ("grpo/reverse", (530, 670, 980), ("models", "generation")),
+        ("grpo/reverse", (540, 681, 995), ("models", "generation")),
         ("dpo/reverse", (195, 335, 470), ("models",)),
         ("pretrain/quickstart", (260, 520, 880), ()),
     ],

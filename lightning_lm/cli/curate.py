@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_lm.errors import DataError, UsageError
+from lightning_lm.storage.json_text import parse_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -157,13 +158,12 @@ def _show_removed(report: "Report", step: str | None, rule: str | None) -> None:
 
 
 def _removed(folder: Path) -> Iterator[Mapping[str, Any]]:
-    import json
 
     for path in sorted((folder / ".removed").glob("part-*.jsonl")):
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line)
                 except ValueError as error:
                     raise DataError(f"{path}, line {number} is damaged: {error}. Curate the corpus again.") from error
 

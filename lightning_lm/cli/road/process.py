@@ -33,7 +33,8 @@ class Usage(NamedTuple):
         status: Exit status; that of a signal is negative.
         wall_s: Seconds.
         cpu_s: CPU-seconds, those of its processes included.
-        memory_bytes: Largest resident memory of one of its processes.
+        memory_bytes: Largest resident memory of one of its processes; on Linux at least that of the process which
+            starts it.
     """
 
     status: int

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lightning_lm.curation.document import Document, Removed
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["document_of_line", "line_of_document", "line_of_removed", "numbered", "output_line"]
 
@@ -28,7 +29,7 @@ def document_of_line(line: bytes) -> Document | None:
     Args:
         line: As `line_of_document` or `line_of_removed` wrote it.
     """
-    value = json.loads(line.decode("utf-8", "surrogatepass"))
+    value = parse_json(line.decode("utf-8", "surrogatepass"))
     return Document(*value) if isinstance(value, list) else None
 
 

@@ -31,6 +31,7 @@ from lightning_lm.curation.reading.outcome import Unreadable
 from lightning_lm.curation.reading.reader import Reading
 from lightning_lm.curation.step import Arrays
 from lightning_lm.storage import discard, rename, temporary_for
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["KEPT", "PART", "REMOVED", "SUMMARY", "ReadTask", "ShardTask", "TaskResult"]
 
@@ -81,7 +82,7 @@ class TaskResult:
             folder: Folder of the task.
         """
         try:
-            plain = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+            plain = parse_json((folder / _RESULT).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         tallies = {name: Tally.from_dict(tally) for name, tally in plain["tallies"].items()}

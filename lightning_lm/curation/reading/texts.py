@@ -1,6 +1,5 @@
 """Documents of text files and of records: everything that training reads, with the fields beside the text."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lightning_lm.data.decoding import decoded
 from lightning_lm.data.files import text_of
 from lightning_lm.data.records import BadRecords, Place, read_values
 from lightning_lm.errors import DataError
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["document_of", "read_json_lines", "read_records", "read_separated"]
 
@@ -57,8 +57,8 @@ def read_json_lines(path: Path, field: str, encoding: str | None, limits: Limits
             yield too_long(str(place), line.length, "characters", limits)
         elif line.strip():
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                value = parse_json(line)
+            except ValueError as error:
                 yield Unreadable(str(place), "not JSON", str(error))
                 continue
             yield document_of(value, field, place, limits)
