@@ -95,7 +95,7 @@ READINGS = {
     "grpo/reverse": (
         # Not the log-probabilities of a rollout, which are the objective's, nor its metrics.
         Reading(PolicyModule.collect, (12, 12), (20, 20), passed_over=("_compared", "record_rollout")),
-        Reading(PolicyModule.collect, (19, 23), (38, 48)),
+        Reading(PolicyModule.collect, (20, 24), (40, 50)),
     ),
     "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (25, 35)),),
     "pretrain/quickstart": (Reading(LMModule.training_step, (19, 27), (27, 53)),),
