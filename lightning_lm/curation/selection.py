@@ -47,8 +47,8 @@ class DomainCap(Part, limits={"max_documents": Limit.COUNT}):
 
     Args:
         max_documents: Most documents of a domain.
-        keep: Rule for the documents that are kept; by default they are drawn by lot.
-        seed: Seed of the lots.
+        keep: Rule for the documents that are kept; by default they are chosen at random.
+        seed: Seed of the random choice.
     """
 
     max_documents: int = dataclasses.field(kw_only=False)
@@ -181,13 +181,13 @@ class SourceSampling(Part, limits={"temperature": Limit.COUNT}):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenBudget(Part, limits={"num_tokens": Limit.COUNT, "bytes_per_token": Limit.POSITIVE}):
-    """Keeps as many documents as a budget of tokens allows, by lot or the best first.
+    """Keeps as many documents as a budget of tokens allows, at random or the best first.
 
     Args:
         num_tokens: Most tokens.
         bytes_per_token: UTF-8 bytes of a token, of which the compression ratio of a tokenizer is a good estimate.
-        keep: Rule by which the best come first; by default documents are drawn by lot.
-        seed: Seed of the lots.
+        keep: Rule by which the best come first; by default documents are chosen at random.
+        seed: Seed of the random choice.
     """
 
     num_tokens: int = dataclasses.field(kw_only=False)

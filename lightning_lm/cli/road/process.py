@@ -44,7 +44,7 @@ class Usage(NamedTuple):
 
 
 Tick = Callable[[float, float], Any]
-"""Is told seconds and CPU-seconds so far, about five times a second."""
+"""Function of the wall and CPU-seconds so far; called about five times a second."""
 
 
 def run_verb(words: Sequence[str], log: Path, tick: Tick) -> Usage:
