@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_lm.cli.tokenizer import STANDARD_LIBRARY
 from lightning_lm.errors import DataError, UsageError
 from lightning_lm.storage.json_text import parse_json
 
@@ -37,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _SETTINGS_HELP
     parser.add_argument("--config", action="append", metavar="NAME", help="recipe or YAML file; later ones win")
     parser.add_argument(
-        "--input", nargs="+", metavar="PATH", help="files and folders: WARC, WET, HTML, PDF, text, JSON, CSV, Parquet"
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="files and folders: WARC, WET, HTML, PDF, text, JSON, CSV, Parquet; "
+        f"{STANDARD_LIBRARY} for Python's own sources",
     )
     parser.add_argument("--output", metavar="FOLDER", help="folder of the clean text, the report beside it")
     parser.add_argument("--num-workers", type=int, metavar="N", help="processes (default: one a CPU core)")
@@ -64,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lightning_lm.cli.config.merged import merged_settings
     from lightning_lm.cli.curation_steps import build_pipeline
-    from lightning_lm.data import Files
+    from lightning_lm.data import Files, StandardLibrary
 
     words = [f"--config={name}" for name in arguments.config or ()] + list(arguments.settings)
     settings = merged_settings(words, _TOP_LEVEL)
@@ -79,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{missing} is missing: lightning-lm curate --config curation/web --input crawl/ --output clean/"
         )
     report = build_pipeline(settings).run(
-        Files(path=tuple(paths)),
+        StandardLibrary() if list(paths) == [STANDARD_LIBRARY] else Files(path=tuple(paths)),
         Path(output),
         num_workers=arguments.num_workers or settings.get("num_workers"),
         overwrite=arguments.overwrite,

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from lightning_lm.data import Source
     from lightning_lm.tokenizers.base import BaseTokenizer
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["STANDARD_LIBRARY", "add_arguments", "run"]
 
 _END_OF_TEXT = "<|endoftext|>"
-_LIBRARY = "standard-library"
+STANDARD_LIBRARY = "standard-library"
+"""Name, as input of a verb, of the sources on which `fit` trains by default."""
 _INPUT_HELP = (
     "files or folders, read as `fit` reads them (text, JSON, CSV, Parquet, Arrow; compressed too); "
-    f"{_LIBRARY} for Python's own sources, on which `fit` trains by default"
+    f"{STANDARD_LIBRARY} for Python's own sources, on which `fit` trains by default"
 )
 
 
@@ -117,7 +118,7 @@ def _source(arguments: argparse.Namespace) -> "Source":
     """Return what `fit` would read from the same paths."""
     from lightning_lm.data import Files, StandardLibrary
 
-    if list(arguments.input) == [_LIBRARY]:
+    if list(arguments.input) == [STANDARD_LIBRARY]:
         return StandardLibrary()
     return Files(
         path=tuple(arguments.input),

@@ -19,8 +19,8 @@ def written(tmp_path, text):
 
 def test_the_road_of_the_package_starts_each_training_from_the_one_before():
     road = read_road("road/offline")
-    assert [stage.name for stage in road.stages] == ["tokenizer", "pretrain", "sft", "dpo", "grpo"]
-    assert [stage.start for stage in road.stages] == [None, None, "pretrain", "sft", "dpo"]
+    assert [stage.name for stage in road.stages] == ["curate", "tokenizer", "pretrain", "sft", "dpo", "grpo"]
+    assert [stage.start for stage in road.stages] == [None, None, None, "pretrain", "sft", "dpo"]
     words = road.stage("dpo").command(OUTPUT)
     assert words[:3] == ["fit", "--config", "dpo/reverse"]
     assert words[words.index("--model.model.checkpoint") + 1] == "out/runs/sft"
@@ -32,7 +32,7 @@ def test_the_road_of_the_package_starts_each_training_from_the_one_before():
 def test_a_road_may_shorten_another_and_leave_stages_out(tmp_path):
     text = "base: road/offline\nstages:\n  pretrain: {settings: {trainer.max_steps: 7}}\n  dpo: null\nscores: null\n"
     road = read_road(written(tmp_path, text))
-    assert [stage.name for stage in road.stages] == ["tokenizer", "pretrain", "sft", "grpo"]
+    assert [stage.name for stage in road.stages] == ["curate", "tokenizer", "pretrain", "sft", "grpo"]
     assert road.stage("grpo").start == "sft"
     assert road.stage("pretrain").settings["trainer.max_steps"] == 7
     assert road.stage("pretrain").settings["data.tokenizer"] == "LoadTokenizer"
@@ -53,6 +53,16 @@ def test_a_digest_follows_the_command_and_the_file(tmp_path):
     assert read_road(path).stage("one").digest() == first
     assert read_road(path).changed(["one.trainer.max_steps=2"]).stage("one").digest() != first
     (tmp_path / "own.yaml").write_text("trainer: {max_steps: 2}\n")
+    assert read_road(path).stage("one").digest() != first
+
+
+@pytest.mark.parametrize("option", ["--config {}", "--config={}"])
+def test_a_digest_follows_the_file_that_another_verb_reads(tmp_path, option):
+    config = tmp_path / "steps.yaml"
+    config.write_text("steps: [MaskPII]\n")
+    path = written(tmp_path, f"stages: {{one: {{command: curate {option.format(config)} --output out}}}}")
+    first = read_road(path).stage("one").digest()
+    config.write_text("steps: [NearDuplicates]\n")
     assert read_road(path).stage("one").digest() != first
 
 
@@ -91,13 +101,11 @@ def test_mistakes_in_a_road_are_refused_with_their_place(tmp_path, text, message
 
 def test_stages_are_selected_by_name():
     road = read_road("road/offline")
-    assert road.selected(None, None, []) == {"tokenizer", "pretrain", "sft", "dpo", "grpo"}
+    assert road.selected(None, None, []) == {"curate", "tokenizer", "pretrain", "sft", "dpo", "grpo"}
     assert road.selected("sft", "dpo", []) == {"sft", "dpo"}
-    assert road.selected(None, "pretrain", []) == {"tokenizer", "pretrain"}
+    assert road.selected(None, "pretrain", []) == {"curate", "tokenizer", "pretrain"}
     assert road.selected(None, None, ["grpo"]) == {"grpo"}
-    with pytest.raises(
-        UsageError, match=r"No stage is called 'grop'. Did you mean 'grpo'\? The stages are: tokenizer,"
-    ):
+    with pytest.raises(UsageError, match=r"No stage is called 'grop'. Did you mean 'grpo'\? The stages are: curate,"):
         road.selected("grop", None, [])
     with pytest.raises(UsageError, match="--from dpo comes after --until sft"):
         road.selected("dpo", "sft", [])
@@ -122,7 +130,9 @@ def test_options_change_settings_of_stages():
 def test_the_time_left_follows_the_speed_of_this_machine():
     """Two stages took 90 s instead of 30: this one needs 3 x 20 - 15, and the next 3 x 100."""
     assert time_left_s(15.0, 20.0, [(60.0, 20.0), (30.0, 10.0)], [100.0]) == pytest.approx(45 + 300)
-    assert time_left_s(100.0, 20.0, [], [7.0]) == pytest.approx(7.0)
+    assert time_left_s(100.0, 20.0, [], [7.0]) == pytest.approx(5 * 7)  # the first has taken five times as long already
+    assert time_left_s(100.0, 20.0, [(1.0, 20.0)], [7.0]) == pytest.approx(101 / 40 * 7)
+    assert time_left_s(100.0, 0.0, [(80.0, 20.0)], [7.0]) == pytest.approx(4 * 7)  # has finished, is measured now
     assert (clock(59.9), clock(3723)) == ("0:59", "1:02:03")
 
 

@@ -36,6 +36,8 @@ def test_a_failure_is_a_status_and_its_last_line_is_found(tmp_path):
     assert last_line(log) == "why"
     assert run_process([PYTHON, "-c", "import os; os.kill(os.getpid(), 9)"], log, nothing).status == -9
     assert last_line(tmp_path / "none.log") == "no output"
+    assert run_process([PYTHON, "-c", ""], log, nothing).status == 0
+    assert last_line(log) == "no output"  # not the command, nor what the process before it printed
     log.write_bytes(b"first\n 10 %\r 20 %\xff\n\n")
     assert last_line(log) == "20 %\N{REPLACEMENT CHARACTER}"
 

@@ -12,6 +12,7 @@ stage of training starts from the one before it, unless it names another with ``
 
 import difflib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,9 +70,10 @@ class Stage:
         return [*words, "--ckpt_path", "last"] if resume else words
 
     def digest(self) -> str:
-        """Return a digest of the command and of its config, wherever the folder of the road is."""
-        layers = [] if self.config is None else [plain(layer.root) for layer in read_overlays(self.config)]
-        text = json.dumps([self.command(Path("{output}")), layers], sort_keys=True, default=str)
+        """Return a digest of the command and of its configs, wherever the folder of the road is."""
+        words = self.command(Path("{output}"))
+        layers = [plain(layer.root) for config in _configs(words) for layer in read_overlays(config)]
+        text = json.dumps([words, layers], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -373,6 +375,12 @@ def _settings(entry: Setting, name: str) -> dict[str, Any]:
             f"settings: of {name!r} in {settings.place} must hold options of fit, such as trainer.max_steps: 100."
         )
     return dict(plain(settings))
+
+
+def _configs(words: Sequence[str]) -> list[str]:
+    """Return the recipes and YAML files that a command names."""
+    found = [after for word, after in itertools.pairwise(words) if word == "--config"]
+    return found + [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
 
 
 def _checkpoint_words(checkpoint: Path | str | None) -> list[str]:

@@ -91,7 +91,7 @@ def run_process(command: Sequence[str], log: Path, tick: Tick) -> Usage:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that has any text.
+    """Return the last line of a log that has any text, or that nothing has been printed since the command.
 
     Args:
         log: File.
@@ -103,7 +103,8 @@ def last_line(log: Path) -> str:
     except OSError:
         return "no output"
     lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
-    return next((line for line in reversed(lines) if line), "no output")
+    last = next((line for line in reversed(lines) if line), "$ ")
+    return "no output" if last.startswith("$ ") else last
 
 
 class _Stop:

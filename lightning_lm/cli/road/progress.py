@@ -111,7 +111,8 @@ def time_left_s(
 ) -> float:
     """Return the expected seconds until the end.
 
-    The speed of this machine is taken from the stages that have finished here.
+    The speed of this machine is taken from the stages that have finished here, and from the one that runs once it has
+    taken longer than that.
 
     Args:
         elapsed_s: Seconds since the start of the stage that runs.
@@ -122,10 +123,18 @@ def time_left_s(
     Example:
         >>> time_left_s(30.0, 60.0, [(20.0, 10.0)], [100.0])  # this machine takes twice as long
         290.0
+        >>> time_left_s(240.0, 60.0, [(20.0, 20.0)], [100.0])  # much longer than was expected from the first stage
+        325.0
     """
-    took_s, said_s = (sum(pair[place] for pair in measured) for place in (0, 1))
-    slowness = min(max(took_s / said_s, _LIMITS[0]), _LIMITS[1]) if said_s else 1.0
+    slowness = _slowness(measured)
+    if expected_s and elapsed_s > expected_s * slowness:
+        slowness = _slowness([*measured, (elapsed_s, expected_s)])
     return max(expected_s * slowness - elapsed_s, 0.0) + slowness * sum(further)
+
+
+def _slowness(measured: list[tuple[float, float]]) -> float:
+    took_s, said_s = (sum(pair[place] for pair in measured) for place in (0, 1))
+    return min(max(took_s / said_s, _LIMITS[0]), _LIMITS[1]) if said_s else 1.0
 
 
 def clock(seconds: float) -> str:
