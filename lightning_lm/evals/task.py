@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from lightning_lm.evals.requests import Completions, LogLikelihood, Request
 from lightning_lm.parts import Part
@@ -23,6 +23,7 @@ class Item:
         gold: What the score needs to know: index or indices of the right choice, the reference answer, tests.
         subject: Part of the task whose score is shown by itself; empty if there are none.
         cluster: What it shares with other items (a passage), for standard errors; ``None`` if nothing.
+        text: Text by which training data are searched for the item; the question of its first request by default.
     """
 
     id: str
@@ -30,21 +31,28 @@ class Item:
     gold: object
     subject: str = ""
     cluster: str | None = None
+    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(Part, abc.ABC):
-    """Base of the evaluation tasks that YAML and the command line can name."""
+    """Base of the evaluation tasks that YAML and the command line can name.
 
-    main_metric: ClassVar[str] = "acc"
-    """Name of the metric that stands for the task where one number is shown."""
-    chance: ClassVar[float] = 0.0
-    """Value of the main metric for random answers."""
+    Args:
+        name: Name in results and logs.
+    """
+
+    name: str
 
     @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """Name in results and logs."""
+    def main_metric(self) -> str:
+        """Name of the metric that stands for the task where one number is shown."""
+        return "acc"
+
+    @property
+    def chance(self) -> float:
+        """Value of the main metric for random answers."""
+        return 0.0
 
     @abc.abstractmethod
     def items(self) -> Sequence[Item]:
@@ -56,9 +64,21 @@ class Task(Part, abc.ABC):
 
     @abc.abstractmethod
     def score(self, item: Item, answers: Sequence[Answer]) -> Mapping[str, float]:
-        """Return the metrics of an item; the task's are their means over items.
+        """Return the metrics of an item, or the sums that `aggregate` needs of it.
 
         Args:
             item: The question.
             answers: Answer to each of its requests.
         """
+
+    def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Return the metrics of the task: by default, the mean of each metric over the items that have it.
+
+        Args:
+            scores: Result of `score` for each item, of all items or of some.
+        """
+        values: dict[str, list[float]] = {}
+        for metrics in scores:
+            for metric, value in metrics.items():
+                values.setdefault(metric, []).append(value)
+        return {metric: math.fsum(each) / len(each) for metric, each in values.items()}
