@@ -162,7 +162,7 @@ class EvaluatedModel(Protocol):
 
     @property
     def description(self) -> dict[str, str]:
-        """What it is, for the results: checkpoint and its digest, tokenizer, address."""
+        """Identity for the results: checkpoint and its digest, tokenizer, address."""
         ...
 
     def log_likelihoods(self, requests: Sequence[Likelihood | RollingLikelihood]) -> list[LogLikelihood]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import LanguageModel
 
-__all__ = ["CachedForward", "Forward", "PrefixForward", "ReversibleForward", "forward_for"]
+__all__ = ["CachedForward", "Forward", "PrefixForward", "ReversibleForward", "forward_for", "pass_cost"]
 
 
 class Forward(Protocol):
@@ -44,6 +44,15 @@ _PASS_COSTS = {"cpu": 64, "default": 4096}
 """Tokens that could be read in the time that a forward pass takes however few there are."""
 
 
+def pass_cost(device_type: str) -> int:
+    """Return the tokens that could be read in the time that a forward pass takes however few there are.
+
+    Args:
+        device_type: Kind of the model's device, such as ``cpu``.
+    """
+    return _PASS_COSTS.get(device_type, _PASS_COSTS["default"])
+
+
 class CachedForward:
     """Reads each token once. Prompts are aligned on the right, so that all rows append to the same column.
 
@@ -73,8 +82,7 @@ class CachedForward:
         """Read the prompts; return logits [rows, vocab]."""
         if not getattr(self._cache, "can_join", False):
             return self._read(self._prompts, self._cache)
-        cost = _PASS_COSTS.get(self._device.type, _PASS_COSTS["default"])
-        groups = _similar_lengths([len(prompt) for prompt in self._prompts], cost)
+        groups = _similar_lengths([len(prompt) for prompt in self._prompts], pass_cost(self._device.type))
         logits = self._read(self._prompts, self._cache) if len(groups) == 1 else self._read_groups(groups)
         self._run_along(len(groups))
         return logits

@@ -20,7 +20,7 @@ from lightning_lm.generation.speculative import Speculation, SpeculativeDecoder,
 from lightning_lm.models import end_ids, generation_settings
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["Completion", "Generator", "evaluating", "with_seed"]
+__all__ = ["Completion", "Generator", "any_mark", "begin_mark", "evaluating", "with_seed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self._batch_size = batch_size
-        self._prefix_ids = _begin_mark(tokenizer) if prefix_ids is None else list(prefix_ids)
+        self._prefix_ids = begin_mark(tokenizer) if prefix_ids is None else list(prefix_ids)
         self._steps_agree = steps_agree
         self._speculation = speculation
         self._without_gradients = torch.inference_mode if inference_mode else torch.no_grad
@@ -268,7 +268,7 @@ class Generator:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ConfigurationError("A text prompt needs a tokenizer: Generator(model, tokenizer), or give ids.")
-            ids = [*self._prefix_ids, *self.tokenizer.encode(prompt)] or _any_mark(self.tokenizer)
+            ids = [*self._prefix_ids, *self.tokenizer.encode(prompt)] or any_mark(self.tokenizer)
         else:
             ids = [int(token) for token in prompt]
         if not ids:
@@ -307,7 +307,8 @@ def evaluating(*models: Any) -> Iterator[None]:
             module.training = True
 
 
-def _begin_mark(tokenizer: Tokenizer | None) -> list[int]:
+def begin_mark(tokenizer: Tokenizer | None) -> list[int]:
+    """Return the ids that a text begins with: those of a published tokenizer, or else its begin or end of sequence."""
     if tokenizer is None:
         return []
     published: Sequence[int] | None = getattr(tokenizer, "prefix_ids", None)
@@ -317,7 +318,7 @@ def _begin_mark(tokenizer: Tokenizer | None) -> list[int]:
     return [] if mark is None else [mark]
 
 
-def _any_mark(tokenizer: Tokenizer) -> list[int]:
+def any_mark(tokenizer: Tokenizer) -> list[int]:
     """Return the ids before an empty text, also for a tokenizer that puts none before other texts."""
     marks = (getattr(tokenizer, "bos_id", None), tokenizer.eos_id)
     return [mark for mark in marks if mark is not None][:1]

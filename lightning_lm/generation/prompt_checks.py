@@ -11,7 +11,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.positions import PositionTable
 from lightning_lm.protocols import Tokenizer
 
-__all__ = ["check_ids", "check_length", "room_for", "spare_positions"]
+__all__ = ["check_ids", "check_length", "room_for", "spare_positions", "stated_context_length"]
 
 
 def check_ids(model: Any, prompts: Sequence[Sequence[int]]) -> None:
@@ -49,7 +49,7 @@ def check_length(model: Any, prompt_length: int, max_new_tokens: int) -> None:
         ConfigurationError: If the positions are learned and there are too few.
     """
     needed = prompt_length + max_new_tokens - 1
-    limit, learned = _context_length(model)
+    limit, learned = stated_context_length(model)
     if limit is None or needed <= limit:
         return
     message = (
@@ -75,7 +75,7 @@ def room_for(model: Any, tokenizer: Tokenizer, prompts: Iterable[str | Sequence[
         prompts: Texts or token ids.
         at_most: Returned if there is room for so many, or if the model has no stated length.
     """
-    limit, _ = _context_length(model)
+    limit, _ = stated_context_length(model)
     lengths = [len(tokenizer.encode(text)) + 1 if isinstance(text, str) else len(text) for text in prompts]
     return at_most if limit is None else max(1, min(at_most, limit - max(lengths, default=0) + 1))
 
@@ -87,14 +87,18 @@ def spare_positions(model: Any, length: int) -> int:
         model: Anything that generates.
         length: Tokens of the text.
     """
-    limit, learned = _context_length(model)
+    limit, learned = stated_context_length(model)
     if limit is None:
         return 0
     return max(limit - length, 0) if learned else sys.maxsize
 
 
-def _context_length(model: Any) -> tuple[int | None, bool]:
-    """Return the context length of a model, if it states one, and whether its positions are learned."""
+def stated_context_length(model: Any) -> tuple[int | None, bool]:
+    """Return the context length of a model, if it states one, and whether its positions are learned.
+
+    Args:
+        model: Any model.
+    """
     if not isinstance(model, nn.Module):
         return None, False
     tables = [module.num_embeddings for module in model.modules() if isinstance(module, PositionTable)]

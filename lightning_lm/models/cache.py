@@ -198,6 +198,11 @@ class KVCache:
         """Return whether `join` supports what the layers hold."""
         return all(type(layer) is LayerCache for layer in self.layers)
 
+    @property
+    def can_rewind(self) -> bool:
+        """Return whether no layer drops columns, so that any number of them can be forgotten."""
+        return all(type(layer) is LayerCache and layer.keep is None for layer in self.layers)
+
     def join(self, parts: Sequence[tuple[Tensor, "KVCache"]], length: int) -> None:
         """Take over what caches of fewer and narrower rows hold, aligned on the right; this one is empty so far.
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_lm.functional.logprobs import TokenScores
@@ -20,7 +20,7 @@ from lightning_lm.kernels.lm_head.logits import Coefficients, Normaliser
 from lightning_lm.kernels.runtime.flop_formulas import flop_formula
 from lightning_lm.kernels.runtime.operation import Operation
 
-__all__ = ["linear_logprob", "linear_nll"]
+__all__ = ["linear_logprob", "linear_nll", "linear_target_scores"]
 
 
 def linear_logprob(
@@ -81,6 +81,31 @@ def linear_nll(
         head = open_head(hidden, weight, bias, targets, softcap=softcap, budget_bytes=budget_bytes)
         logprobs: Tensor = _operation(*head)[0]
         return -logprobs.view(targets.shape)
+
+
+def linear_target_scores(
+    hidden: Float[Tensor, "rows d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    targets: Int[Tensor, " rows"],
+    *,
+    bias: Float[Tensor, " vocab"] | None = None,
+    softcap: float | None = None,
+) -> tuple[Float[Tensor, " rows"], Bool[Tensor, " rows"]]:
+    """Return the log-probability of each target, and whether it is the likeliest token; without gradients.
+
+    Args:
+        hidden: Hidden states of each position.
+        weight: The output head.
+        targets: Token ids.
+        bias: Added to the logits.
+        softcap: If given, logits become ``softcap * tanh(logits / softcap)``.
+    """
+    with torch.no_grad():
+        head, name = open_head(hidden, weight, bias, targets, softcap=softcap, measured=True).cast(), "linear_logprob"
+        parts = [head.statistics(logits, name) for _, logits in head.chunks(name)]
+        if not parts:
+            return hidden.new_zeros(0, dtype=torch.float32), targets.bool()
+        return torch.cat([-part.nll for part in parts]), torch.cat([part.correct for part in parts]) > 0
 
 
 def _linear_logprob_forward(*arguments: Any) -> tuple[Tensor, ...]:

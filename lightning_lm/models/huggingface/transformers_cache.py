@@ -44,6 +44,11 @@ class TransformersCache:
         """Return whether `join` supports what the layers hold: keys and values, and no other states."""
         return {type(layer).__name__ for layer in self.past.layers} <= {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
+    @property
+    def can_rewind(self) -> bool:
+        """Return whether `rewind` supports what the layers hold: keys and values of all columns."""
+        return {type(layer).__name__ for layer in self.past.layers} == {"DynamicLayer"}
+
     def join(self, parts: Sequence[tuple[Tensor, "TransformersCache"]], length: int) -> None:
         """Take over what caches of fewer and narrower rows hold, as `lightning_lm.models.cache.KVCache.join` does.
 
