@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 MAPPED = ("callbacks", "strategies", "recipes")
 
@@ -61,6 +62,19 @@ def test_the_version_is_written_the_same_in_both_places(root):
     import lightning_lm
 
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"] == lightning_lm.__version__
+
+
+def test_every_dependency_has_both_bounds_and_a_version_between_that_was_tested(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    needed = [requirement for line in lines if (requirement := Requirement(line)).name != "lightning-lm"]
+    tested = [Requirement(line) for line in (root / "requirements/tested.txt").read_text().splitlines() if "==" in line]
+    versions = {requirement.name.lower(): next(iter(requirement.specifier)).version for requirement in tested}
+    for requirement in needed:
+        assert {bound.operator for bound in requirement.specifier} == {">=", "<"}, requirement
+        if requirement.name.lower() in versions:
+            assert requirement.specifier.contains(versions[requirement.name.lower()]), requirement
+    print(sorted({r.name.lower() for r in needed} - set(versions)))
 
 
 def test_an_installed_wheel_finds_its_mapped_folders_and_recipes(staged, tmp_path):

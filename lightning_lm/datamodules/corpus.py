@@ -202,11 +202,6 @@ def _checkpoint(trainer: Trainer | None) -> Path | None:
     module = _module(trainer)
     named = getattr(getattr(module, "model_config", None), "checkpoint", None)
     if named is not None:
-        if not Path(named).exists() and Path(named).parts[0] != "runs":
-            raise CheckpointError(
-                f"There is no checkpoint at {named} (looked from {Path.cwd()}). Run the recipe that trains it first; a "
-                f"model of the Hub must be downloaded: hf download {named} --local-dir FOLDER."
-            )
         named = resolve_checkpoint(named)
         bare = is_adapter_folder(named) and not _has_tokenizer(Path(named))
         return adapter_base(named, getattr(module.model_config, "base", None)) if bare else Path(named)

@@ -7,11 +7,20 @@ from lightning_lm.storage.folders import INDEX, SINGLE, TOKENIZER_FILES, filling
 from lightning_lm.storage.lock import held, in_turn, lock_file, locked, remove_abandoned
 from lightning_lm.storage.remembered import is_remembered, remember
 from lightning_lm.storage.replacing import naming, rename, replacing, sync_folder, synced, system_error
-from lightning_lm.storage.runs import claim_version, is_first_process, record_run, resolve_checkpoint, run_record
+from lightning_lm.storage.runs import (
+    DEMOS,
+    claim_version,
+    is_first_process,
+    record_run,
+    resolve_checkpoint,
+    run_record,
+    where_from,
+)
 from lightning_lm.storage.switch import SWITCH, verifies
 from lightning_lm.storage.temporaries import discard, remove_leftovers, temporary_for
 
 __all__ = [
+    "DEMOS",
     "DIGESTS",
     "INDEX",
     "SINGLE",
@@ -44,5 +53,6 @@ __all__ = [
     "system_error",
     "temporary_for",
     "verifies",
+    "where_from",
     "write_digests",
 ]

@@ -17,8 +17,10 @@ from lightning_lm.errors import CheckpointError
 from lightning_lm.storage.json_text import parse_json
 from lightning_lm.storage.replacing import replacing
 
-__all__ = ["claim_version", "is_first_process", "record_run", "resolve_checkpoint", "run_record"]
+__all__ = ["DEMOS", "claim_version", "is_first_process", "record_run", "resolve_checkpoint", "run_record", "where_from"]
 
+DEMOS = frozenset({"smollm2"})
+"""Published models that ``lightning-lm demo`` fetches."""
 _RECORD = "run.json"
 _told: set[tuple[Path, Path]] = set()
 
@@ -73,12 +75,12 @@ def resolve_checkpoint(path: Path | str) -> Path:
     runs = _runs(path)
     if runs is None:
         if not path.exists():
-            remedy = _remedy(path) or " Train that one first, or check the path."
-            raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}).{remedy}")
+            remedy = where_from(path)
+            raise CheckpointError(f"There is no checkpoint at {path} (looked from {Path.cwd()}). {remedy}")
         return path
     finished = [found for run in runs if (found := _finished(run)) is not None]
     if not finished:
-        raise CheckpointError(f"No run in {path} has finished{_left(runs)}.{_remedy(path)}")
+        raise CheckpointError(f"No run in {path} has finished{_left(runs)}. {_recipe(path)}".rstrip())
     ended_s, checkpoint = max(finished)
     if (path, checkpoint) not in _told and is_first_process():
         _told.add((path, checkpoint))
@@ -147,7 +149,24 @@ def _left(runs: list[Path]) -> str:
     return f"; to use an unfinished one, name its file: {newest}"
 
 
-def _remedy(path: Path) -> str:
+def where_from(path: Path | str) -> str:
+    """Return what to type for a checkpoint that is not there: a recipe, a demo, or a download from the Hub.
+
+    Args:
+        path: Where it was looked for.
+    """
+    path = Path(path)
+    if recipe := _recipe(path):
+        return recipe
+    if path.name in DEMOS:
+        return f"That is a published model; fetch it first: lightning-lm demo {path.name} --output {path}"
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(path)) and path.parts[0] != "runs":
+        command = f"hf download {path} --local-dir {path.name}"
+        return f"A model of the Hugging Face Hub is fetched first: {command}, then name {path.name}."
+    return "Train that one first, or check the path."
+
+
+def _recipe(path: Path) -> str:
     """Return the command of the recipe that writes runs of this name, if there is one."""
     spec = importlib.util.find_spec("lightning_lm.recipes")
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
@@ -155,5 +174,5 @@ def _remedy(path: Path) -> str:
             name = re.search(r"^  logger: \{init_args: \{name: (\w+)\}\}", recipe.read_text(encoding="utf-8"), re.M)
             if name is not None and name[1] in path.parts:
                 short = f"{recipe.parent.name}/{recipe.stem}"
-                return f" Run {short} first: lightning-lm fit --config {short}"
+                return f"Run {short} first: lightning-lm fit --config {short}"
     return ""

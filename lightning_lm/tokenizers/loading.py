@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_lm.errors import LightningLMError, TokenizerError
-from lightning_lm.storage import check_archive, check_digests
+from lightning_lm.storage import check_archive, check_digests, where_from
 from lightning_lm.tokenizers import gpt2_files
 from lightning_lm.tokenizers.base import CHAT_TEMPLATE, MARKER, BaseTokenizer, read_marker
 from lightning_lm.tokenizers.bpe import BPETokenizer
@@ -61,7 +61,7 @@ def load_tokenizer(path: Path | str) -> BaseTokenizer:
         return PretrainedTokenizer.load(path)
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
-        raise TokenizerError(f"There is no tokenizer at {path}: no such file or folder.")
+        raise TokenizerError(f"There is no tokenizer at {path} (looked from {Path.cwd()}). {where_from(path)}")
     try:
         return tokenizer_from_files(_read(folder))
     except TokenizerError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_lm.cli import main
-from lightning_lm.errors import CheckpointError, ConfigurationError
-from lightning_lm.storage import claim_version, held, record_run, resolve_checkpoint
+from lightning_lm.cli import demo, main
+from lightning_lm.errors import CheckpointError, ConfigurationError, TokenizerError
+from lightning_lm.modules import CheckpointModel
+from lightning_lm.storage import DEMOS, claim_version, held, record_run, resolve_checkpoint
+from lightning_lm.tokenizers import load_tokenizer
 
 RECIPE = """
 base: base/trainer
@@ -62,6 +65,25 @@ def test_a_name_without_a_finished_run_gets_the_command_that_makes_one(tmp_path,
     left = run_of(Path("runs/sft_reverse"), "version_0", "stopped")
     with pytest.raises(CheckpointError, match=rf"has finished; .* name its file: {left}. {command}"):
         resolve_checkpoint("runs/sft_reverse")
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("smollm2", "lightning-lm demo smollm2 --output smollm2"),
+        ("../models/smollm2", "lightning-lm demo smollm2 --output ../models/smollm2"),
+        ("Qwen/Qwen3-0.6B", "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B, then name Qwen3-0.6B"),
+        ("runs/sft_chat/version_3/checkpoints/last.ckpt", "lightning-lm fit --config sft/chat"),
+        ("runs/mine", "Train that one first, or check the path"),
+        ("/abs/mine", "Train that one first, or check the path"),
+    ],
+)
+def test_whatever_is_missing_says_where_it_comes_from(tmp_path, monkeypatch, path, command):
+    monkeypatch.chdir(tmp_path)
+    assert set(demo.PACKAGES) == DEMOS
+    for read in (resolve_checkpoint, load_tokenizer, lambda path: CheckpointModel(path).build()):
+        with pytest.raises((CheckpointError, TokenizerError), match=re.escape(command)):
+            read(path)
 
 
 def test_a_folder_is_held_until_its_holder_is_killed(tmp_path):

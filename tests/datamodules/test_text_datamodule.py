@@ -14,8 +14,8 @@ from lightning_lm.datamodules import corpus as corpus_module
 from lightning_lm.datamodules.loader import Loading
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.evals import compression
-from lightning_lm.models import Attention, Layer, TransformerConfig
-from lightning_lm.modules import PretrainModule
+from lightning_lm.models import Attention, Layer, TransformerConfig, save_huggingface
+from lightning_lm.modules import CheckpointModel, PretrainModule
 from lightning_lm.tokenizers import Bytes, ByteTokenizer, TrainBPE
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -233,6 +233,18 @@ def test_how_much_text_there_is_and_how_often_it_is_seen_is_said(tmp_path, notin
         trainer.fit(noting, data)
     said = "Training text: 30 document(s), 240 tokens, 30 rows of 8 tokens\n30 steps of 3 rows are 3 epochs"
     assert f"{said}\nValidation text: 1 document(s), 5 tokens" in caplog.text
+
+
+def test_the_tokenizer_of_the_checkpoint_is_taken_and_no_new_one_trained(make_data, tmp_path):
+    own = ByteTokenizer(("<|endoftext|>", "<|own|>"))
+    model = TransformerConfig(vocab_size=own.vocab_size, d_model=16, num_layers=1, context_length=64).build()
+    save_huggingface(model, tmp_path / "folder", own)
+    data = make_data(tokenizer=None)
+    Trainer(max_steps=1, **QUIET).fit(PretrainModule(CheckpointModel(str(tmp_path / "folder"))), datamodule=data)
+    assert data.tokenizer.fingerprint == own.fingerprint
+    data = make_data(tokenizer=TrainBPE(vocab_size=300, num_workers=1))
+    with pytest.raises(ConfigurationError, match=r"--data\.tokenizer null"):
+        Trainer(max_steps=1, **QUIET).fit(PretrainModule(CheckpointModel(str(tmp_path / "folder"))), datamodule=data)
 
 
 def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused(make_data):

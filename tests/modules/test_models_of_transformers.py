@@ -80,6 +80,24 @@ def test_a_step_on_a_packed_row_is_that_on_its_documents(theirs, make_trainer, n
         torch.testing.assert_close(step, parameter.grad, rtol=0, atol=2e-6)
 
 
+def test_a_model_that_was_given_in_evaluation_mode_trains_with_its_dropout(make_trainer):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["gpt2"]).eval()  # as from_pretrained returns it
+    dropped = []
+
+    def note(module, given, out):
+        if torch.is_grad_enabled():  # not when it is tried whether documents stay apart
+            dropped.append(not torch.equal(out, given[0]))
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(note)
+    row = packed_row()
+    make_trainer(max_steps=1).fit(SFTModule(model), torch.utils.data.DataLoader([row], batch_size=None))
+    assert dropped
+    assert all(dropped)
+
+
 @pytest.mark.parametrize("kind", [GRPOModule, PPOModule])
 def test_it_is_a_policy_with_a_cache_and_a_critic(theirs, prompt_data, make_trainer, kind):
     module = kind(

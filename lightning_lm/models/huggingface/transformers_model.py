@@ -129,6 +129,7 @@ class TransformersModel(nn.Module):
         super().__init__()
         _check_supported(model)
         self.model = model
+        self.training = model.training  # what from_pretrained returns is in evaluation mode: whoever trains it must see
         adapters = default_adapters(model)
         if adapters is not None:
             self.model, self.peft_config = _without_wrapper(model), {"default": adapters}
