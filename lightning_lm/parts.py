@@ -27,6 +27,7 @@ class Limit(enum.Enum):
     FRACTION = "from 0 to 1"
     BELOW_ONE = "at least 0 and below 1"
     INSIDE_ONE = "above 0 and below 1"
+    UP_TO_ONE = "above 0 and at most 1"
     FINITE = "a finite number"
 
     def admits(self, number: float) -> bool:
@@ -35,7 +36,7 @@ class Limit(enum.Enum):
         Args:
             number: Value to check.
         """
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             return False
         return {
             Limit.POSITIVE: number > 0,
@@ -44,6 +45,7 @@ class Limit(enum.Enum):
             Limit.FRACTION: 0 <= number <= 1,
             Limit.BELOW_ONE: 0 <= number < 1,
             Limit.INSIDE_ONE: 0 < number < 1,
+            Limit.UP_TO_ONE: 0 < number <= 1,
             Limit.FINITE: True,
         }[self]
 

@@ -1,5 +1,6 @@
 """Numbers out of range are refused when a part or callback is made: none of them trains, or fails at the first step."""
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_lm import callbacks, datamodules, modules, strategies
+from lightning_lm import callbacks, cli, datamodules, modules, strategies
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.functional import KLPenalty, Sigmoid
 from lightning_lm.json_http import JSONServer
@@ -179,3 +180,30 @@ def test_a_users_part_inherits_and_adds_limits():
     for settings in ({"extra": 0}, {"lr": -1}):
         with pytest.raises(ConfigurationError):
             Mine(**settings)
+
+
+def numeric_arguments(parser, verb):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from numeric_arguments(below, f"{verb} {name}")
+        elif action.type is not None and not isinstance(action.type, type(Path)):
+            yield f"{verb} {action.option_strings[0]}", action.type
+
+
+def test_no_number_of_a_verb_is_without_a_range():
+    """Of every numeric argument of every verb; the others' numbers are those of parts and callbacks, above."""
+    arguments = []
+    for verb in cli._VERBS:
+        module = importlib.import_module(cli._VERBS[verb].module)
+        parser = argparse.ArgumentParser()
+        getattr(module, "add_arguments", lambda parser: None)(parser)
+        arguments += numeric_arguments(parser, verb)
+    assert len(arguments) > 35
+    for name, kind in arguments:
+        wrong = ["nan", "inf", "-inf", "1e999", "9" * 400, "9" * 9000, "one", ""]
+        if not name.endswith(("presence-penalty", "frequency-penalty")):
+            wrong += ["-1", "-0.5"]
+        for text in wrong:
+            with pytest.raises(argparse.ArgumentTypeError, match=r"must be|is no (whole )?number"):
+                pytest.fail(f"{name} takes {text[:9]}: {kind(text)}")

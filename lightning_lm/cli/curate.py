@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_lm.cli.numbers import COUNT
 from lightning_lm.cli.tokenizer import STANDARD_LIBRARY
 from lightning_lm.errors import DataError, UsageError
 from lightning_lm.storage.json_text import parse_json
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{STANDARD_LIBRARY} for Python's own sources",
     )
     parser.add_argument("--output", metavar="FOLDER", help="folder of the clean text, the report beside it")
-    parser.add_argument("--num-workers", type=int, metavar="N", help="processes (default: one a CPU core)")
+    parser.add_argument("--num-workers", type=COUNT, metavar="N", help="processes (default: one a CPU core)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output of other steps or another input")
     parser.add_argument("--show", choices=("removed", "unreadable"), help="list these documents instead of the table")
     parser.add_argument("--step", metavar="NAME", help="with --show removed: only those that this step removed")

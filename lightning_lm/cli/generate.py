@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_lm.cli.numbers import COUNT, Number
 from lightning_lm.errors import CheckpointError, ConfigurationError, LightningLMError
+from lightning_lm.parts import Limit
 from lightning_lm.storage import resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -51,12 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=COUNT,
         metavar="N",
         help=f"most tokens to add (default: {_MAX_NEW_TOKENS}, or as many as the model's context length leaves)",
     )
     parser.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="answers to each prompt (default: %(default)s)"
+        "--num-samples", type=COUNT, default=1, metavar="N", help="answers to each prompt (default: %(default)s)"
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
@@ -97,15 +99,18 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
 
 
 def _add_sampling_arguments(group: Any) -> None:
-    number, whole = {"type": float, "metavar": "X"}, {"type": int, "metavar": "N"}
-    group.add_argument("--temperature", **number, default=0.8, help="0 is greedy (default: %(default)s)")
-    group.add_argument("--top-k", **whole, help="keep this many of the likeliest tokens")
-    group.add_argument("--top-p", **number, default=1.0, help="keep the likeliest tokens up to this probability")
-    group.add_argument("--min-p", **number, default=0.0, help="keep tokens this likely beside the likeliest")
-    group.add_argument("--repetition-penalty", **number, default=1.0, help="above 1 discourages what was said")
-    group.add_argument("--presence-penalty", **number, default=0.0, help="in logits, once for a token of the answer")
-    group.add_argument("--frequency-penalty", **number, default=0.0, help="in logits, each time a token was said")
-    group.add_argument("--seed", **whole, help="the same seed gives the same text")
+    def add(name: str, limit: Limit, text: str, default: float | None = None, *, whole: bool = False) -> None:
+        kind = Number(limit, whole=whole)
+        group.add_argument(f"--{name}", type=kind, metavar="N" if whole else "X", default=default, help=text)
+
+    add("temperature", Limit.NON_NEGATIVE, "0 is greedy (default: %(default)s)", 0.8)
+    add("top-k", Limit.COUNT, "keep this many of the likeliest tokens", whole=True)
+    add("top-p", Limit.UP_TO_ONE, "keep the likeliest tokens up to this probability", 1.0)
+    add("min-p", Limit.FRACTION, "keep tokens this likely beside the likeliest", 0.0)
+    add("repetition-penalty", Limit.POSITIVE, "above 1 discourages what was said", 1.0)
+    add("presence-penalty", Limit.FINITE, "in logits, once for a token of the answer", 0.0)
+    add("frequency-penalty", Limit.FINITE, "in logits, each time a token was said", 0.0)
+    add("seed", Limit.NON_NEGATIVE, "the same seed gives the same text", whole=True)
 
 
 def _sampling(namespace: argparse.Namespace) -> "Sampling":

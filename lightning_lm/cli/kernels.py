@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lightning_lm.cli.numbers import COUNT
 from lightning_lm.errors import ConfigurationError, UsageError
 
 __all__ = ["add_arguments", "run"]
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="such as rms_norm:1024,4096 or rope:32x8x128 (default: all)",
     )
     tune.add_argument("--dtype", choices=_DTYPES, help="default: bfloat16; float32 with --interpret")
-    tune.add_argument("--tokens", type=int, help="rows that the kernels work on (default: 8192; 8 with --interpret)")
+    tune.add_argument("--tokens", type=COUNT, help="rows that the kernels work on (default: 8192; 8 with --interpret)")
     tune.add_argument("--output", type=Path, metavar="FILE", help="the table (default: the one in your cache folder)")
     tune.add_argument(
         "--interpret", action="store_true", help="a rehearsal without a GPU: few candidates, times mean nothing"

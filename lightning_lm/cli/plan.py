@@ -8,6 +8,7 @@ from typing import Any
 
 import rich
 
+from lightning_lm.cli.numbers import COUNT, POSITIVE, UP_TO_ONE
 from lightning_lm.cli.plan_module import PlannedCommandLine
 from lightning_lm.cli.plan_strategies import Candidate, Cluster, Planner, best
 from lightning_lm.cli.plan_table import memory_table, reasons, speed_table, summary
@@ -76,36 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the verb.
     """
     parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--gpus", type=_count, default=8)
-    parser.add_argument("--nodes", type=_count)
-    parser.add_argument("--gpus-per-node", type=_count)
+    parser.add_argument("--gpus", type=COUNT, default=8)
+    parser.add_argument("--nodes", type=COUNT)
+    parser.add_argument("--gpus-per-node", type=COUNT)
     parser.add_argument("--gpu", default="h100")
     for name in _FIGURES:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=_positive)
-    parser.add_argument("--batch", type=_count)
-    parser.add_argument("--sequence-length", type=_count)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=POSITIVE)
+    parser.add_argument("--batch", type=COUNT)
+    parser.add_argument("--sequence-length", type=COUNT)
     parser.add_argument("--precision")
-    parser.add_argument("--accumulate", type=_count)
-    parser.add_argument("--mfu", type=_fraction)
+    parser.add_argument("--accumulate", type=COUNT)
+    parser.add_argument("--mfu", type=UP_TO_ONE)
     parser.add_argument("--json", action="store_true")
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def _positive(text: str) -> float:
-    if not 0 < (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
-def _fraction(text: str) -> float:
-    if not 0 < (number := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no fraction of the peak; 40 % are 0.4")
-    return number
 
 
 def _cluster(options: argparse.Namespace, *, compiles: bool) -> Cluster:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_lm.cli.numbers import POSITIVE, UP_TO_ONE, WHOLE
 from lightning_lm.errors import DataError, LightningLMError
 from lightning_lm.scaling.report import Report, interval, new_table, number, significant
 
@@ -35,21 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method", choices=_METHODS, default=_METHODS[0],
         help="default: %(default)s",
     )  # fmt: skip
-    fit.add_argument("--predict-flops", type=float, nargs="+", default=[], metavar="FLOPS", help="budgets to predict")
     fit.add_argument(
-        "--up-to", type=float, metavar="FLOPS", help="leave larger runs out, to judge a method without them"
+        "--predict-flops", type=POSITIVE, nargs="+", default=[], metavar="FLOPS", help="budgets to predict"
     )
-    fit.add_argument("--hold-out", type=int, default=1, metavar="N", help="largest budgets that test it (default: 1)")
+    fit.add_argument(
+        "--up-to", type=POSITIVE, metavar="FLOPS", help="leave larger runs out, to judge a method without them"
+    )
+    fit.add_argument("--hold-out", type=WHOLE, default=1, metavar="N", help="largest budgets that test it (default: 1)")
     fit.add_argument("--plot", type=Path, metavar="FOLDER", help="write figures and report.md there")
     _add_shared(fit)
     plan = verbs.add_parser("plan", help="which size and how many tokens to train with a budget")
-    plan.add_argument("--budget", type=float, required=True, metavar="FLOPS", help="of training, for example 1e19")
+    plan.add_argument("--budget", type=POSITIVE, required=True, metavar="FLOPS", help="of training, for example 1e19")
     plan.add_argument("--ledger", type=Path, metavar="PATH", help="your runs; default: the law of Hoffmann et al. 2022")
-    plan.add_argument("--peak-flops", type=_positive, metavar="FLOP/S", help="of all devices, to say how long it takes")
+    plan.add_argument("--peak-flops", type=POSITIVE, metavar="FLOP/S", help="of all devices, to say how long it takes")
     plan.add_argument(
-        "--mfu", type=_share, default=0.4, help="share of the peak that is reached (default: %(default)s)"
+        "--mfu", type=UP_TO_ONE, default=0.4, help="share of the peak that is reached (default: %(default)s)"
     )
-    plan.add_argument("--served-tokens", type=_positive, metavar="N", help="tokens of inference in the model's life")
+    plan.add_argument("--served-tokens", type=POSITIVE, metavar="N", help="tokens of inference in the model's life")
     _add_shared(plan)
     moved = verbs.add_parser("transfer", help="how the best learning rate of a sweep moves with the width")
     moved.add_argument("ledgers", type=Path, nargs="+", metavar="LEDGER", help="one for each parametrisation")
@@ -65,21 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--convention", default="products", help="how sizes are counted (default: %(default)s)")
     parser.add_argument(
-        "--bootstraps", type=int, default=1000, metavar="N", help="for intervals (default: %(default)s)"
+        "--bootstraps", type=WHOLE, default=1000, metavar="N", help="for intervals (default: %(default)s)"
     )
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
-def _share(text: str) -> float:
-    if not 0 < (number := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share of the peak; 40 % are 0.4")
-    return number
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lightning_lm.cli.config.overlays import read_overlays
+from lightning_lm.cli.numbers import COUNT
 from lightning_lm.errors import LightningLMError, UsageError
 from lightning_lm.storage import held
 
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", action="append", required=True, metavar="NAME", help="recipe or YAML file with a sweep: block"
     )
     parser.add_argument("--ledger", type=Path, required=True, metavar="PATH", help="where finished runs are recorded")
-    parser.add_argument("--jobs", type=int, metavar="N", help="a process for each run, N at a time (default: this one)")
+    parser.add_argument(
+        "--jobs", type=COUNT, metavar="N", help="a process for each run, N at a time (default: this one)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
 
 

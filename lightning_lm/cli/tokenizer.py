@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_lm.cli.numbers import COUNT, POSITIVE, Number
 from lightning_lm.errors import LightningLMError, TokenizerError
+from lightning_lm.parts import Limit
 from lightning_lm.storage import held
 
 if TYPE_CHECKING:
@@ -31,23 +33,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = verbs.add_parser("train", help="train a tokenizer on text files")
     train.add_argument("--input", nargs="+", required=True, metavar="PATH", help=_INPUT_HELP)
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the tokenizer is written")
-    train.add_argument("--vocab-size", type=int, default=8192, help="number of ids (default: %(default)s)")
+    train.add_argument("--vocab-size", type=COUNT, default=8192, help="number of ids (default: %(default)s)")
     train.add_argument("--kind", choices=sorted(_TRAINERS), default="bpe", help="default: %(default)s")
     train.add_argument("--pattern", default="gpt4", help="gpt2, gpt4, qwen2 or an expression (default: %(default)s)")
     train.add_argument(
         "--special-token", nargs="*", default=[_END_OF_TEXT], metavar="NAME", help="tokens that split the text"
     )
-    train.add_argument("--num-workers", type=int, help="processes (default: one a CPU core)")
+    train.add_argument("--num-workers", type=COUNT, help="processes (default: one a CPU core)")
     train.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     train.add_argument(
-        "--hold-out", type=float, default=0.0, metavar="X", help="fraction of the documents that `fit` validates on"
+        "--hold-out",
+        type=Number(Limit.BELOW_ONE),
+        default=0.0,
+        metavar="X",
+        help="fraction of the documents that `fit` validates on",
     )
     compare = verbs.add_parser("compare", help="print what tokenizers make of a text, as a table")
     compare.add_argument("tokenizers", nargs="+", metavar="TOKENIZER", help='folders, files, or "bytes"')
     compare.add_argument(
         "--input", action="append", required=True, metavar="PATH", help=f"{_INPUT_HELP}; may be repeated"
     )
-    compare.add_argument("--max-megabytes", type=float, default=10.0, help="text to read (default: %(default)s)")
+    compare.add_argument("--max-megabytes", type=POSITIVE, default=10.0, help="text to read (default: %(default)s)")
     for verb in (train, compare):
         verb.add_argument("--field", default="text", help="the field of a record (default: %(default)s)")
         verb.add_argument("--encoding", metavar="NAME", help="encoding of text files that are not UTF-8")

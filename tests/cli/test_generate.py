@@ -164,7 +164,9 @@ class TestErrors:
         assert "no tokenizer" in self.message(capsys, "--checkpoint", checkpoint, "--tokenizer", tmp_path / "none")
 
     def test_a_setting_out_of_range(self, capsys, checkpoint):
-        assert "top_p=0.0" in self.message(capsys, "--checkpoint", checkpoint, "--top-p", 0)
+        with pytest.raises(SystemExit):
+            call(capsys, "--checkpoint", checkpoint, "--top-p", 0)
+        assert "argument --top-p: 0 must be above 0 and at most 1" in capsys.readouterr().err
 
     @pytest.mark.parametrize("error", [CheckpointError("last.ckpt is truncated."), OSError(22, "Invalid argument")])
     def test_what_the_loader_says(self, capsys, checkpoint, error):

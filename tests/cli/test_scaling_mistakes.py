@@ -47,11 +47,11 @@ def test_from_a_table_to_a_fit_the_command_is_told(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--budget", "0"], "give a positive number such as 1e21"),
-        (["--budget", "nan"], "give a positive number such as 1e21"),
+        (["--budget", "0"], "--budget: 0 must be above 0"),
+        (["--budget", "nan"], "--budget: nan must be above 0"),
         (["--budget", "1e19", "--convention", "mine"], "there are non_embedding, kaplan, total"),
-        (["--budget", "1e19", "--peak-flops", "4e14", "--mfu", "40"], "40 % are 0.4"),
-        (["--budget", "1e19", "--peak-flops", "0"], "0 is not a positive number"),
+        (["--budget", "1e19", "--peak-flops", "4e14", "--mfu", "40"], "--mfu: 40 must be above 0 and at most 1"),
+        (["--budget", "1e19", "--peak-flops", "0"], "--peak-flops: 0 must be above 0"),
     ],
 )
 def test_a_plan_that_cannot_be_made(words, said, capsys):
