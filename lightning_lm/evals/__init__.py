@@ -15,6 +15,17 @@ from lightning_lm.evals.requests import (
     RollingLikelihood,
     Shot,
 )
+from lightning_lm.evals.results import ItemResult, Results, TaskResults, compare_results
+from lightning_lm.evals.runner import evaluate_tasks
+from lightning_lm.evals.statistics import (
+    PairedDifference,
+    Score,
+    mcnemar_p_value,
+    paired_difference,
+    score_of,
+    standard_error,
+    wilson_interval,
+)
 from lightning_lm.evals.task import Answer, Item, Task
 
 __all__ = [
@@ -23,19 +34,31 @@ __all__ = [
     "EvaluatedModel",
     "Generation",
     "Item",
+    "ItemResult",
     "Likelihood",
     "LocalModel",
     "LogLikelihood",
+    "PairedDifference",
     "Prompt",
     "Request",
+    "Results",
     "RollingLikelihood",
+    "Score",
     "Shot",
     "Task",
+    "TaskResults",
     "TextScore",
+    "compare_results",
     "evaluate_perplexity",
+    "evaluate_tasks",
     "gzip_bits_per_byte",
+    "mcnemar_p_value",
+    "paired_difference",
     "pass_at",
+    "score_of",
+    "standard_error",
     "token_counts",
     "unigram_bits_per_byte",
+    "wilson_interval",
     "xz_bits_per_byte",
 ]

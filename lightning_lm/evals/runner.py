@@ -1,0 +1,180 @@
+"""Evaluation of a model on tasks: the loop that asks, scores, and keeps what it has when it is interrupted."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lightning_lm import __version__
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.evals.journal import Journal
+from lightning_lm.evals.requests import EvaluatedModel, Generation, Request
+from lightning_lm.evals.results import ItemResult, Results, TaskResults, scores_of_items
+from lightning_lm.evals.task import Answer, Item, Task
+
+__all__ = ["evaluate_tasks", "task_fingerprint"]
+
+_AT_ONCE = 256
+_GENERATED_AT_ONCE = 64
+"""Items between two entries of the journal."""
+_VERSIONED = ("torch", "numpy", "transformers", "tokenizers")
+
+
+def evaluate_tasks(
+    tasks: Sequence[Task],
+    model: EvaluatedModel,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    output: Path | str | None = None,
+    progress: bool = False,
+) -> Results:
+    """Ask a model the items of tasks and return the scores.
+
+    What was asked is kept in a journal beside the output. A run that breaks off goes on there when it is repeated with
+    the same model, tasks and settings, and gives the same results.
+
+    Args:
+        tasks: The tasks; their names must differ.
+        model: The model.
+        limit: Most items of a task, evenly spread over it; ``None`` for all.
+        seed: Seed of sampled completions whose task sets none.
+        output: File to write the results to, as JSON.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        ConfigurationError: If two tasks have one name, or the limit is below 1.
+        DataError: If a task's data are missing or do not fit, or a task has no items.
+    """
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"Two tasks have one name ({', '.join(names)}); give one of them another name.")
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit={limit} must be at least 1, or None for all items.")
+    start = time.monotonic()
+    chosen = [(task, _limited(task, limit)) for task in tasks]
+    settings = {"seed": seed, "limit": limit}
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if output is not None:
+            journal = stack.enter_context(Journal(Path(output), {"model": model.description, **settings}))
+        advance = stack.enter_context(_bar(sum(len(items) for _, items in chosen), shown=progress))
+        found = [_evaluate(task, items, model, seed, journal, advance) for task, items in chosen]
+        results = Results(found, model.description, settings, _versions(), time.monotonic() - start)
+        if output is not None and journal is not None:
+            results.save(output)
+            journal.remove()
+    return results
+
+
+def task_fingerprint(task: Task, items: Sequence[Item]) -> str:
+    """Return the SHA-256 of a task's settings and of all that is asked: equal if a result can be compared.
+
+    Args:
+        task: The task.
+        items: The items that are asked.
+    """
+    digest = hashlib.sha256(json.dumps(task.to_dict(), sort_keys=True, default=repr).encode())
+    for item in items:
+        digest.update(repr((item.id, item.requests)).encode())
+    return digest.hexdigest()
+
+
+def _limited(task: Task, limit: int | None) -> Sequence[Item]:
+    items = task.items()
+    if not items:
+        raise ConfigurationError(f"The task {task.name} has no items.")
+    if limit is None or limit >= len(items):
+        return items
+    return [items[index * len(items) // limit] for index in range(limit)]
+
+
+def _evaluate(
+    task: Task,
+    items: Sequence[Item],
+    model: EvaluatedModel,
+    seed: int,
+    journal: Journal | None,
+    advance: Callable[[str, int], None],
+) -> TaskResults:
+    fingerprint = task_fingerprint(task, items)
+    generates = any(isinstance(request, Generation) for item in items[:1] for request in item.requests)
+    size = _GENERATED_AT_ONCE if generates else _AT_ONCE
+    results: list[ItemResult] = []
+    for start in range(0, len(items), size):
+        block = items[start : start + size]
+        known = journal.recall(fingerprint, start, len(block)) if journal else None
+        answered = known or _answer(task, block, model, seed)
+        if journal and not known:
+            journal.record(fingerprint, start, answered)
+        results += answered
+        advance(task.name, len(block))
+    subjects = sorted({result.subject for result in results})
+    of_subjects = {name: [result for result in results if result.subject == name] for name in subjects}
+    shown: Any = getattr(model, "shown", None)
+    return TaskResults(
+        task.name,
+        task.main_metric,
+        task.chance,
+        scores_of_items(task, results),
+        {name: scores_of_items(task, of_subjects[name]) for name in subjects} if len(subjects) > 1 else {},
+        results,
+        fingerprint,
+        task.to_dict(),
+        "" if shown is None else shown(items[0].requests[0]),
+    )
+
+
+def _answer(task: Task, items: Sequence[Item], model: EvaluatedModel, seed: int) -> list[ItemResult]:
+    requests = [_seeded(request, seed) for item in items for request in item.requests]
+    scored = [place for place, request in enumerate(requests) if not isinstance(request, Generation)]
+    written = [place for place, request in enumerate(requests) if isinstance(request, Generation)]
+    answers: dict[int, Answer] = {}
+    if scored:
+        answers.update(zip(scored, model.log_likelihoods([requests[place] for place in scored]), strict=True))  # type: ignore[misc]
+    if written:
+        answers.update(zip(written, model.generate([requests[place] for place in written]), strict=True))  # type: ignore[misc]
+    results, place = [], 0
+    for item in items:
+        own = [answers[place + index] for index in range(len(item.requests))]
+        place += len(own)
+        results.append(
+            ItemResult(
+                item.id,
+                dict(task.score(item, own)),
+                item.subject,
+                item.cluster,
+                max((answer.dropped_shots for answer in own), default=0),
+                any(answer.is_truncated for answer in own),
+            )
+        )
+    return results
+
+
+def _seeded(request: Request, seed: int) -> Request:
+    if not isinstance(request, Generation) or request.sampling.greedy or request.sampling.seed is not None:
+        return request
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=seed))
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: metadata.version(name) for name in _VERSIONED if name in sys.modules}
+    return {"lightning_lm": __version__, "python": platform.python_version(), **installed}
+
+
+@contextlib.contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        job = bar.add_task("", total=total)
+        yield lambda name, count: bar.update(job, advance=count, description=name)
