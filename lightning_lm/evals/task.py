@@ -19,10 +19,10 @@ class Item:
 
     Args:
         id: Name in the results, unique in the task; it stays when other items come or go.
-        requests: What the model is asked.
-        gold: What the score needs to know: index or indices of the right choice, the reference answer, tests.
+        requests: Questions to the model.
+        gold: Reference for the score: index or indices of the right choice, the reference answer, tests.
         subject: Part of the task whose score is shown by itself; empty if there are none.
-        cluster: What it shares with other items (a passage), for standard errors; ``None`` if nothing.
+        cluster: Passage or the like that it shares with other items, for standard errors; ``None`` if nothing.
         text: Text by which training data are searched for the item; the question of its first request by default.
     """
 

@@ -6,6 +6,7 @@ from lightning_lm.rewards.expressions import ExpressionError, parse_expression, 
 from lightning_lm.rewards.extractors import (
     AfterHashes,
     AnswerExtractor,
+    AnswerPattern,
     AnswerPhrase,
     AnswerTags,
     Boxed,
@@ -30,6 +31,7 @@ from lightning_lm.rewards.shape import FormatTags, LengthReward, OverlongPenalty
 __all__ = [
     "AfterHashes",
     "AnswerExtractor",
+    "AnswerPattern",
     "AnswerPhrase",
     "AnswerTags",
     "Boxed",

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Part
 
-__all__ = ["AfterHashes", "AnswerExtractor", "AnswerPhrase", "AnswerTags", "Boxed", "LastNumber", "OptionLetter"]
+__all__ = [
+    "AfterHashes",
+    "AnswerExtractor",
+    "AnswerPattern",
+    "AnswerPhrase",
+    "AnswerTags",
+    "Boxed",
+    "LastNumber",
+    "OptionLetter",
+]
 
 _DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\w.]))?"
 _GROUP = r"\s*(?:\{[^{}]*\}|\d)"
@@ -62,6 +72,36 @@ class AfterHashes(AnswerExtractor):
     def __call__(self, text: str) -> str | None:
         _, hashes, rest = text.rpartition("####")
         return rest.strip().partition("\n")[0].strip() or None if hashes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPattern(AnswerExtractor):
+    """The first match of a regular expression, or the last one.
+
+    Args:
+        pattern: Regular expression; its first group that took part in a match is the answer, or the whole match.
+        last: Take the last match instead of the first.
+
+    Raises:
+        ConfigurationError: If the expression is faulty.
+    """
+
+    pattern: str
+    last: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigurationError(f"pattern={self.pattern!r} is no regular expression: {error}.") from error
+
+    @override
+    def __call__(self, text: str) -> str | None:
+        matches = list(re.finditer(self.pattern, text)) if self.last else [re.search(self.pattern, text)]
+        match = matches[-1] if matches else None
+        if match is None:
+            return None
+        return next((group for group in match.groups() if group is not None), match[0]).strip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, nodes, pass_context
+from jinja2 import StrictUndefined, Template, TemplateError, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-__all__ = ["GENERATION_MARKS", "bounded", "compiled"]
+__all__ = ["GENERATION_MARKS", "bounded", "compiled", "record_environment"]
 
 GENERATION_MARKS = "_generation_marks"
 """Variable of the two texts that are written around ``{% generation %}`` blocks, or of None."""
@@ -148,6 +148,16 @@ def _environment() -> _Environment:
     environment.filters = {name: _bounded_filter(name, function) for name, function in filters.items()}
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     del environment.globals["lipsum"]
+    return environment
+
+
+@functools.cache
+def record_environment() -> ImmutableSandboxedEnvironment:
+    """Return the environment of templates that write a record: a name that it lacks is an error, line breaks stay."""
+    environment = _environment().overlay(
+        undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False, keep_trailing_newline=True
+    )
+    assert isinstance(environment, _Environment)
     return environment
 
 

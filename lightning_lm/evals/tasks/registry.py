@@ -1,0 +1,144 @@
+"""Tasks by name, and from YAML files."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.evals.task import Task
+from lightning_lm.evals.tasks.few_shot import FirstShots
+from lightning_lm.evals.tasks.mmlu import MMLU, MMLUPro
+from lightning_lm.evals.tasks.multiple_choice import ARC, PIQA, BoolQ, HellaSwag, OpenBookQA, WinoGrande
+from lightning_lm.evals.tasks.programs import MBPP, HumanEval
+from lightning_lm.evals.tasks.questions import GSM8K, MATH, TriviaQA
+from lightning_lm.evals.tasks.record_task import RecordTask
+from lightning_lm.evals.tasks.texts import LAMBADA, WikiText
+
+__all__ = ["by_name", "names", "task_from_yaml"]
+
+_TASKS: dict[str, tuple[Callable[[], Task], str]] = {
+    "arc_challenge": (
+        functools.partial(ARC, name="arc_challenge", subset=("ARC-Challenge",)),
+        "science questions of school examinations, the hard ones",
+    ),
+    "arc_easy": (functools.partial(ARC, name="arc_easy", subset=("ARC-Easy",)), "the easy ones"),
+    "boolq": (BoolQ, "questions about a passage, yes or no"),
+    "gsm8k": (GSM8K, "word problems of grade school, 5 examples"),
+    "hellaswag": (HellaSwag, "the likeliest of four endings"),
+    "humaneval": (HumanEval, "Python functions from docstrings, run in the sandbox"),
+    "lambada": (LAMBADA, "the last word of a passage"),
+    "math": (MATH, "problems of mathematical competitions, 4 examples"),
+    "mbpp": (MBPP, "short Python programs from descriptions, run in the sandbox, 3 examples"),
+    "mmlu": (MMLU, "questions about 57 subjects, four choices, 5 examples"),
+    "mmlu_pro": (MMLUPro, "questions with ten choices, answered with reasoning, 5 examples"),
+    "openbookqa": (OpenBookQA, "elementary science facts, four choices"),
+    "piqa": (PIQA, "the way that reaches a goal, of two"),
+    "triviaqa": (TriviaQA, "trivia questions without documents"),
+    "wikitext": (WikiText, "perplexity of articles of Wikipedia"),
+    "winogrande": (WinoGrande, "the name that fills a gap, of two"),
+}
+
+
+def names() -> dict[str, str]:
+    """Return the names of the tasks that come with the package, each with a description in a few words."""
+    return {name: description for name, (_, description) in sorted(_TASKS.items())}
+
+
+def by_name(name: str, *, data: str | None = None, shots: int | None = None, **settings: Any) -> Task:
+    """Return a task that comes with the package, or the one that a YAML file describes.
+
+    Args:
+        name: One of `names`, or the path of a YAML file.
+        data: Folder with the task's data, or with a folder for each task.
+        shots: Number of examples before each question; by default the task's own.
+        **settings: Fields of the task to replace, such as ``split`` or ``num_samples``.
+
+    Raises:
+        ConfigurationError: If there is no such task, or it has no such field.
+        DataError: If a YAML file cannot be read.
+    """
+    if name in _TASKS:
+        task = _TASKS[name][0]()
+    elif name.endswith((".yaml", ".yml")):
+        task = task_from_yaml(name)
+    else:
+        near = difflib.get_close_matches(name.lower(), _TASKS, n=1, cutoff=0.5)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigurationError(
+            f"There is no task {name!r}.{meant} There are {', '.join(names())}; name a YAML file of "
+            "your own by its path."
+        )
+    given: dict[str, Any] = {} if data is None else {"data": str(data)}
+    if shots is not None:
+        own = getattr(task, "shots", FirstShots())
+        given["shots"] = dataclasses.replace(own, num=shots)
+    return configured(task, {**given, **settings})
+
+
+def configured(task: Task, settings: Mapping[str, Any]) -> Task:
+    """Return a task with other values for some of its fields.
+
+    Args:
+        task: The task.
+        settings: Values by field. Data that a task does not need are passed over.
+
+    Raises:
+        ConfigurationError: If it has no such field.
+    """
+    fields = {field.name for field in dataclasses.fields(task)}
+    wanted = {name: value for name, value in settings.items() if name != "data" or name in fields}
+    unknown = sorted(wanted.keys() - fields)
+    if unknown:
+        raise ConfigurationError(
+            f"The task {task.name!r} ({type(task).__name__}) has no {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(fields))}."
+        )
+    return dataclasses.replace(task, **wanted) if wanted else task
+
+
+def task_from_yaml(path: str | Path) -> Task:
+    """Return the task that a file describes: ``class_path`` and ``init_args``, for its parts too.
+
+    Args:
+        path: File.
+
+    Raises:
+        ConfigurationError: If it describes no task.
+        DataError: If it cannot be read.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"The task {path} cannot be read: {error}.") from error
+    try:
+        task = Task.from_dict(_as_part(content)) if isinstance(content, Mapping) else None
+    except (ConfigurationError, TypeError) as error:
+        raise ConfigurationError(f"{path} describes no task: {error}") from error
+    if task is None:
+        raise ConfigurationError(
+            f"{path} describes no task; it needs class_path, such as ChoiceTask, and init_args with at least a name."
+        )
+    return _beside(task, Path(path))
+
+
+def _as_part(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_part(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" not in value:
+        return {key: _as_part(item) for key, item in value.items()}
+    arguments = {key: _as_part(item) for key, item in (value.get("init_args") or {}).items()}
+    return {"part": str(value["class_path"]).rpartition(".")[2], **arguments}
+
+
+def _beside(task: Task, path: Path) -> Task:
+    """Return a task whose relative data are looked for beside its file, if they are there."""
+    if isinstance(task, RecordTask) and task.data and (path.parent / task.data).exists():
+        return dataclasses.replace(task, data=str(path.parent / task.data))
+    return task
