@@ -60,7 +60,7 @@ def test_the_output_names_the_rank(tmp_path, launcher, kind):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "0.txt").write_text("abc def " * 100)
     (tmp_path / "failing.py").write_text(FAILING)
-    (tmp_path / "run.yaml").write_text(RECIPE.format(kind=kind, timeout="0:00:08" if kind == "hangs" else "0:30:00"))
+    (tmp_path / "run.yaml").write_text(RECIPE.format(kind=kind, timeout="0:00:20" if kind == "hangs" else "0:30:00"))
     environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
     environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
     words = [*LAUNCHERS[launcher], "-m", "lightning_lm.cli", "fit", "--config", "run.yaml"]
