@@ -40,6 +40,39 @@ def pytest_report_header() -> str:
     return f"lightning_lm: {Path(lightning_lm.__file__).parent}"
 
 
+SHARED_FOLDERS = ("strategies", "demos")
+"""Folders below tests whose files share what is costly to make: ranks that wait for work, a trained model."""
+LONGEST_FIRST = (*SHARED_FOLDERS, "kernels", "modules", "docs", "cli")
+"""Folders whose tests run first, so that two workers end at the same time."""
+
+
+def unit_of(nodeid: str) -> str:
+    """Return what one worker runs whole: a file, or a folder whose files share what is costly to make."""
+    path = nodeid.partition("::")[0]
+    folder = "/".join(path.split("/")[:2])
+    return folder if folder in {f"tests/{name}" for name in SHARED_FOLDERS} else path
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a unit on one worker: what a file or such a folder sets up is then set up once, not once for each worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    config.option.loadscopereorder = False  # by the number of tests, which says nothing of what they cost
+    return ByUnit(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders that take longest."""
+    order = {f"tests/{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get("/".join(item.nodeid.split("/")[:2]), len(order)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep tokenizers and token stores of tests out of the user's cache."""
