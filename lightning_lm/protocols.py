@@ -9,14 +9,17 @@ Batches have no class of their own. Callbacks count tokens, and measure perplexi
 Beside any other batch they show nothing that is counted in tokens.
 """
 
+from __future__ import annotations  # importing the readers of data must not import torch
+
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
-import numpy as np
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float, Int
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 __all__ = ["GradientHolder", "HasParallelPlan", "LanguageModel", "RewardFunction", "Tokenizer", "is_language_model"]
 

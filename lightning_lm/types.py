@@ -4,9 +4,10 @@ Axis names used in shape annotations: ``batch`` (rows), ``seq`` (token positions
 ``d_model`` (features of the residual stream), ``heads``, ``kv_heads``, ``head_dim``.
 """
 
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from torch import Tensor
+if TYPE_CHECKING:  # importing the readers of data must not import torch
+    from torch import Tensor
 
 __all__ = ["IGNORE_INDEX", "ExperienceBatch", "PairBatch", "TokenBatch", "UnpairedBatch"]
 
@@ -22,78 +23,78 @@ class TokenBatch(TypedDict):
     ``IGNORE_INDEX``, so that no target crosses a document boundary.
     """
 
-    input_ids: Tensor
+    input_ids: "Tensor"
     """int64 [batch, seq]."""
-    labels: NotRequired[Tensor]
+    labels: NotRequired["Tensor"]
     """int64 [batch, seq], ``IGNORE_INDEX`` at positions without a loss. By default every token is a target, except the
     first of a document and those that ``attention_mask``, ``completion_mask`` or ``assistant_masks`` (of transformers
     and trl) exclude."""
-    position_ids: NotRequired[Tensor]
+    position_ids: NotRequired["Tensor"]
     """int64 [batch, seq], from 0 again at each document."""
-    document_ids: NotRequired[Tensor]
+    document_ids: NotRequired["Tensor"]
     """int64 [batch, seq], equal within a document and non-decreasing along a row; padding is a document of its own."""
 
 
 class PairBatch(TypedDict):
     """Preferences: ``pairs`` chosen completions, then the rejected ones, each after its prompt, padded right."""
 
-    input_ids: Tensor
+    input_ids: "Tensor"
     """int64 [2 * pairs, seq]. Both rows of a pair begin with the same prompt ids."""
-    labels: Tensor
+    labels: "Tensor"
     """int64 [2 * pairs, seq], unshifted, ``IGNORE_INDEX`` outside the completion. Pairs without any do not count."""
-    position_ids: Tensor
+    position_ids: "Tensor"
     """int64 [2 * pairs, seq]."""
-    lengths: Tensor
+    lengths: "Tensor"
     """int64 [2 * pairs]: tokens of a row, without padding."""
-    margin: Tensor
+    margin: "Tensor"
     """float32 [pairs]: margin of the chosen completion, 0 if the data has none. Units of reward."""
-    pair_ids: Tensor
+    pair_ids: "Tensor"
     """int64 [pairs]: number of the pair in the data, training pairs first."""
 
 
 class UnpairedBatch(TypedDict):
     """Completions with their prompts, padded on the right, each desirable or not."""
 
-    input_ids: Tensor
+    input_ids: "Tensor"
     """int64 [rows, seq]."""
-    labels: Tensor
+    labels: "Tensor"
     """int64 [rows, seq], unshifted, ``IGNORE_INDEX`` outside the completion. A row without any counts nothing."""
-    position_ids: Tensor
+    position_ids: "Tensor"
     """int64 [rows, seq]."""
-    desirable: Tensor
+    desirable: "Tensor"
     """bool [rows]."""
-    mismatched_input_ids: NotRequired[Tensor]
+    mismatched_input_ids: NotRequired["Tensor"]
     """int64 [mismatched, seq]: prompts with completions of others, for the KL estimate. Those of a whole optimizer step
     come with its first micro-batch."""
-    mismatched_labels: NotRequired[Tensor]
+    mismatched_labels: NotRequired["Tensor"]
     """int64 [mismatched, seq], as ``labels``."""
-    mismatched_position_ids: NotRequired[Tensor]
+    mismatched_position_ids: NotRequired["Tensor"]
     """int64 [mismatched, seq]."""
 
 
 class ExperienceBatch(TypedDict):
     """Completions that a policy sampled, each after its prompt, padded right, with the inputs of the policy loss."""
 
-    input_ids: Tensor
+    input_ids: "Tensor"
     """int64 [rows, seq]."""
-    labels: Tensor
+    labels: "Tensor"
     """int64 [rows, seq], unshifted, ``IGNORE_INDEX`` outside the completion and in completions without a loss."""
-    advantages: Tensor
+    advantages: "Tensor"
     """float32 [rows], or [rows, seq - 1] aligned with ``labels[:, 1:]``: how much better than expected, in reward."""
     tokens_per_row: float
     """Mean number of target tokens of a row, over the whole rollout and all ranks."""
-    old_logprobs: NotRequired[Tensor]
+    old_logprobs: NotRequired["Tensor"]
     """float32 [rows, seq - 1]: log-probabilities under the policy that sampled, nats; by default the current policy.
 
     In a rollout NaN for the completions of the first optimizer step, which fills them in.
     """
-    reference_logprobs: NotRequired[Tensor]
+    reference_logprobs: NotRequired["Tensor"]
     """float32 [rows, seq - 1]: of the policy to stay near to, nats."""
-    importance_weights: NotRequired[Tensor]
+    importance_weights: NotRequired["Tensor"]
     """float32 [rows, seq - 1]: factor on each token's loss."""
     num_fresh: NotRequired[int]
     """Completions of the first optimizer step after a rollout, which computes their ``old_logprobs`` itself."""
-    row_ids: NotRequired[Tensor]
+    row_ids: NotRequired["Tensor"]
     """int64 [rows]: indices in the rollout of such completions, if a later epoch trains on them again."""
     policy_version: NotRequired[int]
     """Optimizer steps of the policy that sampled the completions."""

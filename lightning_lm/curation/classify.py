@@ -1,20 +1,22 @@
-"""Documents scored by a trained classifier, and kept from a score on or with a probability that grows with it."""
+"""Documents scored by a trained classifier, and kept from a score on or with a probability that grows with it.
+
+torch is imported when a classifier is loaded: the other steps, and their worker processes, run without it.
+"""
 
 import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lightning_lm.curation.decisions import uniform_of_ids
 from lightning_lm.curation.document import Document, Removed
 from lightning_lm.curation.ngram_features import ngram_batch, ngram_features
 from lightning_lm.errors import CheckpointError, ConfigurationError
-from lightning_lm.models import NgramClassifier
-from lightning_lm.models.ngram_classifier import CLASSIFIER_ENTRY
 from lightning_lm.parts import Limit, Part
+
+if TYPE_CHECKING:
+    from lightning_lm.models import NgramClassifier
 
 __all__ = ["Classify", "KeepAbove", "ParetoKeep", "ScoreRule", "TextClassifier"]
 
@@ -31,18 +33,20 @@ class TextClassifier:
         labels: As given.
     """
 
-    def __init__(self, model: NgramClassifier, labels: tuple[str, ...], temperature: float = 1.0) -> None:
+    def __init__(self, model: "NgramClassifier", labels: tuple[str, ...], temperature: float = 1.0) -> None:
         self._model, self.labels, self._temperature = model.eval(), labels, temperature
 
-    @torch.no_grad()
     def probabilities(self, text: str) -> dict[str, float]:
         """Return the probability of each class.
 
         Args:
             text: Text of a document.
         """
+        import torch
+
         batch = ngram_batch([ngram_features(text, self._model.max_ngram)])
-        logits = self._model(**batch)[0].double() / self._temperature
+        with torch.no_grad():
+            logits = self._model(**batch)[0].double() / self._temperature
         return dict(zip(self.labels, logits.softmax(-1).tolist(), strict=True))
 
     @classmethod
@@ -62,6 +66,10 @@ class TextClassifier:
             from lightning_lm.curation.fasttext_model import FastTextClassifier
 
             return FastTextClassifier(path)
+        import torch
+
+        from lightning_lm.models.ngram_classifier import CLASSIFIER_ENTRY, NgramClassifier
+
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         entry = content.get(CLASSIFIER_ENTRY)
         if entry is None:

@@ -1,13 +1,15 @@
 """Hashes of the word n-grams of texts, as `lightning_lm.models.NgramClassifier` and importance resampling read them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_lm.curation.shingles import ngram_hashes, word_hashes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ngram_batch", "ngram_features"]
 
@@ -24,12 +26,14 @@ def ngram_features(text: str, max_ngram: int) -> NDArray[np.int64]:
     return (np.concatenate([np.zeros(0, np.uint64), *parts]) >> np.uint64(1)).astype(np.int64)
 
 
-def ngram_batch(features: Sequence[NDArray[np.int64]]) -> dict[str, Tensor]:
+def ngram_batch(features: Sequence[NDArray[np.int64]]) -> dict[str, "Tensor"]:
     """Return the inputs of `NgramClassifier.forward`.
 
     Args:
         features: Result of `ngram_features` for each text.
     """
+    import torch  # only here: importance resampling has no use for it
+
     lengths = np.array([len(values) for values in features], np.int64)
     return {
         "ngrams": torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *features])),

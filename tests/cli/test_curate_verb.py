@@ -1,6 +1,8 @@
 """``lightning-lm curate``: recipes, options of steps, tables, lists, and mistakes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -42,6 +44,15 @@ def test_it_prints_the_table_step_by_step_and_where_the_report_is(place, capsys)
     assert (place / "clean" / "report.html").is_file()
     (line,) = (place / "clean" / "part-00000.jsonl").read_text().splitlines()
     assert json.loads(line)["url"] == "long.html"
+
+
+def test_the_recipe_and_its_workers_run_without_torch(place):
+    (place / "in" / "pages.jsonl").write_text('{"text": "<p>The first of the pages."}\n' * 3)
+    words = ["curate", "--config", "curation/web", "--input", "in", "--output", "clean", "--num-workers", "2"]
+    code = f"import sys; sys.modules['torch'] = None; from lightning_lm.cli import main; main({words})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "5 documents" in done.stdout
 
 
 def test_removed_and_unreadable_documents_are_listed(place, capsys):
