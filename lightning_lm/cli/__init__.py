@@ -44,7 +44,7 @@ _VERBS = {
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model for transformers, servers or llama.cpp", "lightning_lm.cli.export"),
     "import": _Verb("write a GGUF file as a Hugging Face folder", "lightning_lm.cli.import_model"),
-    "demo": _Verb("fetch a small published model to train and to talk to", "lightning_lm.cli.demo"),
+    "demo": _Verb("fetch a small published model, or make a crawl to curate", "lightning_lm.cli.demo"),
     "curate": _Verb("clean web archives, HTML, PDF and text into a corpus", "lightning_lm.cli.curate"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
     "road": _Verb("go through all stages, from text to an aligned model, with a report", "lightning_lm.cli.road"),

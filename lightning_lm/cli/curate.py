@@ -14,7 +14,7 @@ from lightning_lm.storage.json_text import parse_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_lm.curation import Report
+    from lightning_lm.curation import Pipeline, Report
 
 __all__ = ["TAKES_SETTINGS", "add_arguments", "run"]
 
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="FOLDER", help="folder of the clean text, the report beside it")
     parser.add_argument("--num-workers", type=COUNT, metavar="N", help="processes (default: one a CPU core)")
+    parser.add_argument("--until", metavar="STEP", help="stop after this step: the text of a stage, to compare stages")
     parser.add_argument("--overwrite", action="store_true", help="replace an output of other steps or another input")
     parser.add_argument("--show", choices=("removed", "unreadable"), help="list these documents instead of the table")
     parser.add_argument("--step", metavar="NAME", help="with --show removed: only those that this step removed")
@@ -69,7 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
     import yaml
 
     from lightning_lm.cli.config.merged import merged_settings
-    from lightning_lm.cli.curation_steps import build_pipeline
     from lightning_lm.data import Files, StandardLibrary
 
     words = [f"--config={name}" for name in arguments.config or ()] + list(arguments.settings)
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"{missing} is missing: lightning-lm curate --config curation/web --input crawl/ --output clean/"
         )
-    report = build_pipeline(settings).run(
+    report = _pipeline(settings, arguments.until).run(
         StandardLibrary() if list(paths) == [STANDARD_LIBRARY] else Files(path=tuple(paths)),
         Path(output),
         num_workers=arguments.num_workers or settings.get("num_workers"),
@@ -99,6 +99,18 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show_table(report)
     return 0 if report.documents_kept else 1
+
+
+def _pipeline(settings: Mapping[str, Any], until: str | None) -> "Pipeline":
+    from lightning_lm.cli.curation_steps import build_pipeline
+    from lightning_lm.curation import Pipeline
+
+    pipeline = build_pipeline(settings)
+    if until is None:
+        return pipeline
+    if until not in pipeline.names:
+        raise UsageError(f"--until {until}: the steps are {', '.join(pipeline.names) or 'none'}.")
+    return Pipeline(pipeline.steps[: pipeline.names.index(until) + 1], pipeline.reading)
 
 
 def _paths(value: Any) -> list[str]:

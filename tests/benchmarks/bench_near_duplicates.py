@@ -4,8 +4,9 @@
 
 All read the same file of 94 MB: 18,000 documents of words after Zipf's law, a fifth of them copies of another with
 words exchanged. All use word 5-grams, 128 permutations and 16 bands of 8, and make clusters of pairs with a Jaccard
-index of at least 0.8; the peers estimate it from signatures, we compute it. Each runs in a process of its own, in
-turn. True pairs are those of one origin whose sets of 5-grams have such an index.
+index of at least 0.8; the peers estimate it from signatures, we compute it, and keep the shingles for that on disk, as
+a pipeline does. Each runs in a process of its own, in turn. True pairs are those of one origin whose sets of 5-grams
+have such an index.
 """
 
 import argparse
@@ -62,15 +63,22 @@ def grams(text: str) -> list[str]:
 
 def ours(path: str) -> list[tuple[int, int]]:
     from lightning_lm.curation import Document, NearDuplicates
+    from lightning_lm.curation.execution.arrays import LazyArrays, write_arrays
 
     step = NearDuplicates(similarity=SIMILARITY, ngram=NGRAM, bands=BANDS, rows=PERMUTATIONS // BANDS)
-    summaries, shard = [], []
+    folder, summaries, shard = Path(path).with_suffix(".summaries"), [], []
+    folder.mkdir(exist_ok=True)
+
+    def summarize() -> None:
+        write_arrays(folder / f"{len(summaries)}.npz", step.summarize(shard))
+        summaries.append(LazyArrays(folder / f"{len(summaries)}.npz"))
+
     for number, text in enumerate(read(path)):
         shard.append(Document(f"{number:08}", text))
         if len(shard) == SHARD:
-            summaries.append(step.summarize(shard))
+            summarize()
             shard = []
-    summaries.append(step.summarize(shard))
+    summarize()
     decision = step.decide(summaries)
     return [(int(kept), int(removed)) for kept, removed in zip(decision["kept"], decision["removed"], strict=True)]
 

@@ -81,6 +81,13 @@ def test_limits_of_steps_and_steps_are_set_on_the_command_line(place, capsys):
     assert "drop" in capsys.readouterr().out
 
 
+def test_the_text_of_a_stage_is_that_of_the_steps_until_it(place, capsys):
+    assert curate("--until", "Extract") == 0
+    assert "2 of 2 documents" in capsys.readouterr().out
+    assert curate("--until", "Extrac", "--overwrite") == 2
+    assert "--until Extrac: the steps are Extract, GopherQuality" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -99,6 +99,11 @@ def test_the_decision_does_not_depend_on_shards_or_on_who_decides():
     assert dict(zip(decision["removed"].tolist(), decision["kept"].tolist(), strict=True)) == expected
 
 
+def flat(*sets):
+    sizes = np.array([len(values) for values in sets], np.int64)
+    return np.concatenate([np.zeros(0, np.uint32), *sets]), sizes
+
+
 def test_permutations_estimate_the_jaccard_index():
     random_numbers, minhash = np.random.default_rng(0), MinHash(16, 8, seed=1)
     errors = []
@@ -106,17 +111,24 @@ def test_permutations_estimate_the_jaccard_index():
         union = random_numbers.integers(0, 1 << 32, 600, np.uint32)
         common = union[: int(600 * similarity)]
         rest = np.array_split(union[len(common) :], 2)
-        first, second = (minhash.signature(np.concatenate([common, part])) for part in rest)
+        first, second = minhash.signatures(*flat(*(np.concatenate([common, part]) for part in rest)))
         errors.append((first == second).mean() - len(common) / 600)
     assert abs(np.mean(errors)) < 0.01
     assert np.std(errors) < 0.045  # sqrt(s (1 - s) / 128) is 0.044 at 0.5
 
 
-def test_signatures_of_long_texts_are_made_in_pieces():
-    values = np.random.default_rng(0).integers(0, 1 << 32, 10_000, np.uint32)
-    minhash = MinHash(2, 3, seed=0)
-    pieces = np.stack([minhash.signature(part) for part in np.array_split(values, 7)])
-    assert (minhash.signature(values) == pieces.min(axis=0)).all()
+def test_signatures_are_the_minima_of_permutations_whatever_stands_beside_a_set():
+    draw, minhash = np.random.default_rng(0), MinHash(2, 3, seed=0)
+    lengths = (0, 3, 70_000, 0, 1, 40_000, 65_536, 200_000, 9, 0)
+    sets = [draw.integers(0, 1 << 32, length, np.uint32) for length in lengths]
+    found = minhash.signatures(*flat(*sets))
+    factors = zip(minhash._multipliers.tolist(), minhash._offsets.tolist(), strict=True)
+    for index, (factor, offset) in enumerate(factors):
+        for row, values in enumerate(sets):
+            permuted = (values.astype(np.uint64) * factor + offset) % (1 << 32)
+            assert found[row, index] == (permuted.min() if len(values) else 0)
+    assert minhash.signatures(*flat()).shape == (0, 6)
+    assert not minhash.signatures(*flat(sets[0])).any()
 
 
 def test_bands_find_pairs_as_often_as_theory_says():
@@ -124,7 +136,7 @@ def test_bands_find_pairs_as_often_as_theory_says():
     for _ in range(300):
         union = draw.integers(0, 1 << 32, 400, np.uint32)
         pair = [np.concatenate([union[:280], part]) for part in np.array_split(union[280:], 2)]  # similarity 0.7
-        keys = minhash.band_keys(np.stack([minhash.signature(values) for values in pair]))
+        keys = minhash.band_keys(minhash.signatures(*flat(*pair)))
         hits += bool((keys[:, 0] == keys[:, 1]).any())
     assert hits / 300 == pytest.approx(collision_probability(0.7, 16, 8), abs=0.08)
 

@@ -3,13 +3,11 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lightning_lm.curation.execution.arrays import LazyArrays, write_arrays
 from lightning_lm.curation.execution.duplicates import add_duplicates
 from lightning_lm.curation.execution.fingerprint import fingerprint_of
 from lightning_lm.curation.execution.progress import Show
@@ -20,9 +18,8 @@ from lightning_lm.curation.reading.reader import Reading
 from lightning_lm.curation.step import Arrays, CorpusStep, PartitionedStep
 from lightning_lm.data.parallel import in_order
 from lightning_lm.errors import DataError
-from lightning_lm.storage import replacing
 
-__all__ = ["Job", "LazyArrays", "Outcome", "result_of", "summaries_of", "write_arrays"]
+__all__ = ["Job", "Outcome", "result_of", "summaries_of"]
 
 _REMEDY = "Finished parts are kept: run it again, with fewer processes (num_workers) if it was memory."
 _ALL_EXAMPLES = 20
@@ -244,43 +241,6 @@ def summaries_of(results: Sequence[TaskResult]) -> list[Arrays]:
         results: Results of the shards.
     """
     return [LazyArrays(result.folder / f"{SUMMARY}.npz") for result in results]
-
-
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays into a file, as a whole or not at all.
-
-    Args:
-        path: The file.
-        arrays: Arrays by name.
-    """
-    with replacing(path) as file:
-        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-
-
-class LazyArrays(Mapping[str, NDArray[Any]]):
-    """Arrays of a file, each read when it is looked up.
-
-    Args:
-        path: File of ``numpy.savez``.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with np.load(path, allow_pickle=False) as file:
-            self._names = list(file.files)
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._names:
-            raise KeyError(name)
-        with np.load(self._path, allow_pickle=False) as file:
-            found: NDArray[Any] = file[name]
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _digest(*parts: Any) -> str:
