@@ -23,6 +23,7 @@ __all__ = [
     "has_targets",
     "logits_in",
     "logits_of",
+    "model_context",
     "num_predictions",
     "row_length",
     "rows_per_device",
@@ -63,19 +64,29 @@ def _is_shifted_pair(batch: Any) -> bool:
 
 
 def row_length(trainer: Trainer, pl_module: LightningModule) -> int | None:
-    """Return the tokens of a row as far as the datamodule or the model's config knows them."""
+    """Return the tokens of a row: those of the datamodule, or as many as the model can see; ``None`` if unknown.
+
+    The rows of rollouts are unknown: they are short beside the context of most published models.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    limit = model_context(pl_module)
+    if hasattr(data, "longest_row"):
+        return min(data.longest_row, limit or data.longest_row) if data.longest_row else None
+    own = getattr(data, "context_length", None)
+    return own if isinstance(own, int) and own > 0 else limit
+
+
+def model_context(pl_module: LightningModule) -> int | None:
+    """Return the tokens that the model sees at most, as far as its config knows them."""
     config = getattr(getattr(pl_module, "model", None), "config", None)
-    lengths = (
-        getattr(trainer.datamodule, "context_length", None),  # type: ignore[attr-defined]
-        getattr(config, "context_length", None),
-        getattr(config, "max_position_embeddings", None),
-    )
+    lengths = (getattr(config, name, None) for name in ("context_length", "max_position_embeddings"))
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def rows_per_device(trainer: Trainer) -> int:
     """Return the rows of a micro-batch, from the datamodule's rows per optimizer step; 1 where it does not say."""
-    rows = int(getattr(trainer.datamodule, "batch_size", None) or 1)  # type: ignore[attr-defined]
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    rows = int(getattr(data, "rows_per_step", None) or getattr(data, "batch_size", None) or 1)
     return max(1, rows // (data_ranks(trainer) * trainer.accumulate_grad_batches))
 
 

@@ -1,6 +1,7 @@
 """Training memory of each device: predicted before training starts, counted after the first step."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_lm.callbacks.batches import row_length, rows_per_device
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models.summary import MemoryEstimate, memory_estimate, readable_bytes
+from lightning_lm.models.summary import MemoryEstimate, cast_bytes, memory_estimate, readable_bytes
 from lightning_lm.modules.activation_checkpointing import blocks_of
 from lightning_lm.modules.gradient_normalization import held_gradients
 from lightning_lm.optim.memory import predicted_state_bytes, tensors_in
@@ -76,7 +77,7 @@ class MemoryReport(LeanHooks, Callback):
         Raises:
             ConfigurationError: If a rank would need more than its device has.
         """
-        self._first_step = trainer.global_step
+        self._first_step, self._gradients = trainer.global_step, 0
         self.predicted, self.measured, self._saved = predicted_memory(trainer, pl_module), None, None
         capacity = self._capacity or capacity_bytes(trainer)
         needed = self.predicted.total + bucket_bytes(trainer)
@@ -95,10 +96,17 @@ class MemoryReport(LeanHooks, Callback):
         if self._saved is not None:
             self._saved.stop()
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Count the gradients of the first step while they are there."""
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the gradients that micro-batches of the first step add up to."""
         if self.measured is None:
-            self._gradients = measured_memory(trainer, pl_module, activations=0).gradients
+            added = _bytes(param.grad for param in pl_module.parameters() if param.grad is not None)
+            self._gradients = max(self._gradients, added)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Count the gradients of the first step that are there after their reduction."""
+        if self.measured is None:
+            held = measured_memory(trainer, pl_module, activations=0).gradients
+            self._gradients = max(self._gradients, held)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -161,7 +169,8 @@ def predicted_memory(trainer: Trainer, pl_module: LightningModule, *, tokens: in
 
     Parameters, gradients and optimizer states are exact, whatever the strategy: parameters are counted as they lie,
     DTensors by the rank's own shard; the ``ownership`` of an optimizer that spreads its state over ranks says what of a
-    parameter is this rank's; a strategy whose ``stage`` is 2 keeps the gradients of these parts only.
+    parameter is this rank's; a strategy whose ``stage`` is 2 keeps the gradients of these parts only. Where gradients
+    are accumulated, and reduced at the end only, they are whole until then.
 
     Args:
         trainer: Source of strategy, optimizers and precision.
@@ -171,14 +180,18 @@ def predicted_memory(trainer: Trainer, pl_module: LightningModule, *, tokens: in
     """
     if tokens is None:
         tokens = (row_length(trainer, pl_module) or 0) * rows_per_device(trainer)
-    gradients: list[Tensor] = [param for param in pl_module.parameters() if param.requires_grad]
-    if getattr(trainer.strategy, "stage", 1) == 2:
-        gradients = [part for param in gradients if (part := _owned(param, trainer.optimizers)) is not None]
+    trained: list[Tensor] = [param for param in pl_module.parameters() if param.requires_grad]
+    if _accumulates(trainer):
+        gradients = sum(map(_unreduced_bytes, trained))
+    elif getattr(trainer.strategy, "stage", 1) == 2:
+        gradients = _bytes(part for param in trained if (part := _owned(param, trainer.optimizers)) is not None)
+    else:
+        gradients = _bytes(trained)
     return MemoryEstimate(
         parameters=_bytes(pl_module.parameters()),
-        gradients=_bytes(gradients),
+        gradients=gradients,
         optimizer_states=sum(_state_bytes(optimizer) for optimizer in trainer.optimizers),
-        activations=_activations(pl_module, tokens, 2 if "16" in str(trainer.precision) else 4),
+        activations=_activations(pl_module, tokens, str(trainer.precision)),
     )
 
 
@@ -276,23 +289,48 @@ def _owned(param: Tensor, optimizers: Iterable[Any]) -> Tensor | None:
     return None
 
 
+def _accumulates(trainer: Trainer) -> bool:
+    """Return whether gradients are added up before they are reduced over ranks."""
+    return trainer.accumulate_grad_batches > 1 and not getattr(trainer.strategy, "reduce_every_micro_batch", False)
+
+
+def _unreduced_bytes(param: Any) -> int:
+    """Return the bytes of a gradient before its reduction: whole, but for the axes that split the matrix itself."""
+    if not hasattr(param, "placements"):
+        return int(param.nbytes)
+    shape: list[int] = list(param.shape)
+    for axis, (name, place) in enumerate(zip(param.device_mesh.mesh_dim_names, param.placements, strict=True)):
+        if place.is_shard() and name != "data_parallel":
+            ranks, rank = param.device_mesh.size(axis), param.device_mesh.get_local_rank(axis)
+            part = math.ceil(shape[place.dim] / ranks)  # as DTensor cuts: equal parts, the last ones shorter or empty
+            shape[place.dim] = max(0, min(part, shape[place.dim] - part * rank))
+    return math.prod(shape) * int(param.element_size())
+
+
 def _state_bytes(optimizer: Any) -> int:
     if hasattr(optimizer, "ownership"):
         return predicted_state_bytes(optimizer.inner, optimizer.ownership.local)
     return predicted_state_bytes(optimizer, local_tensor)
 
 
-def _activations(pl_module: LightningModule, tokens: int, element_bytes: int) -> int:
-    """Estimate what the forward pass keeps; with recomputed layers their inputs, and one layer in full."""
+def _activations(pl_module: LightningModule, tokens: int, precision: str) -> int:
+    """Estimate the most that is kept for the backward pass at once.
+
+    With recomputed layers that is their inputs, and either one layer in full or, at the end of the forward pass, the
+    copies of all trained weights in the cache of autocast.
+    """
+    element_bytes, autocast = 2 if "16" in precision else 4, precision.endswith("mixed")
 
     def of(part: nn.Module) -> int:
-        return memory_estimate(part, tokens, activation_bytes=element_bytes).activations
+        return memory_estimate(part, tokens, activation_bytes=element_bytes, autocast=autocast).activations
 
     blocks = list(blocks_of(pl_module)) if getattr(pl_module, "activation_checkpointing", "none") == "blocks" else []
-    if not blocks:
+    if not blocks or not tokens:
         return of(pl_module)
     inputs = sum(_width(block) for block in blocks) * tokens * element_bytes
-    return inputs + max(of(block) for block in blocks)
+    linear = (part for block in blocks for part in block.modules() if isinstance(part, nn.Linear))
+    cached = cast_bytes(part.weight for part in linear if part.weight.requires_grad) if autocast else 0
+    return inputs + max([cached, *map(of, blocks)])
 
 
 def _width(block: nn.Module) -> int:

@@ -6,7 +6,7 @@ import rich
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 
-from lightning_lm.callbacks.batches import row_length, rows_per_device
+from lightning_lm.callbacks.batches import model_context, row_length, rows_per_device
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.models.summary import ModelDescription, memory_estimate, parameter_table, render
@@ -40,18 +40,20 @@ class LMSummary(LeanHooks, ModelSummary):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table on rank 0; counting FLOPs may need a forward pass, which every rank makes."""
-        length = self._context_length or row_length(trainer, pl_module)
+        rows = row_length(trainer, pl_module)
+        length = self._context_length or rows or model_context(pl_module)
         flops = None if length is None else training_flops_per_token(pl_module, length)
         if not trainer.is_global_zero:
             return
         memory = memory_estimate(
             pl_module,
-            0 if flops is None or length is None else length * rows_per_device(trainer),
+            0 if flops is None else (self._context_length or rows or 0) * rows_per_device(trainer),
             states_per_parameter=_states_per_parameter(trainer),
             activation_bytes=2 if "16" in str(trainer.precision) else 4,
+            autocast=str(trainer.precision).endswith("mixed"),
         )
-        rows = tuple(parameter_table(pl_module))
-        description = ModelDescription(rows=rows, context_length=length, flops_per_token=flops, memory=memory)
+        table = tuple(parameter_table(pl_module))
+        description = ModelDescription(rows=table, context_length=length, flops_per_token=flops, memory=memory)
         rich.get_console().print(render(description))
 
 

@@ -63,7 +63,7 @@ def _tune(namespace: argparse.Namespace) -> None:
     dtype = getattr(torch, namespace.dtype or ("float32" if rehearsal else "bfloat16"))
     tokens = namespace.tokens or (8 if rehearsal else 8192)
     bench = Bench(torch.device("cpu" if rehearsal else "cuda"), dtype, tokens, rehearsal)
-    found = []
+    found, number = [], 0
     with force_backend("triton"):
         _require_kernels(bench.device)
         for operation, dims in targets:
@@ -72,11 +72,12 @@ def _tune(namespace: argparse.Namespace) -> None:
             except torch.OutOfMemoryError as error:
                 reason = str(error).splitlines()[0]
                 raise ConfigurationError(f"{tokens} rows do not fit: {reason} Use fewer --tokens.") from None
-            print(found[-1])
+            print(found[-1], flush=True)
+            if output is not None or not rehearsal:  # one by one: a run that is cut keeps what it has measured
+                number = add_to_table(output or user_table(), found[-1:])
     if rehearsal and output is None:
         print("A rehearsal: nothing is written without --output.")
         return
-    number = add_to_table(output or user_table(), found)
     read = "Runs read it from now on" if output is None else f"{VARIABLE}={output} lets runs read it"
     faster = sum(one.is_faster for one in found)
     print(f"{output or user_table()}: {faster} of {len(found)} are faster, {number} entries in all. {read}.")

@@ -65,6 +65,10 @@ class PreferenceDataModule(ResumableDataModule):
         super().__init__(batch_size=batch_size, loading=loading)
         self._sources = split_sides(train, validation)
         self._given_tokenizer, self.template, self._rows, self._seed = tokenizer, template, rows, seed
+        self.longest_row: int = rows.max_length
+        """Most tokens of a prompt and an answer."""
+        self.rows_per_step = 2 * batch_size
+        """Both answers of each pair of an optimizer step, over all ranks."""
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.train_pairs: PreferencePairs | None = None
         """Training pairs, set by ``setup``."""

@@ -81,6 +81,8 @@ class PromptDataModule(LightningDataModule):
         self._max_prompt_tokens = max_prompt_tokens
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.batch_size = batch_size
+        self.longest_row: int | None = None
+        """Length of a row of training: unknown before completions are sampled."""
         self._train: PromptStream | LeveledPrompts | None = None
         self._validation: PromptStream | None = None
         self._taken_at = -1

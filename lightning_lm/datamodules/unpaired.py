@@ -70,6 +70,8 @@ class UnpairedDataModule(ResumableDataModule):
             )
         self._sources = split_sides(train, validation)
         self._given_tokenizer, self._template, self._rows, self._seed = tokenizer, template, rows, seed
+        self.longest_row: int = rows.max_length
+        """Most tokens of a prompt and a completion."""
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self._validation: UnpairedStream | None = None
 

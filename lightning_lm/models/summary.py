@@ -1,10 +1,11 @@
 """Cost of a model: parameters by role, FLOPs per token, and the memory of a training step."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_lm.models.attention import SelfAttention
 from lightning_lm.models.config import ModelConfig
@@ -19,6 +20,7 @@ __all__ = [
     "ModelDescription",
     "ParameterRow",
     "attention_shapes",
+    "cast_bytes",
     "describe",
     "flops_per_token",
     "memory_estimate",
@@ -161,7 +163,12 @@ def flops_per_token(model: nn.Module | ModelConfig, context_length: int, *, caus
 
 
 def memory_estimate(
-    model: nn.Module, tokens: int, *, states_per_parameter: float = 2.0, activation_bytes: int = 4
+    model: nn.Module,
+    tokens: int,
+    *,
+    states_per_parameter: float = 2.0,
+    activation_bytes: int = 4,
+    autocast: bool = False,
 ) -> MemoryEstimate:
     """Return roughly what a training step holds at its peak.
 
@@ -174,17 +181,30 @@ def memory_estimate(
         tokens: Tokens of a micro-batch on one device.
         states_per_parameter: Copies the optimizer keeps: 2 for AdamW, 1 for Muon or momentum, 0 for plain SGD.
         activation_bytes: Bytes of an activation: 2 under bf16 autocast.
+        autocast: Count with the activations the copies of float32 weights that the backward pass needs.
     """
     trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     roles = _roles_by_weight(model)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    outputs = sum(module.out_features for module in linear if roles[id(module.weight)] not in ("head", "embedding"))
+    inner = [module for module in linear if roles[id(module.weight)] not in ("head", "embedding")]
+    outputs = sum(module.out_features for module in inner)
+    copies = cast_bytes(module.weight for module in inner) if autocast and tokens else 0
     return MemoryEstimate(
         parameters=sum(parameter.nbytes for parameter in model.parameters()),
         gradients=trainable,
         optimizer_states=round(states_per_parameter * trainable),
-        activations=2 * outputs * tokens * activation_bytes,
+        activations=2 * outputs * tokens * activation_bytes + copies,
     )
+
+
+def cast_bytes(weights: Iterable[Tensor]) -> int:
+    """Return the size of the copies that autocast makes of float32 weights, one of each, in two bytes a number.
+
+    Args:
+        weights: Weights of linear layers.
+    """
+    copied = {id(weight): weight for weight in weights if weight.dtype == torch.float32}
+    return 2 * sum(weight.numel() for weight in copied.values())
 
 
 def describe(model: nn.Module, context_length: int, *, rows: int = 1) -> ModelDescription:
@@ -227,10 +247,13 @@ def _caption(description: ModelDescription) -> str:
     parts = {"parameters": memory.parameters, "gradients": memory.gradients, "optimizer": memory.optimizer_states}
     if flops is None:
         first = "FLOPs not counted: the module takes no token ids, or the length of its rows is unknown"
-        total = f"{readable_bytes(memory.total)} without activations"
     else:
         first = f"{_short(flops)}FLOPs per trained token at context {description.context_length}"
-        total, parts["activations"] = readable_bytes(memory.total), memory.activations
+    total = readable_bytes(memory.total)
+    if memory.activations:
+        parts["activations"] = memory.activations
+    else:
+        total += " without activations"
     return f"{first}\nabout {total}: {', '.join(f'{name} {readable_bytes(size)}' for name, size in parts.items())}"
 
 

@@ -7,10 +7,15 @@ path that scales is taken. Beside it stand the largest error of results and grad
 memory beyond the inputs. A provider that fails is a line with its failure. Then come the goals: what was reached, and
 whether that is enough.
 
-Each finished operation is a line of ``<output>.jsonl``; ``--resume`` goes on after the last one. Without a GPU shapes
-are small and times mean nothing: that is to see that everything runs.
+Each finished operation is a line of ``<output>.jsonl``; ``--resume`` goes on after the last one. One size of every
+operation comes before the second of any, so that a run that is cut has seen all. Without a GPU shapes are small and
+times mean nothing: that is to see that everything runs.
+
+``--correct`` compares with float64 alone: ours beside eager torch, once, and exit status 1 if a result or a gradient of
+ours has failed, or is further off than one percent and twice what torch is.
 
     python tests/benchmarks/bench_kernels.py --output tests/benchmarks/results/kernels.json
+    python tests/benchmarks/bench_kernels.py --correct
     python tests/benchmarks/bench_kernels.py --only "rms_norm*" "linear_*" --rounds 5
 """
 
@@ -19,7 +24,9 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -192,11 +199,44 @@ def device_name() -> str:
 
 def chosen(arguments: argparse.Namespace, done: dict[str, Any]) -> list[Case]:
     patterns = [pattern if "*" in pattern else f"{pattern} *" for pattern in arguments.only]
-    every = [case for case in cases() if any(fnmatchcase(case.name, pattern) for pattern in patterns)]
+    every = sizes_in_turn(case for case in cases() if any(fnmatchcase(case.name, pattern) for pattern in patterns))
+    if arguments.correct:
+        every = [replace(case, providers=ours_and_torch(case), goals=()) for case in every]
     if not every:
         names = ", ".join(sorted({case.name.split()[0] for case in cases()}))
         raise SystemExit(f"--only {' '.join(arguments.only)} names no operation; there are {names}.")
     return [case for case in every if case.name not in done]
+
+
+def sizes_in_turn(every: Iterable[Case]) -> list[Case]:
+    """Return the first size of each operation, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for case in every:
+        operation = case.name.rpartition(" ")[0]
+        turns.append((seen[operation], case))
+        seen[operation] += 1
+    return [case for _, case in sorted(turns, key=lambda turn: turn[0])]
+
+
+def ours_and_torch(case: Case) -> dict[str, Callable[..., Any]]:
+    return {name: function for name, function in case.providers.items() if name in ("ours", "torch")}
+
+
+TOLERANCE = 0.01
+"""Error over the norm of the exact result that rounding to bfloat16 explains; torch's own may be larger."""
+
+
+def wrong(found: dict[str, dict[str, Any]]) -> str | None:
+    """Return what is wrong with ours beside float64 and torch, or ``None``."""
+    ours, limits = found["ours"], found.get("torch", {}).get("relative_errors", [])
+    if "failed" in ours:
+        return str(ours["failed"])
+    for number, error in enumerate(ours.get("relative_errors", ())):
+        limit = max(TOLERANCE, 2 * limits[number] if number < len(limits) else 0.0)
+        if not error <= limit:
+            return f"number {number} is off by {error:g}, allowed {limit:g}"
+    return None
 
 
 def parse() -> argparse.Namespace:
@@ -204,15 +244,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where the record goes; printed only where left out")
     parser.add_argument("--only", nargs="+", default=["*"], help="names of operations, or patterns of whole names")
     parser.add_argument("--resume", action="store_true", help="skip what is in <output>.jsonl")
+    parser.add_argument("--correct", action="store_true", help="compare with float64 only, once; fail if ours is wrong")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=20 if ON_GPU else 1)
     arguments = parser.parse_args()
     if arguments.resume and not arguments.output:
         parser.error("--resume needs --output.")
+    if arguments.correct:
+        arguments.rounds = arguments.repetitions = 1
     return arguments
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse()
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch.manual_seed(0)
@@ -243,7 +286,11 @@ def main() -> None:
         write_record(
             arguments.output, command=shlex.join(["python", *sys.argv]), results={**dry, "ceilings": ceiling, **results}
         )
+    faults = {case.name: wrong(results[case.name]) for case in work} if arguments.correct else {}
+    for name, fault in faults.items():
+        print(f"{name}: {'correct' if fault is None else f'WRONG: {fault}'}")
+    return int(any(faults.values()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -242,8 +242,8 @@ def main() -> None:
         print(table(name, results[name]), flush=True)
         if ON_GPU:
             torch.cuda.empty_cache()
-    if arguments.output:
-        write_record(arguments.output, command=shlex.join(["python", *sys.argv]), results=results)
+        if arguments.output:  # after each model: a run that is cut keeps the first
+            write_record(arguments.output, command=shlex.join(["python", *sys.argv]), results=results)
 
 
 if __name__ == "__main__":

@@ -55,41 +55,40 @@ step() { # name, budget in seconds, command...
   esac
 }
 
-missing="$("$python" - <<'PYTHON'
-import importlib.util
-names = ("torch", "lightning", "jsonargparse", "jaxtyping", "numpy", "yaml", "rich", "tqdm")
+missing="$("$python" - "$root/pyproject.toml" <<'PYTHON'
+import importlib.util, re, sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    needed = tomllib.load(file)["project"]["dependencies"]
+names = (re.match(r"\w+", requirement)[0] for requirement in needed)  # modules of the same names
 print(*(name for name in names if importlib.util.find_spec(name) is None))
 PYTHON
-)"
+)" || { echo "$python does not run; name another one, from 3.11 on: PYTHON=/path/to/python3 bash $0" >&2 && exit 2; }
 if [ -n "$missing" ] && [ -z "$wheels" ]; then
   echo "missing: $missing. Give their wheels: --wheels FOLDER (pip download -d FOLDER lightning-lm)" >&2
   exit 2
 elif [ -n "$missing" ]; then
-  missing="${missing/yaml/pyyaml}"
   # shellcheck disable=SC2086
   step install 90 "$python" -m pip install --no-index --find-links "$wheels" $missing
 fi
 
-checks() { echo "$python $here/bench_gpu_checks.py $1 --output $output/$1.json"; }
-record() { echo "--output $output/$1.json"; }
+check() { step "$1" "$2" "$python" "$here/bench_gpu_checks.py" "$1" --output "$output/$1.json"; } # name, budget
 if [ -n "$dry" ]; then
-  few="--only rms_norm* linear_cross* --rounds 1"
-  step correct 300 "$python" "$here/bench_kernels.py" $few --repetitions 1 $(record correct)
-  step training 300 "$python" "$here/bench_training_kernels.py" --models 124M --rounds 1 --steps 1 $(record training)
+  step correct 300 "$python" "$here/bench_kernels.py" --correct --only "rms_norm*" "linear_cross*" --output "$output/correct.json"
+  step training 300 "$python" "$here/bench_training_kernels.py" --models 124M --rounds 1 --steps 1 --output "$output/training.json"
   step tune 300 "$python" -m lightning_lm.cli kernels tune rms_norm:64 --interpret --output "$output/tables.json"
   # One process for all checks: to import torch takes longer than they do.
-  step checks 400 "$python" "$here/bench_gpu_checks.py" swap fp16 generate grpo nccl --small $(record checks)
+  step checks 400 "$python" "$here/bench_gpu_checks.py" swap fp16 generate grpo nccl --small --output "$output/checks.json"
 else
-  step report 30 "$python" -m lightning_lm.cli kernels report
-  step correct 90 "$python" "$here/bench_kernels.py" --rounds 1 --repetitions 2 $(record correct)
-  step swap 60 $(checks swap)
-  step kernels 150 "$python" "$here/bench_kernels.py" $(record kernels)
-  step training 150 "$python" "$here/bench_training_kernels.py" --rounds 2 --steps 5 $(record training)
+  step report 60 "$python" -m lightning_lm.cli kernels report
+  step correct 90 "$python" "$here/bench_kernels.py" --correct --output "$output/correct.json"
+  check swap 60
+  step kernels 150 "$python" "$here/bench_kernels.py" --rounds 2 --output "$output/kernels.json"
+  step training 150 "$python" "$here/bench_training_kernels.py" --rounds 2 --steps 5 --output "$output/training.json"
   step tune 60 "$python" -m lightning_lm.cli kernels tune --output "$output/tables.json"
-  step fp16 40 $(checks fp16)
-  step generate 40 $(checks generate)
-  step grpo 40 $(checks grpo)
-  step nccl 60 $(checks nccl)
+  check fp16 40
+  check generate 40
+  check grpo 40
+  check nccl 60
 fi
 echo "$((failures)) of the steps did not pass; records and logs: $output"
 [ "$failures" -eq 0 ]

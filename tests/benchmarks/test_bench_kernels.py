@@ -44,6 +44,37 @@ def test_a_dry_run_records_every_provider_and_goes_on_where_it_stopped(tmp_path,
     assert "backward_ms" not in results["linear_nll 16x32x96"]["ours"]
 
 
+def test_an_operation_is_wrong_only_beside_what_torch_itself_rounds():
+    from bench_kernels import sizes_in_turn, wrong
+    from kernel_cases import Case
+    from kernel_goals import Work
+
+    errors = {"torch": {"relative_errors": [1e-3, 0.04]}}
+    assert wrong({"ours": {"relative_errors": [9e-3, 0.07]}, **errors}) is None
+    assert wrong({"ours": {"relative_errors": [9e-3, 0.09]}, **errors}) == "number 1 is off by 0.09, allowed 0.08"
+    assert wrong({"ours": {"relative_errors": [0.011]}, "torch": {"failed": "no memory"}}) is not None
+    assert "off by nan" in wrong({"ours": {"relative_errors": [float("nan")]}, **errors})
+    assert wrong({"ours": {"failed": "RuntimeError: launch"}, **errors}) == "RuntimeError: launch"
+    named = [
+        Case(name, list, {}, list, Work("bytes", 1.0)) for name in ("norm 8", "norm 16", "rope 4", "norm 32", "rope 8")
+    ]
+    assert [case.name for case in sizes_in_turn(named)] == ["norm 8", "rope 4", "norm 16", "rope 8", "norm 32"]
+
+
+def test_a_check_against_float64_fails_if_ours_does(tmp_path, bench, monkeypatch):
+    import bench_kernels
+    from kernel_cases import cases
+
+    record = tmp_path / "correct.json"
+    assert "relu_squared 8x96: correct" in bench("--correct", "--only", "relu_squared", "--output", record)
+    assert {"ours", "torch", "goals"} == set(json.loads(record.read_text())["results"]["relu_squared 8x96"])
+    (case,) = (one for one in cases() if one.name.startswith("relu_squared"))
+    case.providers["ours"] = lambda x: 1.02 * torch.relu(x).square()
+    monkeypatch.setattr(bench_kernels, "cases", lambda: [case])
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--correct"])
+    assert bench_kernels.main() == 1
+
+
 def test_a_name_that_is_none_is_refused_with_those_that_are(bench, capsys):
     with pytest.raises(SystemExit) as refused:
         bench("--only", "rsm_norm")

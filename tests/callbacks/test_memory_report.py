@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import json
+from itertools import accumulate
 
 import pytest
 import rich
@@ -9,11 +11,13 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_lm.callbacks import MemoryReport
 from lightning_lm.callbacks.memory_report import SavedActivations
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import TransformerConfig, parameter_roles
+from lightning_lm.models.summary import cast_bytes
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import SGD, AdamW, CombinedOptimizer, Muon
 from lightning_lm.optim.memory import predicted_state_bytes, tensors_in
@@ -147,6 +151,46 @@ def test_recomputed_layers_keep_less(trainer_with, loader_of, batches_of, consol
     assert 1 / 2 < found["none"].predicted.activations / found["none"].measured.activations < 2
     # What is computed again in the backward pass, one layer at a time, is predicted; it is not there after the forward.
     assert found["blocks"].predicted.activations > found["blocks"].measured.activations
+
+
+WIDE = TransformerConfig(vocab_size=64, d_model=128, num_layers=6, context_length=8)
+
+
+def most_allocated(module, *, cache, path):
+    """Return the most bytes that a forward pass under autocast allocated at once."""
+    ids = torch.zeros(1, 8, dtype=torch.long)
+
+    def forward():
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            return module.model.hidden(ids)
+
+    forward()  # what is made once and kept is no part of it
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        forward()
+    profiler.export_chrome_trace(str(path))
+    events = (event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]")
+    return max(accumulate(event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])))
+
+
+@pytest.mark.parametrize("what", ["none", "blocks"])
+def test_copies_of_weights_under_autocast_are_counted(what, trainer_with, loader_of, batches_of, console, tmp_path):
+    """Few tokens in a wide model: the copies are nearly all that is kept."""
+    report = MemoryReport()
+    module = PretrainModule(WIDE, activation_checkpointing=what)
+    data = Data(batches_of([(1, 9)] * 2, vocab_size=64), loader_of)
+    data.batch_size = 2  # one row in each micro-batch
+    trainer_with(report, max_steps=1, accumulate_grad_batches=2, precision="bf16-mixed").fit(module, data)
+    found = most_allocated(module.train(), cache=True, path=tmp_path / "trace.json")
+    assert report.predicted.activations == pytest.approx(found, rel=0.1)
+    if what == "blocks":
+        alone = most_allocated(module, cache=False, path=tmp_path / "trace.json")
+        assert found - alone == pytest.approx(cast_bytes(linear_weights(module.model.layers)), rel=0.05)
+    else:
+        assert report.predicted.activations == pytest.approx(report.measured.activations, rel=0.35)
+
+
+def linear_weights(module):
+    return [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
 
 
 def test_what_does_not_fit_is_an_error_before_the_first_step(trainer_with, loader_of, batches_of):
