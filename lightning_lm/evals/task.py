@@ -42,7 +42,7 @@ class Task(Part, abc.ABC):
         name: Name in results and logs.
     """
 
-    name: str
+    name: str = dataclasses.field(kw_only=False)
 
     @property
     def main_metric(self) -> str:

@@ -3,7 +3,7 @@ r"""Ways to find the final answer in a solution: after ``####``, in a box or tag
 
 import re
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from typing_extensions import override
 
@@ -86,7 +86,7 @@ class AnswerPattern(AnswerExtractor):
         ConfigurationError: If the expression is faulty.
     """
 
-    pattern: str
+    pattern: str = field(kw_only=False)
     last: bool = False
 
     def __post_init__(self) -> None:

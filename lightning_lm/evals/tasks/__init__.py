@@ -11,6 +11,8 @@ from lightning_lm.evals.tasks.programs import MBPP, HumanEval
 from lightning_lm.evals.tasks.questions import GSM8K, MATH, TriviaQA
 from lightning_lm.evals.tasks.record_task import RecordTask
 from lightning_lm.evals.tasks.registry import by_name, names, task_from_yaml
+from lightning_lm.evals.tasks.standard_library import DocsChoice, DocsCloze
+from lightning_lm.evals.tasks.synthetic import Arithmetic, Reverse
 from lightning_lm.evals.tasks.texts import LAMBADA, WikiText
 from lightning_lm.evals.tasks.verdicts import AnswerCheck, Check, RewardCheck, SameAnswer, SameText, SameValue, Verdict
 
@@ -23,10 +25,13 @@ __all__ = [
     "MMLU",
     "PIQA",
     "AnswerCheck",
+    "Arithmetic",
     "BoolQ",
     "Check",
     "ChoiceTask",
     "ContinuationTask",
+    "DocsChoice",
+    "DocsCloze",
     "FirstShots",
     "GenerationTask",
     "HellaSwag",
@@ -36,6 +41,7 @@ __all__ = [
     "PerplexityTask",
     "RandomShots",
     "RecordTask",
+    "Reverse",
     "RewardCheck",
     "SameAnswer",
     "SameText",

@@ -17,6 +17,8 @@ from lightning_lm.evals.tasks.multiple_choice import ARC, PIQA, BoolQ, HellaSwag
 from lightning_lm.evals.tasks.programs import MBPP, HumanEval
 from lightning_lm.evals.tasks.questions import GSM8K, MATH, TriviaQA
 from lightning_lm.evals.tasks.record_task import RecordTask
+from lightning_lm.evals.tasks.standard_library import DocsChoice, DocsCloze
+from lightning_lm.evals.tasks.synthetic import Arithmetic, Reverse
 from lightning_lm.evals.tasks.texts import LAMBADA, WikiText
 
 __all__ = ["by_name", "names", "task_from_yaml"]
@@ -27,7 +29,10 @@ _TASKS: dict[str, tuple[Callable[[], Task], str]] = {
         "science questions of school examinations, the hard ones",
     ),
     "arc_easy": (functools.partial(ARC, name="arc_easy", subset=("ARC-Easy",)), "the easy ones"),
+    "arithmetic": (Arithmetic, "sums, differences and products, 3 examples; needs no data"),
     "boolq": (BoolQ, "questions about a passage, yes or no"),
+    "docs_choice": (DocsChoice, "the description of a function of Python's library, of four; needs no data"),
+    "docs_cloze": (DocsCloze, "the last word of such a description; needs no data"),
     "gsm8k": (GSM8K, "word problems of grade school, 5 examples"),
     "hellaswag": (HellaSwag, "the likeliest of four endings"),
     "humaneval": (HumanEval, "Python functions from docstrings, run in the sandbox"),
@@ -38,6 +43,7 @@ _TASKS: dict[str, tuple[Callable[[], Task], str]] = {
     "mmlu_pro": (MMLUPro, "questions with ten choices, answered with reasoning, 5 examples"),
     "openbookqa": (OpenBookQA, "elementary science facts, four choices"),
     "piqa": (PIQA, "the way that reaches a goal, of two"),
+    "reverse": (Reverse, "numbers to reverse; needs no data"),
     "triviaqa": (TriviaQA, "trivia questions without documents"),
     "wikitext": (WikiText, "perplexity of articles of Wikipedia"),
     "winogrande": (WinoGrande, "the name that fills a gap, of two"),
@@ -49,14 +55,14 @@ def names() -> dict[str, str]:
     return {name: description for name, (_, description) in sorted(_TASKS.items())}
 
 
-def by_name(name: str, *, data: str | None = None, shots: int | None = None, **settings: Any) -> Task:
+def by_name(name: str, *, data: str | Path | None = None, shots: int | None = None, **settings: Any) -> Task:
     """Return a task that comes with the package, or the one that a YAML file describes.
 
     Args:
         name: One of `names`, or the path of a YAML file.
         data: Folder with the task's data, or with a folder for each task.
         shots: Number of examples before each question; by default the task's own.
-        **settings: Fields of the task to replace, such as ``split`` or ``num_samples``.
+        **settings: Fields of the task to replace, such as ``split``, ``vote`` or ``num_samples`` (also ``samples``).
 
     Raises:
         ConfigurationError: If there is no such task, or it has no such field.
@@ -74,6 +80,8 @@ def by_name(name: str, *, data: str | None = None, shots: int | None = None, **s
             "your own by its path."
         )
     given: dict[str, Any] = {} if data is None else {"data": str(data)}
+    if "samples" in settings:
+        settings["num_samples"] = settings.pop("samples")
     if shots is not None:
         own = getattr(task, "shots", FirstShots())
         given["shots"] = dataclasses.replace(own, num=shots)
