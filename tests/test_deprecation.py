@@ -38,3 +38,27 @@ def test_a_name_that_moved_to_another_package_is_found_there():
     get = renamed_exports("lightning_lm.models", {"Mean": "lightning_lm.functional.TokenMean"}, until="0.3")
     with pytest.warns(DeprecationWarning, match=r"models\.Mean is now lightning_lm\.functional\.TokenMean"):
         assert get("Mean").__name__ == "TokenMean"
+
+
+def call_what_is_deprecated(module, category):
+    try:
+        exec(
+            "import warnings; warnings.warn('old', category, stacklevel=1)", {"__name__": module, "category": category}
+        )
+    except (DeprecationWarning, FutureWarning):
+        return "refused"
+    return "shown"
+
+
+CALLERS = [
+    "lightning_lm.modules.pretrain",
+    "lightning_lm.callbacks.lora",
+    "lightning_lm.strategies",
+    "lightning_lm.cli",
+]
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning])
+def test_deprecated_calls_of_ours_are_errors(category):
+    for module in CALLERS:
+        assert call_what_is_deprecated(module, category) == "refused"

@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 import types
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -178,6 +179,8 @@ def _tail(log: Path, size: int = 4000) -> str:
 def _serve(rank: int, size: int, pipe: Connection, log: Path) -> None:
     """Answer calls until told to leave. Interpreters that used gloo may abort at their exit, so none takes place."""
     _redirect(log)
+    for category in (DeprecationWarning, FutureWarning):  # as in pyproject.toml: our own calls
+        warnings.filterwarnings("error", category=category, module="lightning_lm")
     try:
         worked, content = True, _join(rank, size, pipe)
     except BaseException:  # noqa: BLE001  it is told to the session

@@ -33,6 +33,18 @@ def test_ranks_work_together_and_answer_in_order(ranks, size):
     assert all(total == 10 * size * (size + 1) / 2 + 1 for _, total in found)
 
 
+def call_what_is_deprecated(category):
+    exec(
+        "import warnings; warnings.warn('old', category)", {"__name__": "lightning_lm.callbacks", "category": category}
+    )
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning])
+def test_deprecated_calls_of_ours_are_errors_on_ranks_too(ranks, category):
+    with pytest.raises(WorkerError, match=f"raised {category.__name__}: old"):
+        ranks(1).run(call_what_is_deprecated, category)
+
+
 def process_id():
     os.environ["LEFT_BEHIND"] = "1"
     return os.getpid()
