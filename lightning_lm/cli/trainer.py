@@ -17,7 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
 from lightning_lm import __version__
 from lightning_lm.callbacks.formatting import number
@@ -34,6 +34,7 @@ from lightning_lm.cli.run_record import own_folder, recorded
 from lightning_lm.datamodules import TextDataModule
 from lightning_lm.errors import CheckpointError, ConfigurationError, LightningLMError, RunStopped, UsageError
 from lightning_lm.modules import PretrainModule
+from lightning_lm.modules.checkpoint_files import reads_only_stock, refusal
 from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.signals import stop_signals
 from lightning_lm.parts import Limit, check_numbers
@@ -289,13 +290,8 @@ def _require_readable(path: str | None, strategy: Strategy) -> None:
     Raises:
         CheckpointError: If it would.
     """
-    reads_itself = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
-    if path and reads_itself and is_sharded(path) and not is_stock(path):
-        raise CheckpointError(
-            f"{path} is a folder that a strategy of this package saved, and {type(strategy).__name__} of Lightning "
-            f"reads only its own. Make a file of it with lightning-lm consolidate {path}, and give that; or resume "
-            "with --trainer.strategy ShardedModelStrategy, zero1 or zero2."
-        )
+    if path and reads_only_stock(strategy) and is_sharded(path) and not is_stock(path):
+        raise refusal(path, strategy)
 
 
 def _hush() -> None:

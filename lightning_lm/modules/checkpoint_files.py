@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 from lightning_lm.errors import CheckpointError
-from lightning_lm.storage import replacing, system_error
+from lightning_lm.storage import SHARDED_DIGESTS, replacing, system_error
 
-__all__ = ["replacing_checkpoint", "save_to_files"]
+__all__ = ["reads_only_stock", "refusal", "replacing_checkpoint", "save_to_files"]
 
 
 class _FileCheckpointIO(TorchCheckpointIO):
@@ -71,6 +72,46 @@ def save_to_files(trainer: Trainer) -> None:
     """
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = _FileCheckpointIO()
+    if reads_only_stock(trainer.strategy):
+        _refuse_folders(trainer.strategy)
+
+
+def reads_only_stock(strategy: Strategy) -> bool:
+    """Return whether a strategy reads folders by itself, without its plugin, and only those of Lightning's kind.
+
+    Args:
+        strategy: Strategy of the run.
+    """
+    stock = (
+        FSDPStrategy.load_checkpoint,
+        ModelParallelStrategy.load_checkpoint,
+    )
+    return type(strategy).load_checkpoint in stock  # ours derive from one, and have their own
+
+
+def refusal(path: str | Path, strategy: Strategy) -> CheckpointError:
+    """Return the error for a folder of this package that a strategy of Lightning cannot read.
+
+    Args:
+        path: The folder.
+        strategy: Strategy of the run.
+    """
+    return CheckpointError(
+        f"{path} is a folder that a strategy of this package saved, and {type(strategy).__name__} of Lightning reads "
+        f"only its own. Make a file of it with lightning-lm consolidate {path}, and give that; or resume with another "
+        "strategy: --trainer.strategy ShardedModelStrategy, zero1 or zero2 (in Python Trainer(strategy=...))."
+    )
+
+
+def _refuse_folders(strategy: Strategy) -> None:
+    load = type(strategy).load_checkpoint
+
+    def checked(path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if (Path(path) / SHARDED_DIGESTS).is_file():
+            raise refusal(path, strategy)
+        return load(strategy, path, *args, **kwargs)
+
+    setattr(strategy, "load_checkpoint", checked)  # noqa: B010  of this instance
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from lightning_lm.storage.archives import check_archive
 from lightning_lm.storage.cache import cache_folder
-from lightning_lm.storage.digests import DIGESTS, check_digests, file_state, write_digests
+from lightning_lm.storage.digests import DIGESTS, SHARDED_DIGESTS, check_digests, file_state, write_digests
 from lightning_lm.storage.folders import INDEX, SINGLE, TOKENIZER_FILES, filling
 from lightning_lm.storage.lock import held, in_turn, lock_file, locked, remove_abandoned
 from lightning_lm.storage.remembered import is_remembered, remember
@@ -23,6 +23,7 @@ __all__ = [
     "DEMOS",
     "DIGESTS",
     "INDEX",
+    "SHARDED_DIGESTS",
     "SINGLE",
     "SWITCH",
     "TOKENIZER_FILES",

@@ -9,9 +9,11 @@ from lightning_lm.errors import CheckpointError
 from lightning_lm.storage.replacing import replacing
 from lightning_lm.storage.switch import SWITCH, verifies
 
-__all__ = ["DIGESTS", "check_digests", "file_state", "write_digests"]
+__all__ = ["DIGESTS", "SHARDED_DIGESTS", "check_digests", "file_state", "write_digests"]
 
 DIGESTS = "SHA256SUMS"
+SHARDED_DIGESTS = "digests.json"
+"""Of the folder that the strategies of this package save; Lightning's have none."""
 """Name of the file: one line a file, its SHA-256 and its name."""
 _PIECE = 1 << 20
 

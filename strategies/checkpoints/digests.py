@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lm.errors import CheckpointError
-from lightning_lm.storage import SWITCH, verifies
+from lightning_lm.storage import SHARDED_DIGESTS, SWITCH, verifies
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["FILE", "as_file", "check_folder", "digests_of", "take_as_sound"]
 
-FILE = "digests.json"
+FILE = SHARDED_DIGESTS
 """Name of the file in the folder."""
 _VERSION = 1
 _sound: set[tuple[str, int, int, int]] = set()

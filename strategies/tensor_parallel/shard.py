@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -23,7 +24,16 @@ from lightning_lm.protocols import LanguageModel
 from lightning_lm.strategies.tensor_parallel.plan import check_covered, check_divides, read_plan
 from lightning_lm.strategies.tensor_parallel.split import Region, split_modules
 
-__all__ = ["Layout", "check_model", "gathered", "models_of", "set_synchronised", "shard_model", "shard_over_data"]
+__all__ = [
+    "Layout",
+    "check_model",
+    "gathered",
+    "models_of",
+    "say_what_travels",
+    "set_synchronised",
+    "shard_model",
+    "shard_over_data",
+]
 
 
 class Layout(NamedTuple):
@@ -55,6 +65,27 @@ def check_model(module: LightningModule, precision: Precision) -> None:
             f"{type(module).__name__} was made on the meta device, and ranks would draw its initial weights by "
             "themselves. Build it for real in configure_model; each rank keeps its share only."
         )
+
+
+def say_what_travels(module: LightningModule, precision: Precision) -> None:
+    """Tell that ranks exchange float32 under ``bf16-mixed``, and what halves the bytes.
+
+    Args:
+        module: Configured, sharded by the user or not yet.
+        precision: Precision of the run.
+    """
+    if precision.precision != "bf16-mixed":
+        return
+    remedy = "--trainer.precision bf16-true halves the bytes, and rounds the weights"
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        remedy = (
+            "fully_shard(..., mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)), if configure_model lacks "
+        )
+        remedy += "it, halves the bytes, and rounds norms and routers too"
+    rank_zero_info(
+        "Under bf16-mixed the ranks exchange parameters and gradients in float32, so that layers that autocast leaves "
+        f"in float32 compute as in one process; {remedy}."
+    )
 
 
 def shard_model(module: LightningModule, mesh: DeviceMesh, layout: Layout, device: torch.device) -> Region | None:

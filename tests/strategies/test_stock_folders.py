@@ -1,5 +1,7 @@
 """Runs go on here from folders that Lightning's own strategies wrote."""
 
+import io
+import logging
 import shutil
 
 import pytest
@@ -13,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from lightning_lm.cli import main
 from lightning_lm.errors import CheckpointError
 from lightning_lm.modules import PretrainModule
+from lightning_lm.modules.checkpoint_files import reads_only_stock
 from lightning_lm.strategies import AtomicCheckpointIO
 
 STEPS, HALF = 6, 3
@@ -119,10 +122,53 @@ def test_a_stock_strategy_is_not_given_our_folder(ranks, tmp_path, monkeypatch, 
     said = " ".join(capsys.readouterr().err.split())
     assert "ModelParallelStrategy of Lightning reads only its own" in said
     assert "lightning-lm consolidate ours.ckpt" in said
+    assert [reads_only_stock(STRATEGIES[name]()) for name in ("fsdp2", "zero2")] == [False, False]  # ours do read them
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     module, rows = PretrainModule(model_config()), [{"input_ids": torch.ones(1, 4, dtype=torch.int64)}]
     with pytest.raises(CheckpointError, match=r"reads files.*lightning-lm consolidate .*ours\.ckpt"):
         trainer.fit(module, rows, ckpt_path=tmp_path / "ours.ckpt")
+
+
+def resume_with_stock(path):
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    rows = [{"input_ids": torch.ones(1, 4, dtype=torch.int64)}]
+    trainer = trainer_for(strategy, max_steps=2, use_distributed_sampler=False)
+    with pytest.raises(CheckpointError) as refused:
+        trainer.fit(PretrainModule(model_config()), rows, ckpt_path=path)
+    return str(refused.value)
+
+
+def test_a_stock_strategy_in_python_names_what_reads_our_folder(ranks, tmp_path):
+    ranks(1).run(save_ours, tmp_path / "ours.ckpt")
+    (said,) = ranks(1).run(resume_with_stock, tmp_path / "ours.ckpt")
+    assert "ModelParallelStrategy of Lightning reads only its own" in said
+    assert f"lightning-lm consolidate {tmp_path / 'ours.ckpt'}" in said
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_travels_under_mixed_precision_is_said(ranks, sharded):
+    (said, _) = ranks(2).run(train_in_mixed_precision, sharded)
+    remedy = "MixedPrecisionPolicy(param_dtype=torch.bfloat16)" if sharded else "--trainer.precision bf16-true halves"
+    assert said.count("exchange parameters and gradients in float32") == 1
+    assert remedy in said
+
+
+class Sharded(Plain):
+    def configure_model(self):
+        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+def train_in_mixed_precision(sharded):
+    logger, lines = logging.getLogger("lightning.pytorch.utilities.rank_zero"), io.StringIO()
+    handler = logging.StreamHandler(lines)
+    logger.addHandler(handler)
+    try:
+        strategy = STRATEGIES["fsdp2"]()
+        trainer = trainer_for(strategy, max_steps=1, precision="bf16-mixed", use_distributed_sampler=False)
+        trainer.fit(Sharded() if sharded else Plain(), Same(0))
+    finally:
+        logger.removeHandler(handler)
+    return lines.getvalue()
 
 
 def save_ours(path):
