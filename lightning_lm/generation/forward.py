@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import LanguageModel
 
-__all__ = ["CachedForward", "Forward", "PrefixForward", "ReversibleForward", "forward_for", "pass_cost"]
+__all__ = ["CachedForward", "Forward", "PrefixForward", "ReversibleForward", "forward_for", "head_logits", "pass_cost"]
 
 
 class Forward(Protocol):
@@ -121,10 +121,7 @@ class CachedForward:
         if not isinstance(model, LanguageModel):
             return _logits(model(ids, cache=cache))[:, -1]
         # Only the last position goes through the head: all logits of a long prompt may not fit into memory.
-        hidden = model.hidden(ids, cache=cache)[:, -1]
-        logits: Tensor = model.head(hidden)
-        softcap = getattr(model, "logit_softcap", None)
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return head_logits(model, model.hidden(ids, cache=cache)[:, -1])
 
     def step(self, ids: Tensor) -> Tensor:
         """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
@@ -206,6 +203,18 @@ def forward_for(
     if hasattr(model, "make_cache"):
         return CachedForward(model, prompts, max_new_tokens, steps_agree)
     return PrefixForward(model, prompts, max_new_tokens)
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Return the logits [*, vocab] of hidden states [*, d_model].
+
+    Args:
+        model: Meets `lightning_lm.protocols.LanguageModel`.
+        hidden: From ``model.hidden``.
+    """
+    logits: Tensor = model.head(hidden)
+    softcap = getattr(model, "logit_softcap", None)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def _similar_lengths(lengths: Sequence[int], padding: int) -> list[list[int]]:

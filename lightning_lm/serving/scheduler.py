@@ -1,0 +1,221 @@
+"""Which requests the model computes together: continuous batching, and batches that end together for other models."""
+
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_lm.generation.forward import forward_for
+from lightning_lm.generation.prefix_cache import PrefixCache
+from lightning_lm.generation.slots import SlotForward
+from lightning_lm.protocols import Tokenizer
+from lightning_lm.serving.request import GenerationRequest
+from lightning_lm.serving.running import Running, choose, token_logprobs
+
+__all__ = ["ContinuousBatch", "Scheduler", "StaticBatch"]
+
+_TOKENS_OF_A_PASS = {"cpu": 256, "default": 4096}
+"""Tokens of prompts that are read between two decoding steps: more of them delay the rows that are decoded."""
+
+
+class Scheduler(Protocol):
+    """Rows that are decoded together."""
+
+    rows: list[Running]
+
+    def step(self, waiting: "deque[GenerationRequest]") -> None:
+        """Let waiting requests in, read prompts, and append a token to each row.
+
+        Args:
+            waiting: Requests in the order of their arrival; those that are let in are taken out.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop keys and values that were computed with earlier weights; there are no rows."""
+        ...
+
+
+class ContinuousBatch:
+    """Rows join and leave at every step.
+
+    Prompts are read in passes of bounded size between two decoding steps, so that a long prompt does not stop the rows
+    that are being decoded. Rows stand in the cache in the order: decoded ones, then at most one whose prompt is partly
+    read.
+
+    Args:
+        model: Passes `lightning_lm.generation.slots.supports_slots`.
+        tokenizer: That of the model.
+        max_rows: Most rows of the batch.
+        prefix_bytes: Memory for the beginnings of earlier prompts. Bytes; 0 for none.
+    """
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_rows: int, prefix_bytes: int) -> None:
+        self._tokenizer, self._max_rows = tokenizer, max_rows
+        self._forward = SlotForward(model)
+        device = model.head.weight.device.type
+        self._pass_tokens = _TOKENS_OF_A_PASS.get(device, _TOKENS_OF_A_PASS["default"])
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.rows: list[Running] = []
+
+    def step(self, waiting: "deque[GenerationRequest]") -> None:
+        """Let waiting requests in, read prompts up to the bound, and append a token to each row."""
+        self._drop_finished()
+        self._read(self._group(waiting))
+        self._drop_finished()
+        decoded = [row for row in self.rows if row.row.token_ids]
+        if decoded:
+            logits = self._forward.step([row.newest for row in decoded])
+            choose(decoded, logits, self._tokenizer.vocab_size)
+            self._drop_finished()
+
+    def forget(self) -> None:
+        """Drop keys and values that were computed with earlier weights."""
+        self.prefixes.clear()
+
+    def _group(self, waiting: "deque[GenerationRequest]") -> list[Running]:
+        """Return the rows whose prompts are read next, as far as a pass reaches; all but a lone one to their end.
+
+        Equal beginnings wait for each other, so that the second finds the first in the prefix cache.
+        """
+        if self.rows and not self.rows[-1].row.token_ids:
+            return [self.rows[-1]]
+        group: list[Running] = []
+        beginnings: set[tuple[int, ...]] = set()
+        longest = 0
+        while waiting and len(self.rows) < self._max_rows:
+            request = waiting[0]
+            beginning = self.prefixes.first_block(request.prompt_ids)
+            blocks = [] if request.prompt_logprobs else self.prefixes.find(request.prompt_ids)
+            known = len(blocks) * self.prefixes.block_size
+            longest = max(longest, len(request.prompt_ids) - known)
+            if group and (
+                beginning in beginnings or known != group[0].num_read or (len(group) + 1) * longest > self._pass_tokens
+            ):
+                break
+            if beginning is not None:
+                beginnings.add(beginning)
+            group.append(self._admit(waiting.popleft(), blocks, known))
+        return group
+
+    def _admit(self, request: GenerationRequest, blocks: list[Any], known: int) -> Running:
+        row = Running(request, self._tokenizer)
+        if known:
+            self._forward.restore(len(self.rows), blocks)
+        row.num_read = known
+        self.rows.append(row)
+        return row
+
+    def _read(self, group: Sequence[Running]) -> None:
+        """Read on in the prompts of the last rows; choose the first token of those that are read."""
+        if not group:
+            return
+        parts = [row.request.prompt_ids[row.num_read :][: self._pass_tokens] for row in group]
+        hidden = self._forward.read(len(self.rows) - len(group), parts)
+        for row, part, states in zip(group, parts, hidden, strict=True):
+            self._score_prompt(row, states[: len(part)])
+            row.num_read += len(part)
+        read = [place for place, row in enumerate(group) if row.num_read == len(row.request.prompt_ids)]
+        if read:
+            self._store(group, read)
+            last = torch.stack([hidden[place, len(parts[place]) - 1] for place in read])
+            _begin([group[place] for place in read], self._forward.logits(last), self._tokenizer.vocab_size)
+
+    def _score_prompt(self, row: Running, states: Tensor) -> None:
+        if row.request.prompt_logprobs:
+            targets = row.request.prompt_ids[row.num_read + 1 :][: len(states)]
+            if targets:
+                logits = self._forward.logits(states[: len(targets)])
+                row.prompt_logprobs += token_logprobs(logits, targets, row.request.top_logprobs or 0)
+
+    def _store(self, group: Sequence[Running], read: Sequence[int]) -> None:
+        first = len(self.rows) - len(group)
+        for place in read:
+            request = group[place].request
+            if not request.prompt_logprobs:
+                self.prefixes.store(request.prompt_ids, partial(self._forward.copy_block, first + place))
+
+    def _drop_finished(self) -> None:
+        """Let rows leave; the last decoded ones take their places."""
+        if not any(row.is_done for row in self.rows):
+            return
+        staying = [place for place, row in enumerate(self.rows) if not row.is_done]
+        decoded = [place for place in staying if self.rows[place].row.token_ids]
+        movers = iter([place for place in decoded if place >= len(decoded)])
+        held = set(decoded)
+        order = [place if place in held else next(movers) for place in range(len(decoded))]
+        order += [place for place in staying if place not in held]
+        self.rows = [self.rows[place] for place in order]
+        self._forward.keep(order)
+
+
+class StaticBatch:
+    """Rows start together; the next batch starts once all of them have ended. For any model.
+
+    Args:
+        model: Whatever `lightning_lm.generation.Generator` takes.
+        tokenizer: That of the model.
+        max_rows: Most rows of the batch.
+    """
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_rows: int) -> None:
+        self._model, self._tokenizer, self._max_rows = model, tokenizer, max_rows
+        self._forward: Any = None
+        self.rows: list[Running] = []
+
+    def step(self, waiting: "deque[GenerationRequest]") -> None:
+        """Append a token to each row; start a batch if there is none."""
+        self._drop_finished()
+        if not self.rows:
+            self._start(waiting)
+        else:
+            device = next(self._model.parameters()).device
+            logits = self._forward.step(torch.tensor([row.newest for row in self.rows], device=device))
+            choose(self.rows, logits, self._tokenizer.vocab_size)
+        self._drop_finished()
+
+    def forget(self) -> None:
+        """Nothing outlives a batch."""
+
+    def _start(self, waiting: "deque[GenerationRequest]") -> None:
+        while waiting and len(self.rows) < self._max_rows:
+            self.rows.append(Running(waiting.popleft(), self._tokenizer))
+        if not self.rows:
+            return
+        for row in self.rows:
+            self._score_prompt(row)
+        prompts = [row.request.prompt_ids for row in self.rows]
+        most = max(row.request.ends.max_new_tokens for row in self.rows)
+        self._forward = forward_for(self._model, prompts, max(most, 1))
+        _begin(self.rows, self._forward.prefill(), self._tokenizer.vocab_size)
+
+    def _score_prompt(self, row: Running) -> None:
+        ids = row.request.prompt_ids
+        if row.request.prompt_logprobs and len(ids) > 1:
+            device = next(self._model.parameters()).device
+            output = self._model(torch.tensor([ids[:-1]], device=device))
+            logits = getattr(output, "logits", output)[0]
+            row.prompt_logprobs += token_logprobs(logits, ids[1:], row.request.top_logprobs or 0)
+
+    def _drop_finished(self) -> None:
+        staying = [place for place, row in enumerate(self.rows) if not row.is_done]
+        if len(staying) < len(self.rows):
+            self.rows = [self.rows[place] for place in staying]
+            if staying:
+                device = next(self._model.parameters()).device
+                self._forward.select(torch.tensor(staying, device=device))
+            else:
+                self._forward = None
+
+
+def _begin(rows: Sequence[Running], logits: Tensor, num_ids: int) -> None:
+    """Choose the first tokens; requests that want none have ended."""
+    for row in rows:
+        if row.request.ends.max_new_tokens == 0:
+            row.finish_unanswered()
+    places = [place for place, row in enumerate(rows) if not row.is_done]
+    if places:
+        choose([rows[place] for place in places], logits[places], num_ids)

@@ -1,0 +1,255 @@
+"""The engine against `Generator`: a completion is what its prompt gets alone, whoever else is in the batch."""
+
+import random
+import threading
+
+import pytest
+import torch
+
+from lightning_lm.errors import ConfigurationError
+from lightning_lm.generation import Generator, Sampling
+from lightning_lm.generation.decoding_loop import StopConditions
+from lightning_lm.generation.prefix_cache import PrefixCache
+from lightning_lm.models import GLU, Attention, Layer, Rope, TransformerConfig
+from lightning_lm.models.positions import LearnedPositions
+from lightning_lm.serving import Engine, EngineStopped, GenerationRequest, QueueFull, TimedOut
+
+GREEDY = Sampling(temperature=0)
+
+
+class Letters:
+    """A tokenizer of the letters a to z, without an end of sequence."""
+
+    vocab_size, eos_id, bos_id, special_tokens = 26, None, None, {}
+
+    def encode(self, text, *, allow_special=False):
+        return [ord(c) - ord("a") for c in text]
+
+    def decode(self, ids):
+        return "".join(chr(ord("a") + i) for i in ids)
+
+
+def tiny_model(seed=0, **settings):
+    torch.manual_seed(seed)
+    attention = Attention(num_heads=4, num_kv_heads=2, rope=Rope(), **settings.pop("attention", {}))
+    config = TransformerConfig(
+        vocab_size=30, d_model=32, num_layers=2, context_length=settings.pop("context_length", 96),
+        layers=Layer(mixer=attention, ffn=GLU()), **settings,
+    )  # fmt: skip
+    model = config.build()
+    for weight in model.parameters():  # large enough that greedy completions do not repeat one token
+        torch.nn.init.normal_(weight, std=0.4)
+    return model
+
+
+def requests_and_results(cases):
+    """Return requests, and for each a list that is filled with its updates and an event for the last of them."""
+    made = []
+    for case in cases:
+        updates, done = [], threading.Event()
+
+        def deliver(update, updates=updates, done=done):
+            updates.append(update)
+            if update.is_last:
+                done.set()
+
+        most = case.pop("max_new_tokens", 8)
+        ends = StopConditions(most, None, frozenset(case.pop("stop_ids", ())))
+        request = GenerationRequest(deliver=deliver, ends=ends, **case)
+        made.append((request, updates, done))
+    return made
+
+
+def run(engine, cases):
+    made = requests_and_results(cases)
+    for request, _, _ in made:
+        engine.submit(request)
+    for _, _, done in made:
+        assert done.wait(30)
+    return [updates for _, updates, _ in made]
+
+
+def ids_of(updates):
+    return tuple(token for update in updates for token in update.token_ids)
+
+
+def random_cases(count, longest, seed=0):
+    source = random.Random(seed)
+    shared = tuple(source.randrange(26) for _ in range(20))
+    for index in range(count):
+        own = tuple(source.randrange(26) for _ in range(source.randint(1, longest)))
+        prompt = own if index % 2 else (*shared, *own)
+        yield {"prompt_ids": prompt, "max_new_tokens": source.randint(1, 16)}
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix_bytes"),
+    [
+        (tiny_model(), 0),
+        (tiny_model(attention={"window": 5}), 1 << 20),
+        (tiny_model(positions=LearnedPositions(), context_length=60), 1 << 20),
+    ],
+    ids=["plain", "window", "learned positions"],
+)
+def test_greedy_completions_do_not_depend_on_the_batch(model, prefix_bytes):
+    cases = list(random_cases(10, 25))
+    with Engine(model, Letters(), max_batch=4, prefix_bytes=prefix_bytes).running() as engine:
+        assert engine.is_continuous
+        results = run(engine, [dict(case) for case in cases])
+    for case, updates in zip(cases, results, strict=True):
+        alone = Generator(model, Letters()).generate(
+            [case["prompt_ids"]], sampling=GREEDY, max_new_tokens=case["max_new_tokens"]
+        )[0]
+        assert ids_of(updates) == alone.token_ids
+        assert "".join(update.text for update in updates) == alone.text
+        assert updates[-1].finish_reason == "length"
+
+
+def test_long_prompts_are_read_in_parts_beside_rows_that_are_decoded():
+    model = tiny_model(context_length=2048)
+    prompts = [tuple(range(26)) * 30, (1, 2, 3), tuple(range(25, -1, -1)) * 22]
+    with Engine(model, Letters(), prefix_bytes=1 << 20).running() as engine:
+        results = run(engine, [{"prompt_ids": ids, "max_new_tokens": 12} for ids in prompts])
+        again = run(engine, [{"prompt_ids": ids, "max_new_tokens": 12} for ids in prompts])
+    for ids, first, second in zip(prompts, results, again, strict=True):
+        (alone,) = Generator(model, Letters()).generate([ids], sampling=GREEDY, max_new_tokens=12)
+        assert ids_of(first) == ids_of(second) == alone.token_ids
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Sampling(seed=3),
+        Sampling(seed=4, temperature=0.7, top_k=5),
+        Sampling(seed=5, top_p=0.8),
+        Sampling(seed=6, repetition_penalty=1.3, frequency_penalty=0.5),
+    ],
+)
+def test_samples_are_those_of_the_generator_whoever_else_is_there(settings):
+    model = tiny_model()
+    cases = [{"prompt_ids": (1, 2, 3), "sampling": settings, "sample": sample} for sample in range(3)]
+    others = [{**case, "sampling": Sampling(seed=9, temperature=1.5)} for case in random_cases(4, 9)]
+    with Engine(model, Letters(), max_batch=4).running() as engine:
+        results = run(engine, [*others[:2], *cases, *others[2:]])[2:5]
+    expected = Generator(model, Letters()).generate([(1, 2, 3)], sampling=settings, max_new_tokens=8, num_samples=3)
+    assert [ids_of(updates) for updates in results] == [completion.token_ids for completion in expected]
+
+
+class OnlyLogits(torch.nn.Module):
+    """A model without a cache, as a user may have one."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids):
+        return self.inner(input_ids)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, OnlyLogits], ids=["continuous", "static"])
+def test_log_probabilities_of_prompt_and_completion(wrap):
+    model = tiny_model()
+    prompt = tuple(range(12))
+    case = {"prompt_ids": prompt, "max_new_tokens": 4, "top_logprobs": 3, "prompt_logprobs": True}
+    with Engine(wrap(model), Letters()).running() as engine:
+        assert engine.is_continuous == (wrap is not OnlyLogits)
+        with_bias = {"prompt_ids": (4,), "top_logprobs": 1, "logit_bias": {7: 100.0}, "max_new_tokens": 2}
+        updates, nothing_new, biased = run(engine, [case, {**case, "max_new_tokens": 0}, with_bias])
+    ids = (*prompt, *ids_of(updates))
+    expected = model(torch.tensor([ids])).double().log_softmax(-1)[0]
+    scored = [*updates[0].prompt_logprobs, *(token for update in updates for token in update.logprobs)]
+    assert scored[0] is None
+    assert [token.token_id for token in scored[1:]] == list(ids[1:])
+    for place, token in enumerate(scored[1:]):
+        assert token.logprob == pytest.approx(expected[place, token.token_id].item(), abs=1e-4)
+        best, places = expected[place].topk(3)
+        assert [entry for entry, _ in token.top] == places.tolist()
+        assert [value for _, value in token.top] == pytest.approx(best.tolist(), abs=1e-4)
+    assert nothing_new[0].prompt_logprobs == updates[0].prompt_logprobs
+    assert ids_of(nothing_new) == ()
+    assert ids_of(biased) == (7, 7)
+    of_model = model(torch.tensor([[4, 7]])).log_softmax(-1)[0, :, 7]
+    assert [update.logprobs[0].logprob for update in biased] == pytest.approx(of_model.tolist(), abs=1e-4)
+
+
+def test_stop_strings_and_ids_end_a_completion():
+    model = tiny_model()
+    (alone,) = Generator(model, Letters()).generate([(1, 2, 3)], sampling=GREEDY, max_new_tokens=12)
+    third = alone.token_ids[2]
+    stop = alone.text[3:5]
+    with Engine(model, Letters()).running() as engine:
+        by_text, by_id = run(
+            engine,
+            [
+                {"prompt_ids": (1, 2, 3), "stop_strings": (stop,), "max_new_tokens": 12},
+                {"prompt_ids": (1, 2, 3), "stop_ids": [third], "max_new_tokens": 12},
+            ],
+        )
+    assert "".join(update.text for update in by_text) == alone.text.split(stop)[0]
+    assert ids_of(by_id) == alone.token_ids[: alone.token_ids.index(third) + 1]
+    assert by_text[-1].finish_reason == by_id[-1].finish_reason == "stop"
+
+
+def test_full_queue_cancellation_time_limit_and_the_end():
+    model = tiny_model(context_length=100_000)
+    long = {"prompt_ids": (1,), "max_new_tokens": 50_000}
+    ((first, updates, ended), (second, _, _), (third, _, _), (late, late_updates, is_late)) = requests_and_results(
+        [dict(long), dict(long), dict(long), {**long, "deadline_s": 0.0}]
+    )
+    begun = threading.Event()
+    deliver, first.deliver = first.deliver, lambda update: (deliver(update), begun.set())
+    with Engine(model, Letters(), max_batch=1, max_waiting=1).running() as engine:
+        engine.submit(first)
+        assert begun.wait(30)
+        engine.submit(second)
+        with pytest.raises(QueueFull, match="1 requests wait already"):
+            engine.submit(third)
+        engine.cancel(second, first)
+        engine.submit(late)  # the place of the cancelled ones is free
+        assert is_late.wait(30)
+        assert isinstance(late_updates[0].error, TimedOut)
+        (left, left_updates, was_left) = requests_and_results([dict(long)])[0]
+        engine.submit(left)
+    assert was_left.is_set()
+    assert isinstance(left_updates[-1].error, EngineStopped)
+    assert not ended.is_set()
+    assert not updates[-1].is_last
+    with pytest.raises(EngineStopped):
+        engine.submit(third)
+
+
+def test_new_weights_come_between_requests_and_drop_what_was_cached():
+    model, other = tiny_model(0), tiny_model(1)
+    case = {"prompt_ids": tuple(range(26)) * 2, "max_new_tokens": 6}
+    with Engine(model, Letters()).running() as engine:
+        (before,) = run(engine, [dict(case)])
+        engine.change(lambda: model.load_state_dict(other.state_dict()))
+        (after,) = run(engine, [dict(case)])
+    (expected,) = Generator(other, Letters()).generate([case["prompt_ids"]], sampling=GREEDY, max_new_tokens=6)
+    assert ids_of(after) == expected.token_ids != ids_of(before)
+
+
+def test_logits_that_are_not_numbers_fail_their_own_request_only():
+    model = tiny_model()
+    with torch.no_grad():
+        model.embed.weight[25] = torch.nan
+    with Engine(model, Letters()).running() as engine:
+        bad, good = run(engine, [{"prompt_ids": (25,)}, {"prompt_ids": (1, 2)}])
+    assert isinstance(bad[-1].error, ConfigurationError)
+    assert good[-1].finish_reason == "length"
+
+
+def test_prefix_cache_compares_tokens_and_drops_the_oldest():
+    def block(first, end):
+        return [(torch.zeros(1, end - first, 2), torch.zeros(1, end - first, 2))]
+
+    cache = PrefixCache(3 * 64, block_size=4)
+    cache.store(range(8), block)
+    assert len(cache.find(range(9))) == 2
+    assert len(cache.find(range(8))) == 1  # the last token is always read
+    assert cache.find([9, *range(1, 8), 8]) == []
+    assert cache.find([*range(4, 8), 0]) == []  # the second block is found behind the first only
+    cache.store([*range(4), *range(20, 28)], block)
+    assert len(cache.find([*range(4), *range(20, 29)])) == 3
+    assert len(cache.find(range(9))) == 1
+    assert cache.num_bytes == 3 * 64
