@@ -17,6 +17,7 @@ setup(
     package_data={
         "lightning_lm": ["py.typed"],
         "lightning_lm.kernels.runtime": ["*.json"],
+        "lightning_lm.serving": ["*.html"],
         **{name: ["*.yaml", "*.md"] for name in mapped_packages()},
     },
 )

@@ -41,6 +41,7 @@ _VERBS = {
     "plan": _Verb("memory and speed of a recipe on many GPUs, strategy by strategy", _PLAN),
     "kernels": _Verb("measure launch settings on this GPU; say what runs here", "lightning_lm.cli.kernels"),
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.cli.generate"),
+    "serve": _Verb("an OpenAI-compatible server with a chat page, for a checkpoint", "lightning_lm.cli.serve"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model for transformers, servers or llama.cpp", "lightning_lm.cli.export"),
     "import": _Verb("write a GGUF file as a Hugging Face folder", "lightning_lm.cli.import_model"),
@@ -55,6 +56,7 @@ _VERBS = {
 }
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
 _WRITES_WHOLE = ("tokenizer", "export", "import", "consolidate", "demo")
+_TAKES_MODEL_LOADER = ("generate", "serve")
 _HANDLES_SIGNALS = "fit"  # it stops at the end of a step, saved
 
 
@@ -181,7 +183,7 @@ def _run_command(name: str, module: Any, words: list[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     arguments.settings = settings
     try:
-        if name == "generate":
+        if name in _TAKES_MODEL_LOADER:
             from lightning_lm.modules import load_model
 
             return module.run(arguments, load_model) or 0

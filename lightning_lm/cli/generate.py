@@ -16,18 +16,23 @@ if TYPE_CHECKING:
     from lightning_lm.generation.sampling import Sampling
     from lightning_lm.protocols import Tokenizer
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["LoadModel", "add_arguments", "add_model_arguments", "load_generator", "printable", "run"]
 
 _MAX_NEW_TOKENS = 256
 
 LoadModel = Callable[..., tuple[Any, "Tokenizer | None"]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments to a parser."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the arguments that name a model, its tokenizer and device.
+
+    Args:
+        parser: Of a verb that runs a model.
+        required: Whether the verb needs a model.
+    """
     parser.add_argument(
         "--checkpoint",
-        required=True,
+        required=required,
         type=Path,
         metavar="PATH",
         help="a .ckpt file, the folder of runs (the newest finished one is taken), a Hugging Face folder, or one with "
@@ -36,6 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", type=Path, metavar="FOLDER", help="model of the adapters (default: the one that they name)"
     )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="folder or file (default: the one in the checkpoint)"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to a parser."""
+    add_model_arguments(parser)
     parser.add_argument(
         "--prompt",
         action="append",
@@ -49,9 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system prompt, with --chat")
     parser.add_argument("--messages", type=Path, metavar="FILE", help="JSON list of earlier turns, with --chat")
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="PATH", help="folder or file (default: the one in the checkpoint)"
-    )
-    parser.add_argument(
         "--max-new-tokens",
         type=COUNT,
         metavar="N",
@@ -62,9 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
-    )
-    parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)"
     )
     _add_sampling_arguments(parser.add_argument_group("how tokens are chosen"))
 
@@ -79,7 +89,7 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
     try:
         sampling = _sampling(namespace)
         prompts = [_prompt(text) for text in namespace.prompts or [""]]
-        generator = _generator(namespace, load_model)
+        generator = load_generator(namespace, load_model)
         inputs = _inputs(prompts, generator, namespace)
         if namespace.max_new_tokens is None:
             from lightning_lm.generation.prompt_checks import room_for
@@ -125,7 +135,17 @@ def _prompt(text: str) -> str:
     return sys.stdin.read() if text == "-" else text
 
 
-def _generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generator":
+def load_generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generator":
+    """Return the model that the arguments name, on its device and with its tokenizer.
+
+    Args:
+        namespace: Parsed arguments of `add_model_arguments`.
+        load_model: See `run`.
+
+    Raises:
+        CheckpointError: If the path holds no usable model.
+        ConfigurationError: If no tokenizer is known, or another one than that of the training.
+    """
     import torch
 
     from lightning_lm.generation.generator import Generator
@@ -245,7 +265,10 @@ def _batch(
 
 def _write(text: str) -> None:
     """Write at once; in a terminal control characters are shown, not obeyed: a model's bytes must not command it."""
-    if sys.stdout.isatty():
-        text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters other than line breaks and tabs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
