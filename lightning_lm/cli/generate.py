@@ -27,8 +27,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
     """Add the arguments that name a model, its tokenizer and device.
 
     Args:
-        parser: Of a verb that runs a model.
-        required: Whether the verb needs a model.
+        parser: Parser of a verb that runs a model.
+        required: True if the verb needs a model.
     """
     parser.add_argument(
         "--checkpoint",

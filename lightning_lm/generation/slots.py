@@ -36,7 +36,8 @@ def supports_slots(model: Any) -> bool:
     """
     if not hasattr(model, "make_cache") or not isinstance(model, LanguageModel):
         return False
-    cache = model.make_cache(1, 1)
+    own: Any = model
+    cache = own.make_cache(1, 1)
     return isinstance(cache, KVCache) and cache.can_join
 
 

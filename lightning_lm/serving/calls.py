@@ -274,10 +274,10 @@ class ModelCalls:
         longest = max(prompts, key=len)
         room = self._room(longest)
         if room is not None and room < max_new_tokens:
+            remedy = f"Ask for at most {room}, or shorten the prompt." if room > 0 else "Shorten the prompt."
             raise RequestError(
                 f"The model has a context of {self.context_length} tokens; the prompt has {len(longest)} and "
-                f"max_tokens is {max_new_tokens}. Shorten the prompt"
-                + (f", or ask for at most {room}." if room > 0 else "."),
+                f"max_tokens is {max_new_tokens}. {remedy}",
                 param="max_tokens" if room > 0 else "prompt",
                 code="context_length_exceeded",
             )

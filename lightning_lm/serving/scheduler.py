@@ -1,4 +1,4 @@
-"""Which requests the model computes together: continuous batching, and batches that end together for other models."""
+"""The requests that the model computes together: continuous batching, and batches that start together."""
 
 from collections import deque
 from collections.abc import Sequence
