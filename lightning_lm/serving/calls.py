@@ -84,7 +84,7 @@ class Call:
         return [
             GenerationRequest(
                 prompt_ids=prompt,
-                deliver=lambda update, index=index: deliver(index, update),
+                deliver=functools.partial(deliver, index),
                 ends=self.ends,
                 sampling=self.sampling,
                 sample=index,
@@ -332,11 +332,9 @@ def _message(message: Any, index: int) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"{param} must be an object with role and content.", param=param)
     content = message.get("content")
-    if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        texts = [part["text"] for part in content if isinstance(part.get("text"), str)]
+        content = "".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str):
         raise RequestError(f"{param}.content must be a text, or a list of parts of type text.", param=param)
     role = "system" if message["role"] == "developer" else message["role"]
