@@ -74,10 +74,7 @@ def text_of(record: Any, field: str, place: Place) -> str:
         raise _no_field(place, field, record)
     text = record[field]
     if not isinstance(text, str):
-        raise DataError(
-            f"{place}: the field {field!r} is of type {type(text).__name__}, not text. Repair the record, or drop such "
-            "records with on_bad_record='skip'."
-        )
+        raise DataError(f"{place}: the field {field!r} is of type {type(text).__name__}, not text. Repair the record.")
     return _without_surrogates(text, f"{place}, field {field!r}")
 
 
@@ -88,8 +85,7 @@ def _without_surrogates(text: str, where: str) -> str:
         except UnicodeEncodeError as error:
             raise DataError(
                 f"{where}: the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character "
-                f"{error.start:,}; it is no character and has no UTF-8 form. Repair the record, or drop such records "
-                "with on_bad_record='skip'."
+                f"{error.start:,}; it is no character and has no UTF-8 form. Repair the record."
             ) from error
     return text
 

@@ -53,13 +53,14 @@ class BadRecords:
 
     Args:
         action: ``"raise"`` stops at the first one; ``"skip"`` continues.
+        remedy: Sentence for the end of an error: how such records are skipped.
 
     Attributes:
         count: Number of dropped records.
     """
 
-    def __init__(self, action: OnBadRecord = "raise") -> None:
-        self.action = action
+    def __init__(self, action: OnBadRecord = "raise", remedy: str = "") -> None:
+        self.action, self._remedy = action, remedy
         self.count = 0
         self._first: list[str] = []
 
@@ -70,9 +71,10 @@ class BadRecords:
             error: Names the place of the record.
 
         Raises:
-            DataError: The error itself, unless bad records are skipped.
+            DataError: The error itself with the remedy, unless bad records are skipped.
         """
         if self.action == "raise":
+            error.args = (f"{error} {self._remedy}".rstrip(),)
             raise error
         self.count += 1
         if len(self._first) < 3:

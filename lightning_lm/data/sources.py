@@ -95,7 +95,9 @@ class Files(Source):
         Raises:
             DataError: If there is nothing to read, or a file or record cannot be read.
         """
-        bad, skipped, num_files = BadRecords(self.on_bad_record), dict[str, list[str]](), 0
+        skips = f"--data.train Files --data.train.path {self._name} --data.train.on_bad_record skip"
+        bad = BadRecords(self.on_bad_record, f"Or skip and count such records: {skips}")
+        skipped, num_files = dict[str, list[str]](), 0
         for root, path in self._files():
             num_files += 1
             reason = None if path == root else self._reason_to_skip(path)
@@ -224,7 +226,8 @@ class Texts(Source):
         Raises:
             DataError: If an item has no text.
         """
-        items, bad = self.texts() if callable(self.texts) else self.texts, BadRecords(self.on_bad_record)
+        bad = BadRecords(self.on_bad_record, "Or skip and count such items: Texts(..., on_bad_record='skip').")
+        items = self.texts() if callable(self.texts) else self.texts
         for number, item in enumerate(items):
             try:
                 text = text_of(item, self.field, Place("", f"item {number}"))

@@ -29,6 +29,8 @@ from lightning_lm.data import (
     store_examples,
 )
 from lightning_lm.data.post_training.forms import by_content, form_of, label_of
+from lightning_lm.data.post_training.prompts import PromptStream
+from lightning_lm.data.post_training.unpaired import UnpairedExamples
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.tokenizers import ByteTokenizer
 
@@ -331,6 +333,40 @@ def test_errors_name_file_line_and_field(tmp_path):
     )
     with pytest.raises(DataError, match=r"p.jsonl, line 2: chosen is a int"):
         PreferencePairs.from_records(Examples(source=preferences), BYTES, Plain(), PairRows())
+
+
+def skips(source):
+    return f"Or skip and count such records: --data.train Examples --data.train.source {source} "
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        "[1]",
+        {"question": "q"},
+        {"prompt": 3, "completion": "b"},
+        {"messages": [{"role": "user", "content": 4}]},
+        {"messages": ["x"]},
+        {"input_ids": ["a"]},
+        {"prompt": "\ud83d", "completion": "b"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["sft", "preference", "prompts", "kto"])
+def test_every_error_of_a_record_ends_with_what_can_be_typed(tmp_path, kind, record):
+    file = write_lines(tmp_path / "all.jsonl", record)
+    source = Examples(str(file))
+    read = {
+        "sft": lambda: stored(source, tmp_path, ChatML()),
+        "preference": lambda: PreferencePairs.from_records(source, BYTES, ChatML(), PairRows()),
+        "prompts": lambda: PromptStream(source, BYTES, ChatML()),
+        "kto": lambda: UnpairedExamples(source, BYTES, ChatML(), PairRows()),
+    }
+    with pytest.raises(DataError) as raised:
+        read[kind]()
+    said = str(raised.value)
+    assert said.startswith(f"{file}, line 1")
+    assert said.endswith(f"{skips(file)}--data.train.on_bad_record skip")
 
 
 def test_places_count_in_the_source_not_behind_the_split(tmp_path):

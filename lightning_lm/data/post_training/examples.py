@@ -64,6 +64,15 @@ class ExampleSource(Part):
         return "raise"
 
     @property
+    def remedy(self) -> str:
+        """Sentence on how records that cannot be used are skipped."""
+        return ""
+
+    def policy(self) -> BadRecords:
+        """Return the policy for records that cannot be used."""
+        return BadRecords(self.action, self.remedy)
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest that changes when a record does. Reads them all, unless the source has a cheaper way."""
         digest = hashlib.sha256()
@@ -94,7 +103,7 @@ class Examples(ExampleSource):
         Raises:
             DataError: If there is nothing to read, a file is damaged, or an item is no mapping.
         """
-        bad = BadRecords(self.on_bad_record)
+        bad = self.policy()
         for _, record in self.placed(bad):
             yield record
         bad.report(self._name)
@@ -114,6 +123,14 @@ class Examples(ExampleSource):
     def action(self) -> OnBadRecord:
         """As ``on_bad_record``."""
         return self.on_bad_record
+
+    @property
+    def remedy(self) -> str:
+        """Options for the command line if it names files, else arguments."""
+        if not _names_files(self.source):
+            return "Or skip and count such records: Examples(..., on_bad_record='skip')."
+        skips = f"--data.train Examples --data.train.source {self._name} --data.train.on_bad_record skip"
+        return f"Or skip and count such records: {skips}"
 
     @property
     def _name(self) -> str:
@@ -195,7 +212,7 @@ class PromptedExamples(ExampleSource):
         Raises:
             DataError: If a record lacks a field that the prompt names.
         """
-        return (record for _, record in self.placed(BadRecords(self.action)))
+        return (record for _, record in self.placed(self.policy()))
 
     def placed(self, bad: BadRecords) -> Iterator[Placed]:
         """Yield every record, with its prompt and its place."""
@@ -215,6 +232,11 @@ class PromptedExamples(ExampleSource):
     def action(self) -> OnBadRecord:
         """As of the source."""
         return as_examples(self.source).action
+
+    @property
+    def remedy(self) -> str:
+        """As of the source."""
+        return as_examples(self.source).remedy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,7 +266,7 @@ class HeldOutExamples(ExampleSource):
         Raises:
             DataError: If there are none.
         """
-        return (record for _, record in self.placed(BadRecords(self.action)))
+        return (record for _, record in self.placed(self.policy()))
 
     def placed(self, bad: BadRecords) -> Iterator[Placed]:
         """Yield the records of this side, with their places in the whole source."""
@@ -257,6 +279,11 @@ class HeldOutExamples(ExampleSource):
     def action(self) -> OnBadRecord:
         """As of the source."""
         return self.source.action
+
+    @property
+    def remedy(self) -> str:
+        """As of the source."""
+        return self.source.remedy
 
     @functools.cached_property
     def _limit(self) -> int:

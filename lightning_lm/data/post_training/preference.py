@@ -192,7 +192,7 @@ class PreferencePairs:
         """
         counts = PairCounts()
         source = records if isinstance(records, ExampleSource) else Examples(source=records)
-        bad = BadRecords(source.action)
+        bad = source.policy()
         pairs = cls(_usable(source, bad, tokenizer, template, rows, counts))
         counts.bad = bad.count
         bad.report("the preferences")

@@ -16,7 +16,6 @@ from lightning_lm.data.post_training.curriculum import Curriculum, LevelState
 from lightning_lm.data.post_training.examples import Examples, ExampleSource
 from lightning_lm.data.post_training.forms import Record, by_content, unknown_form
 from lightning_lm.data.post_training.messages import checked_text, messages_of
-from lightning_lm.data.records import BadRecords
 from lightning_lm.errors import DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
 
@@ -78,7 +77,7 @@ class PromptStream:
     ) -> None:
         self._tokenizer, self._template, self._seed, self._shuffle = tokenizer, template, seed, shuffle
         source = records if isinstance(records, ExampleSource) else Examples(source=records)
-        bad = BadRecords(source.action)
+        bad = source.policy()
         self._records: list[Record] = []
         self._ids: list[NDArray[np.uint32]] = []
         self.too_long = 0

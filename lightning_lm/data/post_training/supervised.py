@@ -22,7 +22,7 @@ from lightning_lm.data.post_training.forms import Record, by_content, label_of, 
 from lightning_lm.data.post_training.messages import checked_text
 from lightning_lm.data.post_training.pretokenized import encode_tokens
 from lightning_lm.data.post_training.written_special import writes_special, written_special_report
-from lightning_lm.data.records import BadRecords, OnBadRecord, Placed
+from lightning_lm.data.records import BadRecords, Placed
 from lightning_lm.data.store import TokenStore, token_dtype, write_shards
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
@@ -273,8 +273,8 @@ def store_examples(
             except DataError as error:
                 warnings.warn(f"{error} They are encoded again.", stacklevel=2)
                 shutil.rmtree(folder)
-        bad = BadRecords(source.action)
-        encode = functools.partial(_encode, tokenizer, template, rows, source.action)
+        bad = source.policy()
+        encode = functools.partial(_encode, tokenizer, template, rows, source.policy())
         encoded = _Encoded()
         for part in map_chunks(encode, source.placed(bad), num_workers=num_workers or num_cores()):
             for message in part.bad:
@@ -327,7 +327,7 @@ def _encode(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     rows: SupervisedRows,
-    action: OnBadRecord,
+    bad: BadRecords,
     first: int,  # noqa: ARG001
     records: list[Placed],
 ) -> _Encoded:
@@ -336,9 +336,10 @@ def _encode(
         try:
             rendered = encode_example(record, tokenizer, template, rows.learn_on)
         except (DataError, TokenizerError) as error:
-            if action == "raise":
-                raise DataError(f"{place}: {error}") from error
-            encoded.bad.append(f"{place}: {error}")
+            refused = DataError(f"{place}: {error}")
+            refused.__cause__ = error
+            bad.add(refused)
+            encoded.bad.append(str(refused))  # counted where all chunks come together
             continue
         encoded.add(rendered, rows)
         encoded.counts.written_special += writes_special(record, tokenizer, template)

@@ -19,7 +19,6 @@ from lightning_lm.data.post_training.chat import ChatTemplate, encode_pair
 from lightning_lm.data.post_training.examples import ExampleSource
 from lightning_lm.data.post_training.forms import Record, by_content, label_of, split_preference, unknown_form
 from lightning_lm.data.post_training.preference import PairRows
-from lightning_lm.data.records import BadRecords
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.types import IGNORE_INDEX
@@ -70,7 +69,7 @@ class UnpairedExamples:
 
     def __init__(self, source: ExampleSource, tokenizer: Tokenizer, template: ChatTemplate, rows: PairRows) -> None:
         tokens, ends, labels = array("I"), array("q"), []
-        self.too_long, bad = 0, BadRecords(source.action)
+        self.too_long, bad = 0, source.policy()
         for place, record in source.placed(bad):
             try:
                 written = template.for_record(record)
