@@ -57,7 +57,8 @@ _VERBS = {
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
 _WRITES_WHOLE = ("tokenizer", "export", "import", "consolidate", "demo")
 _TAKES_MODEL_LOADER = ("generate", "serve")
-_HANDLES_SIGNALS = "fit"  # it stops at the end of a step, saved
+_NOT_TRAINING = "No step was under way; checkpoints are as they were."
+"""Of `fit`, which while it trains handles signals itself: it stops at the end of a step, saved."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -77,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # modules beside the YAML are found; last, so that they shadow no package
+    left = _NOT_TRAINING if words[:1] == ["fit"] else ""
     try:
-        with _terminable(words[:1]):
+        with _terminable():
             return _dispatch(words)
     except RunStopped as stop:
         return int(stop.code or 0)
@@ -90,10 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join([f"\nError ({type(error).__name__}): {error}", *notes]), file=sys.stderr)
         return _FAILURE
     except _Terminated as error:
-        print(f"\nStopped by SIGTERM. {error}".rstrip(), file=sys.stderr)
+        print(f"\nStopped by SIGTERM. {str(error) or left}".rstrip(), file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt as error:
-        print(f"\nStopped by the user. {error}".rstrip(), file=sys.stderr)
+        print(f"\nStopped by the user. {str(error) or left}".rstrip(), file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -104,10 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _terminable(verb: list[str]) -> Iterator[None]:
+def _terminable() -> Iterator[None]:
     """Let SIGTERM end a verb as Ctrl-C does, so that what it has begun is cleaned up and it says what is left."""
-    default = verb != [_HANDLES_SIGNALS] and threading.current_thread() is threading.main_thread()
-    if not default or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
         yield
         return
     owner = os.getpid()
@@ -116,7 +120,7 @@ def _terminable(verb: list[str]) -> Iterator[None]:
         if os.getpid() != owner:  # a forked worker ends at once
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        elif signal.getsignal(signum) is terminate:  # else a run of a sweep handles it, and calls this too
+        elif signal.getsignal(signum) is terminate:  # else a run handles it, and calls this too
             raise _Terminated
 
     signal.signal(signal.SIGTERM, terminate)

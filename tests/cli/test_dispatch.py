@@ -75,6 +75,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         ("import", ["x.gguf", "--output", "out"], "out is as it was."),
         ("sweep", ["--config", "x", "--ledger", "l.jsonl"], "Finished runs are in l.jsonl; the same command trains"),
         ("generate", ["--checkpoint", "x"], ""),
+        ("fit", [], "No step was under way; checkpoints are as they were."),
         ("validate", [], ""),
         ("profile", [], ""),
     ],
