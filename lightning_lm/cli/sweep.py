@@ -15,7 +15,7 @@ import yaml
 from lightning_lm.cli.config.overlays import read_overlays
 from lightning_lm.cli.numbers import COUNT
 from lightning_lm.errors import LightningLMError, UsageError
-from lightning_lm.storage import held
+from lightning_lm.storage import held, replacing
 
 if TYPE_CHECKING:
     from lightning_lm.scaling import Outcome, Trial
@@ -125,7 +125,8 @@ def _overlay(trial: "Trial", arguments: argparse.Namespace) -> Path:
         # Two runs that begin at once would choose the same number, and write into one file.
         content["trainer"]["logger"] = {"init_args": {"version": trial.id}}
     path: Path = folder / f"{trial.id}.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    with replacing(path) as file:
+        file.write(yaml.safe_dump(content, sort_keys=False).encode())
     return path
 
 

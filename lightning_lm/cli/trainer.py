@@ -27,7 +27,7 @@ from lightning_lm.cli.config.class_paths import class_path
 from lightning_lm.cli.config.defaults import defaults_of_changes, fast_precision
 from lightning_lm.cli.config.explain import explain, is_a_users_mistake, with_place
 from lightning_lm.cli.config.list_items import change_items
-from lightning_lm.cli.config.overlays import expand_configs
+from lightning_lm.cli.config.overlays import expand_configs, in_fewer_configs
 from lightning_lm.cli.config.signatures import Argument, arguments_of
 from lightning_lm.cli.run_folder import SaveConfig, newest_checkpoint, run_folder, sound_checkpoint
 from lightning_lm.cli.run_record import own_folder, recorded
@@ -140,7 +140,7 @@ class CommandLine(LightningCLI):
         for place, text in reversed(defaults):
             if text is not None:
                 result.insert(place, f"--config={text}")
-        return result
+        return in_fewer_configs(result)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return this verb alone: a parser takes a tenth of a second to build, and the others are not asked."""
@@ -186,8 +186,8 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build Trainer, model and data; a value that a constructor refuses is reported with its place."""
         config = self.config[self.subcommand]
-        # Written out once, for the folder of the run and as what the model was built from.
-        text = self._parser(self.subcommand).dump(config, skip_unset=False)
+        # Written out once, for the folder of the run and as what the model was built from; the parser has validated it.
+        text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_validation=True)
         self.config_dump, self.save_config_kwargs["text"] = yaml.safe_load(text), text
         with own_folder(config["trainer"], str(self.subcommand)):
             self._instantiate()
@@ -301,6 +301,7 @@ def _hush() -> None:
     # Here a part that replaces another has its own defaults, so what equals the other's was asked for.
     warnings.filterwarnings("ignore", message=".*LightningCLI keeps the values")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    logging.getLogger("jsonargparse_null_logger").setLevel(logging.CRITICAL)  # formats 2,000 records for no handler
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lm.errors import DataError
+from lightning_lm.storage import DIGESTS, check_digests, is_remembered, remember, verifies
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["MANIFEST", "find_files", "looks_like_path", "roots_of"]
@@ -137,6 +138,10 @@ def _curated_files(folder: Path) -> set[str]:
             f"{folder / min(missing)} is missing: {MANIFEST} beside it lists it. Curate the corpus again, which writes "
             "missing files, or copy the folder again."
         )
+    names = [MANIFEST, *sorted(data)]
+    if data and verifies() and (folder / DIGESTS).is_file() and not is_remembered(folder, names):
+        check_digests(folder, names)
+        remember(folder, names)
     return data
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_lm import __version__
+from lightning_lm.storage import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,7 +67,8 @@ class Report:
         path = folder / "report.md"
         made = f"`{command}`, lightning-lm {__version__}, {datetime.date.today().isoformat()}"
         shown = [f"![{figure.stem}]({figure.name})" for figure in figures]
-        path.write_text("\n\n".join([f"# {self._title}", made, *self._blocks, *shown]) + "\n", encoding="utf-8")
+        with replacing(path) as file:
+            file.write(("\n\n".join([f"# {self._title}", made, *self._blocks, *shown]) + "\n").encode())
         return path
 
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lightning_lm.cli.config.overlays import expand_configs, read_overlays
+from lightning_lm.cli.config.yaml_text import read_value
 from lightning_lm.errors import UsageError
 
 
@@ -110,6 +111,71 @@ def test_hostile_text_is_refused_at_once(tmp_path, text, message):
     with pytest.raises(UsageError, match=message):
         read_overlays(str(tmp_path / "one.yaml"))
     assert time.process_time() - began_s < 5
+
+
+ONE_LINE_BOMB = "{" + BOMB.strip().replace("\n", ", ") + "}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ONE_LINE_BOMB, "aliases of .*--model.* stand for [0-9,]+ settings"),
+        (BOMB, "aliases of .*--model.* stand for "),
+        ("&a [*a]", "line 1 of .*--model.* contains itself"),
+        ("&a {class_path: *a}", "contains itself"),
+        ("[" * 50_000, "--model.* nested too deeply"),
+        ("{a: " * 3_000, "nested too deeply"),
+        ("7" * 6_000, "is no value"),
+        ("{a: [0x" + "f" * 6_000 + "]}", "is no value"),
+        ("!!bool perhaps", "'perhaps' in line 1 of .*--model"),
+        ("!!timestamp soon", "'soon' in line 1"),
+        (f"{{a: '{ONE_LINE_BOMB}'}}", "aliases of "),
+        ("{class_path: '" + "[" * 3_000 + "'}", "nested too deeply"),
+        ("bomb.yaml", r"aliases of bomb\.yaml stand for "),
+        ("names_it.yaml", r"aliases of bomb\.yaml stand for "),
+        ("deep.json", "deep.json is nested too deeply"),
+        ("large.yaml", "large.yaml has [0-9,]+ bytes"),
+        ("{class_path: bomb.yaml}", r"aliases of bomb\.yaml"),
+    ],
+)
+@pytest.mark.parametrize("words", ["--model={}", "--model {}", "--config=holder.yaml"])
+def test_hostile_values_are_refused_at_once(tmp_path, monkeypatch, text, message, words):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, bomb=BOMB, names_it="a: bomb.yaml\nb: names_it.yaml", large="a: " + "x" * 2**22)
+    (tmp_path / "deep.json").write_text("[" * 5_000)
+    if "holder" in words:
+        write(tmp_path, holder=yaml.safe_dump({"model": {"optimizer": text}}, width=10**6))
+        message = message.replace("--model", "holder")
+    began_s = time.process_time()
+    with pytest.raises(UsageError, match=message) as error:
+        expand_configs([word.format(text) if "{" in word else word for word in words.split(" ")])
+    assert "\n" not in str(error.value)
+    assert time.process_time() - began_s < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[INST] {name} & co *",
+        "def f(x): {",
+        "2026-13-45",
+        "[1, [2, {a: 3}]]",
+        "*",
+        "nothing.yaml",
+        "*.json",
+        "1e-3",
+        "@",
+    ],
+)
+def test_ordinary_values_are_left_as_they_are(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    assert expand_configs(["--data.train", text])[0] == ["--data.train", text]
+    write(tmp_path, holder=yaml.safe_dump({"data": {"train": text}}))
+    assert yaml.safe_load(expand_configs(["--config=holder.yaml"])[1][0].to_yaml()) == {"data": {"train": text}}
+
+
+def test_dates_are_text_in_values():
+    assert read_value("{folder: 2026-13-45, other: 2026-01-02}") == {"folder": "2026-13-45", "other": "2026-01-02"}
 
 
 def test_aliases_of_ordinary_settings_are_read(tmp_path):

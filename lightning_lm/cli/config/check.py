@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lightning_lm.cli.config.overlays import SETTINGS_SUFFIXES, Place, Setting
+from lightning_lm.cli.config.overlays import Place, Setting, placed
 from lightning_lm.cli.config.signatures import (
     Argument,
     accepted_classes,
@@ -22,6 +20,7 @@ from lightning_lm.cli.config.signatures import (
     arguments_of,
     subclasses_by_name,
 )
+from lightning_lm.cli.config.yaml_text import SETTINGS_SUFFIXES, read_value
 from lightning_lm.errors import UsageError
 
 __all__ = ["Checker", "command_line_settings"]
@@ -214,19 +213,7 @@ def _as_mapping(setting: Setting) -> Setting:
 
 
 def _command_line_value(text: str) -> Setting:
-    try:
-        value = yaml.safe_load(text) if text[:1] in ("[", "{") else text
-    except yaml.YAMLError:
-        value = text
-    return _placed(value)
-
-
-def _placed(value: Any) -> Setting:
-    if isinstance(value, dict):
-        return Setting({str(key): _placed(item) for key, item in value.items()})
-    if isinstance(value, list):
-        return Setting([_placed(item) for item in value])
-    return Setting(value)
+    return placed(read_value(text) if text[:1] in ("[", "{") else text)
 
 
 def _named_class(setting: Setting, annotation: Any, path: str) -> type | None:

@@ -19,6 +19,7 @@ _ALTERNATIVE = re.compile(
 _OUT_OF_RANGE = re.compile(r"\w+=.* must be ")
 _NOTHING = re.compile(r"model: missing: model")
 
+_LONGEST = 1_000
 _REFUSES = re.compile(r"[/\\](lightning|lightning_utilities|jsonargparse)[/\\]")
 
 
@@ -31,7 +32,7 @@ def explain(message: str, layers: Sequence[Setting]) -> str:
     """
     keys, reason = _deepest_reason(message)
     if reason is None:
-        return message.strip()
+        return _shortened(message.strip())
     option = _OPTION.search(reason)
     if option:
         keys, reason = [*keys, option["key"]], "there is no such key"
@@ -40,6 +41,7 @@ def explain(message: str, layers: Sequence[Setting]) -> str:
     if _NOTHING.match(lines[0]):
         lines = ["model.model is missing: name a recipe, such as --config pretrain/quickstart, or a model"]
         lines[0] += ", such as --model.model TransformerConfig."
+    lines[0] = _shortened(lines[0])
     place = _place(layers, path.split("."))
     if place is None:  # what a constructor refuses comes without the key, but begins with the argument's name
         named = re.match(r"\W*(\w+)", reason)
@@ -95,6 +97,11 @@ def _deepest_reason(message: str) -> tuple[list[str], str | None]:
         (refused if refusal is not None or _OUT_OF_RANGE.match(text) else reasons).append(_plain_words(text))
     reasons = refused or reasons
     return keys, " or ".join(dict.fromkeys(reasons)).replace(" or needs ", " or ") or None
+
+
+def _shortened(message: str) -> str:
+    """Leave out the middle of a message that quotes a long value."""
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
 
 
 def _plain_words(reason: str) -> str:

@@ -12,11 +12,11 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import yaml
 
-from lightning_lm.cli.config.overlays import Overlay, Setting, plain
+from lightning_lm.cli.config.overlays import Overlay, Setting, placed, plain
+from lightning_lm.cli.config.yaml_text import read_value
 from lightning_lm.errors import UsageError
 
 __all__ = ["change_items"]
@@ -89,7 +89,7 @@ def _changed(setting: Setting, path: str, lists: dict[str, list[Setting]]) -> Se
 
 def _follow(option: str, value: str | None, lists: dict[str, list[Setting]]) -> str | None:
     """Bring the lists up to date with an option; return the path of a list of which it means one item by its class."""
-    name, written = option.removeprefix("--"), _placed(_read(value))
+    name, written = option.removeprefix("--"), placed(read_value(value or ""))
     if name.endswith("+"):
         items = written.value if isinstance(written.value, list) else [written]
         lists[name[:-1]] = [*lists.get(name[:-1], []), *items]
@@ -108,19 +108,6 @@ def _follow(option: str, value: str | None, lists: dict[str, list[Setting]]) -> 
             if lists[path]:  # in lower case it is an option of the last item
                 lists[path] = [*lists[path][:-1], _with_arguments(lists[path][-1], written)]
     return None
-
-
-def _read(value: str | None) -> Any:
-    try:
-        return yaml.safe_load(value or "")
-    except yaml.YAMLError:
-        return value
-
-
-def _placed(value: Any) -> Setting:
-    if isinstance(value, dict):
-        return Setting({str(key): _placed(item) for key, item in value.items()})
-    return Setting([_placed(item) for item in value] if isinstance(value, list) else value)
 
 
 def _name(item: Setting) -> str:

@@ -8,6 +8,7 @@ import yaml
 
 from lightning_lm.cli.config.list_items import change_items
 from lightning_lm.cli.config.overlays import expand_configs
+from lightning_lm.cli.config.yaml_text import read_value
 from lightning_lm.errors import UsageError
 
 __all__ = ["merged_settings"]
@@ -41,7 +42,7 @@ def merged_settings(words: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
             settings = _merged(settings, yaml.safe_load(value) or {})
             continue
         _check(name.split(".")[0].removesuffix("+"), keys, "\n  Written in the command line.")
-        found: Any = _value(value)
+        found: Any = read_value(value)
         for key in reversed(name.split(".")):
             found = {key: found}
         settings = _merged(settings, found)
@@ -53,13 +54,6 @@ def _check(key: str, keys: Sequence[str], place: str) -> None:
         near = difflib.get_close_matches(key, keys, n=1)
         advice = f" Did you mean {near[0]!r}?" if near else f" The keys are: {', '.join(keys)}."
         raise UsageError(f"There is no setting {key!r}.{advice}{place}")
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,20 +18,17 @@ from typing import Any
 
 import yaml
 
+from lightning_lm.cli.config import yaml_text
 from lightning_lm.cli.config.class_paths import current_class_path
+from lightning_lm.cli.config.yaml_text import SETTINGS_SUFFIXES
 from lightning_lm.cli.recipes import find_recipe, recipe_names
 from lightning_lm.errors import UsageError
 
-__all__ = ["SETTINGS_SUFFIXES", "Overlay", "Place", "Setting", "expand_configs", "plain", "read_overlays"]
+__all__ = ["Overlay", "Place", "Setting", "expand_configs", "in_fewer_configs", "placed", "plain", "read_overlays"]
 
 _BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
 _GROUPS = ("--trainer", "--model", "--data")
-_MAX_DEPTH = 100
-_MAX_REPEATED = 10_000
-"""Settings that the aliases of a file may add to those that it spells out; ten lists of ten make ten billion."""
-SETTINGS_SUFFIXES = (".yaml", ".yml", ".json")
-"""File endings of settings files."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,7 @@ def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
     Raises:
         UsageError: If a file is missing or unreadable, or overlays name each other in a circle.
     """
+    yaml_text.check_words(words)
     expanded: list[str] = []
     overlays: list[Overlay] = []
     rest = iter(words)
@@ -110,6 +108,31 @@ def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
         overlays += layers
         expanded += [f"--config={layer.to_yaml()}" for layer in layers]
     return expanded, overlays
+
+
+def in_fewer_configs(words: Sequence[str]) -> list[str]:
+    """Join the texts of configs that follow each other and share no top-level key: the parser reads each in 0.1 s.
+
+    Args:
+        words: A command line as of `expand_configs`.
+    """
+    joined: list[str] = []
+    keys: list[set[str]] = []  # of the configs at the end of what is joined
+    for word in words:
+        if not word.startswith("--config="):
+            keys = []
+            joined.append(word)
+            continue
+        text = word.removeprefix("--config=")
+        own = set(re.findall(r"^(\w+)\+?:", text, re.MULTILINE))
+        place = next((place for place in range(len(keys), 0, -1) if keys[place - 1] & own or not keys[place - 1]), 0)
+        if place < len(keys) and own:
+            joined[place - len(keys)] += f"\n{text}"
+            keys[place] |= own
+        else:
+            keys.append(own)
+            joined.append(word)
+    return joined
 
 
 def read_overlays(name: str, *, beside: Path | None = None, opened: tuple[Path, ...] = ()) -> list[Overlay]:
@@ -166,17 +189,11 @@ def _find(name: str, beside: Path | None) -> Path:
 
 def _read(path: Path) -> Setting:
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        _refuse_endless(node, path)
-        root = _setting(node, path, 1)
+        root = _setting(yaml_text.compose(yaml_text.settings_text(path), str(path)), path, 1)
     except yaml.MarkedYAMLError as error:
         raise UsageError(_not_yaml(path, error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
-    except RecursionError:
-        raise UsageError(
-            f"{path} is nested too deeply to be settings. Take out the brackets that nothing needs."
-        ) from None
     if root.value is None:
         return Setting({}, root.place)
     if not isinstance(root.value, dict):
@@ -189,32 +206,6 @@ def _not_yaml(path: Path, error: yaml.MarkedYAMLError) -> str:
     place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
     remedy = "Indent with spaces, not tabs." if "\\t" in problem else "Check the indentation and the line above."
     return f"{path} is not YAML: {problem}.\n  Written in {place}. {remedy}"
-
-
-def _refuse_endless(root: yaml.Node | None, path: Path) -> None:
-    """Refuse aliases that repeat each other, which a few lines turn into more settings than memory has room for."""
-    sizes: dict[yaml.Node, int] = {}
-
-    def size(node: yaml.Node, depth: int = 0) -> int:
-        """Return the number of settings that a node stands for, its aliases written out."""
-        if depth > _MAX_DEPTH:
-            raise RecursionError
-        if sizes.get(node) == 0:
-            line = node.start_mark.line + 1
-            raise UsageError(f"What begins in line {line} of {path} contains itself by an alias. Take the alias out.")
-        if node not in sizes:
-            sizes[node] = 0
-            pairs = node.value if isinstance(node, yaml.MappingNode) else []
-            items = node.value if isinstance(node, yaml.SequenceNode) else [item for pair in pairs for item in pair]
-            sizes[node] = 1 + sum(size(item, depth + 1) for item in items)
-        return sizes[node]
-
-    repeated = 0 if root is None else size(root) - len(sizes)
-    if repeated > _MAX_REPEATED:
-        raise UsageError(
-            f"The aliases of {path} stand for {repeated:,} settings beside those written there; at most "
-            f"{_MAX_REPEATED:,} are read. Replace aliases of aliases by what they are to say."
-        )
 
 
 def _refuse_repeated(node: yaml.MappingNode, path: Path) -> None:
@@ -255,11 +246,21 @@ def _scalar(node: yaml.Node, path: Path) -> Any:
         value = yaml.SafeLoader("").construct_object(node)
         str(value)  # integers have a limit of digits in decimal
     except (ValueError, KeyError, AttributeError, OverflowError):  # of dates, booleans and numbers that are none
-        shown, line = str(node.value)[:40], node.start_mark.line + 1
-        raise UsageError(
-            f"{shown!r} in line {line} of {path} is no value. Put it between quotes if it is text."
-        ) from None
+        raise yaml_text.no_value(node, str(path)) from None
+    if isinstance(value, str):
+        yaml_text.check_text(value, f"the text in line {node.start_mark.line + 1} of {path}", (path,))
     return value
+
+
+def placed(value: Any) -> Setting:
+    """Return a value of the command line as settings.
+
+    Args:
+        value: A scalar, a list or a mapping.
+    """
+    if isinstance(value, dict):
+        return Setting({str(key): placed(item) for key, item in value.items()})
+    return Setting([placed(item) for item in value] if isinstance(value, list) else value)
 
 
 def plain(setting: Setting) -> Any:

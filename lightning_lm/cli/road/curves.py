@@ -66,6 +66,6 @@ def _num_tokens(folder: Path, curves: Mapping[str, Curve]) -> int | None:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         data: Mapping[str, Any] = config["data"]["init_args"]
         return int(config["trainer"]["max_steps"]) * int(data["batch_size"]) * int(data["context_length"])
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError):
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError):
         targets = curves.get("train/tokens")
         return None if targets is None else int(targets.values[-1])

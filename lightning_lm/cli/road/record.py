@@ -1,5 +1,6 @@
 """The record of a road, ``road.json`` in its folder: which stages have finished, with which command, at what cost."""
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.storage import replacing
+from lightning_lm.storage import replacing, verifies
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["Attempt", "RoadRecord", "StageRecord"]
@@ -94,6 +95,8 @@ class RoadRecord:
             found = parse_json(self.path.read_text(encoding="utf-8"))
             if found["version"] != _VERSION:
                 raise ValueError(f"it has version {found['version']}")
+            if found.get("sha256", _digest(found["stages"])) != _digest(found["stages"]) and verifies():
+                raise ValueError("it has changed since it was written")
             self.stages = {name: _stage(entry) for name, entry in found["stages"].items()}
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ConfigurationError(
@@ -105,7 +108,12 @@ class RoadRecord:
         """Write the file in one step."""
         stages = {name: asdict(stage) for name, stage in self.stages.items()}
         with replacing(self.path) as file:
-            file.write(json.dumps({"version": _VERSION, "stages": stages}, indent=1).encode())
+            content = {"version": _VERSION, "sha256": _digest(stages), "stages": stages}
+            file.write(json.dumps(content, indent=1).encode())
+
+
+def _digest(stages: object) -> str:
+    return hashlib.sha256(json.dumps(stages, sort_keys=True).encode()).hexdigest()
 
 
 def _stage(entry: dict[str, Any]) -> StageRecord:

@@ -14,7 +14,7 @@ from lightning_lm.curation.report.page import report_page
 from lightning_lm.curation.report.report import NAME, Report, StepReport
 from lightning_lm.data.paths import MANIFEST
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.storage import discard, rename
+from lightning_lm.storage import discard, rename, write_digests
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["HIDDEN", "digest_of", "find_output", "write_output"]
@@ -94,6 +94,7 @@ def write_output(output: Path, work: Path, digest: str, steps: Sequence[Any], ou
     (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (fresh / NAME).write_text(report.to_json(), encoding="utf-8", errors="replace")
     (fresh / "report.html").write_text(report_page(report), encoding="utf-8", errors="replace")
+    write_digests(fresh, [MANIFEST, NAME, *report.files])
     if output.exists():
         output.rename(work / f"replaced.{os.getpid()}")
     rename(fresh, output)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.gguf.architectures import Architecture, architecture_of, for_model_type
-from lightning_lm.models.gguf.file import GGUFFile, gguf_package
+from lightning_lm.models.gguf.file import DIGEST_KEY, NO_DIGEST, GGUFFile, gguf_package, put_digest
 from lightning_lm.models.gguf.settings import ROPE_FACTORS, complete, read_settings, rope_factors, write_settings
 from lightning_lm.models.gguf.vocabulary import tokenizer_files, vocabulary_metadata
 from lightning_lm.models.huggingface.weights import (
@@ -138,8 +138,10 @@ def export_gguf(
         writer.add_quantization_version(package.GGML_QUANT_VERSION)
         for key, value in metadata.items():
             _add(writer, package, key, value)
+        writer.add_string(DIGEST_KEY, NO_DIGEST)
         _write(writer, package, _Plan(folder, architecture, settings, shapes, quantization))
         writer.close()
+        put_digest(Path(file.name))
 
 
 def _add(writer: Any, package: Any, key: str, value: Any) -> None:

@@ -12,6 +12,7 @@ from lightning_lm.scaling.fits.isoflop import parabolas
 from lightning_lm.scaling.fits.laws import ChinchillaLaw, GeneralLaw
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, Curve, FloatArray, Points
 from lightning_lm.scaling.plots.canvas import INK, apart, label, new_figure, plain
+from lightning_lm.storage import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +69,8 @@ def write_figures(folder: Path | str, drawn: Mapping[str, "Figure"]) -> list[Pat
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
-        figure.savefig(path, dpi=_DPI)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=_DPI)
     return paths
 
 
