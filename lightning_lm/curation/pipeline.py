@@ -21,7 +21,7 @@ from lightning_lm.curation.report.report import Report
 from lightning_lm.curation.step import CorpusStep, apply_corpus_step
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Limit, check_numbers
-from lightning_lm.storage import discard, held
+from lightning_lm.storage import discard, held, naming
 from lightning_lm.tokenizers.word_counts import num_cores
 
 __all__ = ["Pipeline"]
@@ -107,7 +107,8 @@ class Pipeline:
                     shard_bytes=shard_bytes,
                     show=Show(show_progress),
                 )
-                report = self._run(job, units, digest, output, overwrite)
+                with naming(work):
+                    report = self._run(job, units, digest, output, overwrite)
             shutil.rmtree(work, ignore_errors=True)
         return report
 

@@ -131,6 +131,7 @@ def _data_files(path: Path, key: str) -> set[str]:
 
 def _curated_files(folder: Path) -> set[str]:
     """Return the names of the data files of a curated corpus, all of which must be there."""
+    check_digests(folder, [MANIFEST])
     data = _data_files(folder / MANIFEST, "curated_files")
     missing = [name for name in data if not (folder / name).exists()]
     if missing:

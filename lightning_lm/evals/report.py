@@ -11,6 +11,7 @@ from rich.text import Text
 from lightning_lm.evals.results import Results, TaskResults
 from lightning_lm.evals.statistics import PairedDifference, Score
 from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
+from lightning_lm.storage import replacing
 
 __all__ = ["comparison_table", "results_table", "save_figure"]
 
@@ -98,9 +99,10 @@ def save_figure(results: Results, path: Path | str) -> Path:
     if any(chance for *_, chance in rows):
         axes.set_xlabel("grey: chance")
     axes.margins(x=0.12)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    path = Path(path)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=150)
+    return path
 
 
 def _rows(tasks: Iterable[TaskResults]) -> Iterable[tuple[str, Score, float]]:

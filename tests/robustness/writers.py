@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from robustness.faults import Writer
 from torch import distributed, nn
 
-from lightning_lm.data import TokenStore, tokenize
+from lightning_lm.cli.road.record import RoadRecord, StageRecord
+from lightning_lm.curation import Document, Pipeline, Report
+from lightning_lm.data import Files, TokenStore, tokenize
 from lightning_lm.data.post_training.chat import Plain
 from lightning_lm.data.post_training.examples import Examples
 from lightning_lm.data.post_training.supervised import SupervisedRows, SupervisedStore, store_examples
@@ -25,6 +28,8 @@ from lightning_lm.models import (
     merge_adapters,
     save_adapters,
 )
+from lightning_lm.models.gguf.file import DIGEST_KEY, GGUFFile
+from lightning_lm.models.gguf.folder import export_gguf
 from lightning_lm.models.huggingface.folder import save_huggingface
 from lightning_lm.modules import load_model
 from lightning_lm.modules.preference import precomputed_reference
@@ -196,7 +201,71 @@ def read_entries(folder: Path) -> int:
     return version_of({version: found == entries_of(version) for version in (1, 2)})
 
 
+def write_gguf(folder: Path, version: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    export_gguf(INPUTS / f"model-{version}", folder / "model.gguf", quantization="f32")
+
+
+def content_of(path: Path) -> dict[str, object]:
+    file = GGUFFile(path)
+    tensors = {name: file.read(name).tolist() for name in file.shapes}
+    return {**file.metadata, **tensors, DIGEST_KEY: None}
+
+
+def read_gguf(folder: Path) -> int:
+    found = content_of(folder / "model.gguf")
+    return version_of({version: found == content for version, content in GGUF.items()})
+
+
+def shout(document: Document) -> Document:
+    return Document(document.id, document.text.upper(), document.url, document.metadata)
+
+
+def write_curated(folder: Path, version: int) -> None:
+    source, output = Files(path=INPUTS / f"texts-{version}"), folder / "clean"
+    Pipeline([shout]).run(source, output, num_workers=1, show_progress=False, overwrite=True)
+
+
+def read_curated(folder: Path) -> int:
+    found = sorted(Files(path=folder / "clean").documents())
+    assert Report.read(folder / "clean").documents_kept == len(found)
+    return version_of({version: found == sorted(text.upper() for text in text_of(version)) for version in (1, 2)})
+
+
+def write_record(folder: Path, version: int) -> None:
+    record = RoadRecord(folder)
+    record.stages = stages_of(version)
+    record.save()
+
+
+def stages_of(version: int) -> dict[str, StageRecord]:
+    return {f"stage {number}": StageRecord(digest=f"{number}") for number in range(version)}
+
+
+def read_record(folder: Path) -> int:
+    stages = RoadRecord(folder).stages
+    return version_of({version: stages == stages_of(version) for version in (1, 2)}) if stages else 0
+
+
+def make_inputs() -> Path:
+    """Return a folder of what is exported and curated."""
+    folder = Path(tempfile.mkdtemp(prefix="writers-"))
+    for version in (1, 2):
+        save_huggingface(MODELS[version], folder / f"model-{version}", TOKENIZERS[version])
+        (folder / f"texts-{version}").mkdir()
+        for number, text in enumerate(text_of(version)):
+            (folder / f"texts-{version}" / f"{number}.txt").write_text(text)
+    return folder
+
+
+def gguf_of(version: int) -> dict[str, object]:
+    export_gguf(INPUTS / f"model-{version}", INPUTS / f"{version}.gguf", quantization="f32")
+    return content_of(INPUTS / f"{version}.gguf")
+
+
 ADAPTED = {version: with_adapters(version) for version in (1, 2)}
+INPUTS = make_inputs()
+GGUF = {version: gguf_of(version) for version in (1, 2)}
 WRITERS = [
     Writer("checkpoint", write_checkpoint, read_checkpoint),
     Writer(
@@ -222,6 +291,9 @@ WRITERS = [
         read_scores,
     ),
     Writer("ledger of runs", write_ledger, read_ledger),
+    Writer("GGUF file", write_gguf, read_gguf),
+    Writer("curated corpus", write_curated, read_curated),
+    Writer("record of a road", write_record, read_record),
     Writer(
         "kernel settings", lambda folder, version: write_table(folder / "table.json", entries_of(version)), read_entries
     ),

@@ -13,7 +13,7 @@ from lightning_lm.curation.execution.stages import PART, REMOVED
 from lightning_lm.curation.report.page import report_page
 from lightning_lm.curation.report.report import NAME, Report, StepReport
 from lightning_lm.data.paths import MANIFEST
-from lightning_lm.errors import ConfigurationError
+from lightning_lm.errors import CheckpointError, ConfigurationError, DataError
 from lightning_lm.storage import discard, rename, write_digests
 from lightning_lm.storage.json_text import parse_json
 
@@ -52,7 +52,10 @@ def find_output(output: Path, digest: str | None, *, overwrite: bool) -> Report 
             "--overwrite (overwrite=True)."
         )
     whole = all((output / name).is_file() and (output / name).stat().st_size == size for name, size in files.items())
-    return Report.read(output) if whole and (output / NAME).is_file() else None
+    try:
+        return Report.read(output) if whole and (output / NAME).is_file() else None
+    except (CheckpointError, DataError):  # damaged, so all is written again
+        return None
 
 
 def write_output(output: Path, work: Path, digest: str, steps: Sequence[Any], outcome: Outcome) -> Report:

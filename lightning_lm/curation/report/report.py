@@ -13,6 +13,7 @@ from lightning_lm.curation.execution.statistics import Tally
 from lightning_lm.curation.step import Bounds, Filter
 from lightning_lm.errors import DataError
 from lightning_lm.parts import Part
+from lightning_lm.storage import check_digests
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["NAME", "Histogram", "Report", "StepReport"]
@@ -145,9 +146,11 @@ class Report:
             folder: Folder of the output.
 
         Raises:
+            CheckpointError: If it has changed since it was written.
             DataError: If it has none.
         """
         path = Path(folder) / NAME
+        check_digests(Path(folder), [NAME])
         try:
             plain = parse_json(path.read_text(encoding="utf-8"))
             steps = [

@@ -18,7 +18,7 @@ from lightning_lm.curation import Document, Extract, Pipeline, Reading, Removed,
 from lightning_lm.curation.execution import stages
 from lightning_lm.curation.step import Bounds, Filter
 from lightning_lm.data import Files
-from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.errors import CheckpointError, ConfigurationError, DataError
 
 WORDS = (
     "the",
@@ -255,11 +255,11 @@ def test_a_gzip_bomb_is_left_out_with_the_remedy(tmp_path):
 def test_a_flipped_bit_of_the_output_is_found_when_it_is_read(tmp_path, monkeypatch):
     report = run(write(tmp_path / "in", records(), 2), tmp_path / "clean")
     part = tmp_path / "clean" / report.files[0]
-    assert len([*Files(path=tmp_path / "clean").texts()]) == report.documents_kept
+    assert len([*Files(path=tmp_path / "clean").documents()]) == report.documents_kept
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     with pytest.raises(CheckpointError, match=f"{part.name} has changed since it was written"):
-        [*Files(path=tmp_path / "clean").texts()]
+        [*Files(path=tmp_path / "clean").documents()]
     monkeypatch.setenv("LIGHTNING_LM_VERIFY", "0")
-    assert len([*Files(path=tmp_path / "clean").texts()]) == report.documents_kept
+    assert len([*Files(path=tmp_path / "clean").documents()]) == report.documents_kept
