@@ -29,7 +29,7 @@ _MARKS = frozenset("[{&*!")
 """One of these is in every text that is more than a scalar or a plain block, and before every tag."""
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _NOT_CONSTRUCTED = (ValueError, KeyError, AttributeError, OverflowError)
-"""What PyYAML raises for dates, booleans and numbers that are none."""
+"""Errors of PyYAML for dates, booleans and numbers that are none."""
 
 
 class _ValueLoader(yaml.SafeLoader):
@@ -65,7 +65,7 @@ def compose(text: str, name: str, loader: type[yaml.SafeLoader] = yaml.SafeLoade
 
     Args:
         text: YAML.
-        name: What the text is, for messages: a path, or an option of the command line.
+        name: Name of the text for messages: a path, or an option of the command line.
         loader: Class that resolves tags.
 
     Raises:
@@ -87,14 +87,14 @@ def no_value(node: yaml.Node, name: str) -> UsageError:
 
     Args:
         node: The scalar.
-        name: What the text is.
+        name: Name of the text.
     """
     shown, line = str(node.value)[:40], node.start_mark.line + 1
     return UsageError(f"{shown!r} in line {line} of {name} is no value. Put it between quotes if it is text.")
 
 
 def read_value(text: str, name: str = "the command line") -> Any:
-    """Return what a value of the command line says; what is no YAML is text.
+    """Return the value that a text of the command line has as YAML; what is no YAML is text.
 
     Args:
         text: The value.
@@ -114,7 +114,7 @@ def read_value(text: str, name: str = "the command line") -> Any:
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Refuse what jsonargparse would not get to the end of in the values of a command line.
+    """Refuse values of a command line that jsonargparse would not get to the end of.
 
     Args:
         words: The command line behind the verb.
@@ -134,7 +134,7 @@ def check_text(text: str, name: str, opened: tuple[Path, ...] = ()) -> None:
 
     Args:
         text: A value of the command line, or a text in settings.
-        name: Where it stands.
+        name: Place of the text.
         opened: Settings files that are being read.
 
     Raises:
