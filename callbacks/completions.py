@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lightning_lm.callbacks.formatting import visible
 from lightning_lm.callbacks.hooks import LeanHooks, LogInterval
+from lightning_lm.deprecation import takes_renamed_arguments
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.modules import PolicyModule, Rollout
 from lightning_lm.modules.rl.experience_loader import Experience
@@ -26,6 +27,7 @@ class _Row(NamedTuple):
     advantage: float
 
 
+@takes_renamed_arguments
 class Completions(LeanHooks, Callback):
     """Show prompts, completions, rewards and advantages of the newest rollout, in the console and in TensorBoard.
 
@@ -35,7 +37,7 @@ class Completions(LeanHooks, Callback):
     Args:
         every_n_steps: Optimizer steps between two tables; by default the Trainer's logging interval.
         prompts: Number of groups to show.
-        answers: Number of completions of each group.
+        completions: Number of completions of each group.
 
     Raises:
         ConfigurationError: If a number is below 1, or the module makes no rollouts.
@@ -46,12 +48,12 @@ class Completions(LeanHooks, Callback):
         >>> trainer = Trainer(callbacks=[Completions(every_n_steps=50)], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, *, every_n_steps: int | None = None, prompts: int = 1, answers: int = 4) -> None:
-        if min(every_n_steps or 1, prompts, answers) < 1:
+    def __init__(self, *, every_n_steps: int | None = None, prompts: int = 1, completions: int = 4) -> None:
+        if min(every_n_steps or 1, prompts, completions) < 1:
             raise ConfigurationError(
-                f"every_n_steps={every_n_steps}, prompts={prompts} and answers={answers} must be at least 1."
+                f"every_n_steps={every_n_steps}, prompts={prompts} and completions={completions} must be at least 1."
             )
-        self._every_n_steps, self._prompts, self._answers = every_n_steps, prompts, answers
+        self._every_n_steps, self._prompts, self._completions = every_n_steps, prompts, completions
         self._interval = LogInterval()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,7 +87,7 @@ class Completions(LeanHooks, Callback):
         return [
             self._row(rollout, advantages, int(group), int(sample))
             for group in widest
-            for sample in _ends(np.argsort(-groups[group], kind="stable"), self._answers)
+            for sample in _ends(np.argsort(-groups[group], kind="stable"), self._completions)
         ]
 
     def _row(self, rollout: Rollout, advantages: np.ndarray, group: int, sample: int) -> _Row:

@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
+from lightning_lm.deprecation import new_argument
 from lightning_lm.errors import ConfigurationError
 
 __all__ = ["Limit", "Part", "check_numbers", "kept_values"]
@@ -146,6 +147,7 @@ def _build(value: Any) -> Any:
         raise ConfigurationError(
             f"No part is called {value[_KEY]!r}. If it is your own class, import its module before loading."
         )
+    fields = {new_argument(cls, key) or key: item for key, item in fields.items()}
     unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
     if unknown:
         raise ConfigurationError(f"{cls.__name__} has no field {sorted(unknown)}; was this written by another version?")

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
+from lightning_lm.deprecation import takes_renamed_arguments
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.strategies.ddp_settings import without_defaults
@@ -16,13 +17,14 @@ from lightning_lm.strategies.failure_reports import _ReportingStrategy
 
 __all__ = ["DataParallelStrategy", "GradientAverager"]
 
-Exchange = Literal["naive", "flat", "bucketed"]
+Communication = Literal["naive", "flat", "bucketed"]
 """One all-reduce for each parameter after the backward pass; one for all; or one for each bucket, during it."""
 
 _SETTINGS = {"accelerator", "parallel_devices", "cluster_environment", "checkpoint_io", "precision_plugin"}
 _SETTINGS |= {"process_group_backend", "timeout", "start_method"}
 
 
+@takes_renamed_arguments
 class GradientAverager:
     """Averages gradients over ranks.
 
@@ -32,7 +34,7 @@ class GradientAverager:
 
     Args:
         parameters: Trained parameters, in the same order on every rank.
-        exchange: Communication of gradients: one by one, all at once, or in buckets during the backward pass.
+        communication: Communication of gradients: one by one, all at once, or in buckets during the backward pass.
         bucket_bytes: Largest size of a bucket, bytes.
 
     Source:
@@ -40,17 +42,21 @@ class GradientAverager:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, exchange: Exchange = "bucketed", bucket_bytes: int = 25 * 2**20
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        communication: Communication = "bucketed",
+        bucket_bytes: int = 25 * 2**20,
     ) -> None:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         backwards = trained[::-1]  # about the order in which the backward pass makes gradients
-        limit = {"naive": 0, "flat": None, "bucketed": bucket_bytes}[exchange]
+        limit = {"naive": 0, "flat": None, "bucketed": bucket_bytes}[communication]
         self._buckets = _cut(backwards, limit)
         self._number = {parameter: number for number, bucket in enumerate(self._buckets) for parameter in bucket}
         self._missing: list[int] = []
         self._travelling: list[tuple[Any, Tensor]] = []
         self._active = False
-        overlapped = trained if exchange == "bucketed" else []
+        overlapped = trained if communication == "bucketed" else []
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._ready) for parameter in overlapped]
 
     def begin(self) -> None:
@@ -89,13 +95,14 @@ class GradientAverager:
         self._travelling.append((distributed.all_reduce(buffer, async_op=True), buffer))
 
 
+@takes_renamed_arguments
 class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
     """`DDPStrategy` with `GradientAverager` in place of torch's wrapper: the same gradients, in code to read.
 
     Parameters that take no part in a loss get a gradient of zeros. For training at scale use "ddp" or `zero1`.
 
     Args:
-        exchange: Communication of gradients: one by one, all at once, or in buckets during the backward pass.
+        communication: Communication of gradients: one by one, all at once, or in buckets during the backward pass.
         bucket_bytes: Largest size of a bucket, bytes.
         **settings: For `DDPStrategy`: ``timeout``, ``process_group_backend``, ``start_method``.
 
@@ -103,14 +110,16 @@ class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
         ConfigurationError: If a setting is one of torch's wrapper.
     """
 
-    def __init__(self, exchange: Exchange = "bucketed", *, bucket_bytes: int = 25 * 2**20, **settings: Any) -> None:
+    def __init__(
+        self, communication: Communication = "bucketed", *, bucket_bytes: int = 25 * 2**20, **settings: Any
+    ) -> None:
         settings = without_defaults(settings)
         unfit = sorted(settings.keys() - _SETTINGS)
         if unfit:
             raise ConfigurationError(f'DataParallelStrategy has no {", ".join(unfit)}; leave it out, or use "ddp".')
         super().__init__(**settings)
         check_numbers({"bucket_bytes": Limit.COUNT}, {"bucket_bytes": bucket_bytes})
-        self.exchange, self.bucket_bytes = exchange, bucket_bytes
+        self.communication, self.bucket_bytes = communication, bucket_bytes
         self._averager: GradientAverager | None = None
         self._trained: list[nn.Parameter] = []
         self._paused = False
@@ -131,7 +140,9 @@ class DataParallelStrategy(_ReportingStrategy, DDPStrategy):
         self._close()
         if self.world_size > 1:
             self._trained = [param for param in self.lightning_module.parameters() if param.requires_grad]
-            self._averager = GradientAverager(self._trained, exchange=self.exchange, bucket_bytes=self.bucket_bytes)
+            self._averager = GradientAverager(
+                self._trained, communication=self.communication, bucket_bytes=self.bucket_bytes
+            )
 
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Prepare to all-reduce, unless micro-batches are being accumulated; layers may have been unfrozen."""

@@ -1,11 +1,15 @@
 """Names that an earlier version exported."""
 
 import importlib
+import inspect
 import warnings
 
 import pytest
 
-from lightning_lm.deprecation import renamed_exports
+from lightning_lm.data import SupervisedRows
+from lightning_lm.deprecation import RENAMED_ARGUMENTS, renamed_exports
+from lightning_lm.modules import GRPOModule, PolicyModule
+from lightning_lm.strategies import DataParallelStrategy
 
 RENAMED = [
     ("lightning_lm.functional.collectives", "enter", "copy_to"),
@@ -62,3 +66,43 @@ CALLERS = [
 def test_deprecated_calls_of_ours_are_errors(category):
     for module in CALLERS:
         assert call_what_is_deprecated(module, category) == "refused"
+
+
+def test_a_constructor_takes_the_old_name_of_an_argument_and_warns():
+    with pytest.warns(DeprecationWarning, match=r"learn_on of SupervisedRows is now called train_on; version 0\.3"):
+        rows = SupervisedRows(learn_on="all")
+    assert rows == SupervisedRows(train_on="all")
+    with pytest.warns(DeprecationWarning, match="is now called train_on"):
+        assert rows.learn_on == "all"
+    with pytest.warns(DeprecationWarning, match="exchange of DataParallelStrategy is now called communication"):
+        assert DataParallelStrategy(exchange="flat").communication == "flat"
+    with pytest.raises(TypeError, match="learn_on is the old name of train_on; give SupervisedRows train_on"):
+        SupervisedRows(learn_on="all", train_on="assistant")
+
+
+def test_a_checkpoint_that_describes_a_part_by_old_names_is_read():
+    written = {**SupervisedRows(train_on="all").to_dict()}
+    written["learn_on"] = written.pop("train_on")
+    assert SupervisedRows.from_dict(written) == SupervisedRows(train_on="all")
+
+
+@pytest.mark.parametrize("name", RENAMED_ARGUMENTS)
+def test_every_renamed_argument_is_one_of_its_class(name):
+    modules = (importlib.import_module(f"lightning_lm.{package}") for package in ("callbacks", "data", "strategies"))
+    cls = next(getattr(module, name) for module in modules if hasattr(module, name))
+    arguments = inspect.signature(cls).parameters
+    for old, new in RENAMED_ARGUMENTS[name].items():
+        assert new in arguments
+        assert old not in arguments
+        assert isinstance(vars(cls)[old], property)  # that is, `takes_renamed_arguments` stands above it
+
+
+def test_a_subclass_that_overrides_a_method_by_its_old_name_is_heard():
+    with pytest.warns(DeprecationWarning, match="Mine.scores is now called token_scores; version 0.3 removes"):
+
+        class Mine(GRPOModule):
+            def scores(self, model, batch):
+                return "mine"
+
+    assert Mine.token_scores(None, None, None) == "mine"
+    assert GRPOModule.token_scores is PolicyModule.token_scores

@@ -2,6 +2,8 @@
 
 `tests/fixtures/version_0_1` was made on 2026-11-30 from the commit "The current folder is searched last for modules":
 two steps of pretrain/quickstart on `corpus.txt`, one process and fsdp2, and three of grpo/reverse, with tiny models.
+`chat`, two steps of SFTModule on `chats.jsonl`, was made before the arguments `learn_on`, `exchange` and `answers` were
+renamed, which its configuration and that of grpo_reverse name.
 """
 
 import importlib
@@ -21,7 +23,7 @@ from lightning_lm.scaling import RunLedger
 from lightning_lm.tokenizers import load_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1"
-RUNS = ("quickstart", "sharded", "grpo_reverse")
+RUNS = ("quickstart", "sharded", "grpo_reverse", "chat")
 
 
 @pytest.fixture

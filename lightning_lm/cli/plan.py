@@ -33,7 +33,7 @@ def run(verb: str, words: Sequence[str]) -> None:
 
     Args:
         verb: ``plan``.
-        words: The command line behind the verb: options of its own, and that of ``fit``.
+        words: The command line after the verb: options of its own, and that of ``fit``.
 
     Raises:
         UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.

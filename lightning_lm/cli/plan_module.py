@@ -55,7 +55,7 @@ class PlannedCommandLine(CommandLine):
     """The command line of ``fit`` that builds the module, on the meta device, and nothing else.
 
     Args:
-        words: The command line behind the verb, as ``fit`` takes it.
+        words: The command line after the verb, as ``fit`` takes it.
 
     Attributes:
         module: The configured module.

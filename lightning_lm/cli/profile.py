@@ -19,7 +19,7 @@ def run(verb: str, words: Sequence[str]) -> None:  # noqa: ARG001
 
     Args:
         verb: ``profile``.
-        words: The command line behind the verb: that of ``fit``.
+        words: The command line after the verb: that of ``fit``.
 
     Raises:
         UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.

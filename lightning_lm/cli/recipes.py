@@ -43,7 +43,7 @@ def find_recipe(name: str) -> Path | None:
     """Return the file of a recipe, given as ``pretrain/quickstart`` or ``recipes/pretrain/quickstart.yaml``.
 
     Args:
-        name: A name of `recipe_names`, with or without the folder's name in front and the suffix behind; its last
+        name: A name of `recipe_names`, with or without the folder's name in front and the suffix after it; its last
             part alone if only one recipe ends in it.
     """
     folder = recipes_folder()

@@ -22,12 +22,12 @@ from lightning.pytorch.strategies import Strategy
 from lightning_lm import __version__
 from lightning_lm.callbacks.formatting import number
 from lightning_lm.cli.class_help import class_help, names_help
-from lightning_lm.cli.config.check import Checker, command_line_settings
+from lightning_lm.cli.config.check import Checker, command_line_settings, with_new_names
 from lightning_lm.cli.config.class_paths import class_path
 from lightning_lm.cli.config.defaults import defaults_of_changes, fast_precision
 from lightning_lm.cli.config.explain import explain, is_a_users_mistake, with_place
 from lightning_lm.cli.config.list_items import change_items
-from lightning_lm.cli.config.overlays import expand_configs, in_fewer_configs
+from lightning_lm.cli.config.overlays import expand_configs, in_fewer_configs, plain
 from lightning_lm.cli.config.signatures import Argument, arguments_of
 from lightning_lm.cli.run_folder import SaveConfig, newest_checkpoint, run_folder, sound_checkpoint
 from lightning_lm.cli.run_record import own_folder, recorded
@@ -60,7 +60,7 @@ def run(verb: str, words: Sequence[str]) -> None:
 
     Args:
         verb: The name of a method of the Trainer.
-        words: The command line behind the verb.
+        words: The command line after the verb.
 
     Raises:
         UsageError: If a key, a class or a value on the command line or in the YAML cannot be used.
@@ -75,7 +75,7 @@ def print_class_help(verb: str, words: Sequence[str]) -> bool:
 
     Args:
         verb: The name of a method of the Trainer.
-        words: The command line behind the verb.
+        words: The command line after the verb.
     """
     index = next((index for index, word in enumerate(words) if word.partition("=")[0].endswith(".help")), None)
     if index is None:
@@ -109,7 +109,7 @@ class CommandLine(LightningCLI):
 
     Args:
         verb: The name of a method of the Trainer.
-        words: The command line behind the verb.
+        words: The command line after the verb.
     """
 
     def __init__(self, verb: str, words: Sequence[str]) -> None:
@@ -133,10 +133,14 @@ class CommandLine(LightningCLI):
         """Check every layer; return the words with each new part's defaults in front of the layer that names it."""
         checker = _checker(verb)
         configs = [index for index, word in enumerate(words) if word.startswith("--config=")]
-        behind_configs = configs[-1] + 1 if configs else 0
-        result = list(words)
-        places = list(zip(self._layers, [*configs, behind_configs], strict=True))
-        defaults = [(place, defaults_of_changes(checker.check(layer))) for layer, place in places]
+        after_configs = configs[-1] + 1 if configs else 0
+        result, defaults = list(words), []
+        for layer, place in zip(self._layers, [*configs, after_configs], strict=True):
+            defaults.append((place, defaults_of_changes(checker.check(layer))))
+            if checker.renamed and layer is self._layers[-1]:
+                result = with_new_names(result, checker.renamed)
+            elif checker.renamed:
+                result[place] = f"--config={yaml.safe_dump(plain(layer), sort_keys=False, allow_unicode=True)}"
         for place, text in reversed(defaults):
             if text is not None:
                 result.insert(place, f"--config={text}")

@@ -34,7 +34,7 @@ class Extract(Part, limits={"max_nesting": Limit.COUNT}):
 
     Args:
         main_content: Leave out navigation, headers, footers and comments; ``False`` takes all visible text.
-        links: Write the target of a link behind its text.
+        links: Write the target of a link after its text.
         alt_texts: Write the alternative text of images.
         max_nesting: Depth of elements beyond which a page is removed: browsers stop at 512, and extraction takes time
             that grows with its square.

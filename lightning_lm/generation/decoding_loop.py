@@ -20,14 +20,14 @@ FinishReason = Literal["eos", "stop", "length"]
 """Reason why a completion ended: end of sequence, a stop id or stop string of the user, or the token limit."""
 
 NO_TOKEN = -1
-"""Id behind the last new token of a row that got fewer of them in a step than another."""
+"""Id after the last new token of a row that got fewer of them in a step than another."""
 
 
 class Tokens(NamedTuple):
     """New tokens of each row, at least one, and the logits that they were chosen from."""
 
     ids: Tensor
-    """int64 [rows, new]; `NO_TOKEN` behind the last of a row, and the id ``vocab`` if a row has no valid logit."""
+    """int64 [rows, new]; `NO_TOKEN` after the last of a row, and the id ``vocab`` if a row has no valid logit."""
     logits: Tensor
     """[rows, new, vocab]."""
 
@@ -141,7 +141,7 @@ class Row:
         """Append new tokens, up to the one that ends the completion.
 
         Args:
-            ids: New tokens; `NO_TOKEN` behind the last.
+            ids: New tokens; `NO_TOKEN` after the last.
             ends: Stop conditions.
             logprobs: Log-probability of each, if they are recorded.
         """

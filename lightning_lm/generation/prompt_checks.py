@@ -81,7 +81,7 @@ def room_for(model: Any, tokenizer: Tokenizer, prompts: Iterable[str | Sequence[
 
 
 def spare_positions(model: Any, length: int) -> int:
-    """Return how many tokens a model can certainly read behind a text; zero if it tells nothing of its length.
+    """Return how many tokens a model can certainly read after a text; zero if it tells nothing of its length.
 
     Args:
         model: Anything that generates.

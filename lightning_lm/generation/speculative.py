@@ -106,7 +106,7 @@ class SpeculativeSampler:
         return int(fewest), int(most)
 
     def note(self, counts: Tensor) -> None:
-        """Go on behind new tokens, int64 [rows] of them."""
+        """Resume after new tokens, int64 [rows] of them."""
         self._chosen = self._chosen + counts.to(self._chosen.device)
 
     def draw(self, logits: Tensor, ahead: int) -> Tensor:
@@ -234,6 +234,6 @@ class SpeculativeDecoder:
             alive = alive & kept
             if not bool(alive.any()):
                 return ids
-        behind = len(drafted)
-        ids[:, behind] = torch.where(alive, self._sampler.draw(logits[:, behind], behind), NO_TOKEN)
+        last = len(drafted)
+        ids[:, last] = torch.where(alive, self._sampler.draw(logits[:, last], last), NO_TOKEN)
         return ids

@@ -14,7 +14,7 @@ class Bar(NamedTuple):
     Args:
         name: Its category.
         value: Its length; not negative.
-        note: Text behind the number, such as its percentage.
+        note: Text after the number, such as its percentage.
     """
 
     name: str

@@ -201,7 +201,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _left_of(y_axis: _Axis) -> float:
-    """Return where the plot begins: behind the numbers of its axis."""
+    """Return where the plot begins: after the numbers of its axis."""
     return max(LEFT, 10 + 6.4 * max(len(_short(value)) for value in y_axis.marks() or [0.0]))
 
 

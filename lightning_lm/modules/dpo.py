@@ -104,9 +104,3 @@ class DPOModule(ComparedModule):
         number = counted.sum()
         for name, value in values.items():
             self.record(name, torch.where(counted, value, 0).sum(), number)
-
-    def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sum of the loss over pairs as ``nll_sum``, and the number of pairs as ``num_tokens``."""
-        with torch.no_grad():
-            sums = self.training_loss(batch)
-        return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens}

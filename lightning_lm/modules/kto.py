@@ -123,10 +123,9 @@ class KTOModule(ComparedModule):
     def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sum of the loss over completions as ``nll_sum``, and their number as ``num_tokens``."""
         kl = self._kl
-        with torch.no_grad():
-            sums = self.training_loss(batch)
+        sums = super().evaluate_batch(batch)
         self._kl = kl  # a validation may come between two micro-batches of a step
-        return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens}
+        return sums
 
 
 def _chunks(rows: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:

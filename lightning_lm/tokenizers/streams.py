@@ -79,11 +79,11 @@ def avoiding_special(last_cut: Callable[[str], int], special_tokens: Iterable[st
     def outside_special(text: str) -> int:
         # A special token that starts before this place lies within the text as a whole, if it is one.
         decided = len(text) - longest + 1
-        behind = 0
+        after = 0
         for match in expression.finditer(text):
             if match.start() >= decided:
                 break
-            behind = match.end()
-        return max(behind, last_cut(text[: max(0, decided)]))
+            after = match.end()
+        return max(after, last_cut(text[: max(0, decided)]))
 
     return outside_special

@@ -53,7 +53,8 @@ def work(rank, folder, steps, rows_per_rank):
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     networks = {way: model() for way in WAYS}
     averagers = {
-        way: GradientAverager(networks[way].parameters(), exchange=way, bucket_bytes=BUCKET_BYTES) for way in WAYS[:3]
+        way: GradientAverager(networks[way].parameters(), communication=way, bucket_bytes=BUCKET_BYTES)
+        for way in WAYS[:3]
     }
     networks["ddp"] = DistributedDataParallel(
         networks["ddp"], bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True

@@ -32,6 +32,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 sys.path.insert(0, str(Path(__file__).parent))
 from record import write_record
+from trl_peer import grpo_config
 
 from lightning_lm.data import ReverseDigits
 from lightning_lm.datamodules import PromptDataModule
@@ -192,33 +193,19 @@ def as_transformers(tokenizer: object) -> transformers.PreTrainedTokenizerFast:
 
 
 def arguments_of(folder: str, rollouts: int, seed: int) -> trl.GRPOConfig:
-    return trl.GRPOConfig(
-        output_dir=folder,
+    return grpo_config(
+        folder,
         seed=seed,
         max_steps=UPDATES * rollouts,
         per_device_train_batch_size=PROMPTS * SAMPLES // UPDATES,
         steps_per_generation=UPDATES,
         num_generations=SAMPLES,
         max_completion_length=NEW_TOKENS,
-        temperature=1.0,
-        loss_type="dr_grpo",
-        scale_rewards="none",
-        beta=0.0,
-        epsilon=0.2,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=WARMUP,
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
         shuffle_dataset=False,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
         logging_steps=UPDATES,
-        report_to=[],
-        disable_tqdm=True,
     )
 
 

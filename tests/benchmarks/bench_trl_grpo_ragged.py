@@ -26,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from record import write_record
+from trl_peer import grpo_config
 
 PROMPTS, SAMPLES, NEW_TOKENS, UPDATES = 8, 8, 256, 2
 CHARACTERS = [chr(code) for code in range(0x21, 0x121)]
@@ -172,31 +173,17 @@ def theirs(rollouts: int, seed: int) -> dict[str, float]:
         trainer = trl.GRPOTrainer(
             model=model,
             reward_funcs=reward,
-            args=trl.GRPOConfig(
-                output_dir=folder,
+            args=grpo_config(
+                folder,
                 seed=seed,
                 max_steps=UPDATES * rollouts,
                 per_device_train_batch_size=PROMPTS * SAMPLES // UPDATES,
                 steps_per_generation=UPDATES,
                 num_generations=SAMPLES,
                 max_completion_length=NEW_TOKENS,
-                temperature=1.0,
-                loss_type="dr_grpo",
-                scale_rewards="none",
-                beta=0.0,
-                epsilon=0.2,
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="constant",
-                adam_beta2=0.95,
-                weight_decay=0.0,
-                max_grad_norm=1.0,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                save_strategy="no",
                 logging_steps=UPDATES,
-                report_to=[],
-                disable_tqdm=True,
             ),
             train_dataset=datasets.Dataset.from_list([{"prompt": f"<eos>{text}"} for text in prompts(rollouts)]),
             processing_class=processing,

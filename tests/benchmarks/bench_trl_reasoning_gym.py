@@ -26,6 +26,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 sys.path.insert(0, str(Path(__file__).parent))
 from record import write_record
+from trl_peer import grpo_config
 
 from lightning_lm.data import PromptedExamples, ReasoningGym
 from lightning_lm.datamodules import PromptDataModule
@@ -128,31 +129,18 @@ def theirs(checkpoint: Path, updates: int, seed: int) -> list[dict[str, float]]:
         trainer = trl.GRPOTrainer(
             model=model,
             reward_funcs=reward,
-            args=trl.GRPOConfig(
-                output_dir=folder,
+            args=grpo_config(
+                folder,
                 seed=seed,
                 max_steps=updates,
                 per_device_train_batch_size=PROMPTS * SAMPLES,
                 steps_per_generation=1,
                 num_generations=SAMPLES,
                 max_completion_length=NEW_TOKENS,
-                temperature=1.0,
-                loss_type="dr_grpo",
-                scale_rewards="none",
-                beta=0.0,
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="constant_with_warmup",
                 warmup_steps=WARMUP,
-                adam_beta2=0.95,
-                weight_decay=0.0,
-                max_grad_norm=1.0,
                 shuffle_dataset=False,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
             ),
             train_dataset=datasets.Dataset.from_list(records),
             processing_class=tokenizer,

@@ -48,7 +48,7 @@ def fit(trainer_with, module, *callbacks, **settings):
 
 def test_the_widest_group_is_shown_from_its_best_to_its_worst(trainer_with, record_of, console):
     record, module = record_of(), module_of(ones)
-    fit(trainer_with, module, Completions(answers=3), logger=record, max_steps=1, log_every_n_steps=1)
+    fit(trainer_with, module, Completions(completions=3), logger=record, max_steps=1, log_every_n_steps=1)
     rollout, rows = module.last_rollout
     spread = np.ptp(rollout.groups, axis=1)
     group = int(spread.argmax())
@@ -70,7 +70,7 @@ def test_the_widest_group_is_shown_from_its_best_to_its_worst(trainer_with, reco
 def test_a_reward_that_does_not_apply_and_the_weighted_sum(trainer_with, record_of, console):
     record = record_of()
     module = module_of(ones, sometimes, reward_weights=(1.0, 2.0))
-    table = Completions(prompts=4, answers=1)
+    table = Completions(prompts=4, completions=1)
     fit(trainer_with, module, table, logger=record, max_steps=1, log_every_n_steps=1)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in record.texts[0][1].splitlines()]
     assert lines[0] == ["prompt", "answer", "ones", "sometimes", "reward", "advantage"]
@@ -87,7 +87,7 @@ def test_it_comes_as_often_as_asked(trainer_with, record_of, console):
 
 
 def test_what_cannot_work_is_refused(trainer_with, foreign_module, loader_of, batches_of):
-    with pytest.raises(ConfigurationError, match="answers=0"):
-        Completions(answers=0)
+    with pytest.raises(ConfigurationError, match="completions=0"):
+        Completions(completions=0)
     with pytest.raises(ConfigurationError, match="ForeignModule makes none"):
         trainer_with(Completions(), max_epochs=1).fit(foreign_module(), loader_of(batches_of([(2, 9)])))

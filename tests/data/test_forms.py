@@ -45,8 +45,8 @@ TURNS = [
 FROM_VALUE = [{"from": {"user": "human", "assistant": "gpt"}[turn["role"]], "value": turn["content"]} for turn in TURNS]
 
 
-def learned(record, learn_on="assistant", template=ChatML()):
-    rendered = encode_example(record, BYTES, template, learn_on)
+def learned(record, train_on="assistant", template=ChatML()):
+    rendered = encode_example(record, BYTES, template, train_on)
     return BYTES.decode([token for token, mask in zip(*rendered, strict=True) if mask])
 
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_used_says_which_field(record, words):
 
 @pytest.mark.parametrize(("mark", "no", "yes"), [("weight", 0, 1), ("train", False, True), ("loss", False, True)])
 def test_masks_of_messages_are_honoured(mark, no, yes):
-    """OpenAI's weight, axolotl's train, ms-swift's loss: marked turns decide for themselves, whatever learn_on is."""
+    """OpenAI's weight, axolotl's train, ms-swift's loss: marked turns decide for themselves, whatever train_on is."""
     first = {"messages": [TURNS[0], {**TURNS[1], mark: no}, *TURNS[2:]]}
     last = {"messages": [*TURNS[:3], {**TURNS[3], mark: no}]}
     both = {"messages": [TURNS[0], {**TURNS[1], mark: yes}, TURNS[2], {**TURNS[3], mark: yes}]}
@@ -186,7 +186,7 @@ def test_masks_of_messages_are_honoured(mark, no, yes):
     assert learned(none) == learned(none, "completion") == ""
     sharegpt = [{**turn, mark: no if turn["value"] == "b" else None} for turn in FROM_VALUE]
     assert learned({"conversations": sharegpt}) == "d<|im_end|>"
-    with pytest.raises(DataError, match=r"messages\[1\] is masked .*learn_on assistant"):
+    with pytest.raises(DataError, match=r"messages\[1\] is masked .*train_on assistant"):
         encode_example(first, BYTES, ChatML(), "all")
 
 

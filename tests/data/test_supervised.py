@@ -46,20 +46,20 @@ def said(rendered, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("learn_on", "of_messages", "of_pair", "of_turns"),
+    ("train_on", "of_messages", "of_pair", "of_turns"),
     [
         ("completion", "d<|im_end|>", "b<|endoftext|>", "d<|im_end|>"),
         ("assistant", "b<|im_end|>d<|im_end|>", "b<|endoftext|>", "b<|im_end|>d<|im_end|>"),
     ],
 )
-def test_what_is_learned(tokenizer, learn_on, of_messages, of_pair, of_turns):
-    messages = encode_example({"messages": TURNS}, tokenizer, ChatML(), learn_on)
+def test_what_is_learned(tokenizer, train_on, of_messages, of_pair, of_turns):
+    messages = encode_example({"messages": TURNS}, tokenizer, ChatML(), train_on)
     assert said(messages, tokenizer) == of_messages
-    pair = encode_example({"prompt": "a", "completion": "b"}, tokenizer, Plain(), learn_on)
+    pair = encode_example({"prompt": "a", "completion": "b"}, tokenizer, Plain(), train_on)
     assert said(pair, tokenizer) == of_pair
     turns = {"prompt": TURNS[:3], "completion": TURNS[3:]}
-    assert said(encode_example(turns, tokenizer, ChatML(), learn_on), tokenizer) == of_turns
-    assert encode_example(turns, tokenizer, ChatML(), learn_on) == messages
+    assert said(encode_example(turns, tokenizer, ChatML(), train_on), tokenizer) == of_turns
+    assert encode_example(turns, tokenizer, ChatML(), train_on) == messages
     assert all(rendered.learn_mask[-1] for rendered in (messages, pair))
 
 
@@ -74,9 +74,9 @@ def test_all_is_learned_when_asked(tokenizer):
 def test_an_answer_of_text_to_a_conversation(tokenizer):
     as_text = {"prompt": TURNS[:3], "completion": "d"}
     as_turns = {"prompt": TURNS[:3], "completion": TURNS[3:]}
-    for learn_on in ("completion", "assistant"):
-        assert encode_example(as_text, tokenizer, ChatML(), learn_on) == encode_example(
-            as_turns, tokenizer, ChatML(), learn_on
+    for train_on in ("completion", "assistant"):
+        assert encode_example(as_text, tokenizer, ChatML(), train_on) == encode_example(
+            as_turns, tokenizer, ChatML(), train_on
         )
 
 
@@ -198,7 +198,7 @@ def test_the_same_again_is_read_from_the_cache_and_something_else_is_not(tokeniz
         store_examples(Examples(source=records), tokenizer, Plain(), SupervisedRows(context_length=9), tmp_path),
         store_examples(Examples(source=records), tokenizer, ChatML(), SupervisedRows(context_length=90), tmp_path),
         stored(
-            tmp_path, [{"prompt": "a", "completion": "b"}], tokenizer, SupervisedRows(context_length=8, learn_on="all")
+            tmp_path, [{"prompt": "a", "completion": "b"}], tokenizer, SupervisedRows(context_length=8, train_on="all")
         ),
     ]
     assert len({store.fingerprint for store in (first, *others)}) == 5

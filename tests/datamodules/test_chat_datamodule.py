@@ -62,7 +62,7 @@ def test_a_run_that_was_stopped_sees_the_same_rows(make_noting, tmp_path, cache,
     "change",
     [
         {"train": RECORDS[:-1]},
-        {"rows": SupervisedRows(context_length=24, learn_on="all")},
+        {"rows": SupervisedRows(context_length=24, train_on="all")},
         {"rows": SupervisedRows(context_length=24, packing=OnePerRow())},
         {"seed": 1},
     ],

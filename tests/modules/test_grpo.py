@@ -218,7 +218,7 @@ class Sampled(GRPOModule):
     def collect(self, prompts, *args, **settings):
         rows = super().collect(prompts, *args, **settings)
         with torch.no_grad():
-            self.sampled = self.scores(self.model, rows).logprobs
+            self.sampled = self.token_scores(self.model, rows).logprobs
         self.missing = rows["old_logprobs"][:, 0].isnan().sum().item()
         self.answers = rows["input_ids"]
         return rows
@@ -231,7 +231,7 @@ class Sampled(GRPOModule):
         if "old_logprobs" in batch:
             torch.testing.assert_close(batch["old_logprobs"], wanted, rtol=0, atol=1e-5)
         found = super().objective_terms(batch)
-        oracle = self.objective(self.scores(self.model, batch), {**batch, "old_logprobs": wanted})
+        oracle = self.objective(self.token_scores(self.model, batch), {**batch, "old_logprobs": wanted})
         torch.testing.assert_close(found.loss.loss_sum, oracle.loss.loss_sum, rtol=1e-5, atol=1e-5)
         self.gradients = [*getattr(self, "gradients", []), (self.gradient(found), self.gradient(oracle))]
         return found

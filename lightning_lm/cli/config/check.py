@@ -6,11 +6,15 @@ jsonargparse refuses them too, but after one line for each alternative that it t
 
 import difflib
 import importlib
+import math
 import re
 import types
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lightning_lm.cli.config.overlays import Place, Setting, placed
 from lightning_lm.cli.config.signatures import (
@@ -21,9 +25,10 @@ from lightning_lm.cli.config.signatures import (
     subclasses_by_name,
 )
 from lightning_lm.cli.config.yaml_text import SETTINGS_SUFFIXES, read_value
+from lightning_lm.deprecation import new_argument
 from lightning_lm.errors import UsageError
 
-__all__ = ["Checker", "command_line_settings"]
+__all__ = ["Checker", "command_line_settings", "with_new_names"]
 
 _CONSTANTS = ("null", "none", "true", "false")
 _APPENDED = "[+]"
@@ -34,7 +39,7 @@ def command_line_settings(words: Iterable[str]) -> Setting:
     """Return ``--a.b value`` options as the nested settings that they stand for.
 
     Args:
-        words: The command line behind the verb; ``--config`` is passed over.
+        words: The command line after the verb; ``--config`` is passed over.
     """
     root: dict[str, Setting] = {}
     rest = list(words)
@@ -49,8 +54,54 @@ def command_line_settings(words: Iterable[str]) -> Setting:
     return Setting(root)
 
 
+def with_new_names(words: Iterable[str], renamed: Mapping[str, str]) -> list[str]:
+    """Return a command line with the new names of keys that were renamed.
+
+    Args:
+        words: The command line after the verb, an option and its value in one word or in two.
+        renamed: New name of each old key, by the dotted path of `Checker.renamed`.
+    """
+    found, path = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            *above, last = name.removeprefix("--").split(".")
+            path = _path_of([*above, last])
+            if path in renamed:
+                name = ".".join([name.rpartition(".")[0], renamed[path]])
+            found.append(name + equals + (_renamed_value(value, path, renamed) if equals else ""))
+        else:
+            found.append(_renamed_value(word, path, renamed))
+    return found
+
+
+def _path_of(keys: Iterable[str]) -> str:
+    """Return the dotted path of keys without ``init_args`` and the places of items."""
+    return ".".join(re.sub(r"\[.*\]|\+$", "", key) for key in keys if key != "init_args")
+
+
+def _renamed_value(text: str, path: str, renamed: Mapping[str, str]) -> str:
+    if text[:1] not in ("[", "{"):
+        return text
+    value = read_value(text)
+    new = _renamed_keys(value, path, renamed)
+    return text if new == value else yaml.safe_dump(new, default_flow_style=True, width=math.inf).strip()
+
+
+def _renamed_keys(value: Any, path: str, renamed: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed_keys(item, path, renamed) for item in value]
+    if not isinstance(value, dict):
+        return value
+    below = {key: _path_of([*filter(None, [path]), str(key)]) for key in value}
+    return {renamed.get(below[key], key): _renamed_keys(item, below[key], renamed) for key, item in value.items()}
+
+
 class Checker:
     """Walks settings beside the signatures of the classes that they describe.
+
+    Attributes:
+        renamed: New name of each key that `check` found under its old one and changed, by its dotted path.
 
     Args:
         top_level: Keys that are allowed at the top level.
@@ -68,12 +119,13 @@ class Checker:
         self._implied = dict(implied)
         self._classes = dict(classes)
         self._changes: dict[str, type] = {}
+        self.renamed: dict[str, str] = {}
 
     def check(self, root: Setting) -> dict[str, type]:
         """Check one overlay, or the command line; those that apply earlier must be checked earlier.
 
         Args:
-            root: Settings as the user wrote them.
+            root: Settings as the user wrote them; gets the new names of keys that were renamed.
 
         Returns:
             The classes that it puts in the place of others, by path.
@@ -81,7 +133,7 @@ class Checker:
         Raises:
             UsageError: If a key or a class does not exist.
         """
-        self._changes = {}
+        self._changes, self.renamed = {}, {}
         self._check_keys(root, self._top_level, "the configuration", "")
         return self._changes
 
@@ -153,7 +205,18 @@ class Checker:
             return
         arguments = arguments_of(cls)
         if arguments is not None:
+            for mapping in (setting, content.get("init_args", Setting(None))):
+                self._use_new_names(mapping, cls, arguments, path)
             self._check_keys(_fields(setting, cls, path), arguments, cls.__name__, path)
+
+    def _use_new_names(self, setting: Setting, cls: type, arguments: Mapping[str, Argument], path: str) -> None:
+        for old, child in list(setting.value.items()) if isinstance(setting.value, dict) else ():
+            new = None if old in arguments else new_argument(cls, old)
+            if new is not None:
+                setting.value[new] = setting.value.pop(old)
+                self.renamed[_path_of([*path.split("."), old])] = new
+                message = f"{old} of {cls.__name__} is now called {new}; version 0.3 removes the old name."
+                warnings.warn(f"{message} Written in {child.place}.", stacklevel=2)
 
     def _remember(self, path: str, cls: type | None, argument: Argument) -> None:
         before = self._classes.get(path) or _default_class(argument)

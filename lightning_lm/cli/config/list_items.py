@@ -29,7 +29,7 @@ def change_items(words: Sequence[str], overlays: Sequence[Overlay]) -> tuple[lis
     """Replace every option of an item by the whole list with that item changed.
 
     Args:
-        words: The command line behind the verb, with the text of an overlay in each ``--config``.
+        words: The command line after the verb, with the text of an overlay in each ``--config``.
         overlays: The overlays, in the order of those words.
 
     Raises:

@@ -18,7 +18,7 @@ def merged_settings(words: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
     """Return the settings of a command line: ``--config NAME`` and ``--key.key VALUE``, the later ones win.
 
     Args:
-        words: The command line behind the verb.
+        words: The command line after the verb.
         keys: Keys of the top level.
 
     Raises:

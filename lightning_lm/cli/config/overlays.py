@@ -80,7 +80,7 @@ def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:
     ``--trainer FILE``, ``--model FILE`` and ``--data FILE`` are overlays of that one key, as LightningCLI has them.
 
     Args:
-        words: The command line behind the verb.
+        words: The command line after the verb.
 
     Returns:
         The new command line, and the overlays in the order in which they apply.

@@ -29,7 +29,7 @@ class Runner(Protocol):
     """Runs a verb, and measures a checkpoint."""
 
     def verb(self, words: list[str], log: Path, tick: Tick) -> Usage:
-        """Run the words behind ``lightning-lm``."""
+        """Run the words after ``lightning-lm``."""
         ...
 
     def measure(self, job: Path, log: Path, tick: Tick) -> Usage:
@@ -41,7 +41,7 @@ class OwnProcesses:
     """Runs everything in processes of their own: their memory and CPU-seconds are known, and they can be killed."""
 
     def verb(self, words: list[str], log: Path, tick: Tick) -> Usage:
-        """Run the words behind ``lightning-lm``."""
+        """Run the words after ``lightning-lm``."""
         return run_verb(words, log, tick)
 
     def measure(self, job: Path, log: Path, tick: Tick) -> Usage:

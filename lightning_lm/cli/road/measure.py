@@ -30,7 +30,7 @@ class Job:
     Args:
         result: File that is written.
         checkpoint: Checkpoint; ``None`` for the untrained model of the first command.
-        commands: Words behind ``lightning-lm`` of a validation, and the names of its metrics, by name of the score.
+        commands: Words after ``lightning-lm`` of a validation, and the names of its metrics, by name of the score.
         prompts: Texts to continue.
         temperature: Sampling temperature of the samples.
     """

@@ -40,9 +40,9 @@ class Stage:
     Args:
         name: Its name, also of its runs.
         config: Recipe or YAML file of ``fit``; ``None`` for a stage of another verb.
-        words: Words behind ``lightning-lm`` of another verb; ``{output}`` is the folder of the road.
+        words: Words after ``lightning-lm`` of another verb; ``{output}`` is the folder of the road.
         start: Stage whose checkpoint the training starts from.
-        settings: Options behind the config, dotted; ``{output}`` in a text is the folder of the road.
+        settings: Options after the config, dotted; ``{output}`` in a text is the folder of the road.
         expected_s: Seconds that the stage takes on two free cores, for the time that is left.
     """
 
@@ -54,7 +54,7 @@ class Stage:
     expected_s: float = 60.0
 
     def command(self, output: Path, *, resume: bool = False, verb: str = "fit") -> list[str]:
-        """Return the words behind ``lightning-lm``.
+        """Return the words after ``lightning-lm``.
 
         Args:
             output: Folder of the road.
@@ -85,7 +85,7 @@ class Score:
         name: Its name.
         config: Recipe or YAML file whose validation is run.
         metrics: Logged names that are reported.
-        settings: Options behind the config, dotted.
+        settings: Options after the config, dotted.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Score:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def command(self, output: Path, checkpoint: Path | str) -> list[str]:
-        """Return the words behind ``lightning-lm`` that measure a checkpoint.
+        """Return the words after ``lightning-lm`` that measure a checkpoint.
 
         Args:
             output: Folder of the road.

@@ -51,7 +51,7 @@ def run_verb(words: Sequence[str], log: Path, tick: Tick) -> Usage:
     """Run a verb of ``lightning-lm`` in a process of its own.
 
     Args:
-        words: Words behind the program's name.
+        words: Words after the program's name.
         log: File to which its output is appended.
         tick: Function that is called meanwhile.
     """

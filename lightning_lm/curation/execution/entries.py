@@ -69,7 +69,7 @@ def output_line(document: Document) -> bytes:
 
 
 def numbered(documents: Iterable[Document]) -> Iterator[Document]:
-    """Yield documents that are sorted by id, each after the first of equal ids with a number behind its id.
+    """Yield documents that are sorted by id, each after the first of equal ids with a number after its id.
 
     Args:
         documents: Documents, in the order of their ids.

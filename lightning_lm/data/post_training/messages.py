@@ -145,6 +145,6 @@ def _weight(turn: Mapping[str, Any], role: str, place: str) -> int | None:
         raise DataError(
             f"{place} is a message of {role!r} with {next(iter(marks))}={next(iter(marks.values()))!r}, and only those "
             "of 'assistant' can be trained on. Set it to 0, or train on every token with "
-            "--data.rows.learn_on all and without masks."
+            "--data.rows.train_on all and without masks."
         )
     return weight

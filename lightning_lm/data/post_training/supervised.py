@@ -24,6 +24,7 @@ from lightning_lm.data.post_training.pretokenized import encode_tokens
 from lightning_lm.data.post_training.written_special import writes_special, written_special_report
 from lightning_lm.data.records import BadRecords, Placed
 from lightning_lm.data.store import TokenStore, token_dtype, write_shards
+from lightning_lm.deprecation import takes_renamed_arguments
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
@@ -40,13 +41,14 @@ _VERSION = 4
 """Version of the encoding, incremented when the same records give other ids or masks: older caches are not used."""
 
 
+@takes_renamed_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedRows(Part):
     """Encoding of examples as rows of tokens.
 
     Args:
         context_length: Positions the model sees. Rows are one token longer.
-        learn_on: The ``answer`` (the last completion of a conversation), every turn of the ``assistant``, or
+        train_on: The ``answer`` (the last completion of a conversation), every turn of the ``assistant``, or
             ``all`` tokens.
         too_long: Policy for an example longer than a row: cut at its end, or dropped. One that was cut gets no
             end-of-text token, so that it does not teach to stop in the middle.
@@ -57,7 +59,7 @@ class SupervisedRows(Part):
     """
 
     context_length: int = 1024
-    learn_on: LearnOn = "completion"
+    train_on: LearnOn = "completion"
     too_long: Literal["truncate", "drop"] = "truncate"
     packing: Packing = WholeFit()
 
@@ -135,7 +137,7 @@ class SupervisedStore(TokenStore):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the tokens and of the settings behind their mask."""
+        """Hex digest of the tokens and of the settings of their mask."""
         return hashlib.sha256(f"{super().fingerprint}:{self.meta['source']}".encode()).hexdigest()
 
     def verify(self) -> None:
@@ -163,14 +165,14 @@ class SupervisedStore(TokenStore):
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.bool_)
 
 
-def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn) -> Rendered:
+def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate, train_on: LearnOn) -> Rendered:
     """Return the ids of an example, up to the last target.
 
     Args:
         record: A conversation, a prompt with its completion, a text or tokens; see `data.post_training.forms`.
         tokenizer: Tokenizer of the model.
         template: Chat template, renders conversations as text.
-        learn_on: Target tokens of an example.
+        train_on: Target tokens of an example.
 
     Raises:
         DataError: If the record has none of these forms or several, is a KTO record, or cannot be written.
@@ -188,23 +190,23 @@ def encode_example(record: Record, tokenizer: Tokenizer, template: ChatTemplate,
             "--data.train.format.completion completion"
         )
     if record.get("messages") is not None:
-        return _encode_messages(record["messages"], tokenizer, template, learn_on)
+        return _encode_messages(record["messages"], tokenizer, template, train_on)
     if record.get("prompt") is not None and record.get("completion") is not None:
-        return _encode_completion(record["prompt"], record["completion"], tokenizer, template, learn_on)
+        return _encode_completion(record["prompt"], record["completion"], tokenizer, template, train_on)
     if isinstance(record.get("text"), str):
         return _encode_text(checked_text(record["text"], "text"), tokenizer, template)
     raise unknown_form(record, "an example to train on", ("prompt_completion", "messages", "text", "tokens"))
 
 
 def _encode_completion(
-    prompt: Any, completion: Any, tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn
+    prompt: Any, completion: Any, tokenizer: Tokenizer, template: ChatTemplate, train_on: LearnOn
 ) -> Rendered:
-    if learn_on == "assistant" and not isinstance(prompt, str):
+    if train_on == "assistant" and not isinstance(prompt, str):
         turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        return _encode_messages([*prompt, *turns], tokenizer, template, learn_on)
+        return _encode_messages([*prompt, *turns], tokenizer, template, train_on)
     prompt_ids, answer = template.pair(prompt, completion, tokenizer)
-    prompt_mask = [learn_on == "all"] * len(prompt_ids)
-    answer_mask = [True] * len(answer.ids) if learn_on == "all" else answer.learn_mask
+    prompt_mask = [train_on == "all"] * len(prompt_ids)
+    answer_mask = [True] * len(answer.ids) if train_on == "all" else answer.learn_mask
     return Rendered([*prompt_ids, *answer.ids], [*prompt_mask, *answer_mask])
 
 
@@ -219,21 +221,21 @@ def _encode_text(text: str, tokenizer: Tokenizer, template: ChatTemplate) -> Ren
 
 
 def _encode_messages(
-    messages: list[Message], tokenizer: Tokenizer, template: ChatTemplate, learn_on: LearnOn
+    messages: list[Message], tokenizer: Tokenizer, template: ChatTemplate, train_on: LearnOn
 ) -> Rendered:
-    if learn_on == "all":
+    if train_on == "all":
         masked = next((place for place, message in enumerate(messages) if message.get("weight") == 0), None)
         if masked is not None and messages[masked].get("role") == "assistant":
             raise DataError(
-                f"messages[{masked}] is masked (weight 0), and learn_on='all' trains on every token. Use "
-                "--data.rows.learn_on assistant, or take the masks out."
+                f"messages[{masked}] is masked (weight 0), and train_on='all' trains on every token. Use "
+                "--data.rows.train_on assistant, or take the masks out."
             )
         ids = template.render(messages, tokenizer, learn_from=len(messages)).ids
         return Rendered(ids, [True] * len(ids))
     answers = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
     if not answers:
         return Rendered([], [])
-    first = answers[-1] if learn_on == "completion" else 0
+    first = answers[-1] if train_on == "completion" else 0
     ids, mask = template.render(messages[: answers[-1] + 1], tokenizer, learn_from=first)
     end = len(mask) - mask[::-1].index(True) if True in mask else 0
     return Rendered(ids[:end], mask[:end])
@@ -261,7 +263,7 @@ def store_examples(
     Raises:
         DataError: If a record cannot be used, or none is left; names it.
     """
-    limits = [rows.context_length, rows.learn_on, rows.too_long]
+    limits = [rows.context_length, rows.train_on, rows.too_long]
     written_by = [template.to_dict(), getattr(tokenizer, "chat_template", None)]
     how = [_VERSION, source.fingerprint, tokenizer.fingerprint, written_by, limits]
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
@@ -334,7 +336,7 @@ def _encode(
     encoded = _Encoded()
     for place, record in records:
         try:
-            rendered = encode_example(record, tokenizer, template, rows.learn_on)
+            rendered = encode_example(record, tokenizer, template, rows.train_on)
         except (DataError, TokenizerError) as error:
             refused = DataError(f"{place}: {error}")
             refused.__cause__ = error

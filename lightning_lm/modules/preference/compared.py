@@ -1,9 +1,11 @@
 """Modules whose policy is compared with a reference: the reference is built, prepared, saved and moved here."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_lm.models import ModelConfig
 from lightning_lm.modules.base import LMModule
@@ -56,6 +58,12 @@ class ComparedModule(LMModule, abc.ABC):
     def _prepare_reference(self) -> None:
         if self.reference is not None:
             self.reference.prepare(self)
+
+    def evaluate_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sum of the loss as ``nll_sum``, and the number of pairs or completions as ``num_tokens``."""
+        with torch.no_grad():
+            sums = self.training_loss(batch)
+        return {"nll_sum": sums.nll_sum, "num_tokens": sums.num_tokens}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, and let the reference follow before any checkpoint is written."""

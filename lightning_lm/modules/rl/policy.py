@@ -9,6 +9,7 @@ step supplies them for nothing, is explained in `lightning_lm.modules.rl.experie
 import abc
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -224,7 +225,7 @@ class PolicyModule(LMModule, abc.ABC):
         return found
 
     def _logprobs(self, model: nn.Module, rows: Experience, chosen: Tensor | None = None) -> Tensor:
-        return self.in_chunks(lambda part: self.scores(model, part).logprobs, rows, chosen)
+        return self.in_chunks(lambda part: self.token_scores(model, part).logprobs, rows, chosen)
 
     def in_chunks(self, score: Callable[[Experience], Tensor], rows: Experience, ids: Tensor | None = None) -> Tensor:
         """Apply a function to as many rows at once as a micro-batch has, and return all results.
@@ -256,13 +257,13 @@ class PolicyModule(LMModule, abc.ABC):
 
     def objective_terms(self, batch: Mapping[str, Any]) -> ObjectiveTerms:
         """Return the terms of the objective, recorded."""
-        scores = self.scores(self.model, batch)
+        scores = self.token_scores(self.model, batch)
         rollout = None if self.last_rollout is None else self.last_rollout[1]
         terms = self.objective(scores, with_old_logprobs(batch, scores.logprobs, rollout))
         record_objective(self, terms, scores, target_mask(batch))
         return terms
 
-    def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
+    def token_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
         """Return log-probabilities and entropies at the temperature of sampling.
 
         Args:
@@ -271,6 +272,22 @@ class PolicyModule(LMModule, abc.ABC):
         """
         temperature, bonus = self.plan.sampling.temperature, self.objective.entropy_coefficient
         return token_scores(model, batch, temperature=temperature, entropy_gradient=bonus != 0)
+
+    def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
+        """Return `token_scores`, by the name that version 0.3 removes; a subclass may still override it.
+
+        Args:
+            model: The policy or its reference.
+            batch: Rows.
+        """
+        return PolicyModule.token_scores(self, model, batch)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "scores" in vars(cls):
+            text = f"{cls.__name__}.scores is now called token_scores; version 0.3 removes the old name."
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            cls.token_scores = vars(cls)["scores"]  # type: ignore[method-assign]
 
     def target_tokens(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of target tokens: the loss may count completions."""
