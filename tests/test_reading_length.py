@@ -97,8 +97,8 @@ READINGS = {
         Reading(PolicyModule.collect, (12, 12), (20, 20), passed_over=("_compared", "record_rollout")),
         Reading(PolicyModule.collect, (20, 24), (40, 50)),
     ),
-    "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (25, 35)),),
-    "pretrain/quickstart": (Reading(LMModule.training_step, (19, 27), (27, 53)),),
+    "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (23, 34)),),
+    "pretrain/quickstart": (Reading(LMModule.training_step, (19, 26), (27, 50)),),
 }
 
 
@@ -185,8 +185,8 @@ def overlay(recipe: str) -> dict:
     ("recipe", "limits", "read_apart"),
     [
         ("grpo/reverse", (540, 681, 995), ("models", "generation")),
-        ("dpo/reverse", (195, 335, 470), ("models",)),
-        ("pretrain/quickstart", (260, 520, 880), ()),
+        ("dpo/reverse", (195, 331, 470), ("models",)),
+        ("pretrain/quickstart", (260, 519, 880), ()),
     ],
 )
 def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monkeypatch):

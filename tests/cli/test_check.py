@@ -5,11 +5,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_lm.cli.config.check import Checker, command_line_settings
 from lightning_lm.cli.config.overlays import read_overlays
 from lightning_lm.cli.config.signatures import Argument, accepted_classes, arguments_of
 from lightning_lm.errors import UsageError
+from lightning_lm.strategies import DataParallelStrategy
 
 
 class Engine:
@@ -141,3 +144,12 @@ def test_settings_passed_on_to_the_class_above_are_arguments():
 def test_containers_and_unions_are_opened():
     assert accepted_classes(list[Car] | dict[str, Engine] | int | None) == [Car, Engine]
     assert accepted_classes(Callable[[], list[Car]] | Literal["a"] | tuple[Engine, ...]) == [Engine]
+
+
+def test_what_a_constructor_gives_to_another_library_is_known_too():
+    """`DDPStrategy` gives its ``**kwargs`` to torch's wrapper, so a run's config.yaml names what that takes."""
+    for cls in (DDPStrategy, DataParallelStrategy):
+        names = arguments_of(cls)
+        assert {"output_device", "static_graph", "timeout"} <= names.keys()
+        assert "outptu_device" not in names
+    assert "save_dir" in (arguments_of(TensorBoardLogger) or {})

@@ -204,9 +204,9 @@ class Checker:
         if cls is None:
             return
         arguments = arguments_of(cls)
+        for mapping in (setting, content.get("init_args", Setting(None))):
+            self._use_new_names(mapping, cls, arguments or {}, path)
         if arguments is not None:
-            for mapping in (setting, content.get("init_args", Setting(None))):
-                self._use_new_names(mapping, cls, arguments, path)
             self._check_keys(_fields(setting, cls, path), arguments, cls.__name__, path)
 
     def _use_new_names(self, setting: Setting, cls: type, arguments: Mapping[str, Argument], path: str) -> None:

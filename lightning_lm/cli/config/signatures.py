@@ -2,10 +2,13 @@
 
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator
 from types import NoneType
 from typing import Any
+
+from jsonargparse import ArgumentParser
 
 __all__ = ["Argument", "accepted_classes", "accepts_text", "arguments_of", "subclasses_by_name"]
 
@@ -29,7 +32,8 @@ class Argument:
 def arguments_of(target: Callable[..., Any]) -> dict[str, Argument] | None:
     """Return the arguments of a class or function by name, or ``None`` if it takes any.
 
-    A constructor that takes ``**settings`` is taken to pass them on to that of the next class above.
+    A constructor that takes ``**settings`` may pass them on to that of the next class above. If it does something else
+    with them, as `DDPStrategy` gives them to torch's wrapper, jsonargparse finds their names.
 
     Args:
         target: A class, or a function that builds something.
@@ -41,8 +45,12 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, Argument] | None:
             if parameter.name != "self" and parameter.kind not in _VARIADIC:
                 default = _default(target, parameter)
                 found.setdefault(parameter.name, Argument(hints.get(parameter.name, Any), default))
-        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        rest = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+        if not rest:
             return found
+        if isinstance(target, type) and not _passes_up(function, rest[0]):
+            names = ArgumentParser().add_class_arguments(target, "cls", fail_untyped=False)
+            return {name.removeprefix("cls."): Argument(Any) for name in names} | found
     return None
 
 
@@ -88,6 +96,15 @@ def _constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:
     if not isinstance(target, type):
         return [target]
     return [vars(cls)["__init__"] for cls in target.__mro__ if cls is not object and "__init__" in vars(cls)]
+
+
+def _passes_up(function: Callable[..., Any], name: str) -> bool:
+    """Return whether a constructor gives its ``**name`` to that of the class above, as far as its source tells."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return True
+    return re.search(rf"super\([^)]*\)\.__init__\([^)]*\*\*{name}\b", source) is not None
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -10,19 +10,12 @@ from torch import Tensor
 
 from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.dtypes import accumulation_dtype
-from lightning_lm.kernels.lm_head.logits import (
-    Coefficients,
-    Logits,
-    Normaliser,
-    RowStatistics,
-    gradient,
-    statistics,
-)
+from lightning_lm.kernels.lm_head.logits import Logits, Normaliser, gradient, loss_coefficients, row_losses, statistics
 from lightning_lm.kernels.runtime.operation import Operation
 from lightning_lm.kernels.runtime.rows import rows_of
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["cross_entropy", "loss_coefficients", "row_losses"]
+__all__ = ["cross_entropy"]
 
 
 def cross_entropy(
@@ -55,37 +48,6 @@ def cross_entropy(
     losses = losses if weights is None else losses * weights.reshape(-1)
     nll_sum = nll.detach().sum(dtype=accumulation_dtype(logits.device))
     return TokenLoss(losses.sum(), nll_sum, (flat != ignore_index).sum())
-
-
-def row_losses(found: RowStatistics, z_loss: float, label_smoothing: float) -> Tensor:
-    """Return what training minimises for each row, in nats.
-
-    Args:
-        found: Statistics of the rows.
-        z_loss: Weight of the squared log-normaliser.
-        label_smoothing: Fraction of the target spread evenly over the vocabulary.
-    """
-    losses, log_normaliser = found.nll, found.normaliser.value
-    if label_smoothing:
-        losses = (1 - label_smoothing) * losses + label_smoothing * (log_normaliser - found.mean)
-    return losses + z_loss * log_normaliser.square() if z_loss else losses
-
-
-def loss_coefficients(
-    normaliser: Tensor, upstream: Tensor, vocab_size: int, *, z_loss: float, label_smoothing: float
-) -> Coefficients:
-    """Return the numbers that make the gradient of `row_losses`.
-
-    Args:
-        normaliser: The log-normaliser of each row.
-        upstream: Gradient of each row's loss.
-        vocab_size: Number of token ids.
-        z_loss: Weight of the squared log-normaliser.
-        label_smoothing: Fraction of the target spread evenly over the vocabulary.
-    """
-    softmax = upstream * (1 + 2 * z_loss * normaliser) if z_loss else upstream
-    constant = upstream * (-label_smoothing / vocab_size) if label_smoothing else None
-    return Coefficients(softmax, upstream * (label_smoothing - 1), constant)
 
 
 def _cross_entropy_forward(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:

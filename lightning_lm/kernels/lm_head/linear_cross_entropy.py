@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.functional.dtypes import accumulation_dtype
-from lightning_lm.kernels.lm_head.cross_entropy import loss_coefficients, row_losses
 from lightning_lm.kernels.lm_head.head import (
     INPUTS,
     OPTIONS,
@@ -18,6 +17,7 @@ from lightning_lm.kernels.lm_head.head import (
     matmul_flops,
     open_head,
 )
+from lightning_lm.kernels.lm_head.logits import loss_coefficients, row_losses
 from lightning_lm.kernels.runtime.flop_formulas import flop_formula
 from lightning_lm.kernels.runtime.operation import Operation
 from lightning_lm.types import IGNORE_INDEX

@@ -29,6 +29,8 @@ __all__ = [
     "Normaliser",
     "RowStatistics",
     "gradient",
+    "loss_coefficients",
+    "row_losses",
     "statistics",
 ]
 
@@ -87,6 +89,37 @@ class Coefficients(NamedTuple):
     target: Float[Tensor, " rows"]
     constant: Float[Tensor, " rows"] | None = None
     entropy: Float[Tensor, " rows"] | None = None
+
+
+def row_losses(found: RowStatistics, z_loss: float, label_smoothing: float) -> Tensor:
+    """Return what training minimises for each row, in nats.
+
+    Args:
+        found: Statistics of the rows.
+        z_loss: Weight of the squared log-normaliser.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary.
+    """
+    losses, log_normaliser = found.nll, found.normaliser.value
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses + label_smoothing * (log_normaliser - found.mean)
+    return losses + z_loss * log_normaliser.square() if z_loss else losses
+
+
+def loss_coefficients(
+    normaliser: Tensor, upstream: Tensor, vocab_size: int, *, z_loss: float, label_smoothing: float
+) -> Coefficients:
+    """Return the numbers that make the gradient of `row_losses`.
+
+    Args:
+        normaliser: The log-normaliser of each row.
+        upstream: Gradient of each row's loss.
+        vocab_size: Number of token ids.
+        z_loss: Weight of the squared log-normaliser.
+        label_smoothing: Fraction of the target spread evenly over the vocabulary.
+    """
+    softmax = upstream * (1 + 2 * z_loss * normaliser) if z_loss else upstream
+    constant = upstream * (-label_smoothing / vocab_size) if label_smoothing else None
+    return Coefficients(softmax, upstream * (label_smoothing - 1), constant)
 
 
 def statistics(logits: Logits, operation: str, *, averaged: bool = False, measured: bool = False) -> RowStatistics:

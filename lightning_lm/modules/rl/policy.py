@@ -51,7 +51,28 @@ from lightning_lm.rewards import check_reward, check_weights
 __all__ = ["PolicyModule"]
 
 
-class PolicyModule(LMModule, abc.ABC):
+class _RenamedScores:
+    """The method `PolicyModule.token_scores` by its old name, for callers and for subclasses that override it."""
+
+    def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
+        """Return `PolicyModule.token_scores`; version 0.3 removes this name.
+
+        Args:
+            model: The policy or its reference.
+            batch: Rows.
+        """
+        assert isinstance(self, PolicyModule)
+        return PolicyModule.token_scores(self, model, batch)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "scores" in vars(cls):
+            text = f"{cls.__name__}.scores is now called token_scores; version 0.3 removes the old name."
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            cls.token_scores = vars(cls)["scores"]  # type: ignore[attr-defined]
+
+
+class PolicyModule(LMModule, _RenamedScores, abc.ABC):
     """Trains a policy on its own completions, scored by rewards.
 
     A subclass computes the advantages (`compute_advantages`). Batches are `types.ExperienceBatch`, from the loader that
@@ -272,22 +293,6 @@ class PolicyModule(LMModule, abc.ABC):
         """
         temperature, bonus = self.plan.sampling.temperature, self.objective.entropy_coefficient
         return token_scores(model, batch, temperature=temperature, entropy_gradient=bonus != 0)
-
-    def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> TokenScores:
-        """Return `token_scores`, by the name that version 0.3 removes; a subclass may still override it.
-
-        Args:
-            model: The policy or its reference.
-            batch: Rows.
-        """
-        return PolicyModule.token_scores(self, model, batch)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "scores" in vars(cls):
-            text = f"{cls.__name__}.scores is now called token_scores; version 0.3 removes the old name."
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
-            cls.token_scores = vars(cls)["scores"]  # type: ignore[method-assign]
 
     def target_tokens(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of target tokens: the loss may count completions."""
