@@ -8,6 +8,7 @@ renamed, which its configuration and that of grpo_reverse name.
 
 import importlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -23,6 +24,8 @@ from lightning_lm.scaling import RunLedger
 from lightning_lm.tokenizers import load_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1"
+CHANGED_NS = 1796063011807201761
+"""When `chats.jsonl` was written: a run knows the files that it trains on by their names, sizes and times."""
 RUNS = ("quickstart", "sharded", "grpo_reverse", "chat")
 
 
@@ -30,6 +33,7 @@ RUNS = ("quickstart", "sharded", "grpo_reverse", "chat")
 def before(tmp_path, monkeypatch):
     """A copy of the fixtures, which is the working directory."""
     shutil.copytree(FIXTURES, tmp_path / "before")
+    os.utime(tmp_path / "before" / "chats.jsonl", ns=(CHANGED_NS, CHANGED_NS))
     monkeypatch.chdir(tmp_path / "before")
     return Path()
 

@@ -197,14 +197,14 @@ def test_a_ratio_to_the_sampler_is_the_same_with_a_pass_less(policy, prompt_data
     for ratio_to in ("policy", "sampler"):
         plan = dataclasses.replace(PLAN, minibatches=3, epochs=2)
         module = module_of(policy(), plan, objective=Objective(ratio_to=ratio_to))
-        scored = module.scores
+        scored = module.token_scores
         passes[ratio_to] = 0
 
         def counted(model, batch, scored=scored, ratio_to=ratio_to):
             passes[ratio_to] += not torch.is_grad_enabled()
             return scored(model, batch)
 
-        module.scores = counted
+        module.token_scores = counted
         make_trainer(max_steps=12, limit_val_batches=0).fit(module, datamodule=prompt_data())
         trained[ratio_to] = weights_of(module)
     assert passes == {"policy": 4, "sampler": 0}  # of two rollouts; the first third is learned at once

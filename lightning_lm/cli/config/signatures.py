@@ -32,13 +32,14 @@ class Argument:
 def arguments_of(target: Callable[..., Any]) -> dict[str, Argument] | None:
     """Return the arguments of a class or function by name, or ``None`` if it takes any.
 
-    A constructor that takes ``**settings`` may pass them on to that of the next class above. If it does something else
-    with them, as `DDPStrategy` gives them to torch's wrapper, jsonargparse finds their names.
+    A constructor that takes ``**settings`` is taken to pass them on to that of the next class above. If it does not, as
+    `DDPStrategy` gives them to torch's wrapper, the names that jsonargparse finds are added.
 
     Args:
         target: A class, or a function that builds something.
     """
     found: dict[str, Argument] = {}
+    is_passed_up = True
     for function in _constructors(target):
         hints, parameters = _hints(function), inspect.signature(function).parameters.values()
         for parameter in parameters:
@@ -46,11 +47,9 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, Argument] | None:
                 default = _default(target, parameter)
                 found.setdefault(parameter.name, Argument(hints.get(parameter.name, Any), default))
         rest = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+        is_passed_up = is_passed_up and all(_passes_up(function, name) for name in rest)
         if not rest:
-            return found
-        if isinstance(target, type) and not _passes_up(function, rest[0]):
-            names = ArgumentParser().add_class_arguments(target, "cls", fail_untyped=False)
-            return {name.removeprefix("cls."): Argument(Any) for name in names} | found
+            return found if is_passed_up else _names_of_jsonargparse(target) | found
     return None
 
 
@@ -96,6 +95,11 @@ def _constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:
     if not isinstance(target, type):
         return [target]
     return [vars(cls)["__init__"] for cls in target.__mro__ if cls is not object and "__init__" in vars(cls)]
+
+
+def _names_of_jsonargparse(target: Callable[..., Any]) -> dict[str, Argument]:
+    names = ArgumentParser().add_class_arguments(target, "cls", fail_untyped=False)  # type: ignore[arg-type]
+    return {name.removeprefix("cls."): Argument(Any) for name in names}
 
 
 def _passes_up(function: Callable[..., Any], name: str) -> bool:
