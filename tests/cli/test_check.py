@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import pytest
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_lm.cli.config.check import Checker, command_line_settings
@@ -152,4 +151,3 @@ def test_what_a_constructor_gives_to_another_library_is_known_too():
         names = arguments_of(cls)
         assert {"output_device", "static_graph", "timeout"} <= names.keys()
         assert "outptu_device" not in names
-    assert "save_dir" in (arguments_of(TensorBoardLogger) or {})
