@@ -53,8 +53,26 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def all_but_one_are_finished(arguments: list[str]) -> None:
+    """Put all runs of a sweep but the last into its ledger; the documentation has a page that trains them all."""
+    from lightning_lm.cli.recipes import find_recipe
+    from lightning_lm.cli.sweep_plan import SweepPlan
+    from lightning_lm.scaling import RunLedger, RunRecord
+
+    configs = [arguments[at + 1] for at, word in enumerate(arguments) if word == "--config"]
+    recipe, tiny = (yaml.safe_load(text)["sweep"] for text in (find_recipe(configs[0]).read_text(), TINY_SWEEP))
+    trials = SweepPlan.from_dict({**recipe, **tiny}).trials(configs)
+    for trial in trials[:-1]:
+        size = 400.0 * trial.settings["model.model.d_model"]
+        tokens = trial.flops / (6 * size)
+        loss = 1.7 + 40 / size**0.4 + 50 / tokens**0.4
+        sizes = {"parameters": {"products": size, "total": size}, "flops_per_token": {"products": 6 * size}}
+        record = RunRecord(**sizes, tokens=round(tokens), loss=loss, hyper_parameters=trial.settings)
+        RunLedger(arguments[arguments.index("--ledger") + 1]).add(record)
+
+
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[1:3]))
-def test_a_command_of_the_readme_runs(words, workplace, monkeypatch):
+def test_a_command_of_the_readme_runs(words, workplace, monkeypatch, capsys):
     from lightning_lm.cli import main
 
     monkeypatch.chdir(workplace)
@@ -63,7 +81,11 @@ def test_a_command_of_the_readme_runs(words, workplace, monkeypatch):
         at = arguments.index("--config") + 2
         arguments[at:at] = ["--config", "tiny_sweep.yaml" if arguments[0] == "sweep" else "tiny.yaml"]
         arguments = ["2" if word == "2000" else word for word in arguments]
+    if arguments[0] == "sweep":
+        all_but_one_are_finished(arguments)
     assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert arguments[0] != "sweep" or out.count("  spent ") == 1, out  # one was trained
 
 
 def test_the_main_job_is_there_once_and_first():

@@ -38,7 +38,7 @@ def settings_of(config, name):
 
 def test_old_keys_of_a_file_are_read_with_a_warning_that_names_the_line(tmp_path, capsys):
     (tmp_path / "old.yaml").write_text(OLD)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is now called") as warned:
         config = printed(["--config", "sft/chat", "--config", str(tmp_path / "old.yaml")], capsys)
     assert settings_of(config, "DataParallelStrategy")["communication"] == "flat"
     assert settings_of(config, "Completions")["completions"] == 3
