@@ -79,7 +79,8 @@ def renamed_exports(module: str, names: Mapping[str, str], *, until: str) -> Cal
     Example:
         >>> import lightning_lm.deprecation
         >>> get = renamed_exports("lightning_lm.deprecation", {"old": "renamed_exports"}, until="9.0")
-        >>> get("old") is renamed_exports
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     get("old") is renamed_exports
         True
     """
 

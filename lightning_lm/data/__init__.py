@@ -13,7 +13,8 @@ from lightning_lm.data.post_training.examples import (
     split_sides,
     texts_of,
 )
-from lightning_lm.data.post_training.forms import Alpaca, Columns, RecordForm, ShareGPT, form_of, split_preference
+from lightning_lm.data.post_training.forms import Alpaca, Columns, RecordForm, ShareGPT, form_of
+from lightning_lm.data.post_training.implicit_prompts import split_preference
 from lightning_lm.data.post_training.preference import (
     EncodedPair,
     PairCounts,

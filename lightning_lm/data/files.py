@@ -74,8 +74,16 @@ def text_of(record: Any, field: str, place: Place) -> str:
         raise _no_field(place, field, record)
     text = record[field]
     if not isinstance(text, str):
-        raise DataError(f"{place}: the field {field!r} is of type {type(text).__name__}, not text. Repair the record.")
+        raise DataError(
+            f"{place}: the field {field!r} is of type {type(text).__name__}, not text. {_advice(text, field)}"
+        )
     return _without_surrogates(text, f"{place}, field {field!r}")
+
+
+def _advice(value: Any, field: str) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return f"Write its texts one a line: jq -c '.{field}[] | {{{field}: .}}' FILE > records.jsonl"
+    return "Repair the record."
 
 
 def _without_surrogates(text: str, where: str) -> str:
@@ -95,7 +103,9 @@ def _no_field(place: Place, field: str, record: dict[str, Any]) -> DataError:
     message = f"{place} has no field {field!r}; it has {present}."
     texts = {name: len(text) for name, text in record.items() if isinstance(text, str)}
     if not texts:
-        return DataError(f"{message} None of them is text.")
+        lists = [name for name, value in record.items() if isinstance(value, list)]
+        advice = f" Write its records one a line: jq -c '.{lists[0]}[]' FILE > records.jsonl" if lists else ""
+        return DataError(f"{message} None of them is text.{advice}")
     name = max(texts, key=lambda name: texts[name])
     if not place.file:
         return DataError(f"{message} Pass field={name!r}.")

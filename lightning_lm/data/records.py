@@ -53,7 +53,7 @@ class BadRecords:
 
     Args:
         action: ``"raise"`` stops at the first one; ``"skip"`` continues.
-        remedy: Sentence for the end of an error: how such records are skipped.
+        remedy: Last line of an error: how such records are skipped.
 
     Attributes:
         count: Number of dropped records.
@@ -74,7 +74,7 @@ class BadRecords:
             DataError: The error itself with the remedy, unless bad records are skipped.
         """
         if self.action == "raise":
-            error.args = (f"{error} {self._remedy}".rstrip(),)
+            error.args = (f"{error}\n{self._remedy}".rstrip(),)
             raise error
         self.count += 1
         if len(self._first) < 3:

@@ -96,7 +96,7 @@ class Files(Source):
             DataError: If there is nothing to read, or a file or record cannot be read.
         """
         skips = f"--data.train Files --data.train.path {self._name} --data.train.on_bad_record skip"
-        bad = BadRecords(self.on_bad_record, f"Or skip and count such records: {skips}")
+        bad = BadRecords(self.on_bad_record, f"To skip and count such records: {skips}")
         skipped, num_files = dict[str, list[str]](), 0
         for root, path in self._files():
             num_files += 1
@@ -226,7 +226,7 @@ class Texts(Source):
         Raises:
             DataError: If an item has no text.
         """
-        bad = BadRecords(self.on_bad_record, "Or skip and count such items: Texts(..., on_bad_record='skip').")
+        bad = BadRecords(self.on_bad_record, "To skip and count such items: Texts(..., on_bad_record='skip').")
         items = self.texts() if callable(self.texts) else self.texts
         for number, item in enumerate(items):
             try:

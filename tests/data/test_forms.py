@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import warnings
 
 import pyarrow
@@ -14,6 +15,7 @@ from lightning_lm.data import (
     ChatML,
     Columns,
     Examples,
+    Files,
     HeldOutExamples,
     PairRows,
     Plain,
@@ -335,8 +337,66 @@ def test_errors_name_file_line_and_field(tmp_path):
         PreferencePairs.from_records(Examples(source=preferences), BYTES, Plain(), PairRows())
 
 
+def turns_of_example(record, form=None):
+    record = by_content(record) if form is None else form.convert(record)
+    return [(turn["role"], turn["content"]) for turn in record.get("messages", record.get("prompt"))]
+
+
+def test_roles_are_read_in_any_case_and_unknown_ones_are_no_silent_loss(tmp_path):
+    asked, said = {"role": "USER", "content": "q"}, {"role": "Assistant", "content": "a"}
+    assert turns_of_example({"messages": [asked, said]}) == [("user", "q"), ("assistant", "a")]
+    assert turns_of_example({"conversations": [{"from": "Human", "value": "q"}, {"from": "AI", "value": "a"}]}) == [
+        ("user", "q"),
+        ("assistant", "a"),
+    ]
+    with pytest.raises(DataError, match=r"'Responder' is no known role; write 'assistant'"):
+        stored(Examples([{"messages": [asked, {"role": "Responder", "content": "a"}]}]), tmp_path, ChatML())
+
+
+def test_a_system_text_beside_a_prompt_is_not_lost():
+    wanted = [("system", "s"), ("user", "q")]
+    assert turns_of_example({"system": "s", "prompt": "q", "completion": "a"}) == wanted
+    assert turns_of_example({"system": "s", "prompt": [{"role": "user", "content": "q"}]}) == wanted
+    orca = {"system": "s", "question": "q", "chosen": "a", "rejected": "b"}
+    columns = Columns(prompt="question", chosen="chosen", rejected="rejected")
+    assert turns_of_example(orca, columns) == wanted
+    with pytest.raises(DataError, match=r"'question' would be left out.*format\.prompt question"):
+        encode_preference(orca, BYTES, ChatML(), 50)
+    encode_preference({"source": "web", "chosen": "a", "rejected": "b"}, BYTES, Plain(), 50)
+    encode_preference({**orca, "system": None, "prompt": ""}, BYTES, Plain(), 50)
+
+
+@pytest.mark.parametrize(
+    ("record", "advice"),
+    [
+        (
+            {"dialogue": [{"role": "user", "content": "q"}]},
+            "--data.train.format Columns --data.train.format.messages dialogue",
+        ),
+        (
+            {"chat": [{"from": "user", "value": "q"}]},
+            "--data.train.format ShareGPT --data.train.format.conversations chat",
+        ),
+        ({"data": [{"prompt": "a", "completion": "b"}]}, "jq -c '.data[]' FILE > records.jsonl"),
+    ],
+)
+def test_lists_of_objects_say_what_they_are(tmp_path, record, advice):
+    with pytest.raises(DataError, match=re.escape(advice)):
+        stored(Examples([record]), tmp_path, ChatML())
+
+
+def test_a_json_file_that_is_one_object_says_how_to_write_its_records(tmp_path):
+    for content, advice in (
+        ({"data": [{"text": "a"}]}, "jq -c '.data[]' FILE > records.jsonl"),
+        ({"text": ["a", "b"]}, "jq -c '.text[] | {text: .}' FILE > records.jsonl"),
+    ):
+        (tmp_path / "all.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=re.escape(advice)):
+            list(Files(str(tmp_path / "all.json")).documents())
+
+
 def skips(source):
-    return f"Or skip and count such records: --data.train Examples --data.train.source {source} "
+    return f"To skip and count such records: --data.train Examples --data.train.source {source} "
 
 
 @pytest.mark.parametrize(

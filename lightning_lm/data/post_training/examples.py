@@ -128,9 +128,9 @@ class Examples(ExampleSource):
     def remedy(self) -> str:
         """Options for the command line if it names files, else arguments."""
         if not _names_files(self.source):
-            return "Or skip and count such records: Examples(..., on_bad_record='skip')."
+            return "To skip and count such records: Examples(..., on_bad_record='skip')."
         skips = f"--data.train Examples --data.train.source {self._name} --data.train.on_bad_record skip"
-        return f"Or skip and count such records: {skips}"
+        return f"To skip and count such records: {skips}"
 
     @property
     def _name(self) -> str:

@@ -159,7 +159,8 @@ class Columns(RecordForm):
         """Return the record with the named columns under the names that the package reads."""
         named = {name: getattr(self, name) for name in _COLUMNS if getattr(self, name)}
         renamed = {name: _required(record, column) for name, column in named.items()}
-        kept = {name: value for name, value in record.items() if name not in (*_COLUMNS, *_SOURCES)}
+        used = {*_COLUMNS, *_SOURCES} - {"system"}  # which comes before any prompt
+        kept = {name: value for name, value in record.items() if name not in used and name not in named.values()}
         return by_content({**kept, **renamed})
 
 
@@ -184,7 +185,7 @@ def by_content(record: Mapping[str, Any]) -> Record:
             return _checked({**found, "completion": found["output"]})
     if "messages" in found:
         return _conversation(_without(found, "messages"), messages_of(found["messages"], "messages"))
-    return _checked(found)
+    return _checked(_after_system(found))
 
 
 def form_of(record: Mapping[str, Any]) -> Form:
@@ -238,8 +239,21 @@ def unknown_form(record: Mapping[str, Any], wanted: str, forms: Sequence[Form]) 
     return DataError(
         f"It has the fields {sorted(name for name, value in record.items() if value is not None)}, which is not "
         f"{wanted} ({known}; also ShareGPT's conversations and Alpaca's instruction + output). Name its columns: "
-        f"--data.train Examples --data.train.source PATH --data.train.format Columns {columns}"
+        f"--data.train Examples --data.train.source PATH --data.train.format Columns {columns}{_lists(record)}"
     )
+
+
+def _lists(record: Mapping[str, Any]) -> str:
+    """Return what to do with fields that are lists of objects: the conversation, or all records in one object."""
+    for name, value in record.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, Mapping) and {"role", "from"} & first.keys():
+            form = f"ShareGPT --data.train.format.conversations {name}"
+            form = form if "from" in first else f"Columns --data.train.format.messages {name}"
+            return f". {name!r} is a conversation: --data.train.format {form}"
+        if isinstance(first, Mapping) and len(record) < 3:
+            return f". {name!r} is a list of records; write them one a line: jq -c '.{name}[]' FILE > records.jsonl"
+    return ""
 
 
 def label_of(record: Mapping[str, Any]) -> bool | None:
@@ -252,65 +266,6 @@ def label_of(record: Mapping[str, Any]) -> bool | None:
     if isinstance(label, str) and label.strip().lower() in ("true", "false"):
         return label.strip().lower() == "true"
     return bool(label) if isinstance(label, int | float) and label in (0, 1) else None
-
-
-# --- preferences ---
-
-
-def split_preference(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Return prompt, preferred and other completion of a preference, finding the prompt if it is not given.
-
-    An implicit prompt is the longest common prefix of both completions, as in TRL: of texts, a blank at its end
-    goes to the completions; of conversations, it ends before an assistant's turn. A text as prompt of conversations
-    that repeat it (UltraFeedback) is replaced by their shared turns.
-
-    Args:
-        record: Has ``chosen`` and ``rejected``, and may have ``prompt``.
-
-    Raises:
-        DataError: If the completions are the same, differ in kind, or have no common prompt.
-    """
-    chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
-    if isinstance(chosen, str) is not isinstance(rejected, str):
-        kinds = [type(side).__name__ for side in (chosen, rejected)]
-        raise DataError(f"chosen is a {kinds[0]} and rejected a {kinds[1]}; use one kind, texts or messages.")
-    if chosen == rejected:
-        raise DataError(f"chosen and rejected are the same ({str(chosen)[:80]!r}); such a pair teaches nothing.")
-    if isinstance(chosen, str):
-        shared = 0 if prompt is not None else _shared_text(chosen, rejected)
-        return chosen[:shared] if prompt is None else prompt, chosen[shared:], rejected[shared:]
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not any(turn.get("role") == "assistant" for turn in side):
-            raise DataError(f"{name} has no 'assistant' message, only {[turn.get('role') for turn in side]}.")
-    if prompt is not None and all(side[0].get("role") == "assistant" for side in (chosen, rejected)):
-        return prompt, chosen, rejected
-    shared = _shared_turns(chosen, rejected)
-    return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _shared_text(chosen: str, rejected: str) -> int:
-    shorter = min(len(chosen), len(rejected))
-    shared = next((place for place in range(shorter) if chosen[place] != rejected[place]), shorter)
-    is_inside = shared < shorter
-    return shared - 1 if is_inside and chosen[:shared].endswith(" ") else shared
-
-
-def _shared_turns(chosen: list[Record], rejected: list[Record]) -> int:
-    """Return the number of prompt turns: the common ones, up to an assistant's turn that remains in both."""
-    shared, shorter = 0, min(len(chosen), len(rejected))
-    while shared < shorter and chosen[shared] == rejected[shared]:
-        shared += 1
-    for end in range(min(shared, shorter - 1), -1, -1):
-        if chosen[end].get("role") == rejected[end].get("role") == "assistant":
-            return end
-    roles = [[turn.get("role") for turn in side] for side in (chosen, rejected)]
-    raise DataError(
-        f"chosen ({roles[0]}) and rejected ({roles[1]}) share {shared} turn(s), which leaves no prompt before a turn "
-        "of 'assistant' in each. Give the prompt in a field of its own, or let both begin with the same turns."
-    )
-
-
-# --- conversations ---
 
 
 def _from_conversations(record: Mapping[str, Any], field: str, keys: tuple[str, str] | None) -> Record:
@@ -330,6 +285,16 @@ def _conversation(record: Record, turns: list[Record]) -> Record:
     if label_of(record) is not None and turns and turns[-1]["role"] == "assistant":
         return _checked({**_without(record, "prompt"), "prompt": turns[:-1], "completion": turns[-1:]})
     return _checked({**record, "messages": turns})
+
+
+def _after_system(record: Record) -> Record:
+    """Return a record whose prompt begins with the text of its field ``system``, if it has both."""
+    system, prompt = record.get("system"), record.get("prompt")
+    if not isinstance(system, str) or not system.strip() or prompt is None:
+        return record
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages_of(prompt, "prompt")
+    before = [] if turns and turns[0]["role"] == "system" else [{"role": "system", "content": system}]
+    return {**_without(record, "system"), "prompt": [*before, *turns]}
 
 
 def _checked(record: Record) -> Record:

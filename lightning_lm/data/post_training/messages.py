@@ -24,11 +24,11 @@ class Instruction(str):
 
 _ROLES = {
     **{role: role for role in ("user", "assistant", "system", "tool", "developer", "function_call")},
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
     **dict.fromkeys(("observation", "function_response"), "tool"),
-    "human": "user",
+    **dict.fromkeys(("human", "prompter"), "user"),
 }
-"""Roles of ShareGPT, and their usual names."""
+"""Roles of ShareGPT, and their usual names; in any case of letters."""
 _MARKS = ("weight", "train", "training", "loss")
 """Masks of single messages: of OpenAI, of axolotl (two names) and of ms-swift."""
 _SPOKEN = ("content", "tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
@@ -94,9 +94,10 @@ def _message(turn: Any, place: str, keys: tuple[str, str] | None) -> Record:
     role, content = turn.get(role_key), turn.get(content_key)
     if not isinstance(role, str):
         raise DataError(f"{place} has no {role_key!r}, but {sorted(turn)}; a message needs a role and a content.")
-    if role_key != "role" and role not in _ROLES:
+    spelled = role.strip().lower()
+    if role_key != "role" and spelled not in _ROLES:
         raise DataError(f"{place}.{role_key} is {role!r}; it must be one of {', '.join(sorted(_ROLES))}.")
-    role = _ROLES.get(role, role)
+    role = _ROLES.get(spelled, role)
     kept = {name: item for name, item in turn.items() if name not in (role_key, content_key, *_MARKS)}
     message = {"role": role, "content": content, **kept}
     if role == "function_call" and role_key != "role":

@@ -37,7 +37,7 @@ LearnOn = Literal["completion", "assistant", "all"]
 """Target tokens of an example: its completion (the last one of a conversation), all completions, or everything."""
 
 _LEARNED_FILE = "learned.bin"
-_VERSION = 4
+_VERSION = 5
 """Version of the encoding, incremented when the same records give other ids or masks: older caches are not used."""
 
 
@@ -234,11 +234,21 @@ def _encode_messages(
         return Rendered(ids, [True] * len(ids))
     answers = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
     if not answers:
+        _refuse_strange_roles(messages)
         return Rendered([], [])
     first = answers[-1] if train_on == "completion" else 0
     ids, mask = template.render(messages[: answers[-1] + 1], tokenizer, learn_from=first)
     end = len(mask) - mask[::-1].index(True) if True in mask else 0
     return Rendered(ids[:end], mask[:end])
+
+
+def _refuse_strange_roles(messages: list[Message]) -> None:
+    roles = {str(message.get("role")) for message in messages}
+    if strange := sorted(roles - {"user", "system", "tool", "developer"}):
+        raise DataError(
+            f"No message has the role 'assistant', and {', '.join(map(repr, strange))} is no known role; write "
+            "'assistant' for those to train on."
+        )
 
 
 def store_examples(

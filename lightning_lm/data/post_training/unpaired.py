@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from lightning_lm.data.permutation import key_of, permute
 from lightning_lm.data.post_training.chat import ChatTemplate, encode_pair
 from lightning_lm.data.post_training.examples import ExampleSource
-from lightning_lm.data.post_training.forms import Record, by_content, label_of, split_preference, unknown_form
+from lightning_lm.data.post_training.forms import Record, by_content, label_of, unknown_form
+from lightning_lm.data.post_training.implicit_prompts import split_preference
 from lightning_lm.data.post_training.preference import PairRows
 from lightning_lm.errors import ConfigurationError, DataError, TokenizerError
 from lightning_lm.protocols import Tokenizer
