@@ -42,13 +42,17 @@ def pytest_report_header() -> str:
 
 SHARED_FOLDERS = ("strategies", "demos")
 """Folders below tests whose files share what is costly to make: ranks that wait for work, a trained model."""
+OF_THE_WHEEL = ("tests/test_architecture.py", "tests/test_packaging.py")
+"""Files that share the wheel."""
 LONGEST_FIRST = (*SHARED_FOLDERS, "kernels", "modules", "docs", "cli")
 """Folders whose tests run first, so that two workers end at the same time."""
 
 
 def unit_of(nodeid: str) -> str:
-    """Return what one worker runs whole: a file, or a folder whose files share what is costly to make."""
+    """Return what one worker runs whole: a file, or those files that share what is costly to make."""
     path = nodeid.partition("::")[0]
+    if path in OF_THE_WHEEL:
+        return OF_THE_WHEEL[0]
     folder = "/".join(path.split("/")[:2])
     return folder if folder in {f"tests/{name}" for name in SHARED_FOLDERS} else path
 

@@ -134,12 +134,14 @@ class CommandLine(LightningCLI):
         checker = _checker(verb)
         configs = [index for index, word in enumerate(words) if word.startswith("--config=")]
         after_configs = configs[-1] + 1 if configs else 0
-        result, defaults = list(words), []
+        defaults: list[tuple[int, str | None]] = []
+        has_old_names = False
         for layer, place in zip(self._layers, [*configs, after_configs], strict=True):
             defaults.append((place, defaults_of_changes(checker.check(layer))))
-            if checker.renamed and layer is self._layers[-1]:
-                result = with_new_names(result, checker.renamed)
-            elif checker.renamed:
+            has_old_names |= bool(checker.renamed)
+        result = with_new_names(words, checker.renamed) if checker.renamed else list(words)
+        if has_old_names:  # the layers have new ones now, and may have items of lists in common
+            for layer, place in zip(self._layers, configs, strict=False):
                 result[place] = f"--config={yaml.safe_dump(plain(layer), sort_keys=False, allow_unicode=True)}"
         for place, text in reversed(defaults):
             if text is not None:

@@ -62,6 +62,17 @@ def test_old_keys_of_the_command_line_are_read_too(capsys):
     assert config["data"]["init_args"]["rows"]["init_args"]["train_on"] == "all"
 
 
+def test_an_old_key_in_an_item_that_a_later_file_repeats(tmp_path, capsys):
+    """The second file changes another item of the list, so the list is written out again with the first item."""
+    (tmp_path / "old.yaml").write_text(OLD)
+    (tmp_path / "later.yaml").write_text("trainer: {callbacks: {Throughput: {peak_flops_per_s: 1.0e+12}}}")
+    files = [f"--config={tmp_path / name}.yaml" for name in ("old", "later")]
+    with pytest.warns(UserWarning, match="is now called completions"):
+        config = printed(["--config", "sft/chat", *files], capsys)
+    assert settings_of(config, "Throughput")["peak_flops_per_s"] == 1e12
+    assert settings_of(config, "Completions")["completions"] == 3
+
+
 def test_only_the_key_at_that_path_is_renamed():
     words = ["--a.x", "1", "--a.b.x=2", "--list+={class_path: C, init_args: {x: 3}}", "--text", "{x: 4", "--x", "5"]
     found = with_new_names(words, {"a.b.x": "y", "list.x": "y"})

@@ -6,7 +6,8 @@ from lightning_lm.modules import LearnedReward
 
 
 def test_a_hundred_steps_teach_to_tell_right_from_wrong(run_demo):
-    demo = run_demo("reward/reverse", "reward_reverse", "--trainer.max_steps", "100", answers=False)
+    words = ("--trainer.max_steps", "100", "--trainer.val_check_interval", "100")
+    demo = run_demo("reward/reverse", "reward_reverse", *words, answers=False)
     assert demo.curves["val/accuracy"][-1] >= 0.90
     numbers = held_out()
     right = [number[::-1] for number in numbers]
