@@ -19,6 +19,8 @@ _EXPECTED, _MEMORY = 0.8, 0.97
 """Acceptance rate assumed at first, and the decay of older observations of it."""
 _DRAFT_COST, _WIDTH_COST = 0.2, 0.05
 """Cost of a pass of the small model, and of each further token in a pass of the large one: passes of the large one."""
+_FEW_ROWS, _MANY_ROWS_COST, _ROW_COST = 8, 0.25, 0.019
+"""On a CPU, products over more rows than these are no longer those of `few_rows`: what that and each of them costs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +53,11 @@ class DraftLength:
 
     Args:
         most: Tokens that are drafted at a time, at most.
+        device_type: Kind of the large model's device. A pass of a CPU takes longer the more tokens it reads.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, device_type: str = "cuda") -> None:
+        self._most, self._device_type = most, device_type
         self._kept, self._tried = 4 * _EXPECTED, 4.0
 
     def note(self, kept: int, tried: int) -> None:
@@ -67,12 +70,23 @@ class DraftLength:
         memory = _MEMORY**tried
         self._kept, self._tried = memory * self._kept + kept, memory * self._tried + tried
 
-    def best(self) -> int:
-        """Return the number with the most tokens for the time they take; zero if drafting does not pay."""
+    def best(self, rows: int = 1) -> int:
+        """Return the number with the most tokens for the time they take; zero if drafting does not pay.
+
+        Args:
+            rows: Rows of the batch.
+        """
         rate = self._kept / self._tried
         gains = [sum(rate**place for place in range(n + 1)) for n in range(self._most + 1)]
-        costs = [1.0, *(1 + (_DRAFT_COST + _WIDTH_COST) * n for n in range(1, self._most + 1))]
+        alone = self._pass_cost(rows)
+        costs = [
+            self._pass_cost(rows * (n + 1)) / alone + (_DRAFT_COST + _WIDTH_COST) * n for n in range(self._most + 1)
+        ]
         return max(range(self._most + 1), key=lambda n: gains[n] / costs[n])
+
+    def _pass_cost(self, tokens: int) -> float:
+        more = tokens - _FEW_ROWS
+        return 1 + _MANY_ROWS_COST + _ROW_COST * more if more > 0 and self._device_type == "cpu" else 1.0
 
 
 class SpeculativeSampler:
@@ -158,7 +172,7 @@ class SpeculativeDecoder:
         num_ids: int | None = None,
     ) -> None:
         self._target, self._draft, self._sampler = target, draft, sampler
-        self._num_ids, self._length, self._num_tokens = num_ids, DraftLength(num_tokens), num_tokens
+        self._num_ids, self._num_tokens, self._length = num_ids, num_tokens, DraftLength(num_tokens)
         self._spare = spare
         self._unread = torch.empty(0)
         """Ids that the small model has not read, int64 [rows, few]; the last is all that the large one has not."""
@@ -171,6 +185,7 @@ class SpeculativeDecoder:
     def start(self, order: Tensor | None) -> Tokens:
         """Read the prompts; return the first token of each row."""
         logits, drafts = self._target.prefill(), self._draft.prefill()
+        self._length = DraftLength(self._num_tokens, logits.device.type)
         if logits[:, : self._num_ids].shape != drafts[:, : self._num_ids].shape:
             raise ConfigurationError(
                 f"The model has {logits.shape[1]} token ids and its draft {drafts.shape[1]}; use a draft model that "
@@ -214,7 +229,9 @@ class SpeculativeDecoder:
 
     def _guess(self) -> tuple[list[Tensor], list[Tensor]]:
         """Draft tokens with the small model; return ids [rows, 1] and logits [rows, vocab] of each."""
-        self._num_tokens = self._num_tokens and self._length.best()  # zero is for good: it reads no longer
+        self._num_tokens = self._num_tokens and self._length.best(
+            len(self._unread)
+        )  # zero is for good: it reads no longer
         fewest, most = self._sampler.remaining()
         drafted: list[Tensor] = []
         all_logits: list[Tensor] = []

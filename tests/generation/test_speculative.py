@@ -96,6 +96,19 @@ class TestDistribution:
         assert answer.logprobs == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_batch_on_a_cpu_drafts_less_than_one_row():
+    """A pass over 8 rows there costs what 1 row does, a pass over 16 rows half as much again."""
+
+    def best(rate: float, rows: int, device_type: str) -> int:
+        length = DraftLength(4, device_type)
+        length.note(int(1000 * rate), 1000)
+        return length.best(rows)
+
+    assert best(0.5, 8, "cpu") == 0
+    assert best(0.5, 1, "cpu") == best(0.5, 8, "cuda") >= 1
+    assert best(0.8, 8, "cpu") >= 2
+
+
 class TestGreedy:
     @pytest.mark.parametrize("noise", [0.0, 0.02, 1.0])
     @pytest.mark.parametrize("lengths", [(9,), (3, 23, 1, 12)])
