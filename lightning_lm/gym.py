@@ -8,6 +8,7 @@ The first line on standard input is the import path as JSON; each further line i
 import base64
 import enum
 import functools
+import importlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["create_dataset", "dataset_of", "main", "score_answer"]
+__all__ = ["create_dataset", "dataset_of", "environment_of", "main", "score_answer"]
 
 
 @functools.lru_cache(maxsize=64)
@@ -50,6 +51,17 @@ def _as_in(default: Any, value: Any) -> Any:
     if isinstance(default, list | tuple) and default and isinstance(value, list | tuple):
         return [_as_in(default[0], item) for item in value]
     return value
+
+
+@functools.lru_cache(maxsize=8)
+def environment_of(name: str, arguments: str) -> Any:
+    """Return an environment of `verifiers` by name; prompts and reward of a run share it.
+
+    Args:
+        name: Name of an installed environment.
+        arguments: Arguments of its ``load_environment``, as JSON.
+    """
+    return importlib.import_module("verifiers").load_environment(name, **json.loads(arguments))
 
 
 def score_answer(dataset: Any, entry: dict[str, Any], answer: str) -> float | str:

@@ -4,6 +4,7 @@ from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, 
 from lightning_lm.data.post_training.chat import ChatML, ChatTemplate, Plain, Rendered, begin_ids, encode_pair
 from lightning_lm.data.post_training.curriculum import Curriculum
 from lightning_lm.data.post_training.documented_functions import DocumentedFunctions
+from lightning_lm.data.post_training.environment import EnvironmentPrompts
 from lightning_lm.data.post_training.examples import (
     Examples,
     ExampleSource,
@@ -51,6 +52,7 @@ __all__ = [
     "Curriculum",
     "DocumentedFunctions",
     "EncodedPair",
+    "EnvironmentPrompts",
     "ExampleCounts",
     "ExampleSource",
     "Examples",

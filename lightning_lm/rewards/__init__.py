@@ -2,6 +2,7 @@
 
 from lightning_lm.rewards.answers import ExactAnswer, MathAnswer, Reward, same_answer
 from lightning_lm.rewards.code import CodeOutput, CodeTests, extract_code
+from lightning_lm.rewards.environment import EnvironmentReward
 from lightning_lm.rewards.expressions import ExpressionError, parse_expression, same_value
 from lightning_lm.rewards.extractors import (
     AfterHashes,
@@ -38,6 +39,7 @@ __all__ = [
     "CodeOutput",
     "CodeTests",
     "Comparison",
+    "EnvironmentReward",
     "ExactAnswer",
     "ExpressionError",
     "FormatTags",
