@@ -27,7 +27,7 @@ from lightning_lm.cli.config.class_paths import class_path
 from lightning_lm.cli.config.defaults import defaults_of_changes, fast_precision
 from lightning_lm.cli.config.explain import explain, is_a_users_mistake, with_place
 from lightning_lm.cli.config.list_items import change_items
-from lightning_lm.cli.config.overlays import expand_configs, in_fewer_configs, plain
+from lightning_lm.cli.config.overlays import check_command, expand_configs, in_fewer_configs, plain
 from lightning_lm.cli.config.signatures import Argument, arguments_of
 from lightning_lm.cli.run_folder import SaveConfig, newest_checkpoint, run_folder, sound_checkpoint
 from lightning_lm.cli.run_record import own_folder, recorded
@@ -115,6 +115,7 @@ class CommandLine(LightningCLI):
     def __init__(self, verb: str, words: Sequence[str]) -> None:
         self._verb = verb
         expanded, overlays = change_items(*expand_configs(words))
+        check_command(overlays, "trainer")
         self._layers = [*(overlay.root for overlay in overlays), command_line_settings(expanded)]
         expanded = self._checked(verb, expanded)
         super().__init__(

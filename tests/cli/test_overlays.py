@@ -5,6 +5,7 @@ import time
 import pytest
 import yaml
 
+from lightning_lm.cli import main
 from lightning_lm.cli.config.overlays import expand_configs, read_overlays
 from lightning_lm.cli.config.yaml_text import read_value
 from lightning_lm.errors import UsageError
@@ -211,3 +212,20 @@ def test_mistakes_of_yaml_have_a_line_and_a_remedy(tmp_path, text, message):
     with pytest.raises(UsageError, match=message) as error:
         read_overlays(str(tmp_path / "wrong.yaml"))
     assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["fit", "--config", "road/offline"], "road"),
+        (["fit", "--config", "curation/web"], "curate"),
+        (["curate", "--config", "sft/reverse"], "fit"),
+        (["curate", "--config", "road/small"], "road"),
+        (["road", "--config", "curation/web"], "curate"),
+        (["road", "--config", "sft/reverse"], "fit"),
+    ],
+)
+def test_a_file_for_another_command_names_it(words, command, capsys):
+    assert main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"is for another command: lightning-lm {command} --config " in said

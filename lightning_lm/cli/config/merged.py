@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lightning_lm.cli.config.list_items import change_items
-from lightning_lm.cli.config.overlays import expand_configs
+from lightning_lm.cli.config.overlays import check_command, expand_configs
 from lightning_lm.cli.config.yaml_text import read_value
 from lightning_lm.errors import UsageError
 
@@ -25,6 +25,7 @@ def merged_settings(words: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
         UsageError: If a word is no option, or a key is unknown.
     """
     expanded, overlays = expand_configs(words)
+    check_command(overlays, "steps")
     for overlay in overlays:
         for key, setting in overlay.root.value.items():
             _check(key.removesuffix("+"), keys, f"\n  Written in {setting.place}.")

@@ -11,7 +11,7 @@ A name is a file beside the one that names it, a path from the working directory
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,17 @@ from lightning_lm.cli.config.yaml_text import SETTINGS_SUFFIXES
 from lightning_lm.cli.recipes import find_recipe, recipe_names
 from lightning_lm.errors import UsageError
 
-__all__ = ["Overlay", "Place", "Setting", "expand_configs", "in_fewer_configs", "placed", "plain", "read_overlays"]
+__all__ = [
+    "Overlay",
+    "Place",
+    "Setting",
+    "check_command",
+    "expand_configs",
+    "in_fewer_configs",
+    "placed",
+    "plain",
+    "read_overlays",
+]
 
 _BASE, _SWEEP = "base", "sweep"
 _FLAGS = ("--config", "-c")
@@ -72,6 +82,27 @@ class Overlay:
     def to_yaml(self) -> str:
         """Return the content as YAML text without comments."""
         return yaml.safe_dump(plain(self.root), sort_keys=False, allow_unicode=True) if self.root.value else "{}\n"
+
+
+_COMMANDS = {"stages": "road", "steps": "curate", "trainer": "fit"}
+"""Commands by a key that only their files have."""
+
+
+def check_command(overlays: Iterable[Overlay], own: str) -> None:
+    """Refuse a file that is for another command.
+
+    Args:
+        overlays: Files of a command line.
+        own: Key of `_COMMANDS` that files for this command have.
+
+    Raises:
+        UsageError: If a file has the key of another command, and not this one's.
+    """
+    for overlay in overlays:
+        keys = overlay.root.value
+        other = next((verb for key, verb in _COMMANDS.items() if key in keys and key != own), None)
+        if other is not None and own not in keys:
+            raise UsageError(f"{overlay.path} is for another command: lightning-lm {other} --config {overlay.path}")
 
 
 def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:

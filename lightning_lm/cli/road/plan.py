@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_lm.cli.config.overlays import Overlay, Setting, plain, read_overlays
+from lightning_lm.cli.config.overlays import Overlay, Setting, check_command, plain, read_overlays
 from lightning_lm.cli.recipes import find_recipe, road_names
 from lightning_lm.errors import UsageError
 
@@ -213,7 +213,9 @@ def read_road(name: str) -> Road:
         raise UsageError(
             f"--config {name!r} is neither a file nor a road.{nearest(name, roads)} The roads are: {', '.join(roads)}."
         )
-    root = _merged(read_overlays(name))
+    overlays = read_overlays(name)
+    check_command(overlays, "stages")
+    root = _merged(overlays)
     _check_keys(root, _KEYS, "a road")
     stages = _stages(root)
     if not stages:
