@@ -80,7 +80,7 @@ def _built(cls: type, arguments: Mapping[str, Any], place: str) -> Any:
     parser.add_class_arguments(cls, "step")
     try:
         config = parser.parse_object({"step": dict(arguments)})
-        return parser.instantiate_classes(config).step
+        return parser.instantiate(config).step
     except jsonargparse.ArgumentError as error:
         raise UsageError(f"{place}: {str(error).strip()}") from error
     except ConfigurationError as error:

@@ -86,7 +86,7 @@ class PlannedCommandLine(CommandLine):
     def _instantiate(self) -> None:
         self.settings = self.config[self.subcommand]
         parsed = Namespace(model=self.settings.model)  # type: ignore[no-untyped-call]
-        built = self._parser(self.subcommand).instantiate_classes(parsed)
+        built = self._parser(self.subcommand).instantiate(parsed)
         self.module = self._on_meta(built.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -120,7 +120,7 @@ class PlannedCommandLine(CommandLine):
         callbacks = self.settings.trainer.get("callbacks") or []
         chosen = [one for one in callbacks if str(one.get("class_path")).endswith(".LoRA")]
         parsed = Namespace({"trainer.callbacks": chosen})  # type: ignore[no-untyped-call]
-        built = self._parser(self.subcommand).instantiate_classes(parsed).trainer.callbacks if chosen else []
+        built = self._parser(self.subcommand).instantiate(parsed).trainer.callbacks if chosen else []
         return [callback.adapters for callback in built if isinstance(callback, LoRA)]
 
     def _data_class(self) -> str:
