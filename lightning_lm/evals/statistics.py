@@ -234,7 +234,7 @@ def _resampled_means(
 
 
 def _of_clusters(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.bincount(groups, weights=values)
+    return np.bincount(groups, weights=values).astype(np.float64, copy=False)
 
 
 def _indices(clusters: Sequence[str] | None, count: int) -> NDArray[np.int64]:

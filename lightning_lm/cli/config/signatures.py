@@ -98,7 +98,7 @@ def _constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def _names_of_jsonargparse(target: Callable[..., Any]) -> dict[str, Argument]:
-    names = ArgumentParser().add_class_arguments(target, "cls", fail_untyped=False)  # type: ignore[arg-type]
+    names = ArgumentParser().add_class_arguments(target, "cls", fail_untyped=False)
     return {name.removeprefix("cls."): Argument(Any) for name in names}
 
 
