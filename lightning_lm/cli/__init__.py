@@ -42,6 +42,7 @@ _VERBS = {
     "kernels": _Verb("measure launch settings on this GPU; say what runs here", "lightning_lm.cli.kernels"),
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.cli.generate"),
     "serve": _Verb("an OpenAI-compatible server with a chat page, for a checkpoint", "lightning_lm.cli.serve"),
+    "chat": _Verb("talk to a checkpoint or a server in the terminal", "lightning_lm.cli.chat"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model for transformers, servers or llama.cpp", "lightning_lm.cli.export"),
     "import": _Verb("write a GGUF file as a Hugging Face folder", "lightning_lm.cli.import_model"),
@@ -56,7 +57,7 @@ _VERBS = {
 }
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
 _WRITES_WHOLE = ("tokenizer", "export", "import", "consolidate", "demo")
-_TAKES_MODEL_LOADER = ("generate", "serve")
+_TAKES_MODEL_LOADER = ("generate", "serve", "chat")
 _NOT_TRAINING = "No step was under way; checkpoints are as they were."
 """Of `fit`, which while it trains handles signals itself: it stops at the end of a step, saved."""
 
@@ -188,12 +189,16 @@ def _run_command(name: str, module: Any, words: list[str]) -> int:
     arguments.settings = settings
     try:
         if name in _TAKES_MODEL_LOADER:
-            from lightning_lm.modules import load_model
-
-            return module.run(arguments, load_model) or 0
+            return module.run(arguments, _load_model) or 0
         return module.run(arguments) or 0
     except KeyboardInterrupt as stop:
         raise type(stop)(*(stop.args or (_left(name, arguments),))) from None
+
+
+def _load_model(*arguments: Any, **settings: Any) -> Any:
+    from lightning_lm.modules import load_model
+
+    return load_model(*arguments, **settings)
 
 
 def _unknown_verb(name: str) -> int:
