@@ -60,7 +60,7 @@ def test_turns_follow_each_other(talk, local, tmp_path):
 
 
 def test_commands(talk):
-    lines = "/help\n/temperature x\n/temperature 0\n/nothing\n/retry\nHi\n/retry\n/system Be brief.\n/save\n/quit\nunread\n"
+    lines = "/help\n/temperature x\n/temperature 0\n/nothing\n/retry\nHi\n/retry\n/system Be brief.\n/save\n/quit\nno\n"
     status, out, _ = talk(lines, "--max-new-tokens", "6", "--temperature", "1")
     assert status == 0
     assert "/system TEXT" in out
