@@ -59,7 +59,7 @@ missing="$("$python" - "$root/pyproject.toml" <<'PYTHON'
 import importlib.util, re, sys, tomllib
 with open(sys.argv[1], "rb") as file:
     needed = tomllib.load(file)["project"]["dependencies"]
-names = (re.match(r"\w+", requirement)[0] for requirement in needed)  # modules of the same names
+names = (re.match(r"\w+", one)[0] for one in needed if ";" not in one)  # modules of the same names; triton comes with torch
 print(*(name for name in names if importlib.util.find_spec(name) is None))
 PYTHON
 )" || { echo "$python does not run; name another one, from 3.11 on: PYTHON=/path/to/python3 bash $0" >&2 && exit 2; }
