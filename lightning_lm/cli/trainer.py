@@ -48,6 +48,12 @@ __all__ = ["CommandLine", "prepare", "print_class_help", "run"]
 
 _PARTS = ("callbacks", "data", "datamodules", "models", "modules", "optim", "strategies", "tokenizers")
 _SEED = 1
+_LIMITS = {  # a clip below zero would turn gradients round
+    "gradient_clip_val": Limit.NON_NEGATIVE,
+    "accumulate_grad_batches": Limit.COUNT,
+    "log_every_n_steps": Limit.NON_NEGATIVE,
+}
+"""Ranges of numbers of the Trainer, which Lightning does not check."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHATTER = ("💡 Tip", "TPU available", "Trainer already configured with model summary")
 _DEFAULTS = {"model": PretrainModule, "data": TextDataModule}
@@ -175,6 +181,10 @@ class CommandLine(LightningCLI):
         # LightningCLI would read the file here, without our checks, and put what it was trained with over the YAML.
         config = self.config[self.config.subcommand]
         self._checkpoint, config["ckpt_path"] = config.get("ckpt_path"), None
+        try:
+            _check_numbers(config)
+        except ConfigurationError as error:
+            raise UsageError(with_place(str(error), self._layers)) from error
 
     def before_instantiate_classes(self) -> None:
         """Settle which checkpoint to load, that loading one runs no code from it, and the precision."""
@@ -200,9 +210,7 @@ class CommandLine(LightningCLI):
             self._instantiate()
 
     def _instantiate(self) -> None:
-        clip = {"gradient_clip_val": self.config[self.subcommand]["trainer"].get("gradient_clip_val")}
-        try:  # a clip below zero would turn gradients round, and Lightning takes it
-            check_numbers({"gradient_clip_val": Limit.NON_NEGATIVE}, clip)
+        try:
             super().instantiate_classes()
         except ConfigurationError as error:
             raise UsageError(with_place(str(error), self._layers)) from error
@@ -289,6 +297,14 @@ class CommandLine(LightningCLI):
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and folder in path.parents and logger["init_args"].get("version") is None:
             logger["init_args"]["version"] = path.relative_to(folder).parts[0]
+
+
+def _check_numbers(config: Any) -> None:
+    """Refuse numbers that Lightning takes and cannot use."""
+    check_numbers(_LIMITS, {name: config["trainer"].get(name) for name in _LIMITS})
+    seed = config.get("seed_everything")
+    if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ConfigurationError(f"seed_everything={seed} must be from 0 to {2**32 - 1}.")
 
 
 def _require_readable(path: str | None, strategy: Strategy) -> None:

@@ -73,6 +73,7 @@ def reading(path: Path | str) -> Iterator[None]:
     try:
         if Path(path).is_file():
             check_archive(path)
+            _require_begin(path)
         yield
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path):
@@ -82,7 +83,7 @@ def reading(path: Path | str) -> Iterator[None]:
             "unpickling foreign objects can run any code. If you trust its author, load it with torch.load(..., "
             "weights_only=False) yourself and save its tensors again."
         ) from error
-    except (RuntimeError, EOFError, UnicodeDecodeError, OSError) as error:
+    except (RuntimeError, EOFError, UnicodeDecodeError, KeyError, IndexError, OSError) as error:
         # A zip archive that ends early makes torch seek before its beginning, which is "Invalid argument".
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
@@ -90,6 +91,14 @@ def reading(path: Path | str) -> Iterator[None]:
             f"{path} cannot be read: it is truncated or no checkpoint. Use an earlier checkpoint of the run "
             f"(often in the same folder). torch says: {str(error).partition(chr(10))[0] or error!r}"
         ) from error
+
+
+def _require_begin(path: Path | str) -> None:
+    """Refuse a file that torch would read as a pickle although it is none: that fails in any way."""
+    with Path(path).open("rb") as file:
+        begin = file.read(4)
+    if begin and begin[:1] not in (b"P", b"\x80"):  # an archive, or what torch wrote before it wrote archives
+        raise CheckpointError(f"{path} is no checkpoint: it begins with {begin!r}. Name the .ckpt that a run saved.")
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -263,7 +263,25 @@ def test_load_model_refuses_what_it_cannot_build(row_data, make_trainer, tmp_pat
         load_model(tmp_path / "net.ckpt")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04truncated"])
+NO_CHECKPOINTS = [
+    b"",
+    b"not a checkpoint",
+    b"hello world " * 9,
+    b'{"a": 1}',
+    b"PK\x03\x04truncated",
+    b"\x80\x02h\x05.",
+    b"P",
+]
+NO_CHECKPOINTS += [
+    b"\x80\x02" + bytes(range(97, 123)),
+    bytes(range(256)),
+    b"\x80\x02R.",
+    b"\x80\x04\x95\x10.",
+    b"\x80\x02Iabc\n.",
+]
+
+
+@pytest.mark.parametrize("content", NO_CHECKPOINTS)
 def test_a_file_that_is_no_checkpoint(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
