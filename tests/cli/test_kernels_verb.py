@@ -1,9 +1,12 @@
 """`lightning-lm kernels`: a rehearsal without a GPU, what is refused, and the report."""
 
+import contextlib
+
 import pytest
 import torch
 
 from lightning_lm.cli import main
+from lightning_lm.kernels import tuning
 from lightning_lm.kernels.runtime import launch_settings
 from lightning_lm.kernels.runtime.launch_settings import read_table
 
@@ -29,6 +32,22 @@ def test_a_rehearsal_prints_the_table_and_writes_only_where_it_is_told(tmp_path,
     assert main(["kernels", "tune", "--interpret", "softmax:40", "--output", str(path)]) == 0
     assert f"LIGHTNING_LM_KERNEL_TABLE={path}" in capsys.readouterr().out
     assert {entry.device for entry in read_table(path)} <= {"interpreter"}
+
+
+def test_a_run_that_is_cut_keeps_what_it_has_measured(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("triton")
+    measured = tuning.tune
+
+    def cut(operation, dims, bench):
+        if operation != "softmax":
+            raise KeyboardInterrupt
+        return measured(operation, dims, bench)._replace(before={})  # whatever it is, it is another setting
+
+    monkeypatch.setattr(tuning, "tune", cut)
+    path = tmp_path / "table.json"
+    with contextlib.suppress(KeyboardInterrupt):
+        main(["kernels", "tune", "--interpret", "softmax:40", "rope:4x2x16", "--output", str(path)])
+    assert [(entry.operation, tuple(entry.dims)) for entry in read_table(path)] == [("softmax", (40,))]
 
 
 @pytest.mark.parametrize(
