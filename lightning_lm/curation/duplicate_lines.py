@@ -19,8 +19,8 @@ from lightning_lm.parts import Limit, Part
 
 __all__ = ["DuplicateLines"]
 
-_MARKS = (b"\n ", b" \n", b"\t", b"\r", b"\x0b", b"\x0c")
-"""White space that may stand at the end of a line."""
+_MARKS = (b"\t", b"\r", b"\x0b", b"\x0c")
+"""White space other than a space that may stand at the end of a line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,10 @@ class DuplicateLines(Part, limits={"max_copies": Limit.COUNT, "min_characters": 
         """
         lines = _lines("\n".join(document.text for document in documents)) if documents else []
         hashes, compared = self._hashes(lines)
-        counts = np.array([document.text.count("\n") + 1 for document in documents], np.int64)
         if self.keep == "none":
             distinct, copies = np.unique(hashes[compared], return_counts=True)
             return {"lines": distinct, "copies": copies}
+        counts = np.array([document.text.count("\n") + 1 for document in documents], np.int64)
         rows = np.repeat(np.arange(len(documents)), counts)[compared]
         distinct, first, copies = np.unique(hashes[compared], return_index=True, return_counts=True)
         return {"lines": distinct, "copies": copies, "rows": rows[first], "ids": ids_of(documents)}
@@ -116,6 +116,9 @@ def _lines(text: str) -> list[bytes]:
     """Return lines without spaces at their ends; few texts have any, which a search in the bytes finds out."""
     data = text.encode("utf-8", "surrogatepass")
     lines = data.split(b"\n")
-    if data[:1] == b" " or data[-1:] == b" " or any(mark in data for mark in _MARKS):
+    codes = np.frombuffer(b"\n" + data + b"\n", np.uint8)
+    breaks = np.flatnonzero(codes == ord("\n"))
+    has_spaces = (codes[breaks[:-1] + 1] == ord(" ")) | (codes[breaks[1:] - 1] == ord(" "))
+    if has_spaces.any() or any(mark in data for mark in _MARKS):
         return list(map(bytes.strip, lines))
     return lines

@@ -5,7 +5,11 @@ use, would count punctuation as words.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_lm.curation.document import Document
 from lightning_lm.curation.lines import lines_of
@@ -45,8 +49,14 @@ def gopher_quality(
         "bullet_lines": sum(line.startswith(bullets) for line in lines) / num_lines,
         "ellipsis_lines": sum(line.endswith(_ELLIPSES) for line in lines) / num_lines if num_ellipses else 0.0,
         "alphabetic_words": int((words.num_letters > 0).sum()) / num_words,
-        "stop_words": sum(bool((words.hashes == hash_of_word(word)).any()) for word in stop_words),
+        "stop_words": int((words.hashes == _hashes(tuple(stop_words))).any(axis=1).sum()),
     }
+
+
+@functools.lru_cache(maxsize=16)
+def _hashes(words: tuple[str, ...]) -> NDArray[np.uint64]:
+    """Return the hashes of different words, uint64 [words, 1]."""
+    return np.array([hash_of_word(word) for word in words], np.uint64)[:, None]
 
 
 _LIMITS = {

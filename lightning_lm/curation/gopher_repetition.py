@@ -22,6 +22,8 @@ __all__ = ["GopherRepetition", "gopher_repetition", "ngram_repetition"]
 
 _TOP = (2, 3, 4)
 _DUPLICATE = (5, 6, 7, 8, 9, 10)
+_BEYOND = np.random.default_rng(0).integers(0, 1 << 64, _DUPLICATE[-1], np.uint64)
+"""Different words after the last one, with which an n-gram that goes beyond the text occurs once."""
 _LINE_RULES = tuple(f"duplicate_{name}" for name in ("lines", "line_characters", "paragraphs", "paragraph_characters"))
 _NGRAM_RULES = tuple([f"top_{n}_gram" for n in _TOP] + [f"duplicate_{n}_grams" for n in _DUPLICATE])
 
@@ -52,10 +54,9 @@ def ngram_repetition(words: Words, num_characters: int) -> dict[str, float]:
     np.cumsum(words.lengths, out=ends[1:])
     low = np.uint64((1 << len(words).bit_length()) - 1)
     positions, ngrams = np.arange(len(words)), words.hashes
+    hashes = np.concatenate((ngrams, _BEYOND))
     for n in range(2, _DUPLICATE[-1] + 1):
-        inside = positions <= len(words) - n
-        positions = positions[inside]
-        keys = combine_ngrams(ngrams[inside], words.hashes.take(positions + (n - 1)))
+        keys = combine_ngrams(ngrams, hashes.take(positions + (n - 1)))
         keys = (keys & ~low) | positions.view(np.uint64)
         keys.sort()
         repeats = (keys[1:] ^ keys[:-1]) <= low

@@ -4,7 +4,9 @@ import functools
 import re
 import sys
 
+import numpy as np
 import regex
+from numpy.typing import NDArray
 
 __all__ = ["num_sentences", "terminal_punctuation"]
 
@@ -22,12 +24,24 @@ def num_sentences(text: str) -> int:
     Args:
         text: Text of a document.
     """
-    return len((_ASCII_END if text.isascii() else _end_of_sentence()).findall(text))
+    if not text.isascii():
+        return len(_end_of_sentence().findall(text))
+    codes = np.frombuffer(f"{text} ".encode(), np.uint8)
+    places, found = np.flatnonzero(_table(".?!").take(codes)) + 1, 0
+    while len(places):
+        found += int(np.count_nonzero(_table(" \t\n\r\v\f\x1c\x1d\x1e\x1f").take(codes.take(places))))
+        places = places[_table("\"')]").take(codes.take(places))] + 1
+    return found
+
+
+@functools.cache
+def _table(characters: str) -> NDArray[np.bool_]:
+    """Return for each ASCII character whether it is one of these."""
+    return np.isin(np.arange(128), list(map(ord, characters)))
 
 
 _WITHOUT_SPACE = "\u3002\uff01\uff1f"
 """Ideographic full stop, fullwidth exclamation mark and question mark."""
-_ASCII_END = re.compile(r"[.?!][\"')\]]*(?=\s|\Z)")
 
 
 @functools.cache
