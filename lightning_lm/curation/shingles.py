@@ -4,13 +4,12 @@ Two copies of a text seldom agree to the byte, so letters are decomposed (NFD) a
 is neither letter, mark nor digit separates words.
 """
 
-import sys
 import unicodedata
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lm.curation.words import code_point_table, codes_of, combine_ngrams, hash_words, pieces_of, word_edges
+from lightning_lm.curation.words import codes_of, combine_ngrams, hash_words, holds_for, pieces_of, word_edges
 
 __all__ = ["jaccard", "ngram_hashes", "shingles", "word_hashes"]
 
@@ -73,7 +72,7 @@ def jaccard(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> float:
 
 def _hashes_of_piece(piece: str) -> NDArray[np.uint64]:
     codes = codes_of(piece)
-    in_word = code_point_table(_is_in_word, 256 if codes.dtype == np.uint8 else sys.maxunicode + 1).take(codes)
+    in_word = holds_for(codes, _is_in_word)
     return hash_words(codes, *word_edges(~in_word))
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Words",
-    "code_point_table",
     "codes_of",
     "combine_ngrams",
     "hash_of_word",
     "hash_words",
+    "holds_for",
     "pieces_of",
     "word_edges",
     "words_of",
@@ -30,7 +30,6 @@ _PIECE = 1 << 18
 """Characters hashed at a time, which bounds the memory for a long text."""
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
-_CODE_POINTS = 0x110000
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +173,27 @@ def _ascii_hashes() -> NDArray[np.uint64]:
     return _mix(np.arange(256, dtype=np.uint64))
 
 
-@functools.cache
-def code_point_table(holds: Callable[[str], bool], size: int = _CODE_POINTS) -> NDArray[np.bool_]:
-    """Return for each code point whether a predicate holds.
+def holds_for(codes: NDArray[Any], holds: Callable[[str], bool]) -> NDArray[np.bool_]:
+    """Return whether a predicate holds for each of some code points.
 
     Args:
-        holds: Function of one character.
-        size: Number of code points.
+        codes: Result of `codes_of`.
+        holds: Function of one character, asked once for each code point of the planes that occur.
     """
+    if codes.dtype == np.uint8:
+        return _table(holds, 256).take(codes)
+    planes = (int(codes.max(initial=0)) >> 16) + 1
+    return _table(holds, planes << 16).take(codes)
+
+
+@functools.cache
+def _table(holds: Callable[[str], bool], size: int) -> NDArray[np.bool_]:
     return np.fromiter((holds(chr(code)) for code in range(size)), bool, size)
 
 
 def _is_space(codes: NDArray[Any]) -> NDArray[np.bool_]:
-    return code_point_table(str.isspace, 256 if codes.dtype == np.uint8 else _CODE_POINTS).take(codes)
+    return holds_for(codes, str.isspace)
 
 
 def _is_letter(codes: NDArray[Any]) -> NDArray[np.bool_]:
-    return code_point_table(str.isalpha, 256 if codes.dtype == np.uint8 else _CODE_POINTS).take(codes)
+    return holds_for(codes, str.isalpha)

@@ -1,9 +1,11 @@
 """Rules of Gopher, C4 and FineWeb: values computed by hand, naive implementations, and datatrove's own filters."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
+import regex
 from datatrove.data import Document as TheirDocument
 from datatrove.pipeline.filters import c4_filters, fineweb_quality_filter, gopher_quality_filter
 from datatrove.pipeline.filters import gopher_repetition_filter as repetition_filter
@@ -127,6 +129,16 @@ def test_lines_of_c4_by_hand():
     assert c4_lines(text, C4Lines(end_marks=(), min_words=0, javascript=False, policies=False, citations=False)) == text
     assert c4_lines("w" * 1001 + " is a word.") == ""
     assert c4_lines("w" * 1000 + " is a word.") != ""
+
+
+def test_sentences_are_those_of_a_pattern():
+    draw, alone = random.Random(0), "。！？"
+    ends = re.escape("".join(set(regex.findall(r"\p{STerm}", "".join(map(chr, range(0x110000))))) - set(alone)))
+    pattern = re.compile(rf"[{ends}…][\"'”’»)\]]*(?=\s|\Z)|[{alone}]")
+    for _ in range(2000):
+        alphabet = draw.choice((".?!\"')] \n\x1cab", ".?!\"')] …。！”’»é\u3000\U0001f600\ud800؟"))
+        text = "".join(draw.choices(alphabet, k=draw.randrange(14)))
+        assert num_sentences(text) == len(pattern.findall(text)), text
 
 
 def test_c4_returns_the_kept_lines_or_the_rule():
