@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from lightning_lm.data.post_training.examples import Examples, PromptedExamples, as_examples
-from lightning_lm.data.post_training.forms import form_of, split_preference
+from lightning_lm.data.post_training.forms import form_of
+from lightning_lm.data.post_training.implicit_prompts import split_preference
 from lightning_lm.data.post_training.tasks import ReverseDigits
 from lightning_lm.errors import ConfigurationError, DataError
 
