@@ -4,6 +4,7 @@ from lightning_lm.evals.tasks.choice import ChoiceTask, score_choices
 from lightning_lm.evals.tasks.continuation import ContinuationTask
 from lightning_lm.evals.tasks.few_shot import FirstShots, RandomShots, Shots
 from lightning_lm.evals.tasks.generation_task import GenerationTask
+from lightning_lm.evals.tasks.ifeval import IFEval, loose_variants
 from lightning_lm.evals.tasks.mmlu import MMLU, MMLUPro
 from lightning_lm.evals.tasks.multiple_choice import ARC, PIQA, BoolQ, HellaSwag, OpenBookQA, WinoGrande
 from lightning_lm.evals.tasks.perplexity_task import PerplexityTask
@@ -36,6 +37,7 @@ __all__ = [
     "GenerationTask",
     "HellaSwag",
     "HumanEval",
+    "IFEval",
     "MMLUPro",
     "OpenBookQA",
     "PerplexityTask",
@@ -52,6 +54,7 @@ __all__ = [
     "WikiText",
     "WinoGrande",
     "by_name",
+    "loose_variants",
     "names",
     "score_choices",
     "task_from_yaml",

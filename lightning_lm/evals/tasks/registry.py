@@ -12,6 +12,7 @@ import yaml
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.evals.task import Task
 from lightning_lm.evals.tasks.few_shot import FirstShots
+from lightning_lm.evals.tasks.ifeval import IFEval
 from lightning_lm.evals.tasks.mmlu import MMLU, MMLUPro
 from lightning_lm.evals.tasks.multiple_choice import ARC, PIQA, BoolQ, HellaSwag, OpenBookQA, WinoGrande
 from lightning_lm.evals.tasks.programs import MBPP, HumanEval
@@ -36,6 +37,7 @@ _TASKS: dict[str, tuple[Callable[[], Task], str]] = {
     "gsm8k": (GSM8K, "word problems of grade school, 5 examples"),
     "hellaswag": (HellaSwag, "the likeliest of four endings"),
     "humaneval": (HumanEval, "Python functions from docstrings, run in the sandbox"),
+    "ifeval": (IFEval, "prompts with instructions that a program can verify"),
     "lambada": (LAMBADA, "the last word of a passage"),
     "math": (MATH, "problems of mathematical competitions, 4 examples"),
     "mbpp": (MBPP, "short Python programs from descriptions, run in the sandbox, 3 examples"),

@@ -1,0 +1,92 @@
+"""IFEval: responses that follow the verifiable instructions of their prompts (Zhou et al. 2023, arXiv:2311.07911)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from lightning_lm.errors import DataError
+from lightning_lm.evals.ifeval.instructions import INSTRUCTIONS, follows
+from lightning_lm.evals.requests import Completions, Prompt
+from lightning_lm.evals.task import Answer, Item
+from lightning_lm.evals.tasks.generation_task import GenerationTask
+from lightning_lm.evals.tasks.record_task import Fields
+
+__all__ = ["IFEval", "loose_variants"]
+
+
+def loose_variants(response: str) -> list[str]:
+    """Return the eight forms of a response of which one must follow an instruction, in the loose measure.
+
+    Without the first line, the last line, or both; and each of these without asterisks.
+
+    Args:
+        response: Text of the model.
+    """
+    lines = response.split("\n")
+    cut = [response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    return [*cut, *(text.replace("*", "") for text in cut)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IFEval(GenerationTask):
+    """Prompts with verifiable instructions, from the published file ``input_data.jsonl``.
+
+    ``prompt_strict`` is the fraction of prompts all of whose instructions are followed, ``instruction_strict`` that of
+    instructions; the loose ones accept any of `loose_variants`.
+    """
+
+    name: str = "ifeval"
+    split: str = "train"  # the only one there is
+    question: str = "{{ prompt }}"
+    id: str = "key"
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 1280
+
+    hub: ClassVar[str] = "google/IFEval"
+    folders: ClassVar[tuple[str, ...]] = ("instruction_following_eval",)
+
+    @property
+    def main_metric(self) -> str:
+        """Strict, by prompt."""
+        return "prompt_strict"
+
+    def item(self, fields: Fields, prompt: Prompt) -> Item:
+        """Return the item of a prompt."""
+        return dataclasses.replace(super().item(fields, prompt), text=prompt.question)
+
+    def gold_of(self, fields: Fields) -> Any:
+        """Return the instructions of a prompt with their arguments.
+
+        Raises:
+            DataError: If a kind is unknown, or there are not as many arguments as instructions.
+        """
+        names, arguments = fields.get("instruction_id_list"), fields.get("kwargs")
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        if not names or not isinstance(arguments, Sequence) or len(names) != len(arguments):
+            raise DataError("'instruction_id_list' and 'kwargs' must be lists of the same length, at least one.")
+        unknown = [name for name in names if name not in INSTRUCTIONS]
+        if unknown:
+            raise DataError(f"no instruction is called {unknown[0]!r}; there are {', '.join(sorted(INSTRUCTIONS))}.")
+        return [(name, dict(given or {})) for name, given in zip(names, arguments, strict=True)]
+
+    def score(self, item: Item, answers: Sequence[Answer]) -> Mapping[str, float]:
+        """Return the fractions of followed prompts, and the numbers of followed instructions."""
+        (answer,) = answers
+        assert isinstance(answer, Completions)
+        assert isinstance(item.gold, list)
+        sums: dict[str, float] = {}
+        for text in answer.texts:
+            for measure, forms in (("strict", [text]), ("loose", loose_variants(text))):
+                followed = [any(follows(name, form, given) for form in forms) for name, given in item.gold]
+                for metric, value in ((f"prompt_{measure}", all(followed)), (f"followed_{measure}", sum(followed))):
+                    sums[metric] = sums.get(metric, 0.0) + float(value) / len(answer.texts)
+        tokens = sum(answer.num_tokens) / len(answer.num_tokens)
+        return {**sums, "instructions": float(len(item.gold)), "tokens": tokens}
+
+    def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Return the fractions of prompts and of instructions."""
+        means = super().aggregate(scores)
+        number = means.pop("instructions")
+        by_instruction = {f"instruction_{one}": means.pop(f"followed_{one}") / number for one in ("strict", "loose")}
+        return {**means, **by_instruction}
