@@ -78,7 +78,20 @@ class EvaluationIndex:
         Args:
             text: Text of a document.
         """
-        words, best = word_hashes(text), None
+        overlaps = self.overlaps(text)
+        if not overlaps:
+            return None
+        item = max(overlaps, key=lambda number: overlaps[number])
+        return Contamination(item, self._texts[item], overlaps[item])
+
+    def overlaps(self, text: str) -> dict[int, float]:
+        """Return the fraction of each item's n-grams that a text contains, by the index of the item.
+
+        Args:
+            text: Text of a document.
+        """
+        words = word_hashes(text)
+        found: dict[int, float] = {}
         for length, (hashes, items) in self._tables.items():
             if len(words) < length:
                 continue
@@ -88,12 +101,9 @@ class EvaluationIndex:
             hits = [items[begin:end] for begin, end in zip(begins[begins < ends], ends[begins < ends], strict=True)]
             if hits:
                 numbers, counts = np.unique(np.concatenate(hits), return_counts=True)
-                overlaps = counts / np.array(self._sizes)[numbers]
-                largest = int(np.argmax(overlaps))
-                if best is None or overlaps[largest] > best.overlap:
-                    item = int(numbers[largest])
-                    best = Contamination(item, self._texts[item], float(overlaps[largest]))
-        return best
+                shares = counts / np.array(self._sizes)[numbers]
+                found |= dict(zip(numbers.tolist(), shares.tolist(), strict=True))
+        return found
 
 
 def _table(rows: list[tuple[NDArray[np.uint64], int]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

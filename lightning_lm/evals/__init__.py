@@ -1,6 +1,7 @@
 """Evaluation of language models: perplexity, bits per byte, and the compressors these stand beside."""
 
 from lightning_lm.evals.compression import gzip_bits_per_byte, token_counts, unigram_bits_per_byte, xz_bits_per_byte
+from lightning_lm.evals.contamination import ContaminationReport, find_contamination
 from lightning_lm.evals.core import centred, core_score
 from lightning_lm.evals.local_model import LocalModel
 from lightning_lm.evals.pass_at import pass_at
@@ -85,6 +86,7 @@ __all__ = [
     "Check",
     "ChoiceTask",
     "Completions",
+    "ContaminationReport",
     "ContinuationTask",
     "DocsChoice",
     "DocsCloze",
@@ -132,6 +134,7 @@ __all__ = [
     "core_score",
     "evaluate_perplexity",
     "evaluate_tasks",
+    "find_contamination",
     "gzip_bits_per_byte",
     "majority_at",
     "mcnemar_p_value",
