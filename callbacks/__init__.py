@@ -6,6 +6,7 @@ if __name__ != "lightning_lm.callbacks":
 from lightning_lm.callbacks.completions import Completions
 from lightning_lm.callbacks.compression_report import CompressionReport
 from lightning_lm.callbacks.ema import EMA
+from lightning_lm.callbacks.evaluate import Evaluate
 from lightning_lm.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lm.callbacks.kernel_swap import KernelSwap
 from lightning_lm.callbacks.last_checkpoint import LastCheckpoint
@@ -34,6 +35,7 @@ __all__ = [
     "Adapters",
     "Completions",
     "CompressionReport",
+    "Evaluate",
     "GradientNoiseScale",
     "KernelSwap",
     "LMProgressBar",

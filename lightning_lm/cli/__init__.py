@@ -43,6 +43,7 @@ _VERBS = {
     "generate": _Verb("continue a prompt with a checkpoint", "lightning_lm.cli.generate"),
     "serve": _Verb("an OpenAI-compatible server with a chat page, for a checkpoint", "lightning_lm.cli.serve"),
     "chat": _Verb("talk to a checkpoint or a server in the terminal", "lightning_lm.cli.chat"),
+    "evaluate": _Verb("scores on tasks, of a checkpoint or a server; compare two", "lightning_lm.cli.evaluate"),
     "consolidate": _Verb("write a sharded checkpoint as a plain one", "lightning_lm.cli.consolidate"),
     "export": _Verb("write a checkpoint's model for transformers, servers or llama.cpp", "lightning_lm.cli.export"),
     "import": _Verb("write a GGUF file as a Hugging Face folder", "lightning_lm.cli.import_model"),
@@ -135,6 +136,8 @@ def _left(verb: str, arguments: argparse.Namespace) -> str:
     """Return what an interrupted verb leaves behind."""
     if verb == "sweep":
         return f"Finished runs are in {arguments.ledger}; the same command trains the others."
+    if verb == "evaluate" and arguments.output is not None:
+        return f"What was asked is kept beside {arguments.output}; the same command goes on."
     output = getattr(arguments, "output", None) if verb in _WRITES_WHOLE else None
     return "" if output is None else f"{output} is as it was."
 

@@ -19,6 +19,7 @@ from lightning_lm.evals.requests import (
 )
 from lightning_lm.evals.results import ItemResult, Results, TaskResults, compare_results
 from lightning_lm.evals.runner import evaluate_tasks
+from lightning_lm.evals.server_model import CachedServer, ServerModel
 from lightning_lm.evals.statistics import (
     PairedDifference,
     Score,
@@ -83,6 +84,7 @@ __all__ = [
     "AnswerCheck",
     "Arithmetic",
     "BoolQ",
+    "CachedServer",
     "Check",
     "ChoiceTask",
     "Completions",
@@ -118,6 +120,7 @@ __all__ = [
     "SameText",
     "SameValue",
     "Score",
+    "ServerModel",
     "Shot",
     "Shots",
     "Task",

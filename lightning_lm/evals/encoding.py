@@ -56,6 +56,8 @@ class Encoder:
                 "a tokenizer that has one."
             )
         self.tokenizer, self.max_length, self.chat = tokenizer, max_length, chat
+        self.templated = chat
+        """True if texts are the output of a chat template, with its special tokens and its own begin mark."""
         self._mark = begin_mark(tokenizer)
         self._texts: dict[str, list[int]] = {}
 
@@ -146,7 +148,7 @@ class Encoder:
         return context, targets
 
     def _context(self, text: str) -> list[int]:
-        ids = [*([] if self.chat else self._mark), *self._encode(text, kept=True)] or any_mark(self.tokenizer)
+        ids = [*([] if self.templated else self._mark), *self._encode(text, kept=True)] or any_mark(self.tokenizer)
         if not ids:
             raise ConfigurationError(
                 "A prompt is empty and the tokenizer has no token to begin a text with; use one that has an "
@@ -157,7 +159,7 @@ class Encoder:
     def _encode(self, text: str, *, kept: bool = False) -> list[int]:
         found = self._texts.get(text)
         if found is None:
-            found = list(self.tokenizer.encode(text, allow_special=self.chat))
+            found = list(self.tokenizer.encode(text, allow_special=self.templated))
             if kept:
                 self._texts[text] = found
         return found

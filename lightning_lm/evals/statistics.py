@@ -124,7 +124,9 @@ def score_of(values: Sequence[float], clusters: Sequence[str] | None = None) -> 
     numbers, error = np.asarray(values, dtype=np.float64), standard_error(values, clusters)
     mean, num_clusters = float(numbers.mean()), len(values) if clusters is None else len(set(clusters))
     if _is_binary(numbers):
-        low, high = wilson_interval(mean, mean * (1 - mean) / error**2 if error else num_clusters)
+        spread = mean * (1 - mean)
+        effective = min(len(values), spread / error**2) if error and spread else num_clusters
+        low, high = wilson_interval(mean, effective)
     else:
         half = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) * error
         low, high = mean - half, mean + half

@@ -1,0 +1,242 @@
+"""The verb ``lightning-lm evaluate``: scores of a checkpoint, or of a model behind a server, on tasks."""
+
+import argparse
+import hashlib
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lm.cli.generate import add_model_arguments, load_generator
+from lightning_lm.cli.numbers import COUNT, WHOLE
+from lightning_lm.errors import ConfigurationError, UsageError
+from lightning_lm.storage import resolve_checkpoint
+
+if TYPE_CHECKING:
+    from lightning_lm.evals.requests import EvaluatedModel
+    from lightning_lm.evals.task import Task
+    from lightning_lm.protocols import Tokenizer
+
+__all__ = ["add_arguments", "run", "tasks_of"]
+
+TAKES_SETTINGS = True  # those of lm-evaluation-harness
+_SETTINGS = ("shots", "num_samples", "vote")
+_DIGESTED = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "adapter_config.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to a parser."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="compare A.json B.json",
+        help="differences of two results on the same items, with intervals; or: harness, followed by the options of "
+        "lm-evaluation-harness",
+    )
+    parser.add_argument("--list", action="store_true", help="show the tasks")
+    parser.add_argument("--tasks", metavar="A,B", help="names of tasks, or a YAML file that lists them")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of the tasks' published files")
+    add_model_arguments(parser, required=False)
+    model = parser.add_argument_group("the model")
+    model.add_argument("--server", metavar="URL", help="a server with OpenAI's interface instead")
+    model.add_argument("--model-name", default="default", metavar="NAME", help="name of the model on the server")
+    model.add_argument("--chat", action="store_true", help="write prompts by the chat template")
+    model.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of the context (default: the model's)")
+    model.add_argument("--batch-size", type=COUNT, default=32, metavar="N", help="rows of a pass (%(default)s)")
+    tasks = parser.add_argument_group("how it is asked")
+    tasks.add_argument("--shots", type=WHOLE, metavar="N", help="examples before each question")
+    tasks.add_argument(
+        "--samples", dest="num_samples", type=COUNT, metavar="N", help="completions of each question: pass@k, maj@k"
+    )
+    tasks.add_argument("--vote", metavar="NAME", help="what stands for the task: majority of the samples")
+    tasks.add_argument("--limit", type=COUNT, metavar="N", help="most items of a task, evenly spread over it")
+    tasks.add_argument("--seed", type=WHOLE, default=0, metavar="N", help="of sampled completions (%(default)s)")
+    output = parser.add_argument_group("results")
+    output.add_argument("--output", type=Path, metavar="FILE", help="write JSON; a broken run goes on there")
+    output.add_argument("--figure", type=Path, metavar="FILE", help="draw the scores")
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Carry out the verb and return the exit status.
+
+    Args:
+        namespace: Parsed arguments of `add_arguments`.
+
+    Raises:
+        UsageError: If arguments are missing or do not fit together.
+        LightningLMError: If the model or a task cannot be used.
+    """
+    if namespace.words[:1] == ["harness"]:
+        return _run_harness([*namespace.words[1:], *namespace.settings])
+    if namespace.settings:
+        raise UsageError(f"lightning-lm evaluate: unrecognized arguments: {' '.join(namespace.settings)}")
+    if namespace.list:
+        return _list()
+    if namespace.words:
+        return _compare(namespace.words)
+    if namespace.tasks is None or (namespace.checkpoint is None) == (namespace.server is None):
+        raise UsageError(
+            "lightning-lm evaluate needs --tasks and one of --checkpoint and --server. `lightning-lm evaluate --list` "
+            "shows the tasks."
+        )
+    settings = {name: getattr(namespace, name) for name in _SETTINGS if getattr(namespace, name) is not None}
+    tasks = tasks_of(namespace.tasks, namespace.data, settings)
+    _evaluate(tasks, _server(namespace) if namespace.server else _checkpoint(namespace), namespace)
+    return 0
+
+
+def tasks_of(wanted: str, data: Path | None, settings: dict[str, Any]) -> "list[Task]":
+    """Return the tasks that a command line names.
+
+    Args:
+        wanted: Names with commas between them, or the path of a YAML file.
+        data: Folder of the published files.
+        settings: Settings of every task, over those of the file.
+
+    Raises:
+        ConfigurationError: If a task is unknown, or a setting does not fit it.
+    """
+    entries: list[Any] = []
+    for name in filter(None, map(str.strip, wanted.split(","))):
+        entries += _read_yaml(Path(name)) if name.endswith((".yaml", ".yml")) else [name]
+    found: list[Task] = []
+    for entry in entries:
+        made = _task(entry, data, settings)
+        found += [*made] if isinstance(made, tuple | list) else [made]
+    if not found:
+        raise ConfigurationError(f"{wanted!r} names no task; `lightning-lm evaluate --list` shows them.")
+    return found
+
+
+def _task(entry: Any, data: Path | None, settings: dict[str, Any]) -> Any:
+    from lightning_lm.evals.tasks import by_name
+
+    if isinstance(entry, dict) and "class_path" in entry:
+        module, _, name = str(entry["class_path"]).rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigurationError(f"There is no class {entry['class_path']!r}: {error}.") from error
+        return cls(**entry.get("init_args", {}))
+    own = dict(entry) if isinstance(entry, dict) else {"task": entry}
+    name = str(own.pop("task", None))
+    return by_name(name, data=None if data is None else str(data), **{**own, **settings})
+
+
+def _read_yaml(path: Path) -> list[Any]:
+    """Return the tasks that a file lists, or its path, if it describes one task."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is no YAML: {error}") from error
+    if isinstance(content, dict) and "tasks" not in content:
+        return [str(path)]
+    entries = content["tasks"] if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise ConfigurationError(f"{path} must have a list of tasks under `tasks:`, by name or as {{task: NAME, ...}}.")
+    return entries
+
+
+def _list() -> int:
+    from lightning_lm.evals.tasks import names
+
+    known = names()
+    width = max(map(len, known))
+    print("\n".join(f"{name:<{width}}  {summary}" for name, summary in known.items()))
+    return 0
+
+
+def _compare(words: Sequence[str]) -> int:
+    if words[0] != "compare" or len(words) != 3:
+        raise UsageError("Use: lightning-lm evaluate compare A.json B.json")
+    from rich.console import Console
+
+    from lightning_lm.evals.report import comparison_table
+    from lightning_lm.evals.results import Results, compare_results
+
+    first, second = Results.load(words[1]), Results.load(words[2])
+    Console(width=_width()).print(comparison_table(compare_results(first, second), first, second))
+    return 0
+
+
+def _evaluate(tasks: "list[Task]", model: "EvaluatedModel", namespace: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lightning_lm.evals.report import results_table, save_figure
+    from lightning_lm.evals.runner import evaluate_tasks
+
+    results = evaluate_tasks(
+        tasks,
+        model,
+        limit=namespace.limit,
+        seed=namespace.seed,
+        output=namespace.output,
+        progress=sys.stderr.isatty(),
+    )
+    Console(width=_width()).print(results_table(results))
+    if namespace.output is not None:
+        print(f"Results: {namespace.output} ({results.duration_s:.0f} s)")
+    if namespace.figure is not None:
+        print(f"Figure: {save_figure(results, namespace.figure)}")
+
+
+def _width() -> int | None:
+    """Return the columns of a table: those of a terminal, 80 in a file."""
+    return None if sys.stdout.isatty() else 80
+
+
+def _checkpoint(namespace: argparse.Namespace) -> "EvaluatedModel":
+    from lightning_lm.evals.local_model import LocalModel
+    from lightning_lm.modules import load_model
+
+    generator = load_generator(namespace, load_model)
+    assert generator.tokenizer is not None
+    path = resolve_checkpoint(namespace.checkpoint)
+    return LocalModel(
+        generator.model,
+        generator.tokenizer,
+        batch_size=namespace.batch_size,
+        max_length=namespace.max_length,
+        chat=namespace.chat,
+        description={"checkpoint": str(path), "sha256": _digest(path)},
+    )
+
+
+def _server(namespace: argparse.Namespace) -> "EvaluatedModel":
+    from lightning_lm.evals.server_model import CachedServer, ServerModel
+
+    cache = None if namespace.output is None else namespace.output.with_name(f"{namespace.output.name}.responses")
+    tokenizer: Tokenizer | None = None
+    if namespace.tokenizer is not None:
+        from lightning_lm.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(namespace.tokenizer)
+    return ServerModel(
+        CachedServer(namespace.server, cache=cache),
+        namespace.model_name,
+        tokenizer=tokenizer,
+        max_length=namespace.max_length,
+        chat=namespace.chat,
+    )
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint: of the file, or of a folder's weights and settings."""
+    files = [path] if path.is_file() else sorted({file for glob in _DIGESTED for file in path.glob(glob)})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() if path.is_dir() else b"")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _run_harness(words: Sequence[str]) -> int:
+    from lightning_lm.evals.harness import run_harness
+    from lightning_lm.modules import load_model
+
+    run_harness(words, load_model)
+    return 0
