@@ -6,6 +6,7 @@ of what surrounds the content. All put the pages of PDF documents together, and 
 """
 
 import dataclasses
+import functools
 import html
 import re
 from typing import Any
@@ -71,8 +72,7 @@ class Extract(Part, limits={"max_nesting": Limit.COUNT}):
         return self._plain(document.text, preserve_formatting=True)
 
     def _plain(self, markup: str, **settings: Any) -> str:
-        library = import_optional("resiliparse.extract.html2text", "extract text from pages", extra="curation")
-        text: str = library.extract_plain_text(
+        text: str = _resiliparse().extract_plain_text(
             markup, main_content=self.main_content, links=self.links, alt_texts=self.alt_texts, **settings
         )
         return text
@@ -122,6 +122,11 @@ class ExtractPrecise(Extract):
         return text or ""
 
 
+@functools.cache  # looking a module up takes a tenth of the time of a page
+def _resiliparse() -> Any:
+    return import_optional("resiliparse.extract.html2text", "extract text from pages", extra="curation")
+
+
 def _title(markup: str) -> dict[str, str]:
     found = _TITLE.search(markup[:_HEAD])
     title = "" if found is None else " ".join(html.unescape(found[1]).split())
@@ -130,7 +135,8 @@ def _title(markup: str) -> dict[str, str]:
 
 def _depth(markup: str) -> int:
     """Return an estimate of the depth of elements, 0 where too few tags are there to be deep."""
-    if markup.count("</") <= _FEW_TAGS and markup.count("<") <= 4 * _FEW_TAGS:
+    tags = markup.count("<")
+    if tags <= _FEW_TAGS or (tags <= 4 * _FEW_TAGS and markup.count("</") <= _FEW_TAGS):
         return 0
     depth = deepest = 0
     for tag in _NESTING.finditer(markup):
