@@ -50,7 +50,7 @@ _VERBS = {
     "demo": _Verb("fetch a small published model, or make a crawl to curate", "lightning_lm.cli.demo"),
     "curate": _Verb("clean web archives, HTML, PDF and text into a corpus", "lightning_lm.cli.curate"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
-    "road": _Verb("go through all stages, from text to an aligned model, with a report", "lightning_lm.cli.road"),
+    "road": _Verb("go through all stages, from text to an aligned model; a report", "lightning_lm.cli.road"),
     "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
     "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.cli.scaling"),
     "recipes": _Verb("list, show or copy the recipes that come with the package", "lightning_lm.cli.recipes"),
@@ -223,8 +223,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "  lightning-lm fit --config pretrain/quickstart         train from a recipe or a YAML file",
-            "  lightning-lm fit --config my.yaml --ckpt_path last    go on where its newest run stopped",
-            "  lightning-lm VERB --help                              the options of a verb",
+            "  lightning-lm fit --config pretrain/quickstart       train by a recipe or YAML",
+            "  lightning-lm fit --config my.yaml --ckpt_path last  resume its newest run",
+            "  lightning-lm VERB --help                            the options of a verb",
         ]
     )

@@ -23,7 +23,7 @@ TAKES_SETTINGS = True
 _SETTINGS_HELP = """\
 any setting of the recipe:
   --steps.GopherQuality.min_words 20        an argument of a step
-  --steps+=MyStep                           one more step at the end; also module.function
+  --steps+=MyStep                           one more step; also module.function
   --reading.field content                   how files become documents
 """
 _TOP_LEVEL = ("input", "output", "steps", "reading", "num_workers", "shard_bytes")

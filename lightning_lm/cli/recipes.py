@@ -1,6 +1,9 @@
 """The recipes that come with the package: where they are, and the verb that lists, shows and copies them."""
 
 import argparse
+import shutil
+import sys
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from lightning_lm.storage import replacing
 
 __all__ = ["add_arguments", "find_recipe", "recipe_names", "recipes_folder", "road_names", "run"]
 
-_SUFFIX, _ROADS = ".yaml", "road/"
+_SUFFIX, _ROADS, _NAME_WIDTH = ".yaml", "road/", 30
 
 
 def recipes_folder() -> Path:
@@ -90,8 +93,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Wrote {_copy(_existing(arguments.name), arguments.target)}")
     else:
         for name in _all_names():
-            print(f"{name:<32} {_title(name)}")
+            print(_fitted(f"{name:<{_NAME_WIDTH}} {_title(name)}"))
     return 0
+
+
+def _fitted(line: str) -> str:
+    """Return a line of the list, broken at blanks where a terminal would break it in a word."""
+    if not sys.stdout.isatty():
+        return line  # one line a recipe, for grep
+    width, indent = shutil.get_terminal_size().columns, " " * (_NAME_WIDTH + 1)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _title(name: str) -> str:

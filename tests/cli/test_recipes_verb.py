@@ -1,5 +1,7 @@
 """``lightning-lm recipes``: list, show, copy."""
 
+import sys
+
 import pytest
 
 from lightning_lm.cli import main
@@ -47,3 +49,14 @@ def test_copy_writes_a_file_and_never_overwrites(tmp_path, monkeypatch, capsys):
 def test_an_unknown_recipe_lists_those_that_there_are(capsys):
     assert main(["recipes", "show", "nothing"]) == 1
     assert recipe_names()[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_lists_and_the_first_page_fit_a_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for words in (["recipes"], ["--help"]):
+        assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "pretrain/quickstart            Four minutes" in printed
