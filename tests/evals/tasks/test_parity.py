@@ -64,7 +64,7 @@ SHOTS = {"mmlu": 2, "gsm8k": 2}
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Our tasks and the harness's samples, scored by one tiny model through the harness's own wrapper."""
+    """Folder of the data, model, and the samples of the harness with a tiny model."""
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
