@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,8 +68,8 @@ def run(namespace: argparse.Namespace) -> int:
         UsageError: If arguments are missing or do not fit together.
         LightningLMError: If the model or a task cannot be used.
     """
-    if namespace.words[:1] == ["harness"]:
-        return _run_harness([*namespace.words[1:], *namespace.settings])
+    if namespace.words[:1] == ["harness"]:  # as typed: it has options of the same names
+        return _run_harness(shlex.split(namespace.command_line)[3:])
     if namespace.settings:
         raise UsageError(f"lightning-lm evaluate: unrecognized arguments: {' '.join(namespace.settings)}")
     if namespace.list:
