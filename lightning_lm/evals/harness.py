@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.evals.local_model import LocalModel
 from lightning_lm.evals.requests import EvaluatedModel, Generation, Likelihood, Prompt, RollingLikelihood
@@ -83,7 +85,9 @@ class HarnessModel(LM):  # type: ignore[misc]
         tokenizer = self._tokenizer or own
         if tokenizer is None:
             raise ConfigurationError(f"{checkpoint} has no tokenizer; add tokenizer=PATH to --model_args.")
-        return LocalModel(loaded.to(device or "cpu"), tokenizer, **settings)
+        if device is None or not torch.accelerator.is_available():  # the harness asks for CUDA unless told otherwise
+            device = "cpu"
+        return LocalModel(loaded.to(device), tokenizer, **settings)
 
     @property
     def tokenizer_name(self) -> str:
