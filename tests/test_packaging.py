@@ -27,7 +27,7 @@ def expected_files(root: Path) -> set[str]:
     files = {path.relative_to(root) for path in (root / "lightning_lm").rglob("*")}
     for name in MAPPED:
         files |= {Path("lightning_lm", path.relative_to(root)) for path in (root / name).rglob("*")}
-    wanted = (".py", ".yaml", ".json", ".md", ".typed")
+    wanted = (".py", ".yaml", ".json", ".md", ".html", ".typed")
     return {file.as_posix() for file in files if file.suffix in wanted or file.name == "py.typed"}
 
 

@@ -60,7 +60,7 @@ _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
 _WRITES_WHOLE = ("tokenizer", "export", "import", "consolidate", "demo")
 _TAKES_MODEL_LOADER = ("generate", "serve", "chat")
 _NOT_TRAINING = "No step was under way; checkpoints are as they were."
-"""Of `fit`, which while it trains handles signals itself: it stops at the end of a step, saved."""
+"""Message for `fit`, which handles signals itself while it trains: it stops at the end of a step, saved."""
 
 
 class _Terminated(KeyboardInterrupt):

@@ -26,7 +26,7 @@ class Journal:
 
     def __init__(self, output: Path, run: Mapping[str, Any]) -> None:
         self.path = output.with_name(f"{output.name}.journal")
-        self._run: Any = json.loads(json.dumps(run))
+        self._run: Any = parse_json(json.dumps(run))
         self._blocks: dict[tuple[str, int], list[dict[str, Any]]] = {}
         self._file: BinaryIO | None = None
 

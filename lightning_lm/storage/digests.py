@@ -12,9 +12,9 @@ from lightning_lm.storage.switch import SWITCH, verifies
 __all__ = ["DIGESTS", "SHARDED_DIGESTS", "check_digests", "file_state", "write_digests"]
 
 DIGESTS = "SHA256SUMS"
-SHARDED_DIGESTS = "digests.json"
-"""Of the folder that the strategies of this package save; Lightning's have none."""
 """Name of the file: one line a file, its SHA-256 and its name."""
+SHARDED_DIGESTS = "digests.json"
+"""Name in folders that the strategies of this package save; Lightning's have none."""
 _PIECE = 1 << 20
 
 _sound: dict[str, tuple[str, tuple[int, int, int]]] = {}

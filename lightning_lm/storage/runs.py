@@ -153,7 +153,7 @@ def where_from(path: Path | str) -> str:
     """Return what to type for a checkpoint that is not there: a recipe, a demo, or a download from the Hub.
 
     Args:
-        path: Where it was looked for.
+        path: Path at which it was looked for.
     """
     path = Path(path)
     if recipe := _recipe(path):

@@ -39,6 +39,11 @@ LearnOn = Literal["completion", "assistant", "all"]
 _LEARNED_FILE = "learned.bin"
 _VERSION = 5
 """Version of the encoding, incremented when the same records give other ids or masks: older caches are not used."""
+_MASK_VERSION = 4
+"""Version in the fingerprint of a run's rows, incremented when the same ids get other masks.
+
+The ids are in the fingerprint anyway, so a run of an earlier release goes on where its rows are still the same.
+"""
 
 
 @takes_renamed_arguments
@@ -275,9 +280,8 @@ def store_examples(
     """
     limits = [rows.context_length, rows.train_on, rows.too_long]
     written_by = [template.to_dict(), getattr(tokenizer, "chat_template", None)]
-    how = [_VERSION, source.fingerprint, tokenizer.fingerprint, written_by, limits]
-    key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
-    folder = cache / key[:32]
+    how = [source.fingerprint, tokenizer.fingerprint, written_by, limits]
+    folder = cache / _digest([_VERSION, *how])[:32]
     with locked(cache):
         if folder.is_dir():
             try:
@@ -296,7 +300,7 @@ def store_examples(
         bad.report("the examples")
         unfinished = cache / f"{folder.name}.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _write(encoded, unfinished, key, tokenizer, rows)
+        _write(encoded, unfinished, _digest([_MASK_VERSION, *how]), tokenizer, rows)
         rename(unfinished, folder)
     return SupervisedStore(folder)
 
@@ -356,6 +360,10 @@ def _encode(
         encoded.add(rendered, rows)
         encoded.counts.written_special += writes_special(record, tokenizer, template)
     return encoded
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _write(encoded: _Encoded, folder: Path, source: str, tokenizer: Tokenizer, rows: SupervisedRows) -> None:

@@ -4,13 +4,13 @@ A check gets the response and the arguments that the published file gives in ``k
 no sampling in the language identification, and sentences are told by punctuation.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_lm.errors import DataError
 from lightning_lm.evals.ifeval.texts import capital_words, count_sentences, count_words, is_language, paragraphs
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["INSTRUCTIONS", "follows"]
 
@@ -117,8 +117,8 @@ def _sections(response: str, *, section_spliter: str, num_sections: int) -> bool
 def _json(response: str) -> bool:
     text = re.sub(r"^```(?:json)?|```$", "", response.strip(), flags=re.IGNORECASE).strip()
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text)
+    except ValueError:
         return False
     return True
 

@@ -1,7 +1,6 @@
 """IFEval: responses that follow the verifiable instructions of their prompts (Zhou et al. 2023, arXiv:2311.07911)."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from lightning_lm.evals.requests import Completions, Prompt
 from lightning_lm.evals.task import Answer, Item
 from lightning_lm.evals.tasks.generation_task import GenerationTask
 from lightning_lm.evals.tasks.record_task import Fields
+from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["IFEval", "loose_variants"]
 
@@ -62,7 +62,10 @@ class IFEval(GenerationTask):
             DataError: If a kind is unknown, or there are not as many arguments as instructions.
         """
         names, arguments = fields.get("instruction_id_list"), fields.get("kwargs")
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        try:
+            arguments = parse_json(arguments) if isinstance(arguments, str) else arguments
+        except ValueError as error:
+            raise DataError(f"'kwargs' is no JSON: {error}.") from None
         if not names or not isinstance(arguments, Sequence) or len(names) != len(arguments):
             raise DataError("'instruction_id_list' and 'kwargs' must be lists of the same length, at least one.")
         unknown = [name for name in names if name not in INSTRUCTIONS]

@@ -18,7 +18,7 @@ __all__ = ["Arithmetic", "Reverse"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reverse(GenerationTask, limits={"num_items": Limit.COUNT}):
+class Reverse(GenerationTask, limits={"num_items": Limit.COUNT, "num_digits": Limit.COUNT}):
     """Numbers to reverse, ``31415=``: the held-out ones of `lightning_lm.data.ReverseDigits`.
 
     Args:
