@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import importlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_lm.cli.generate import add_model_arguments, load_generator
 from lightning_lm.cli.numbers import COUNT, WHOLE
+from lightning_lm.cli.recipes import TASK_LISTS, find_recipe
 from lightning_lm.errors import ConfigurationError, UsageError
 from lightning_lm.storage import resolve_checkpoint
 
@@ -98,47 +98,50 @@ def tasks_of(wanted: str, data: Path | None, settings: dict[str, Any]) -> "list[
     Raises:
         ConfigurationError: If a task is unknown, or a setting does not fit it.
     """
-    entries: list[Any] = []
-    for name in filter(None, map(str.strip, wanted.split(","))):
-        entries += _read_yaml(Path(name)) if name.endswith((".yaml", ".yml")) else [name]
     found: list[Task] = []
-    for entry in entries:
-        made = _task(entry, data, settings)
-        found += [*made] if isinstance(made, tuple | list) else [made]
+    for name in filter(None, map(str.strip, wanted.split(","))):
+        path = _file_of(name)
+        found += [_task(name, data, settings)] if path is None else _tasks_of_file(path, data, settings)
     if not found:
         raise ConfigurationError(f"{wanted!r} names no task; `lightning-lm evaluate --list` shows them.")
     return found
 
 
-def _task(entry: Any, data: Path | None, settings: dict[str, Any]) -> Any:
+def _file_of(name: str) -> Path | None:
+    """Return the file of a word that is not the name of a task: a path, or a recipe such as ``evaluate/offline``."""
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return Path(name)
+    recipe = find_recipe(name) if name.removeprefix("recipes/").startswith(TASK_LISTS) else None
+    return Path(name) if recipe is None and name.endswith((".yaml", ".yml")) else recipe
+
+
+def _task(entry: Any, data: Path | None, settings: dict[str, Any], folder: Path = Path()) -> "Task":
     from lightning_lm.evals.tasks import by_name
+    from lightning_lm.evals.tasks.registry import configured, task_from_settings
 
-    if isinstance(entry, dict) and "class_path" in entry:
-        module, _, name = str(entry["class_path"]).rpartition(".")
-        try:
-            cls = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigurationError(f"There is no class {entry['class_path']!r}: {error}.") from error
-        return cls(**entry.get("init_args", {}))
     own = dict(entry) if isinstance(entry, dict) else {"task": entry}
-    name = str(own.pop("task", None))
-    return by_name(name, data=None if data is None else str(data), **{**own, **settings})
+    if "class_path" in own:
+        task, own = task_from_settings(own, folder=folder), {}
+    else:
+        task = by_name(str(own.pop("task", None)))
+    given = {} if data is None else {"data": data}
+    return configured(task, **{**own, **given, **settings})
 
 
-def _read_yaml(path: Path) -> list[Any]:
-    """Return the tasks that a file lists, or its path, if it describes one task."""
+def _tasks_of_file(path: Path, data: Path | None, settings: dict[str, Any]) -> "list[Task]":
+    """Return the tasks that a file lists, or the one that it describes."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no YAML: {error}") from error
     if isinstance(content, dict) and "tasks" not in content:
-        return [str(path)]
+        return [_task(str(path), data, settings)]
     entries = content["tasks"] if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise ConfigurationError(f"{path} must have a list of tasks under `tasks:`, by name or as {{task: NAME, ...}}.")
-    return entries
+    return [_task(entry, data, settings, path.parent) for entry in entries]
 
 
 def _list() -> int:

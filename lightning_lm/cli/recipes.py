@@ -10,7 +10,10 @@ from pathlib import Path
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.storage import replacing
 
-__all__ = ["add_arguments", "find_recipe", "recipe_names", "recipes_folder", "road_names", "run"]
+__all__ = ["TASK_LISTS", "add_arguments", "find_recipe", "recipe_names", "recipes_folder", "road_names", "run"]
+
+TASK_LISTS = "evaluate/"
+"""Folder of the lists of tasks, for ``evaluate --tasks``."""
 
 _SUFFIX, _ROADS, _NAME_WIDTH = ".yaml", "road/", 30
 
@@ -24,8 +27,8 @@ def recipes_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Return the names that ``fit --config`` accepts, as ``pretrain/quickstart``; base overlays are left out."""
-    return [name for name in _names() if not name.startswith(("base/", _ROADS))]
+    """Return the names that ``fit --config`` accepts, as ``pretrain/quickstart``: no bases, roads, lists of tasks."""
+    return [name for name in _names() if not name.startswith(("base/", _ROADS, TASK_LISTS))]
 
 
 def road_names() -> list[str]:
@@ -34,7 +37,7 @@ def road_names() -> list[str]:
 
 
 def _all_names() -> list[str]:
-    return sorted([*recipe_names(), *road_names()])
+    return [name for name in _names() if not name.startswith("base/")]
 
 
 def _names() -> list[str]:

@@ -27,18 +27,18 @@ def results_table(results: Results, *, subjects: bool = True) -> Table:
         subjects: Show the subjects of each task.
     """
     table = _table(results.model.get("checkpoint", results.model.get("model", "")))
-    for name in ("task", "metric"):
-        table.add_column(name, overflow="fold")
+    table.add_column("task, metric", overflow="fold")
     for name in ("value", "SE", "95 % interval", "chance", "items"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in results.tasks:
-        ordered = [task.main_metric, *(metric for metric in task.scores if metric != task.main_metric)]
-        for index, metric in enumerate(ordered):
-            chance = _number(task.chance) if index == 0 and task.chance else ""
-            table.add_row(Text("" if index else task.name), Text(metric), *_cells(task.scores[metric], chance))
+        chance = _number(task.chance) if task.chance else ""
+        table.add_row(Text(f"{task.name}, {task.main_metric}"), *_cells(task.main, chance))
+        for metric, score in task.scores.items():
+            if metric != task.main_metric:
+                table.add_row(Text(f"  {metric}"), *_cells(score))
         for subject, scores in task.subjects.items() if subjects else ():
             if task.main_metric in scores:
-                table.add_row(Text(f"  {subject}"), Text(task.main_metric), *_cells(scores[task.main_metric]))
+                table.add_row(Text(f"  of {subject}"), *_cells(scores[task.main_metric]))
         table.add_section()
     notes = [note for task in results.tasks for note in _notes(task)]
     table.caption = "\n".join(notes) or None

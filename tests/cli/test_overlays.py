@@ -217,15 +217,16 @@ def test_mistakes_of_yaml_have_a_line_and_a_remedy(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("words", "command"),
     [
-        (["fit", "--config", "road/offline"], "road"),
-        (["fit", "--config", "curation/web"], "curate"),
-        (["curate", "--config", "sft/reverse"], "fit"),
-        (["curate", "--config", "road/small"], "road"),
-        (["road", "--config", "curation/web"], "curate"),
-        (["road", "--config", "sft/reverse"], "fit"),
+        (["fit", "--config", "road/offline"], "road --config"),
+        (["fit", "--config", "curation/web"], "curate --config"),
+        (["fit", "--config", "evaluate/offline"], "evaluate --checkpoint PATH --tasks"),
+        (["curate", "--config", "sft/reverse"], "fit --config"),
+        (["curate", "--config", "road/small"], "road --config"),
+        (["road", "--config", "curation/web"], "curate --config"),
+        (["road", "--config", "sft/reverse"], "fit --config"),
     ],
 )
 def test_a_file_for_another_command_names_it(words, command, capsys):
     assert main(words) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert f"is for another command: lightning-lm {command} --config " in said
+    assert f"is for another command: lightning-lm {command} " in said

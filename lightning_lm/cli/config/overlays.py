@@ -84,7 +84,12 @@ class Overlay:
         return yaml.safe_dump(plain(self.root), sort_keys=False, allow_unicode=True) if self.root.value else "{}\n"
 
 
-_COMMANDS = {"stages": "road", "steps": "curate", "trainer": "fit"}
+_COMMANDS = {
+    "stages": "road --config",
+    "steps": "curate --config",
+    "trainer": "fit --config",
+    "tasks": "evaluate --checkpoint PATH --tasks",
+}
 """Commands by a key that only their files have."""
 
 
@@ -100,9 +105,9 @@ def check_command(overlays: Iterable[Overlay], own: str) -> None:
     """
     for overlay in overlays:
         keys = overlay.root.value
-        other = next((verb for key, verb in _COMMANDS.items() if key in keys and key != own), None)
+        other = next((command for key, command in _COMMANDS.items() if key in keys and key != own), None)
         if other is not None and own not in keys:
-            raise UsageError(f"{overlay.path} is for another command: lightning-lm {other} --config {overlay.path}")
+            raise UsageError(f"{overlay.path} is for another command: lightning-lm {other} {overlay.path}")
 
 
 def expand_configs(words: Sequence[str]) -> tuple[list[str], list[Overlay]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lightning_lm.evals.tasks.standard_library import DocsChoice, DocsCloze
 from lightning_lm.evals.tasks.synthetic import Arithmetic, Reverse
 from lightning_lm.evals.tasks.texts import LAMBADA, WikiText
 
-__all__ = ["by_name", "names", "task_from_yaml"]
+__all__ = ["by_name", "configured", "names", "task_from_settings", "task_from_yaml"]
 
 _TASKS: dict[str, tuple[Callable[[], Task], str]] = {
     "arc_challenge": (
@@ -81,25 +82,27 @@ def by_name(name: str, *, data: str | Path | None = None, shots: int | None = No
             f"There is no task {name!r}.{meant} There are {', '.join(names())}; name a YAML file of "
             "your own by its path."
         )
-    given: dict[str, Any] = {} if data is None else {"data": str(data)}
-    if "samples" in settings:
-        settings["num_samples"] = settings.pop("samples")
-    if shots is not None:
-        own = getattr(task, "shots", FirstShots())
-        given["shots"] = dataclasses.replace(own, num=shots)
-    return configured(task, {**given, **settings})
+    return configured(task, data=data, shots=shots, **settings)
 
 
-def configured(task: Task, settings: Mapping[str, Any]) -> Task:
+def configured(task: Task, *, data: str | Path | None = None, shots: int | None = None, **settings: Any) -> Task:
     """Return a task with other values for some of its fields.
 
     Args:
         task: The task.
-        settings: Values by field. Data that a task does not need are passed over.
+        data: Folder with the task's data; passed over by a task that needs none.
+        shots: Number of examples before each question.
+        **settings: Values by field.
 
     Raises:
         ConfigurationError: If it has no such field.
     """
+    if data is not None:
+        settings["data"] = str(data)
+    if "samples" in settings:
+        settings["num_samples"] = settings.pop("samples")
+    if shots is not None:
+        settings["shots"] = dataclasses.replace(getattr(task, "shots", FirstShots()), num=shots)
     fields = {field.name for field in dataclasses.fields(task)}
     wanted = {name: value for name, value in settings.items() if name != "data" or name in fields}
     unknown = sorted(wanted.keys() - fields)
@@ -126,14 +129,30 @@ def task_from_yaml(path: str | Path) -> Task:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"The task {path} cannot be read: {error}.") from error
     try:
-        task = Task.from_dict(_as_part(content)) if isinstance(content, Mapping) else None
-    except (ConfigurationError, TypeError) as error:
+        return task_from_settings(content, folder=Path(path).parent)
+    except ConfigurationError as error:
         raise ConfigurationError(f"{path} describes no task: {error}") from error
-    if task is None:
-        raise ConfigurationError(
-            f"{path} describes no task; it needs class_path, such as ChoiceTask, and init_args with at least a name."
-        )
-    return _beside(task, Path(path))
+
+
+def task_from_settings(settings: Any, *, folder: Path = Path()) -> Task:
+    """Return the task that ``class_path`` and ``init_args`` describe, for its parts too.
+
+    Args:
+        settings: The description. A class that is named with its module, as ``my_tasks.Riddles``, is imported.
+        folder: Folder in which relative data are looked for first.
+
+    Raises:
+        ConfigurationError: If it describes no task.
+    """
+    if not isinstance(settings, Mapping) or "class_path" not in settings:
+        raise ConfigurationError("a task needs class_path, such as ChoiceTask, and init_args with at least a name.")
+    try:
+        task = Task.from_dict(_as_part(settings))
+    except TypeError as error:
+        raise ConfigurationError(str(error)) from error
+    if isinstance(task, RecordTask) and task.data and (folder / task.data).exists():
+        return dataclasses.replace(task, data=str(folder / task.data))
+    return task
 
 
 def _as_part(value: Any) -> Any:
@@ -143,12 +162,10 @@ def _as_part(value: Any) -> Any:
         return value
     if "class_path" not in value:
         return {key: _as_part(item) for key, item in value.items()}
-    arguments = {key: _as_part(item) for key, item in (value.get("init_args") or {}).items()}
-    return {"part": str(value["class_path"]).rpartition(".")[2], **arguments}
-
-
-def _beside(task: Task, path: Path) -> Task:
-    """Return a task whose relative data are looked for beside its file, if they are there."""
-    if isinstance(task, RecordTask) and task.data and (path.parent / task.data).exists():
-        return dataclasses.replace(task, data=str(path.parent / task.data))
-    return task
+    module, _, name = str(value["class_path"]).rpartition(".")
+    try:
+        if module and not hasattr(importlib.import_module(module), name):
+            raise ConfigurationError(f"{module} has no class {name!r}.")
+    except ImportError as error:
+        raise ConfigurationError(f"{value['class_path']} cannot be imported: {error}.") from error
+    return {"part": name, **{key: _as_part(item) for key, item in (value.get("init_args") or {}).items()}}
