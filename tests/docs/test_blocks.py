@@ -1,7 +1,8 @@
 """Every block of code and every command of the documentation is run, in small, in the order of its page.
 
 A comment before a block changes that: `<!-- test: parse -->` only parses the options, for what needs a GPU, a cluster,
-a network or much time, or is run elsewhere; `<!-- test: tiny=sft -->` names the overlay that makes a YAML file small.
+a network or much time, waits for somebody, or is run elsewhere; `<!-- test: tiny=sft -->` names the overlay that makes
+a YAML file small. A file that a block gives a title is written, for the commands after it.
 Reading a configuration takes seconds, so options that are only parsed are read together, once for each recipe. Tables
 of options take part: `<!-- options: grpo/reverse -->` stands before them.
 """
@@ -186,9 +187,10 @@ def run_command(words: list[str], mark: str) -> None:
     elif mark != "parse":
         assert main([verb, *(shrunk(verb, rest, mark) if verb in TRAINED else rest)]) == 0, shlex.join(words)
     else:
-        parser = argparse.ArgumentParser(prog=verb)
-        importlib.import_module(_VERBS[verb].module).add_arguments(parser)
-        parser.parse_args(rest)
+        parser, module = argparse.ArgumentParser(prog=verb), importlib.import_module(_VERBS[verb].module)
+        module.add_arguments(parser)
+        unknown = parser.parse_known_args(rest)[1]
+        assert not unknown or getattr(module, "TAKES_SETTINGS", False), f"{shlex.join(words)}: {unknown}"
 
 
 def is_parsed(words: list[str], mark: str) -> bool:
@@ -217,9 +219,9 @@ def shrunk(verb: str, words: list[str], mark: str) -> list[str]:
 
 
 def run_block(block: Block, names: dict, page: Path) -> None:
+    if block.title:
+        Path(block.title).write_text(block.body)
     if block.language == "python":
-        if block.title:
-            Path(block.title).write_text(block.body)
         code = block.body
         for real, tiny in TINY_PYTHON.items():
             code = re.sub(real, tiny, code)
@@ -227,8 +229,7 @@ def run_block(block: Block, names: dict, page: Path) -> None:
         if block.mark != "parse":
             exec(compiled, names)
     elif block.language == "yaml" and block.title:
-        Path(block.title).write_text(block.body)
-        if f"--config {block.title}" not in page.read_text(encoding="utf-8"):
+        if not any(f"--{name} {block.title}" in page.read_text(encoding="utf-8") for name in ("config", "tasks")):
             print_config(["--config", block.title])
     elif block.language == "bash":
         for words in block.commands:
