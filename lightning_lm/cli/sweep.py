@@ -1,6 +1,7 @@
 """The verb ``lightning-lm sweep``: many runs of ``fit`` under one budget, as the ``sweep`` block of a recipe says."""
 
 import argparse
+import contextlib
 import logging
 import os
 import subprocess
@@ -60,7 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
     ledger = RunLedger(arguments.ledger)
     for bad in ledger.bad_lines():
         print(f"{ledger.path}, line {bad.number} is passed over: {bad.reason}.", file=sys.stderr)
-    _be_quiet()
     trials = plan.trials(arguments.config)
     total = sum(trial.flops for trial in trials)
     print(f"{len(trials)} runs, {total:.3g} FLOPs in all ({plan.convention}).")
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = Sweep(
         trials, lambda trial: train(_overlay(trial, arguments)), ledger=ledger, budget=budget, jobs=arguments.jobs or 1
     )
-    with held(_runs_of(ledger.path), "use another --ledger"):
+    with held(_runs_of(ledger.path), "use another --ledger"), _quiet():
         missing = _report(sweep.run(), trials, lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
     verb = "compare" if plan.grid else "fit"
     if plan.models and any(name.endswith("lr") for name in plan.grid or ()):
@@ -187,7 +187,15 @@ def _cpu_s() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _be_quiet() -> None:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Reduce the output of each run to its line in the table."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

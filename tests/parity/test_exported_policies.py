@@ -221,7 +221,7 @@ def test_what_cannot_be_exported_says_why(tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "last.ckpt").write_bytes(b"not a checkpoint")
     assert "Did you mean" in fails("--checkpoint", str(tmp_path / "runs"))
-    assert "truncated or no checkpoint" in fails("--checkpoint", str(tmp_path / "runs" / "last.ckpt"))
+    assert "is no checkpoint: it begins with b'not '" in fails("--checkpoint", str(tmp_path / "runs" / "last.ckpt"))
 
 
 def test_a_tokenizer_of_our_own_kind_is_said_to_be_one(tmp_path, capsys):
