@@ -119,7 +119,7 @@ def _task(entry: Any, data: Path | None, settings: dict[str, Any], folder: Path 
     from lightning_lm.evals.tasks import by_name
     from lightning_lm.evals.tasks.registry import configured, task_from_settings
 
-    own = dict(entry) if isinstance(entry, dict) else {"task": entry}
+    own = {str(key): value for key, value in entry.items()} if isinstance(entry, dict) else {"task": entry}
     if "class_path" in own:
         task, own = task_from_settings(own, folder=folder), {}
     else:

@@ -6,7 +6,8 @@ import pytest
 from served_models import tiny_model, tiny_tokenizer
 
 from lightning_lm.cli import main
-from lightning_lm.evals import LocalModel, by_name, names
+from lightning_lm.cli.evaluate import tasks_of
+from lightning_lm.evals import AnswerCheck, LocalModel, RandomShots, SameText, by_name, names
 from lightning_lm.models import save_huggingface
 
 QUIZ = """
@@ -142,6 +143,8 @@ def test_a_file_lists_tasks_with_settings_and_classes_of_the_user(workplace, cap
         "tasks: quiz": "must have a list of tasks",
         "tasks: [": "is no YAML",
         "tasks: []": "names no task",
+        "tasks: [{task: reverse, shots: few}]": "shots='few' must be a number of examples",
+        "tasks: [{task: reverse, 3: 4}]": "has no 3; it has",
         "tasks: [{class_path: own_sums.Sum}]": "own_sums has no class 'Sum'",
         "tasks: [{class_path: no_such.Sum}]": "no_such.Sum cannot be imported",
         "tasks: [{class_path: ChoiceTask, init_args: {nam: x}}]": "ChoiceTask has no field ['nam']",
@@ -155,6 +158,17 @@ def test_a_recipe_lists_tasks(workplace):
     assert evaluated("--tasks", "evaluate/offline", "--limit", "2", "--output", "a.json") == 0
     tasks = json.loads((workplace / "a.json").read_text())["tasks"]
     assert [task["name"] for task in tasks] == ["docs_choice", "docs_cloze", "reverse", "arithmetic"]
+
+
+def test_a_list_has_settings_and_parts_of_published_tasks(tmp_path):
+    (tmp_path / "list.yaml").write_text(
+        "tasks:\n- task: gsm8k\n  shots: {class_path: RandomShots, init_args: {num: 3}}\n"
+        "  checks: {exact: {class_path: AnswerCheck, init_args: {same: {class_path: SameText}}}}\n"
+    )
+    (task,) = tasks_of(str(tmp_path / "list.yaml"), None, {})
+    assert (task.shots, task.checks) == (RandomShots(num=3), {"exact": AnswerCheck(same=SameText())})
+    shots = {task.name: task.shots.num for task in tasks_of("evaluate/published", None, {})}
+    assert (shots["hellaswag"], shots["arc_challenge"], shots["piqa"], shots["gsm8k"]) == (10, 25, 0, 5)
 
 
 @pytest.mark.parametrize(

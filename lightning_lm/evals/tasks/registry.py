@@ -12,7 +12,7 @@ import yaml
 
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.evals.task import Task
-from lightning_lm.evals.tasks.few_shot import FirstShots
+from lightning_lm.evals.tasks.few_shot import FirstShots, Shots
 from lightning_lm.evals.tasks.ifeval import IFEval
 from lightning_lm.evals.tasks.mmlu import MMLU, MMLUPro
 from lightning_lm.evals.tasks.multiple_choice import ARC, PIQA, BoolQ, HellaSwag, OpenBookQA, WinoGrande
@@ -22,6 +22,7 @@ from lightning_lm.evals.tasks.record_task import RecordTask
 from lightning_lm.evals.tasks.standard_library import DocsChoice, DocsCloze
 from lightning_lm.evals.tasks.synthetic import Arithmetic, Reverse
 from lightning_lm.evals.tasks.texts import LAMBADA, WikiText
+from lightning_lm.parts import Part
 
 __all__ = ["by_name", "configured", "names", "task_from_settings", "task_from_yaml"]
 
@@ -85,24 +86,25 @@ def by_name(name: str, *, data: str | Path | None = None, shots: int | None = No
     return configured(task, data=data, shots=shots, **settings)
 
 
-def configured(task: Task, *, data: str | Path | None = None, shots: int | None = None, **settings: Any) -> Task:
+def configured(task: Task, *, data: str | Path | None = None, shots: Any = None, **settings: Any) -> Task:
     """Return a task with other values for some of its fields.
 
     Args:
         task: The task.
         data: Folder with the task's data; passed over by a task that needs none.
-        shots: Number of examples before each question.
-        **settings: Values by field.
+        shots: Number of examples before each question, or a way to choose them.
+        **settings: Values by field; parts may be described by ``class_path`` and ``init_args``.
 
     Raises:
-        ConfigurationError: If it has no such field.
+        ConfigurationError: If it has no such field, or a part is unknown.
     """
+    settings = {name: _built(value) for name, value in settings.items()}
     if data is not None:
         settings["data"] = str(data)
     if "samples" in settings:
         settings["num_samples"] = settings.pop("samples")
     if shots is not None:
-        settings["shots"] = dataclasses.replace(getattr(task, "shots", FirstShots()), num=shots)
+        settings["shots"] = _shots(task, _built(shots))
     fields = {field.name for field in dataclasses.fields(task)}
     wanted = {name: value for name, value in settings.items() if name != "data" or name in fields}
     unknown = sorted(wanted.keys() - fields)
@@ -112,6 +114,23 @@ def configured(task: Task, *, data: str | Path | None = None, shots: int | None 
             f"{', '.join(sorted(fields))}."
         )
     return dataclasses.replace(task, **wanted) if wanted else task
+
+
+def _shots(task: Task, given: Any) -> Shots:
+    if isinstance(given, int) and not isinstance(given, bool):
+        return dataclasses.replace(getattr(task, "shots", FirstShots()), num=given)
+    if not isinstance(given, Shots):
+        raise ConfigurationError(f"shots={given!r} must be a number of examples, or a part such as RandomShots.")
+    return given
+
+
+def _built(value: Any) -> Any:
+    """Return a value with the parts that it describes."""
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            return Part.from_dict(_as_part(value))
+        return {key: _built(item) for key, item in value.items()}
+    return [_built(item) for item in value] if isinstance(value, list) else value
 
 
 def task_from_yaml(path: str | Path) -> Task:
