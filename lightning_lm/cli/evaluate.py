@@ -182,6 +182,7 @@ def _evaluate(tasks: "list[Task]", model: "EvaluatedModel", namespace: argparse.
     )
     Console(width=_width()).print(results_table(results))
     if namespace.output is not None:
+        _responses_beside(namespace.output).unlink(missing_ok=True)  # the next run may ask other weights
         print(f"Results: {namespace.output} ({results.duration_s:.0f} s)")
     if namespace.figure is not None:
         print(f"Figure: {save_figure(results, namespace.figure)}")
@@ -212,7 +213,7 @@ def _checkpoint(namespace: argparse.Namespace) -> "EvaluatedModel":
 def _server(namespace: argparse.Namespace) -> "EvaluatedModel":
     from lightning_lm.evals.server_model import CachedServer, ServerModel
 
-    cache = None if namespace.output is None else namespace.output.with_name(f"{namespace.output.name}.responses")
+    cache = None if namespace.output is None else _responses_beside(namespace.output)
     tokenizer: Tokenizer | None = None
     if namespace.tokenizer is not None:
         from lightning_lm.tokenizers import load_tokenizer
@@ -225,6 +226,11 @@ def _server(namespace: argparse.Namespace) -> "EvaluatedModel":
         max_length=namespace.max_length,
         chat=namespace.chat,
     )
+
+
+def _responses_beside(output: Path) -> Path:
+    """Return the file of a server's responses, which a broken run begins with again."""
+    return output.with_name(f"{output.name}.responses")
 
 
 def _digest(path: Path) -> str:

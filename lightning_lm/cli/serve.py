@@ -124,7 +124,8 @@ def _serve(engine: "Engine", namespace: argparse.Namespace, listening: socket.so
         updates_weights=namespace.update_weights,
     )
     host, port = listening.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    address = f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
     config = uvicorn.Config(
         server.app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_S
     )

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_lm.errors import ConfigurationError
+from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.evals.encoding import Encoder, ScoredText
 from lightning_lm.evals.requests import Completions, Generation, Likelihood, LogLikelihood, RollingLikelihood
 from lightning_lm.evals.shared_prefixes import Batch, Stem, plan_batches
@@ -105,7 +105,7 @@ class LocalModel:
             requests: Continuations, and whole texts.
 
         Raises:
-            DataError: If a continuation is empty.
+            DataError: If a continuation is empty, or the model gives NaN.
         """
         texts = [
             self.encoder.likelihood(request) if isinstance(request, Likelihood) else self.encoder.rolling(request)
@@ -114,6 +114,11 @@ class LocalModel:
         self.encoder.forget()
         rows = [row for text in texts for row in text]
         logprobs, greedy = self._score(rows)
+        if np.isnan(logprobs).any():
+            raise DataError(
+                "The model gives NaN for a text of the evaluation: its weights have diverged, or its precision is too "
+                "low. Evaluate an earlier checkpoint, or in float32."
+            )
         ends = np.cumsum([len(text) for text in texts])
         return [
             LogLikelihood(

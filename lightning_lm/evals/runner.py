@@ -81,9 +81,10 @@ def task_fingerprint(task: Task, items: Sequence[Item]) -> str:
         task: The task.
         items: The items that are asked.
     """
-    digest = hashlib.sha256(json.dumps(task.to_dict(), sort_keys=True, default=repr).encode())
+    settings = {name: value for name, value in task.to_dict().items() if name != "data"}  # a folder may move
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
     for item in items:
-        digest.update(repr((item.id, item.requests)).encode())
+        digest.update(repr((item.id, item.requests, item.gold)).encode())
     return digest.hexdigest()
 
 

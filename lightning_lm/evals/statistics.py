@@ -125,7 +125,8 @@ def score_of(values: Sequence[float], clusters: Sequence[str] | None = None) -> 
     mean, num_clusters = float(numbers.mean()), len(values) if clusters is None else len(set(clusters))
     if _is_binary(numbers):
         spread = mean * (1 - mean)
-        effective = min(len(values), spread / error**2) if error and spread else num_clusters
+        known = num_clusters > 1 and error and spread
+        effective = min(len(values), spread / error**2) if known else num_clusters
         low, high = wilson_interval(mean, effective)
     else:
         half = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) * error

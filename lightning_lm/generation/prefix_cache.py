@@ -43,14 +43,15 @@ class PrefixCache:
         Args:
             ids: Token ids of the prompt.
         """
-        blocks, parent = [], _ROOT
+        blocks, parent, used = [], _ROOT, []
         for part in self._parts(ids, len(ids) - 1):
             entry = self._entries.get((parent, part))
             if entry is None:
                 break
-            self._entries.move_to_end((parent, part))
+            used.append((parent, part))
             blocks.append(entry.block)
             parent = entry.number
+        self._touch(used)
         return blocks
 
     def first_block(self, ids: Sequence[int]) -> tuple[int, ...] | None:
@@ -69,7 +70,7 @@ class PrefixCache:
             ids: Token ids of the prompt, which has been read.
             copy: Returns keys and values of the tokens from one place to another.
         """
-        parent = _ROOT
+        parent, used = _ROOT, []
         for index, part in enumerate(self._parts(ids, len(ids)) if self.max_bytes else ()):
             entry = self._entries.get((parent, part))
             if entry is None:
@@ -77,8 +78,9 @@ class PrefixCache:
                 num_bytes = sum(x.numel() * x.element_size() for pair in block for x in pair)
                 entry = self._entries[parent, part] = _Entry(next(self._numbers), block, num_bytes)
                 self.num_bytes += num_bytes
-            self._entries.move_to_end((parent, part))
+            used.append((parent, part))
             parent = entry.number
+        self._touch(used)
         while self.num_bytes > self.max_bytes:
             self.num_bytes -= self._entries.popitem(last=False)[1].num_bytes
 
@@ -86,6 +88,11 @@ class PrefixCache:
         """Forget everything, as under new weights."""
         self._entries.clear()
         self.num_bytes = 0
+
+    def _touch(self, used: list[tuple[int, tuple[int, ...]]]) -> None:
+        """Mark blocks as used, ends before beginnings: an end without its beginning is never found."""
+        for key in reversed(used):
+            self._entries.move_to_end(key)
 
     def _parts(self, ids: Sequence[int], end: int) -> list[tuple[int, ...]]:
         size = self.block_size

@@ -141,7 +141,7 @@ def choose(rows: Sequence[Running], logits: Tensor, num_ids: int) -> None:
         chosen = usable if len(places) == len(rows) else usable[places]
         for place, token in zip(places, _choose_alike([rows[p] for p in places], chosen, settings), strict=True):
             ids[place] = token
-    scores = _scores(rows, logits, ids)
+    scores = _scores(rows, logits, ids, num_ids)
     for place, row in enumerate(rows):
         row.take(ids[place], usable.shape[1], scores.get(place))
 
@@ -167,32 +167,33 @@ def _choose_alike(rows: Sequence[Running], logits: Tensor, settings: Sampling | 
     return drawn
 
 
-def _scores(rows: Sequence[Running], logits: Tensor, ids: Sequence[int]) -> Mapping[int, TokenLogprob]:
+def _scores(rows: Sequence[Running], logits: Tensor, ids: Sequence[int], num_ids: int) -> Mapping[int, TokenLogprob]:
     """Return the log-probabilities of the rows that ask for them, by their places."""
     asking = [p for p, row in enumerate(rows) if row.request.top_logprobs is not None and ids[p] < logits.shape[1]]
     if not asking:
         return {}
     most = max(rows[p].request.top_logprobs or 0 for p in asking)
-    scores = token_logprobs(logits[asking], [ids[p] for p in asking], most)
+    scores = token_logprobs(logits[asking], [ids[p] for p in asking], most, num_ids)
     return {
         p: TokenLogprob(score.token_id, score.logprob, score.top[: rows[p].request.top_logprobs])
         for p, score in zip(asking, scores, strict=True)
     }
 
 
-def token_logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[TokenLogprob]:
+def token_logprobs(logits: Tensor, ids: Sequence[int], top: int, num_ids: int) -> list[TokenLogprob]:
     """Return the log-probabilities of tokens.
 
     Args:
         logits: Float [tokens, vocab].
         ids: The tokens.
         top: Number of likeliest tokens to report beside each.
+        num_ids: Ids below this number are tokens; a model may have more, which no text has.
     """
     scored = []
     for part, chosen in zip(logits.split(_AT_ONCE), torch.tensor(ids).split(_AT_ONCE), strict=True):
         logprobs = part.float().log_softmax(dim=-1)
         values = logprobs.gather(1, chosen.to(part.device)[:, None])[:, 0].tolist()
-        best, places = logprobs.topk(min(top, part.shape[1]), dim=-1)
+        best, places = logprobs[:, :num_ids].topk(min(top, num_ids, part.shape[1]), dim=-1)
         rows = zip(chosen.tolist(), values, places.tolist(), best.tolist(), strict=True)
         scored += [TokenLogprob(token, value, tuple(zip(p, b, strict=True))) for token, value, p, b in rows]
     return scored

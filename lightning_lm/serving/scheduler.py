@@ -12,7 +12,7 @@ from lightning_lm.generation.forward import forward_for
 from lightning_lm.generation.prefix_cache import PrefixCache
 from lightning_lm.generation.slots import SlotForward
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.serving.request import GenerationRequest
+from lightning_lm.serving.request import GenerationRequest, TokenLogprob
 from lightning_lm.serving.running import Running, choose, token_logprobs
 
 __all__ = ["ContinuousBatch", "Scheduler", "StaticBatch"]
@@ -129,7 +129,9 @@ class ContinuousBatch:
             targets = row.request.prompt_ids[row.num_read + 1 :][: len(states)]
             if targets:
                 logits = self._forward.logits(states[: len(targets)])
-                row.prompt_logprobs += token_logprobs(logits, targets, row.request.top_logprobs or 0)
+                row.prompt_logprobs += token_logprobs(
+                    logits, targets, row.request.top_logprobs or 0, self._tokenizer.vocab_size
+                )
 
     def _store(self, group: Sequence[Running], read: Sequence[int]) -> None:
         first = len(self.rows) - len(group)
@@ -198,7 +200,9 @@ class StaticBatch:
             device = next(self._model.parameters()).device
             output = self._model(torch.tensor([ids[:-1]], device=device))
             logits = getattr(output, "logits", output)[0]
-            row.prompt_logprobs += token_logprobs(logits, ids[1:], row.request.top_logprobs or 0)
+            row.prompt_logprobs += token_logprobs(
+                logits, ids[1:], row.request.top_logprobs or 0, self._tokenizer.vocab_size
+            )
 
     def _drop_finished(self) -> None:
         staying = [place for place, row in enumerate(self.rows) if not row.is_done]
@@ -209,6 +213,10 @@ class StaticBatch:
                 self._forward.select(torch.tensor(staying, device=device))
             else:
                 self._forward = None
+
+
+def _target_logprobs(row: Running, logits: Tensor, targets: Sequence[int], tokenizer: Tokenizer) -> list[TokenLogprob]:
+    return token_logprobs(logits, targets, row.request.top_logprobs or 0, tokenizer.vocab_size)
 
 
 def _begin(rows: Sequence[Running], logits: Tensor, num_ids: int) -> None:

@@ -90,8 +90,9 @@ def _placeholders(response: str, *, num_placeholders: int) -> bool:
 
 
 def _postscript(response: str, *, postscript_marker: str) -> bool:
-    letters = [re.escape(letter) for letter in re.sub(r"[.\s]", "", postscript_marker)]
-    return re.search(r"(?im)^.*\b" + r"\.?\s?".join(letters) + r"\b", response) is not None
+    forms = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
+    marker = forms.get(postscript_marker, re.escape(postscript_marker.lower()))
+    return re.search(rf"\s*{marker}.*$", response.lower(), re.MULTILINE) is not None
 
 
 def _bullets(response: str, *, num_bullets: int) -> bool:

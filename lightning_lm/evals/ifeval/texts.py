@@ -7,8 +7,7 @@ from lightning_lm.curation import identify_language
 __all__ = ["capital_words", "count_sentences", "count_words", "is_language", "paragraphs"]
 
 _ABBREVIATIONS = re.compile(
-    r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Inc|Ltd|Co|vs|etc|e\.g|i\.e|Ph\.D|No|[A-Z])\.(?=\s|$)|(?<=\d)\.(?=\d)",
-    re.IGNORECASE,
+    r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Inc|Ltd|Co|vs|etc|e\.g|i\.e|Ph\.D|No(?=\.\s\d)|[A-HJ-Z])\.(?=\s|$)|(?<=\d)\.(?=\d)",
 )
 _CLOSE = "(?:com|net|org|io|gov|edu|me)"
 _CLOSELY_RELATED = {"zh": {"zh"}, "no": {"no", "nb", "nn", "da"}, "hr": {"hr", "sr", "bs"}, "id": {"id", "ms"}}

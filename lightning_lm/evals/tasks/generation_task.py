@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
         max_new_tokens: Most tokens of a completion.
         num_samples: Completions of each question.
         sampling: Sampling settings; the default is greedy for one completion, and temperature 0.7 with
-            seed 0 for several.
+            the seed of the evaluation for several.
         ranking: Reward that ranks the completions of a question and weighs their votes, such as a reward model. It is
             not given the right answer.
         vote: The metric that stands for the task: of single completions, or of all of them with a ``majority`` vote, a
@@ -62,6 +62,12 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
         super().__post_init__()
         if not self.checks:
             raise ConfigurationError(f"The task {self.name!r} has no checks; give at least one, with a name.")
+        if self.vote not in get_args(Vote):
+            raise ConfigurationError(f"There is no vote {self.vote!r}; write one of {', '.join(get_args(Vote))}.")
+        if self.vote in ("majority", "weighted") and not next(iter(self.checks.values())).has_answers:
+            raise ConfigurationError(
+                f"vote={self.vote} counts equal answers, and the checks of {self.name!r} have none; use vote=best."
+            )
         if self.vote in ("weighted", "best") and self.ranking is None:
             raise ConfigurationError(f"vote={self.vote} needs a ranking: the reward that scores the completions.")
         if self.vote != "none" and self.num_samples < 2:
@@ -83,7 +89,7 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
             stop=self.stop,
             max_new_tokens=self.max_new_tokens,
             num_samples=self.num_samples,
-            sampling=self.sampling or Sampling(temperature=0.0 if self.num_samples == 1 else 0.7, seed=0),
+            sampling=self.sampling or Sampling(temperature=0.0 if self.num_samples == 1 else 0.7),
         )
         gold = self.gold_of(fields)
         return Item(id="", requests=(request,), gold=gold, text=f"{prompt.question}{self.delimiter}{_first(gold)}")

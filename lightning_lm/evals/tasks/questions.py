@@ -6,6 +6,7 @@ TriviaQA (Joshi et al. 2017, arXiv:1705.03551), GSM8K (Cobbe et al. 2021, arXiv:
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning_lm.data.records import Place, Placed
@@ -84,6 +85,16 @@ class GSM8K(GenerationTask):
     shots: Shots = FirstShots(num=5)
 
     hub: ClassVar[str] = "openai/gsm8k"
+
+    def files(self, split: str, *, text: bool = False) -> list[Path]:
+        """Return the files of a split; the authors' folder has each question a second time, with Socratic solutions.
+
+        Args:
+            split: Name of the split.
+            text: Take plain text as well as records.
+        """
+        found = super().files(split, text=text)
+        return [path for path in found if "socratic" not in path.name] or found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ class LAMBADA(ContinuationTask):
     """
 
     name: str = "lambada"
+    subset: tuple[str, ...] = ("lambada_test_en.jsonl", "lambada_test.jsonl", "default/")
     question: str = "{{ text.split(' ')[:-1] | join(' ') }}"
     target: str = "{{ text.split(' ')[-1] }}"
 
