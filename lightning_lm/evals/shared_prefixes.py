@@ -61,7 +61,7 @@ def plan_batches(rows: Sequence[ScoredText], batch_size: int, *, sharing: bool, 
         sharing: Read common beginnings once; ``False`` reads each row whole.
         pass_cost: Tokens that could be read in the time that a pass takes however few there are.
     """
-    stems = _stems(rows) if sharing else [_stem(rows, [index]) for index in range(len(rows))]
+    stems = _stems(rows, batch_size) if sharing else [_stem(rows, [index]) for index in range(len(rows))]
     grouped = _trunks(stems, pass_cost) if sharing else [(0, stems)]
     alone = [stem for trunk, group in grouped if trunk == 0 for stem in group]
     pools = [(0, [stem for stem in alone if stem.has_leaves == leaves]) for leaves in (True, False)]
@@ -86,12 +86,16 @@ def _chunks(stems: list[Stem], batch_size: int) -> Iterator[list[Stem]]:
         yield chunk
 
 
-def _stems(rows: Sequence[ScoredText]) -> list[Stem]:
-    """Return one stem for each context, in the lexicographic order of their ids."""
+def _stems(rows: Sequence[ScoredText], batch_size: int) -> list[Stem]:
+    """Return a stem for each context, several for one of more rows than a pass takes, in the order of their ids."""
     by_context: dict[bytes, list[int]] = {}
     for index, row in enumerate(rows):
         by_context.setdefault(row.ids[: len(row.ids) - row.num_targets].astype(">u4").tobytes(), []).append(index)
-    return [_stem(rows, by_context[key]) for key in sorted(by_context)]
+    stems = []
+    for key in sorted(by_context):
+        group = sorted(by_context[key], key=lambda index: -len(rows[index].ids))
+        stems += [_stem(rows, group[start : start + batch_size]) for start in range(0, len(group), batch_size)]
+    return stems
 
 
 def _stem(rows: Sequence[ScoredText], indices: list[int]) -> Stem:

@@ -178,3 +178,10 @@ def test_a_chat_template_writes_the_turns_and_the_answer_begins_where_it_ends():
     (row,) = Encoder(tokenizer, chat=True).likelihood(Likelihood(Prompt("Q", (Shot("q", " a"),), "Be brief."), " A"))
     assert tokenizer.decode(row.ids) == "<system>Be brief.\n<user>q\n<assistant>a\n<user>Q\n<assistant>A"
     assert row.num_targets == 1
+
+
+def test_rows_of_one_context_keep_to_the_batch_size():
+    rows = [ScoredText(np.array([7, *range(length)], dtype=np.uint32), length) for length in range(2, 12)]
+    batches = plan_batches(rows, 3, sharing=True, pass_cost=64)
+    assert max(sum(len(stem.rows) for stem in batch.stems) for batch in batches) <= 3
+    assert sorted(row for batch in batches for stem in batch.stems for row in stem.rows) == list(range(10))

@@ -4,6 +4,7 @@ HumanEval (Chen et al. 2021, arXiv:2107.03374) and MBPP (Austin et al. 2021, arX
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from lightning_lm.rewards import CodeTests, extract_code
 
 __all__ = ["MBPP", "HumanEval"]
 
+_BEHIND = re.compile(r"\n(?:class|def|#|if|print)")
+"""Begin of what a model writes behind the function that it was to complete."""
 _FENCE = "`" * 12
 
 
@@ -31,8 +34,8 @@ def _passes_tests() -> dict[str, Check]:
 class HumanEval(GenerationTask):
     """Python functions to complete from signature and docstring; ``pass_pass@k`` with several completions.
 
-    A completion continues the prompt. One with a fenced block that defines the function, as chat models write, is taken
-    as the whole program.
+    A completion continues the prompt, up to the first line that belongs to no function. One with a fenced block that
+    defines the function, as chat models write, is taken as the whole program; so generation itself has no stop texts.
     """
 
     name: str = "humaneval"
@@ -41,7 +44,7 @@ class HumanEval(GenerationTask):
     answer: str = "tests"
     solution: str = "{{ canonical_solution }}"
     id: str = "task_id"
-    stop: tuple[str, ...] = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+    stop: tuple[str, ...] = ()
     max_new_tokens: int = 1024
     checks: Mapping[str, Check] = dataclasses.field(default_factory=_passes_tests)
 
@@ -62,7 +65,7 @@ class HumanEval(GenerationTask):
         prompt = request.prompt.question
         entry = str(item.gold).rpartition("\ncheck(")[2].rstrip(")")
         code = extract_code(text)
-        program = code if code != text and f"def {entry}(" in code else prompt + text
+        program = code if code != text and f"def {entry}(" in code else prompt + _BEHIND.split(text, maxsplit=1)[0]
         if program is code:  # what the prompt imports and defines before the function is still there
             program = f"{prompt.partition(f'def {entry}(')[0]}\n{code}"
         return f"{_FENCE}python\n{program}\n{_FENCE}\n"

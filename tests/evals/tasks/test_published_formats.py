@@ -279,6 +279,9 @@ def test_humaneval(tmp_path):
     assert metrics["pass"] == 0.75
     assert metrics["pass_pass@2"] == 1.0
     assert "pass_maj@2" not in metrics
+    assert item.requests[0].stop == ()  # a line that begins with def stands in every fenced answer
+    goes_on = "    return sum(x)\n\n\ndef broken(:\n"
+    assert score(task, Oracle(lambda _: goes_on))["pass"] == 1.0
 
 
 def test_mbpp(tmp_path):
