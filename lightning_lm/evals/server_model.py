@@ -5,21 +5,19 @@ Likelihoods come from ``/completions`` with ``echo`` and ``logprobs``, which ret
 """
 
 import dataclasses
-import hashlib
 import json
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning_lm.errors import ConfigurationError, RemoteError
 from lightning_lm.evals.encoding import Encoder, ScoredText
 from lightning_lm.evals.requests import Completions, Generation, Likelihood, LogLikelihood, RollingLikelihood
+from lightning_lm.evals.response_cache import ResponseCache, request_key
 from lightning_lm.json_http import JSONServer
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["CachedServer", "ServerModel"]
 
@@ -33,7 +31,11 @@ class CachedServer(JSONServer):
     """
 
     cache: Path | None = None
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        responses = None if self.cache is None else ResponseCache(self.cache)
+        object.__setattr__(self, "_responses", responses)
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the response to a request, from the file if it is there.
@@ -45,33 +47,15 @@ class CachedServer(JSONServer):
         Raises:
             RemoteError: As `JSONServer.post`.
         """
-        if self.cache is None:
+        responses: ResponseCache | None = self.__dict__["_responses"]
+        if responses is None:
             return super().post(path, body)
-        key = hashlib.sha256(json.dumps([self.url, path, body], sort_keys=True).encode()).hexdigest()
-        with self._lock:
-            known = self._known()
-        if key not in known:
-            known[key] = super().post(path, body)
-            with self._lock, self.cache.open("ab") as file:
-                file.write(json.dumps({"request": key, "response": known[key]}).encode() + b"\n")
-        response: dict[str, Any] = known[key]
+        key = request_key(self.url, path, body)
+        response: dict[str, Any] | None = responses.get(key)
+        if response is None:
+            response = super().post(path, body)
+            responses.put(key, response)
         return response
-
-    def _known(self) -> dict[str, Any]:
-        """Return the responses of the file, read once."""
-        assert self.cache is not None
-        known: dict[str, Any] | None = self.__dict__.get("_responses")
-        if known is None:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            known = {}
-            for line in self.cache.read_bytes().splitlines() if self.cache.exists() else ():
-                try:
-                    entry = parse_json(line)
-                    known[entry["request"]] = entry["response"]
-                except (ValueError, KeyError, TypeError):  # cut by a kill
-                    continue
-            object.__setattr__(self, "_responses", known)
-        return known
 
 
 class ServerModel:

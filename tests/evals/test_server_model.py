@@ -66,6 +66,8 @@ def test_nothing_is_asked_twice_and_a_cut_line_is_asked_again(tmp_path):
     again = ServerModel(Stub("http://localhost:1/v1", cache=path), "m", max_requests=1).log_likelihoods(asked)
     assert again == first
     assert Stub.asked["completions"] == 3
+    ServerModel(Stub("http://localhost:1/v1", cache=path), "m", max_requests=1).log_likelihoods(asked)
+    assert Stub.asked["completions"] == 3, "what was asked after the cut line is on a line of its own"
 
 
 @pytest.mark.parametrize(
