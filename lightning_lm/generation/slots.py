@@ -38,7 +38,7 @@ def supports_slots(model: Any) -> bool:
         return False
     own: Any = model
     cache = own.make_cache(1, 1)
-    return isinstance(cache, KVCache) and cache.can_join
+    return isinstance(cache, KVCache) and all(type(layer) is LayerCache for layer in cache.layers)
 
 
 class _SlotLayer:

@@ -1,7 +1,7 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
-from lightning_lm.models.attention import Attention, Mixer
-from lightning_lm.models.cache import KVCache
+from lightning_lm.models.attention import Attention
+from lightning_lm.models.cache import KVCache, LayerState
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.ffn import FFN, GLU, MLP
@@ -31,6 +31,7 @@ from lightning_lm.models.lora import (
     merge_adapters,
     remove_adapters,
 )
+from lightning_lm.models.mixer import Mixer, MixerModule
 from lightning_lm.models.mup import MuP, MuPAttention
 from lightning_lm.models.ngram_classifier import NgramClassifier
 from lightning_lm.models.norms import LayerNorm, NoNorm, Norm, RMSNorm
@@ -72,10 +73,12 @@ __all__ = [
     "KVCache",
     "Layer",
     "LayerNorm",
+    "LayerState",
     "LearnedPositions",
     "LinearScaling",
     "Llama3Scaling",
     "Mixer",
+    "MixerModule",
     "ModelConfig",
     "ModelDescription",
     "MuP",

@@ -13,25 +13,12 @@ from lightning_lm.kernels.attention import attention
 from lightning_lm.models.cache import LayerCache
 from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.init import residual_output
+from lightning_lm.models.mixer import AttentionShape, Mixer, MixerModule
 from lightning_lm.models.norms import Norm
 from lightning_lm.models.positions import Rope
-from lightning_lm.parts import Limit, Part
+from lightning_lm.parts import Limit
 
 __all__ = ["Attention", "Mixer", "SelfAttention"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mixer(Part):
-    """Base of the layers that carry information from token to token."""
-
-    def build(self, d_model: int, *, norm: Norm) -> nn.Module:
-        """Return a module with ``forward(x, context, state)`` and ``make_state(max_length)``.
-
-        Args:
-            d_model: Features of the residual stream.
-            norm: The model's normalisation, for mixers that normalise inside.
-        """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +74,12 @@ class Attention(
         if self.window is not None and self.window < 1:
             raise ConfigurationError(f"window={self.window} would let a token see nothing; use at least 1, or null.")
 
-    def build(self, d_model: int, *, norm: Norm) -> nn.Module:
+    def build(self, d_model: int, *, norm: Norm) -> MixerModule:
         """Return a module with ``forward(x, context, state)`` and ``make_state(max_length)``."""
         return SelfAttention(self, d_model, norm=norm)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(MixerModule):
     """Causal self-attention.
 
     Args:
@@ -122,6 +109,16 @@ class SelfAttention(nn.Module):
         full = part.qk_norm == "full"
         self.q_norm: Any = part.qk_norm and norm.build(width if full else self.head_dim)
         self.k_norm: Any = part.qk_norm and norm.build(kv_width if full else self.head_dim)
+
+    @property
+    def rotary(self) -> tuple[Rope, int] | None:
+        """Rotary embedding and the size of the heads it turns; ``None`` without one."""
+        return None if self.part.rope is None else (self.part.rope, self.head_dim)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """Heads and window."""
+        return AttentionShape(self.num_heads * self.head_dim, self.num_heads, self.part.window)
 
     def make_state(self, max_length: int) -> LayerCache:
         """Return an empty memory of keys and values for up to ``max_length`` columns."""

@@ -6,6 +6,7 @@ A layer with a sliding window keeps the columns that can still be seen, and no m
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 
-__all__ = ["KVCache", "LayerCache", "right_aligned"]
+__all__ = ["KVCache", "LayerCache", "LayerState", "right_aligned"]
 
 
 def right_aligned(parts: Sequence[tuple[Tensor, Tensor]], batch_size: int, length: int) -> Tensor:
@@ -31,7 +32,52 @@ def right_aligned(parts: Sequence[tuple[Tensor, Tensor]], batch_size: int, lengt
     return whole
 
 
-class LayerCache:
+class LayerState:
+    """Base of what a layer keeps of earlier tokens, from which a `KVCache` is made."""
+
+    @property
+    def can_join(self) -> bool:
+        """Return whether `join` is supported."""
+        return False
+
+    @property
+    def can_rewind(self) -> bool:
+        """Return whether any number of the newest columns can be forgotten."""
+        return False
+
+    def rewind(self, columns: int) -> None:
+        """Forget the newest columns.
+
+        Args:
+            columns: Number of them.
+
+        Raises:
+            ConfigurationError: If the layer cannot go back.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot go back {columns} column(s). Decode without speculation."
+        )
+
+    def join(self, parts: Sequence[tuple[Tensor, Any]], batch_size: int, length: int) -> None:
+        """Take what others hold for some of the rows each, aligned on the right; this one is empty so far.
+
+        Args:
+            parts: Places in the batch, and the state of the rows there.
+            batch_size: Rows of this state.
+            length: Columns that all rows have then.
+        """
+        raise NotImplementedError
+
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep these rows, in this order.
+
+        Args:
+            rows: Places of the rows.
+        """
+        raise NotImplementedError
+
+
+class LayerCache(LayerState):
     """Keys and values of one layer, in a buffer that is taken when the first ones arrive.
 
     Args:
@@ -60,8 +106,9 @@ class LayerCache:
             columns: Places of the new tokens in each row; by default the same ones in all rows, behind all others.
         """
         if self.keys is None or self.values is None:
-            shape = (*keys.shape[:2], self.capacity, keys.size(3))
-            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+            self.keys, self.values = (
+                new.new_empty((*new.shape[:2], self.capacity, new.size(3))) for new in (keys, values)
+            )
         new, end = keys.size(2), self.used + keys.size(2)
         if end > self.capacity:
             return self._append_and_forget(keys, values)
@@ -98,6 +145,16 @@ class LayerCache:
         self.values[:, :, : self.used] = seen_values[:, :, seen_values.size(2) - self.used :]
         return seen_keys, seen_values
 
+    @property
+    def can_join(self) -> bool:
+        """Return whether `join` is supported."""
+        return True
+
+    @property
+    def can_rewind(self) -> bool:
+        """Return whether the layer keeps all columns."""
+        return self.keep is None
+
     def rewind(self, columns: int) -> None:
         """Forget the newest columns.
 
@@ -123,10 +180,10 @@ class LayerCache:
 
 
 class KVCache:
-    """Keys and values of every layer, and the columns that each row has.
+    """Keys and values of every layer, or other states, and the columns that each row has.
 
     Args:
-        layers: The memory of each layer, with ``append``, ``rewind`` and ``select``.
+        layers: The memory of each layer.
         batch_size: Rows.
         max_length: Columns that a row will have at most.
         starts: int64 [batch], the first real column of each row; columns before it are never seen. ``None`` where all
@@ -134,7 +191,7 @@ class KVCache:
     """
 
     def __init__(
-        self, layers: Sequence[LayerCache], *, batch_size: int, max_length: int, starts: Tensor | None = None
+        self, layers: Sequence[LayerState], *, batch_size: int, max_length: int, starts: Tensor | None = None
     ) -> None:
         if starts is not None and starts.shape != (batch_size,):
             raise ConfigurationError(f"starts needs one column per row: shape ({batch_size},), not {starts.shape}.")
@@ -196,12 +253,12 @@ class KVCache:
     @property
     def can_join(self) -> bool:
         """Return whether `join` supports what the layers hold."""
-        return all(type(layer) is LayerCache for layer in self.layers)
+        return all(layer.can_join for layer in self.layers)
 
     @property
     def can_rewind(self) -> bool:
         """Return whether no layer drops columns, so that any number of them can be forgotten."""
-        return all(type(layer) is LayerCache and layer.keep is None for layer in self.layers)
+        return all(layer.can_rewind for layer in self.layers)
 
     def join(self, parts: Sequence[tuple[Tensor, "KVCache"]], length: int) -> None:
         """Take over what caches of fewer and narrower rows hold, aligned on the right; this one is empty so far.

@@ -29,6 +29,8 @@ class Context:
     """Documents of packed rows; ``None`` if each row is one."""
     cache: KVCache | None = None
     """Keys and values of earlier tokens."""
+    input_ids: Tensor | None = None
+    """Tokens, int64 [batch, seq], for layers that look at them; ``None`` where a layer runs without its model."""
     new: int = 0
     """Columns of this pass."""
     columns: Tensor | None = None
@@ -114,6 +116,7 @@ def make_context(
         num_positions=num_positions,
         documents=documents,
         cache=cache,
+        input_ids=None if input_ids.is_floating_point() else input_ids,
         new=new,
         columns=columns,
     )

@@ -21,6 +21,11 @@ def residual_output(module: Module) -> Module:
     return module
 
 
+def _inputs(weight: Tensor, role: Role) -> int:
+    """Return how many numbers an output is a sum of; stacks of matrices are ``[stack, out, in]``."""
+    return weight[0].numel() if role == "conv" else weight.size(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Init(Part):
     """Base of the initialisations: biases start at 0, norms at 1, and a subclass draws the rest."""
@@ -51,7 +56,8 @@ class Init(Part):
         """Fill one weight of two or more dimensions in place.
 
         Args:
-            weight: ``[out, in, ...]``, or ``[ids, features]`` for an embedding.
+            weight: ``[out, in]``, a stack of such, ``[out, in, width]`` of a convolution, or ``[ids, features]`` of an
+                embedding.
             role: Role of the parameter.
             depth: Number of layers if its output is added to the residual stream, else ``None``.
             generator: Source of the random numbers.
@@ -115,7 +121,7 @@ class FanIn(Init, limits={"gain": Limit.NON_NEGATIVE, "embedding_std": Limit.NON
 
     def draw(self, weight: Tensor, *, role: Role, depth: int | None, generator: torch.Generator | None) -> None:  # noqa: ARG002
         """Fill one weight of two or more dimensions in place."""
-        std = self.embedding_std if role == "embedding" else self.gain / math.sqrt(weight[0].numel())
+        std = self.embedding_std if role == "embedding" else self.gain / math.sqrt(_inputs(weight, role))
         nn.init.normal_(weight, std=std, generator=generator)
 
 
@@ -141,7 +147,7 @@ class TruncatedNormal(
 
     def draw(self, weight: Tensor, *, role: Role, depth: int | None, generator: torch.Generator | None) -> None:  # noqa: ARG002
         """Fill one weight of two or more dimensions in place."""
-        fan_in, fan_out = weight[0].numel(), weight.size(0)
+        fan_in, fan_out = _inputs(weight, role), weight.size(0 if role == "conv" else -2)
         std = self.embedding_std if role == "embedding" else self.std or math.sqrt(2 / (fan_in + fan_out))
         bound = self.cutoff * std
         nn.init.trunc_normal_(weight, std=std, a=-bound, b=bound, generator=generator)

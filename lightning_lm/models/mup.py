@@ -15,6 +15,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.attention import Attention
 from lightning_lm.models.init import DepthScaled, Init, Normal, TruncatedNormal
+from lightning_lm.models.mixer import MixerModule
 from lightning_lm.models.norms import Norm
 from lightning_lm.models.roles import Role, parameter_roles
 from lightning_lm.parts import Limit
@@ -112,7 +113,7 @@ class MuPAttention(Attention, limits={"base_head_dim": Limit.COUNT}):
         if self.scale is not None:
             raise ConfigurationError(f"MuPAttention finds its scale by itself; leave scale={self.scale} out.")
 
-    def build(self, d_model: int, *, norm: Norm) -> nn.Module:
+    def build(self, d_model: int, *, norm: Norm) -> MixerModule:
         """Return a module with ``forward(x, context, state)`` and ``make_state(max_length)``."""
         head_dim = self.head_dim or d_model // self.num_heads
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(Attention)}

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_lm.models.attention import SelfAttention
 from lightning_lm.models.config import ModelConfig
+from lightning_lm.models.mixer import AttentionShape, MixerModule
 from lightning_lm.models.roles import Role, parameter_roles
 
 if TYPE_CHECKING:
@@ -30,27 +30,6 @@ __all__ = [
 ]
 
 _FORWARD_AND_BACKWARD = 3
-
-
-class AttentionShape(NamedTuple):
-    """One attention layer."""
-
-    width: int
-    """Features of all query heads."""
-    num_heads: int
-    """Query heads."""
-    window: int | None = None
-    """Keys a query sees, itself included; ``None`` for all."""
-
-    def keys(self, context_length: int, *, causal: bool = False) -> float:
-        """Return how many keys a query meets, on average over a row.
-
-        Args:
-            context_length: Tokens of the row.
-            causal: Leave keys after the query out of the count.
-        """
-        seen = float(min(context_length, self.window or context_length))
-        return seen - seen * (seen - 1) / (2 * context_length) if causal else seen
 
 
 @dataclass(frozen=True)
@@ -156,9 +135,13 @@ def flops_per_token(model: nn.Module | ModelConfig, context_length: int, *, caus
     if isinstance(model, ModelConfig):
         with torch.device("meta"):
             model = model.build()
-    forward = 2.0 * _multiplied_weights(model) + sum(
-        4.0 * shape.width * shape.keys(context_length, causal=causal) for shape in attention_shapes(model)
-    )
+    mixers = [module for module in model.modules() if isinstance(module, MixerModule)]
+    if mixers:
+        mixing = sum(mixer.mixing_flops(context_length, causal=causal) for mixer in mixers)
+    else:
+        shapes = attention_shapes(model)
+        mixing = sum(4.0 * shape.width * shape.keys(context_length, causal=causal) for shape in shapes)
+    forward = 2.0 * _multiplied_weights(model) + mixing
     return _FORWARD_AND_BACKWARD * forward
 
 
@@ -257,12 +240,17 @@ def _caption(description: ModelDescription) -> str:
     return f"{first}\nabout {total}: {', '.join(f'{name} {readable_bytes(size)}' for name, size in parts.items())}"
 
 
-def _multiplied_weights(model: nn.Module) -> int:
-    """Count the weights that a token is multiplied with: also an embedding, where a head shares it."""
+def _multiplied_weights(model: nn.Module) -> float:
+    """Count the weights that a token is multiplied with: also an embedding, where a head shares it.
+
+    A module whose weights only some tokens meet, such as a stack of experts, says so by ``active_share``.
+    """
     roles = _roles_by_weight(model)
     own = [p for p in model.parameters() if roles[id(p)] not in ("embedding", "vector")]
     tied = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and roles[id(m.weight)] == "embedding"]
-    return sum(weight.numel() for weight in own + tied)
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "active_share")]
+    shares = {id(weight): float(m.active_share) for m in modules for weight in m.parameters(recurse=False)}
+    return sum(weight.numel() * shares.get(id(weight), 1.0) for weight in own + tied)
 
 
 def _roles_by_weight(model: nn.Module) -> dict[int, Role]:
@@ -276,9 +264,9 @@ def attention_shapes(model: nn.Module) -> list[AttentionShape]:
     Args:
         model: Any module; without known attention there is nothing to return.
     """
-    own = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    own = [module for module in model.modules() if isinstance(module, MixerModule)]
     if own:
-        return [AttentionShape(layer.num_heads * layer.head_dim, layer.num_heads, layer.part.window) for layer in own]
+        return [module.attention_shape for module in own if module.attention_shape is not None]
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config

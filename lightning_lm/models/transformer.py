@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.attention import Documents
-from lightning_lm.models.attention import Attention, Mixer, SelfAttention
-from lightning_lm.models.cache import KVCache, LayerCache
+from lightning_lm.models.attention import Attention
+from lightning_lm.models.cache import KVCache, LayerState
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.ffn import FFN, GLU
 from lightning_lm.models.init import Init, Normal
+from lightning_lm.models.mixer import Mixer, MixerModule
 from lightning_lm.models.norms import Norm, RMSNorm
 from lightning_lm.models.positions import Positions, Rope, RotaryTable
 from lightning_lm.models.roles import with_role
@@ -224,9 +225,8 @@ class Transformer(nn.Module):
 
     def _rotary_tables(self) -> dict[tuple[Rope, int], RotaryTable]:
         """One table of cosines and sines for each kind of rotary embedding in the layers."""
-        mixers = [module for module in self.modules() if isinstance(module, SelfAttention)]
-        kinds = {(mixer.part.rope, mixer.head_dim) for mixer in mixers if mixer.part.rope is not None}
-        return {(rope, size): RotaryTable(rope, size, self.config.context_length) for rope, size in kinds}
+        kinds = {module.rotary for module in self.modules() if isinstance(module, MixerModule)} - {None}
+        return {kind: RotaryTable(*kind, self.config.context_length) for kind in kinds if kind is not None}
 
 
 class Block(nn.Module):
@@ -254,14 +254,14 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch seq d_model"],
         context: Context | None = None,
-        state: LayerCache | None = None,
+        state: LayerState | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Mix the tokens, then transform each.
 
         Args:
             x: Hidden states.
             context: Positions, documents and cache of the tokens; by default rows of one document each.
-            state: Keys and values of earlier tokens.
+            state: Keys and values of earlier tokens, or what else the mixer keeps.
         """
 
         def mix(x: Tensor) -> Tensor:

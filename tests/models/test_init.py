@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_lm.models import (
     Attention,
@@ -91,3 +92,11 @@ def test_one_generator_decides_everything():
 def test_a_tied_weight_is_an_embedding():
     built = model(FanIn(gain=100.0, embedding_std=0.5), tie_embeddings=True)
     assert built.head.weight.std().item() == pytest.approx(0.5, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("init", "std"), [(FanIn(), 32**-0.5), (TruncatedNormal(), (2 / (32 + 64)) ** 0.5)])
+def test_a_stack_of_matrices_is_drawn_as_each_of_them(init, std):
+    stack = nn.Module()
+    stack.weight = nn.Parameter(torch.empty(8, 64, 32))
+    init.apply(stack, num_layers=1, generator=torch.Generator().manual_seed(0))
+    assert stack.weight.std().item() == pytest.approx(std, rel=0.03)

@@ -177,3 +177,9 @@ def test_a_description_is_shown_as_a_table():
     ):
         assert shown in text
     assert math.isclose(124_439_808 * 4 / 2**20, 474.7, abs_tol=0.05)
+
+
+def test_weights_that_only_some_tokens_meet_are_counted_by_their_share():
+    experts = nn.Module()
+    experts.weight, experts.active_share = nn.Parameter(torch.empty(8, 4, 4)), 2 / 8
+    assert flops_per_token(nn.Sequential(experts), 16) == 3 * 2 * (2 * 4 * 4)

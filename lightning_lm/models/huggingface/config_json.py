@@ -10,11 +10,12 @@ from torch import nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.rope import ntk_base
-from lightning_lm.models.attention import Attention, Mixer
+from lightning_lm.models.attention import Attention
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.huggingface.families import FAMILIES
 from lightning_lm.models.huggingface.weights import read_json
 from lightning_lm.models.init import Normal
+from lightning_lm.models.mixer import Mixer
 from lightning_lm.models.positions import NTKScaling
 from lightning_lm.models.transformer import Layer, TransformerConfig
 
