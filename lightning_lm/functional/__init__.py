@@ -11,8 +11,15 @@ from lightning_lm.functional.advantages import (
     whiten,
 )
 from lightning_lm.functional.attention import Documents, SharedPrefixes, causal_attention, first_visible
+from lightning_lm.functional.convolution import long_convolution, short_convolution
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token_cross_entropy
 from lightning_lm.functional.flash_attention import flash_attention
+from lightning_lm.functional.linear_recurrence import (
+    chunked_recurrence,
+    linear_recurrence,
+    parallel_recurrence,
+    stepwise_recurrence,
+)
 from lightning_lm.functional.logprobs import (
     TokenScores,
     entropy,
@@ -110,6 +117,7 @@ __all__ = [
     "WeightedLosses",
     "bradley_terry_loss",
     "causal_attention",
+    "chunked_recurrence",
     "clipped_value_loss",
     "draw",
     "entropy",
@@ -122,10 +130,13 @@ __all__ = [
     "keep_top_k",
     "keep_top_p",
     "kl_estimate",
+    "linear_recurrence",
     "llama3_frequencies",
+    "long_convolution",
     "masked_mean",
     "masked_normalize",
     "ntk_base",
+    "parallel_recurrence",
     "penalize_counts",
     "penalize_repetition",
     "rms_norm",
@@ -134,6 +145,8 @@ __all__ = [
     "rotate",
     "scale_by_temperature",
     "sequence_logprobs",
+    "short_convolution",
+    "stepwise_recurrence",
     "token_cross_entropy",
     "token_logprobs",
     "verify_draft",
