@@ -38,7 +38,7 @@ KNOWN = {
     ("lightning_lm/data/post_training/supervised.py", "store_examples"): "gives a folder its name",
     ("lightning_lm/data/tokenize.py", "_Job.run"): "gives a folder its name",
     ("lightning_lm/data/tokens.py", "_written"): "gives a folder its name",
-    ("lightning_lm/evals/server_model.py", "CachedServer.post"): "one line at its end; a cut line is asked for again",
+    ("lightning_lm/evals/response_cache.py", "ResponseCache.put"): "one line at its end; a cut line is asked for again",
     ("lightning_lm/models/gguf/file.py", "put_digest"): "into the temporary file of `replacing`",
     ("lightning_lm/models/huggingface/folder.py", "_save_transformers"): "into the folder of `filling`",
     ("lightning_lm/models/huggingface/weights.py", "_save"): "into the folder of `filling`",

@@ -24,13 +24,12 @@ from lightning_lm.models.huggingface.generation_config import (
     set_generation_settings,
 )
 from lightning_lm.models.huggingface.peft_adapters import PretrainedAdapters, adapter_base, is_adapter_folder
+from lightning_lm.models.huggingface.renames import Rename, of_stack, renames_for
 from lightning_lm.models.huggingface.transformers_model import TransformersModel
 from lightning_lm.models.huggingface.weights import (
-    Rename,
     StoredTensor,
     read_json,
     read_tensors,
-    renames_for,
     weight_files,
     write_json,
     write_tensors,
@@ -278,9 +277,12 @@ def _empty(config: TransformerConfig, dtype: torch.dtype, device: torch.device |
 @torch.no_grad()
 def _fill(model: Transformer, family: Family, folder: Path) -> None:
     """Copy the tensors of a folder into a model, and insist that each side has all that the other has."""
-    parameters = dict(model.named_parameters())
-    renames = {entry.theirs: entry for entry in renames_for(family.names, parameters, model.config.num_layers)}
-    assert {name for entry in renames.values() for name in entry.ours} == parameters.keys()
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    renames = {
+        entry.theirs: entry
+        for entry in renames_for(family.names_for(model.config), parameters, model.config.num_layers)
+    }
+    assert {name for entry in renames.values() for name in entry.parameters} == parameters.keys()
     filled, unexpected = set(), []
     for name, tensor in read_tensors(folder):
         entry = renames.get(name) or renames.get(family.prefix + name)
@@ -297,22 +299,23 @@ def _fill(model: Transformer, family: Family, folder: Path) -> None:
         )
 
 
-def _copy(entry: Rename, tensor: Tensor, parameters: dict[str, nn.Parameter], folder: Path) -> None:
-    pieces = entry.split(tensor)
-    for name, piece in zip(entry.ours, pieces, strict=True):
-        if piece.shape != parameters[name].shape:
+def _copy(entry: Rename, tensor: Tensor, parameters: dict[str, Tensor], folder: Path) -> None:
+    ours = [of_stack(name, parameters) for name in entry.ours]
+    pieces = entry.split(tensor, [weight.shape for weight in ours])
+    for name, weight, piece in zip(entry.ours, ours, pieces, strict=True):
+        if piece.shape != weight.shape:
             raise CheckpointError(
                 f"{entry.theirs} in {folder} gives {name} the shape {tuple(piece.shape)}, but its config.json asks for "
-                f"{tuple(parameters[name].shape)}. Are both from the same model?"
+                f"{tuple(weight.shape)}. Are both from the same model?"
             )
-        parameters[name].copy_(piece)
+        weight.copy_(piece)
 
 
 def _stored(model: Transformer, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
     """Yield the weights under the family's names, each made when its file is written."""
-    parameters = dict(model.named_parameters())
-    for entry in renames_for(family.names, parameters, model.config.num_layers):
-        ours = [parameters[name].detach() for name in entry.ours]
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    for entry in renames_for(family.names_for(model.config), parameters, model.config.num_layers):
+        ours = [of_stack(name, parameters).detach() for name in entry.ours]
         num_bytes = sum(weight.numel() for weight in ours) * dtype.itemsize
         yield StoredTensor(entry.theirs, num_bytes, partial(_joined, entry, ours, dtype))
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.huggingface.config_json import config_to_huggingface
 from lightning_lm.models.huggingface.families import FAMILIES
+from lightning_lm.models.huggingface.peft_settings import require_plain, scale_of
+from lightning_lm.models.huggingface.renames import Joined, Rename, renames_for
 from lightning_lm.models.huggingface.transformers_model import TransformersModel
-from lightning_lm.models.huggingface.weights import Rename, read_file, read_json, renames_for, write_file, write_json
+from lightning_lm.models.huggingface.weights import read_file, read_json, write_file, write_json
 from lightning_lm.models.lora import AdapterPart, attach_adapters, describe_adapters
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.parts import Limit
@@ -32,38 +34,6 @@ _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<factor>[AB])(\.weight)?")
-_READ = {
-    "peft_type",
-    "task_type",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "use_rslora",
-    "target_modules",
-    "exclude_modules",
-    "modules_to_save",
-    "bias",
-    "fan_in_fan_out",
-    "init_lora_weights",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-    "inference_mode",
-    "base_model_name_or_path",
-    "revision",
-    "auto_mapping",
-    "peft_version",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "qalora_group_size",
-    "megatron_core",
-    "runtime_config",
-}
-"""Settings that are read, or that change nothing once the adapters are made; any other one must be off."""
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initial values of adapters that leave the weights below them as they are."""
 
 
@@ -93,8 +63,9 @@ class PretrainedAdapters(AdapterPart, limits={"dropout": Limit.BELOW_ONE}):
         """
         folder = Path(self.folder)
         settings = read_json(folder / _CONFIG)
-        _require_plain(settings, str(folder))
-        parts = _parts_of(folder, settings, {entry.theirs: entry for entry in _renames(_bare(model), None)})
+        require_plain(settings, str(folder))
+        names = {entry.theirs: entry for entry in _renames(_bare(model), None)}
+        parts = _parts_of(folder, settings, names, dict(_bare(model).named_parameters(remove_duplicate=False)))
         prefix = "" if _bare(model) is model else "model."
         ranks = {prefix + name: factors.rank for name, factors in parts.adapted.items()}
         stable = bool(settings.get("use_rslora"))
@@ -138,7 +109,7 @@ def save_adapters(
     settings = describe_adapters(model) or describe_adapters(getattr(model, "model", model))
     if settings is None:
         raise ConfigurationError(f"This {type(bare).__name__} has no adapters. Write the model with export_model.")
-    _require_plain(settings, "The model")
+    require_plain(settings, "The model")
     entries = _renames(bare, family)
     stable = bool(settings.get("use_rslora"))
     adapted, whole = _joined(bare, entries)
@@ -242,7 +213,9 @@ class _Parts:
             getattr(owner, kind).copy_(value)
 
 
-def _parts_of(folder: Path, settings: Mapping[str, Any], names: Mapping[str, Rename]) -> _Parts:
+def _parts_of(
+    folder: Path, settings: Mapping[str, Any], names: Mapping[str, Rename], weights: Mapping[str, Tensor]
+) -> _Parts:
     """Read the tensors of a folder, and give them the names of the model.
 
     Raises:
@@ -263,16 +236,17 @@ def _parts_of(folder: Path, settings: Mapping[str, Any], names: Mapping[str, Ren
             factors.setdefault(match["module"], {})[match["factor"]] = tensor
             continue
         entry = _known(names, _plain_name(name), folder)
-        whole.update(zip(entry.ours, entry.split(tensor), strict=True))
+        whole.update(zip(entry.ours, entry.split(tensor, [weights[ours].shape for ours in entry.ours]), strict=True))
         if any(entry.theirs.rpartition(".")[0].endswith(saved) for saved in settings.get("modules_to_save") or ()):
             trained.update(dict.fromkeys(ours.rpartition(".")[0] for ours in entry.ours))
     for module, pair in factors.items():
         entry = _known(names, f"{module}.weight", folder)
         if pair.keys() != {"A", "B"}:
             raise CheckpointError(f"{folder} has only one factor of the adapter of {module}; save it again.")
-        scale = _scale(settings, module, len(pair["A"]))
+        scale = scale_of(settings, module, len(pair["A"]))
         unused = ~pair["B"].any(0)
-        for ours, piece in zip(entry.ours, pair["B"].tensor_split(len(entry.ours)), strict=True):
+        widths = [len(weights[ours]) for ours in entry.ours]
+        for ours, piece in zip(entry.ours, entry.layout.split(pair["B"], widths), strict=True):
             mine = piece.any(0) | unused  # what only other blocks use belongs to them
             if mine.any():
                 adapted[ours.rpartition(".")[0]] = _Factors(pair["A"][mine], piece[:, mine], scale)
@@ -283,13 +257,6 @@ def _known(names: Mapping[str, Rename], name: str, folder: Path) -> Rename:
     if name not in names:
         raise CheckpointError(f"{folder} has adapters of another model: there is no {name} here. Name the right one.")
     return names[name]
-
-
-def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    patterns = settings.get("alpha_pattern") or {}
-    matching = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    alpha = float(next(matching, settings.get("lora_alpha", 8)))
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _joined(model: nn.Module, entries: Sequence[Rename]) -> tuple[dict[str, _Factors], dict[str, Tensor]]:
@@ -312,12 +279,12 @@ def _joined(model: nn.Module, entries: Sequence[Rename]) -> tuple[dict[str, _Fac
             whole[entry.theirs] = entry.join([trained.get(name, base[name]) for name in entry.ours])
         elif any(layer is not None for layer in mine):
             widths = [len(base[name]) for name in entry.ours]
-            adapted[entry.theirs.rpartition(".")[0]] = _block_diagonal(mine, widths)
+            adapted[entry.theirs.rpartition(".")[0]] = _block_diagonal(mine, widths, entry.layout)
     return adapted, whole
 
 
-def _block_diagonal(layers: Sequence[Any], widths: Sequence[int]) -> _Factors:
-    """Return one adapter for matrices that are stacked, of which some have none."""
+def _block_diagonal(layers: Sequence[Any], widths: list[int], layout: Joined) -> _Factors:
+    """Return one adapter for matrices that theirs holds together, of which some have none."""
     known = [layer for layer in layers if layer is not None]
     scales = [layer.scaling[layer.active_adapters[0]] for layer in known]
     embeds = not len(known[0].lora_A)
@@ -329,7 +296,8 @@ def _block_diagonal(layers: Sequence[Any], widths: Sequence[int]) -> _Factors:
             blocks.append(known[0].weight.new_zeros(width, 0))
         else:
             blocks.append(_layer_factors(layer)[1] * (layer.scaling[layer.active_adapters[0]] / scales[0]))
-    return _Factors(torch.cat([_layer_factors(layer)[0] for layer in known]), torch.block_diag(*blocks), scales[0])
+    rows = torch.block_diag(*blocks).split(widths)
+    return _Factors(torch.cat([_layer_factors(layer)[0] for layer in known]), layout.join(rows), scales[0])
 
 
 def _layer_factors(layer: Any) -> tuple[Tensor, Tensor]:
@@ -364,7 +332,7 @@ def _renames(model: nn.Module, family: str | None) -> list[Rename]:
     if not isinstance(model, Transformer):
         return [Rename(name, (name,)) for name in names]
     kind = config_to_huggingface(model.config, family=family)["model_type"]
-    return renames_for(FAMILIES[kind].names, names, model.config.num_layers)
+    return renames_for(FAMILIES[kind].names_for(model.config), names, model.config.num_layers)
 
 
 def _plain_name(name: str) -> str:
@@ -378,23 +346,3 @@ def _saved_name(name: str) -> str:
 def _bare(model: Any) -> nn.Module:
     inner: nn.Module = model.model if isinstance(model, TransformersModel) else model
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]
-
-
-def _require_plain(settings: Mapping[str, Any], source: str) -> None:
-    """Refuse adapters that are more than ``B A`` on some matrices, by the name of what they are.
-
-    Raises:
-        ConfigurationError: If they are.
-    """
-    more = [f"{name}={value!r}" for name, value in settings.items() if name not in _READ and value]
-    if settings.get("peft_type", "LORA") != "LORA":
-        more.insert(0, f"peft_type={settings['peft_type']!r}")
-    if settings.get("bias", "none") != "none":
-        more.append(f"bias={settings['bias']!r}")
-    if settings.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        more.append(f"init_lora_weights={settings['init_lora_weights']!r} (it changes the weights below)")
-    if more:
-        raise ConfigurationError(
-            f"{source} has adapters with {', '.join(more)}; only LoRA without it is supported. Merge them with peft, "
-            "and start from the result: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)."
-        )

@@ -1,0 +1,14 @@
+"""The families of ``transformers`` that our parts can express: their ``config.json`` in both directions.
+
+A family is written by reading the parts, and the result is trusted only if reading it back gives the same model. What a
+family cannot say is found that way, with its name, and never lost in silence.
+"""
+
+from lightning_lm.models.huggingface.families.family import Family
+from lightning_lm.models.huggingface.families.gpt2 import GPT2
+from lightning_lm.models.huggingface.families.llama import LLAMA_FAMILIES
+
+__all__ = ["FAMILIES", "Family"]
+
+FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, "gpt2": GPT2}
+"""By ``model_type``, the plainest first: a config is exported as the first family that can express it."""
