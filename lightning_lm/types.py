@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 if TYPE_CHECKING:  # importing the readers of data must not import torch
     from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "ExperienceBatch", "PairBatch", "TokenBatch", "UnpairedBatch"]
+__all__ = [
+    "IGNORE_INDEX",
+    "ExperienceBatch",
+    "MaskedBatch",
+    "PairBatch",
+    "Seq2SeqBatch",
+    "TokenBatch",
+    "UnpairedBatch",
+]
 
 IGNORE_INDEX = -100
 """Label of a position without a loss or a metric (the value of torch and transformers)."""
@@ -33,6 +41,46 @@ class TokenBatch(TypedDict):
     """int64 [batch, seq], from 0 again at each document."""
     document_ids: NotRequired["Tensor"]
     """int64 [batch, seq], equal within a document and non-decreasing along a row; padding is a document of its own."""
+
+    prefix_lengths: NotRequired["Tensor"]
+    """int64 [batch] or [batch, seq]: tokens at the start of the row, or of the token's document, that see each other in
+    both directions (a prefix language model); by default none."""
+
+
+class MaskedBatch(TypedDict):
+    """Rows of tokens some of which are hidden, for a model that reads in both directions.
+
+    ``labels[:, t]`` is the token that was at position ``t``, and the prediction made at ``t`` is compared with it.
+    """
+
+    input_ids: "Tensor"
+    """int64 [batch, seq]."""
+    labels: "Tensor"
+    """int64 [batch, seq], ``IGNORE_INDEX`` where nothing is predicted."""
+    position_ids: NotRequired["Tensor"]
+    """int64 [batch, seq], from 0 again at each document."""
+    document_ids: NotRequired["Tensor"]
+    """int64 [batch, seq], equal within a document and non-decreasing along a row; padding is a document of its own."""
+    token_type_ids: NotRequired["Tensor"]
+    """int64 [batch, seq]: index of the segment, for models with token types; by default 0."""
+
+
+class Seq2SeqBatch(TypedDict):
+    """Sources and targets for an encoder-decoder; without document ids each row has one of each.
+
+    ``input_ids`` and ``labels`` are those of a `TokenBatch`: the begin token, then the target.
+    """
+
+    input_ids: "Tensor"
+    """int64 [batch, seq]: tokens of the targets, each after the begin token."""
+    labels: "Tensor"
+    """int64 [batch, seq], unshifted, ``IGNORE_INDEX`` at the begin tokens and in the padding."""
+    source_ids: "Tensor"
+    """int64 [batch, source_seq]: tokens of the sources."""
+    document_ids: NotRequired["Tensor"]
+    """int64 [batch, seq]: index of the target; padding has one of its own."""
+    source_document_ids: NotRequired["Tensor"]
+    """int64 [batch, source_seq]: index of the source, equal to that of its target; padding has one of its own."""
 
 
 class PairBatch(TypedDict):

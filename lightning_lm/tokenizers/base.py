@@ -195,6 +195,10 @@ class BaseTokenizer(ABC):
     def token_byte_lengths(self) -> NDArray[np.int64]:
         """Return int64 [vocab_size]: UTF-8 bytes of text that each id stands for, 0 for special tokens."""
 
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Return bool [vocab_size]: True for ids that begin a word; here all."""
+        return np.ones(self.vocab_size, dtype=np.bool_)
+
     def bytes_per_token(self, text: str) -> float:
         """Return how many UTF-8 bytes of a text one token stands for on average; 0 for an empty text."""
         return len(text.encode()) / max(1, len(self.encode(text)))
@@ -269,6 +273,12 @@ class ByteTableTokenizer(BaseTokenizer):
         lengths = np.fromiter(map(len, self._table), dtype=np.int64, count=self.vocab_size)
         lengths[list(self._special.values())] = 0
         return lengths
+
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Return bool [vocab_size]: True for tokens that begin with white space, and for special tokens."""
+        starts = np.array([entry[:1].isspace() for entry in self._table], dtype=np.bool_)
+        starts[list(self._special.values())] = True
+        return starts
 
 
 def refuse_surrogates(text: str) -> None:

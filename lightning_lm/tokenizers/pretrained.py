@@ -22,6 +22,8 @@ __all__ = ["PretrainedTokenizer"]
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", CHAT_TEMPLATE)
 TOKEN_MAP = "special_tokens_map.json"
+_SPACES = ("\u0120", "\u010a", "\u0109", "\u2581", " ", "\n", "\t")
+"""First letters of tokens that begin with white space: in byte-level vocabularies, SentencePiece, and plain text."""
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -125,6 +127,20 @@ class PretrainedTokenizer(BaseTokenizer):
             lengths[number] = len(token.encode()) if number in added else _length(token, byte_level=byte_level)
         lengths[list(self._special.values())] = 0
         return lengths
+
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Return bool [vocab_size]: False for tokens that continue a word.
+
+        In WordPiece these have a mark, such as ``##``; elsewhere they are the tokens without a space before them.
+        """
+        model = self._definition.get("model", {})
+        piece = model.get("type") == "WordPiece"
+        mark = str(model.get("continuing_subword_prefix") or "##") if piece else ""
+        starts = np.ones(self.vocab_size, dtype=np.bool_)
+        for token, number in self._allowing.get_vocab().items():
+            starts[number] = not token.startswith(mark) if piece else token.startswith(_SPACES)
+        starts[list(self._special.values())] = True
+        return starts
 
     @property
     def named_tokens(self) -> dict[str, str]:

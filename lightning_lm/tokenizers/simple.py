@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lightning_lm.errors import TokenizerError
 from lightning_lm.storage.json_text import parse_json
 from lightning_lm.tokenizers.base import END_OF_TEXT, ByteTableTokenizer, number_special, read_marker, refuse_surrogates
@@ -179,6 +182,10 @@ class WordTokenizer(_ListedTokenizer):
         counts = Counter(count_words(texts, pattern, special_tokens=special_tokens, num_workers=num_workers))
         chosen = sorted(counts, key=lambda word: (-counts[word], word))[:num_words]
         return cls([word.decode() for word in chosen], special_tokens, pattern=pattern)
+
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Return bool [vocab_size]: every id begins a word."""
+        return np.ones(self.vocab_size, dtype=np.bool_)
 
     def to_files(self) -> dict[str, str]:
         """Return the content of the files."""
