@@ -1,5 +1,22 @@
 """From text to rows of tokens: sources, the token store, packing, and endless rows in a reproducible order."""
 
+from lightning_lm.data.objectives import (
+    UL2,
+    Denoiser,
+    Denoisers,
+    FillInTheMiddle,
+    MaskedLM,
+    MaskedSpans,
+    MaskedStream,
+    MaskedUnits,
+    PrefixLM,
+    PrefixStream,
+    SingleTokens,
+    SourceTargetStream,
+    SpanCorruption,
+    Vocabulary,
+    WholeWords,
+)
 from lightning_lm.data.packing import BestFit, Concatenate, OnePerRow, Packing, RowPlan, WholeFit
 from lightning_lm.data.post_training.chat import ChatML, ChatTemplate, Plain, Rendered, begin_ids, encode_pair
 from lightning_lm.data.post_training.curriculum import Curriculum
@@ -43,6 +60,7 @@ from lightning_lm.data.tokenize import tokenize
 from lightning_lm.data.tokens import TokenFiles, write_store
 
 __all__ = [
+    "UL2",
     "Alpaca",
     "BestFit",
     "ChatML",
@@ -50,6 +68,8 @@ __all__ = [
     "Columns",
     "Concatenate",
     "Curriculum",
+    "Denoiser",
+    "Denoisers",
     "DocumentedFunctions",
     "EncodedPair",
     "EnvironmentPrompts",
@@ -57,7 +77,12 @@ __all__ = [
     "ExampleSource",
     "Examples",
     "Files",
+    "FillInTheMiddle",
     "HeldOutExamples",
+    "MaskedLM",
+    "MaskedSpans",
+    "MaskedStream",
+    "MaskedUnits",
     "Mixture",
     "OnePerRow",
     "Packing",
@@ -66,6 +91,8 @@ __all__ = [
     "PairStream",
     "Plain",
     "PreferencePairs",
+    "PrefixLM",
+    "PrefixStream",
     "PromptedExamples",
     "ReasoningGym",
     "RecordForm",
@@ -73,7 +100,10 @@ __all__ = [
     "ReverseDigits",
     "RowPlan",
     "ShareGPT",
+    "SingleTokens",
     "Source",
+    "SourceTargetStream",
+    "SpanCorruption",
     "Split",
     "StandardLibrary",
     "SupervisedRows",
@@ -83,7 +113,9 @@ __all__ = [
     "TokenStore",
     "TokenStream",
     "TokenizerTemplate",
+    "Vocabulary",
     "WholeFit",
+    "WholeWords",
     "as_examples",
     "as_source",
     "begin_ids",

@@ -18,14 +18,14 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Limit, Part
 
 __all__ = [
+    "UL2",
     "Denoiser",
     "Denoisers",
     "Example",
     "FillInTheMiddle",
-    "Prefix",
+    "PrefixLM",
     "SpanCorruption",
     "span_counts",
-    "ul2",
 ]
 
 Ints = NDArray[np.int64]
@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
     source: int
     target: int
     both: int
-    """Of source and target together."""
+    """Sum of both, where the sum is largest."""
 
 
 class Denoiser(Part, abc.ABC):
@@ -173,7 +173,7 @@ class SpanCorruption(Denoiser, limits={"rate": Limit.INSIDE_ONE, "mean_span": Li
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prefix(Denoiser, limits={"rate": Limit.INSIDE_ONE}):
+class PrefixLM(Denoiser, limits={"rate": Limit.INSIDE_ONE}):
     """Cut a text in two: the first part is the source, the second the target.
 
     Args:
@@ -300,20 +300,43 @@ class Denoisers(Denoiser, limits={"weights": Limit.NON_NEGATIVE}):
         return Sizes(*(max(sizes) for sizes in zip(*(part.sizes(length) for part in self.parts), strict=True)))
 
 
-def ul2(regular: str | None = "[R]", sequential: str | None = "[S]", extreme: str | None = "[X]") -> Denoisers:
-    """Return UL2's mixture: two regular, four extreme and one sequential denoiser, equally often.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UL2(Denoiser):
+    """UL2's mixture: two regular, four extreme and one sequential denoiser, equally often.
 
     Args:
-        regular: Mode token of the regular ones: spans of 3 or 8 tokens, 15 % removed.
-        sequential: Mode token of the sequential one: the last quarter is the target.
-        extreme: Mode token of the extreme ones: half is removed in spans of 3, 8 or 64 tokens, or 15 % in spans of 64.
+        regular: Mode token of the regular ones, which remove 15 % in spans of 3 or 8 tokens; ``None`` for none.
+        sequential: Mode token of the sequential one, whose target is the last quarter; ``None`` for none.
+        extreme: Mode token of the extreme ones, which remove half in spans of 3, 8 or 64 tokens, or 15 % in spans of
+            64; ``None`` for none.
 
     Source:
         Tay et al. 2022, arXiv:2205.05131, table 1.
     """
-    spans = [SpanCorruption(mean_span=span, mode=regular) for span in (3.0, 8.0)]
-    spans += [SpanCorruption(rate=0.5, mean_span=span, mode=extreme) for span in (3.0, 8.0, 64.0)]
-    return Denoisers((*spans, SpanCorruption(mean_span=64.0, mode=extreme), Prefix(rate=0.25, mode=sequential)))
+
+    regular: str | None = "[R]"
+    sequential: str | None = "[S]"
+    extreme: str | None = "[X]"
+
+    @property
+    def mixture(self) -> Denoisers:
+        """The denoisers."""
+        spans = [SpanCorruption(mean_span=span, mode=self.regular) for span in (3.0, 8.0)]
+        spans += [SpanCorruption(rate=0.5, mean_span=span, mode=self.extreme) for span in (3.0, 8.0, 64.0)]
+        long = SpanCorruption(mean_span=64.0, mode=self.extreme)
+        return Denoisers((*spans, long, PrefixLM(rate=0.25, mode=self.sequential)))
+
+    def apply(self, ids: Ints, vocabulary: Vocabulary, rng: np.random.Generator) -> Example:
+        """Return source and target by a denoiser that is drawn."""
+        return self.mixture.apply(ids, vocabulary, rng)
+
+    def check(self, vocabulary: Vocabulary, max_length: int) -> None:
+        """Refuse a vocabulary that lacks tokens of one of the denoisers."""
+        self.mixture.check(vocabulary, max_length)
+
+    def sizes(self, length: int) -> Sizes:
+        """Return the most tokens of source and target of a text, without end-of-text tokens."""
+        return self.mixture.sizes(length)
 
 
 def _mode(token: str | None, vocabulary: Vocabulary) -> Ints:

@@ -17,7 +17,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.parts import Limit, Part
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["MaskedLM", "MaskedRow", "MaskedUnits", "Spans", "Tokens", "WholeWords", "number_of_targets"]
+__all__ = ["MaskedLM", "MaskedRow", "MaskedSpans", "MaskedUnits", "SingleTokens", "WholeWords", "number_of_targets"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -61,7 +61,7 @@ class MaskedUnits(Part, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokens(MaskedUnits):
+class SingleTokens(MaskedUnits):
     """Each token by itself."""
 
     def choose(self, row: MaskedRow, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> Bools:  # noqa: ARG002
@@ -95,7 +95,7 @@ class WholeWords(MaskedUnits):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spans(MaskedUnits, limits={"p": Limit.INSIDE_ONE, "longest": Limit.COUNT}):
+class MaskedSpans(MaskedUnits, limits={"p": Limit.INSIDE_ONE, "longest": Limit.COUNT}):
     """Contiguous spans that begin with a word, of geometric length; the last one is cut to the number of targets.
 
     Args:
@@ -153,7 +153,7 @@ class MaskedLM(Part, limits={"hidden": Limit.FRACTION, "random": Limit.FRACTION}
 
     Args:
         rate: Fraction of a row's ordinary tokens that are targets: 0.15 in BERT, 0.3 in ModernBERT.
-        units: Units in which tokens are chosen: `Tokens`, `WholeWords` or `Spans`.
+        units: Units in which tokens are chosen: `SingleTokens`, `WholeWords` or `MaskedSpans`.
         hidden: Fraction of the targets that become the mask token.
         random: Fraction of the targets that become a random ordinary token; the rest stay as they are.
 
@@ -162,7 +162,7 @@ class MaskedLM(Part, limits={"hidden": Limit.FRACTION, "random": Limit.FRACTION}
     """
 
     rate: float = 0.15
-    units: MaskedUnits = Tokens()
+    units: MaskedUnits = SingleTokens()
     hidden: float = 0.8
     random: float = 0.1
 

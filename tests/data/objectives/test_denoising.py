@@ -6,14 +6,14 @@ import pytest
 from lightning_lm.data import OnePerRow, TokenStream, WholeFit, write_store
 from lightning_lm.data.objectives import (
     SENTINELS,
+    UL2,
     Denoisers,
     FillInTheMiddle,
-    Prefix,
+    PrefixLM,
     PrefixStream,
     SourceTargetStream,
     SpanCorruption,
     Vocabulary,
-    ul2,
 )
 from lightning_lm.data.objectives.denoising import span_counts
 from lightning_lm.errors import ConfigurationError
@@ -78,17 +78,17 @@ def test_a_prefix_is_cut_anywhere_or_in_a_given_place() -> None:
     ids = np.arange(10)
     cuts = set()
     for seed in range(200):
-        source, target = Prefix().apply(ids, VOCABULARY, _rng(seed))
+        source, target = PrefixLM().apply(ids, VOCABULARY, _rng(seed))
         assert np.concatenate([source, target]).tolist() == ids.tolist()
         cuts.add(len(source))
     assert cuts == set(range(1, 10))
-    source, target = Prefix(rate=0.25).apply(np.arange(12), VOCABULARY, _rng())
+    source, target = PrefixLM(rate=0.25).apply(np.arange(12), VOCABULARY, _rng())
     assert (source.tolist(), target.tolist()) == (list(range(9)), [9, 10, 11])
-    assert Prefix().apply(ids[:1], VOCABULARY, _rng()).target.tolist() == [0]
+    assert PrefixLM().apply(ids[:1], VOCABULARY, _rng()).target.tolist() == [0]
 
 
 def test_ul2_has_its_seven_denoisers_and_modes() -> None:
-    mixture, ids, modes = ul2(), np.arange(200) % 256, []
+    mixture, ids, modes = UL2(), np.arange(200) % 256, []
     for seed in range(700):
         source, target = mixture.apply(ids, VOCABULARY, _rng(seed))
         modes.append(int(source[0]))
@@ -125,7 +125,7 @@ def test_missing_tokens_are_named_with_the_way_to_add_them() -> None:
     with pytest.raises(ConfigurationError, match=r"Up to 28 spans.*has 0 of the tokens <extra_id_0>"):
         SpanCorruption().check(bare, 568)
     with pytest.raises(ConfigurationError, match=r"no special token '\[R\]'.*with_special_tokens"):
-        ul2().check(Vocabulary.of(ByteTokenizer(("<|endoftext|>", *SENTINELS))), 100)
+        UL2().check(Vocabulary.of(ByteTokenizer(("<|endoftext|>", *SENTINELS))), 100)
     with pytest.raises(ConfigurationError, match=r"no special token '<\|fim_prefix\|>'"):
         FillInTheMiddle().check(bare, 100)
 
@@ -138,8 +138,8 @@ def test_impossible_spans_are_refused(settings: dict[str, float]) -> None:
 
 def test_mixtures_need_one_weight_for_each() -> None:
     with pytest.raises(ConfigurationError, match="one weight for each"):
-        Denoisers((Prefix(),), weights=(1.0, 2.0))
-    assert Denoisers((Prefix(), SpanCorruption()), weights=(0.0, 1.0)).sizes(100).source == 99
+        Denoisers((PrefixLM(),), weights=(1.0, 2.0))
+    assert Denoisers((PrefixLM(), SpanCorruption()), weights=(0.0, 1.0)).sizes(100).source == 99
 
 
 def _stream(tmp_path, row_length: int = 64) -> tuple[TokenStream, set[tuple[int, ...]]]:
@@ -174,7 +174,7 @@ def test_target_i_of_a_row_belongs_to_source_i(tmp_path) -> None:
 
 def test_a_prefix_row_has_source_and_target_in_one_document(tmp_path) -> None:
     stream, texts = _stream(tmp_path)
-    rows = PrefixStream(stream, Prefix(), VOCABULARY, begin_id=EOS)
+    rows = PrefixStream(stream, PrefixLM(), VOCABULARY, begin_id=EOS)
     batch = rows.batch(np.arange(rows.rows_per_epoch))
     found = set()
     for row in range(rows.rows_per_epoch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_lm.data import TokenStream, write_store
-from lightning_lm.data.objectives import MaskedLM, MaskedStream, Spans, Tokens, Vocabulary, WholeWords
+from lightning_lm.data.objectives import MaskedLM, MaskedSpans, MaskedStream, SingleTokens, Vocabulary, WholeWords
 from lightning_lm.data.objectives.masked import MaskedRow, _contiguous, number_of_targets, words_of
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.tokenizers import ByteTokenizer, PretrainedTokenizer, WordTokenizer
@@ -33,8 +33,8 @@ def test_the_number_of_targets_is_berts(n: int, rate: float, count: int) -> None
     assert number_of_targets(n, rate) == count
 
 
-@pytest.mark.parametrize("units", [Tokens(), Spans()])
-def test_exactly_that_many_tokens_are_targets(units: Tokens | Spans) -> None:
+@pytest.mark.parametrize("units", [SingleTokens(), MaskedSpans()])
+def test_exactly_that_many_tokens_are_targets(units: SingleTokens | MaskedSpans) -> None:
     for seed in range(50):
         row = _row(TEXT[: 3 + seed])
         _, labels = MaskedLM(units=units).apply(row, VOCABULARY, _rng(seed))
@@ -61,7 +61,7 @@ def test_a_word_longer_than_the_number_of_targets_is_hidden_in_part() -> None:
 
 def test_spans_begin_with_words_and_are_long() -> None:
     row, starts = _row(TEXT * 10), VOCABULARY.starts_word
-    chosen = Spans().choose(row, 120, VOCABULARY, _rng())
+    chosen = MaskedSpans().choose(row, 120, VOCABULARY, _rng())
     begins = np.flatnonzero(chosen & ~np.roll(chosen, 1))
     assert all(starts[row.ids[place]] or place == 0 for place in begins)
     assert len(begins) < 60
@@ -72,7 +72,7 @@ def test_a_span_stays_in_its_document_and_passes_over_what_may_not_be_hidden() -
     row.documents[5:] = 1
     row.candidates[2] = False
     for seed in range(50):
-        chosen = Spans(p=0.01).choose(row, 2, VOCABULARY, _rng(seed))
+        chosen = MaskedSpans(p=0.01).choose(row, 2, VOCABULARY, _rng(seed))
         assert chosen.sum() == 2
         assert not chosen[2]
     assert _contiguous(np.arange(3, 8), row.documents).tolist() == [3, 4]
