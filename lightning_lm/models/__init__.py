@@ -33,6 +33,7 @@ from lightning_lm.models.lora import (
 )
 from lightning_lm.models.mixer import Mixer, MixerModule
 from lightning_lm.models.mup import MuP, MuPAttention
+from lightning_lm.models.ngram import NgramModel, fit_ngram, load_ngram, read_arpa, save_ngram, write_arpa
 from lightning_lm.models.ngram_classifier import NgramClassifier
 from lightning_lm.models.norms import LayerNorm, NoNorm, Norm, RMSNorm
 from lightning_lm.models.positions import (
@@ -85,6 +86,7 @@ __all__ = [
     "MuPAttention",
     "NTKScaling",
     "NgramClassifier",
+    "NgramModel",
     "NoNorm",
     "Norm",
     "Normal",
@@ -113,6 +115,7 @@ __all__ = [
     "end_ids",
     "export_gguf",
     "export_model",
+    "fit_ngram",
     "flops_per_token",
     "generation_settings",
     "gpt2",
@@ -121,6 +124,7 @@ __all__ = [
     "llama2",
     "llama3",
     "load_huggingface",
+    "load_ngram",
     "make_context",
     "memory_estimate",
     "merge_adapters",
@@ -129,10 +133,13 @@ __all__ = [
     "parameter_table",
     "qwen2",
     "qwen3",
+    "read_arpa",
     "remove_adapters",
     "render",
     "save_adapters",
     "save_huggingface",
+    "save_ngram",
     "set_generation_settings",
     "tinystories",
+    "write_arpa",
 ]
