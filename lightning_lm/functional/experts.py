@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_lm.functional.dtypes import to_accumulate
+
 __all__ = [
     "Assignment",
     "ExpertChoices",
@@ -71,7 +73,7 @@ def expert_scores(logits: Float[Tensor, "tokens experts"], score: Score) -> Floa
             return logits.softmax(-1)
         case "sigmoid":
             return logits.sigmoid()
-        case "chosen_softmax":
+        case _:
             return logits
 
 
@@ -122,7 +124,8 @@ def _within_best_groups(ranking: Tensor, num_groups: int, num_chosen: int, best:
     group_scores = grouped.topk(best, dim=-1).values.sum(-1)
     kept = torch.zeros_like(group_scores, dtype=torch.bool)
     kept = kept.scatter(-1, group_scores.topk(num_chosen, dim=-1).indices, True)
-    return grouped.masked_fill(~kept[..., None], -math.inf).flatten(-2)
+    masked: Tensor = grouped.masked_fill(~kept[..., None], -math.inf)
+    return masked.flatten(-2)
 
 
 def group_by_expert(
@@ -294,6 +297,6 @@ def balanced_bias(
     Source:
         Wang et al. 2024, arXiv:2408.15664, algorithm 1.
     """
-    counts = counts.double() if counts.device.type != "mps" else counts.float()
+    counts = to_accumulate(counts)
     change = rate * torch.sign(counts.mean() - counts).to(bias.dtype)
     return bias + (change - change.mean())

@@ -5,6 +5,7 @@ Every operation has one public function; `report` says what runs it here and why
 
 from lightning_lm.kernels.attention import attention
 from lightning_lm.kernels.flash_attention.operation import flash_attention
+from lightning_lm.kernels.grouped_linear import grouped_linear
 from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.lm_head.cross_entropy import cross_entropy
 from lightning_lm.kernels.lm_head.head import output_layer
@@ -28,6 +29,7 @@ __all__ = [
     "flash_attention",
     "force_backend",
     "geglu",
+    "grouped_linear",
     "layer_norm",
     "linear_cross_entropy",
     "linear_logprob",

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_lm.kernels.runtime.backend import use_triton
 from lightning_lm.kernels.runtime.operation import Operation
 
 __all__ = ["grouped_linear"]
@@ -49,6 +50,7 @@ def _offsets(counts: Tensor) -> Tensor:
 
 
 def _grouped_linear_forward(x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor]:
+    use_triton("grouped_linear", x.device, "torch has grouped products")
     if _is_grouped(x, *weight.shape[1:]):
         return (F.grouped_mm(x.contiguous(), weight.mT, offs=_offsets(counts)),)
     out = x.new_empty(len(x), weight.size(1))
@@ -71,11 +73,11 @@ def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, counts: Te
     return grad_x, grad_weight
 
 
-def _fake_forward(x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor]:  # noqa: ARG001
+def _fake_forward(x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor]:
     return (x.new_empty(x.size(0), weight.size(1)),)
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Any, Any]:  # noqa: ARG001
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Any, Any]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 

@@ -1,9 +1,22 @@
 """Transformers as parts: what a layer is made of is chosen, not switched on."""
 
 from lightning_lm.models.attention import Attention
+from lightning_lm.models.auxiliary import LayerLoad, collect_auxiliary
 from lightning_lm.models.cache import KVCache, LayerState
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.context import Context, make_context
+from lightning_lm.models.experts import (
+    Balance,
+    Groups,
+    HashRouter,
+    LaggedLoss,
+    LoadBias,
+    MixtureOfExperts,
+    MoE,
+    Router,
+    SequenceLoss,
+    TopK,
+)
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.gguf import export_gguf, import_gguf
 from lightning_lm.models.grow import grow_vocabulary
@@ -67,19 +80,27 @@ __all__ = [
     "AdapterPart",
     "Adapters",
     "Attention",
+    "Balance",
     "Context",
     "DepthScaled",
     "FanIn",
+    "Groups",
+    "HashRouter",
     "Init",
     "KVCache",
+    "LaggedLoss",
     "Layer",
+    "LayerLoad",
     "LayerNorm",
     "LayerState",
     "LearnedPositions",
     "LinearScaling",
     "Llama3Scaling",
+    "LoadBias",
     "Mixer",
     "MixerModule",
+    "MixtureOfExperts",
+    "MoE",
     "ModelConfig",
     "ModelDescription",
     "MuP",
@@ -98,7 +119,10 @@ __all__ = [
     "Rope",
     "RopeScaling",
     "RotaryTable",
+    "Router",
+    "SequenceLoss",
     "SinusoidalPositions",
+    "TopK",
     "Transformer",
     "TransformerConfig",
     "TransformersConfig",
@@ -108,6 +132,7 @@ __all__ = [
     "add_end_ids",
     "as_language_model",
     "attach_adapters",
+    "collect_auxiliary",
     "config_from_huggingface",
     "config_to_huggingface",
     "describe",

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.attention import Documents
+from lightning_lm.models.auxiliary import LayerLoad, collected
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.positions import Rope
 
@@ -37,6 +38,10 @@ class Context:
     """Columns of the tokens in the cache, int64 [batch, seq]; ``None`` where they are the same in all rows."""
     rotations: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Cosines and sines at the positions, for each kind of rotary embedding in the model."""
+    counted: Bool[Tensor, "batch seq"] | None = None
+    """Tokens that count for auxiliary losses and loads of experts; ``None`` for all."""
+    auxiliary: list[LayerLoad] | None = field(default_factory=collected.get)
+    """Reports of layers in a training step beside their output; ``None`` where nobody asks."""
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def mask(self, num_keys: int, window: int | None) -> Documents | Bool[Tensor, "#batch 1 queries keys"] | None:
@@ -56,6 +61,14 @@ class Context:
         if (window, num_keys) not in self._masks:
             self._masks[window, num_keys] = self._row_mask(self.cache, num_keys, window)
         return self._masks[window, num_keys]
+
+    def sequence_index(self) -> Int[Tensor, " tokens"]:
+        """Return the number of each token's document, counted over all rows laid end to end."""
+        if self.documents is not None:
+            return (self.documents.positions() == 0).flatten().cumsum(0) - 1
+        assert self.input_ids is not None
+        rows = torch.arange(len(self.input_ids), device=self.input_ids.device)
+        return rows[:, None].expand_as(self.input_ids).flatten()
 
     def _row_mask(self, cache: KVCache, num_keys: int, window: int | None) -> Bool[Tensor, "batch 1 queries keys"]:
         """Hide what lies outside of a row. A query in its padding sees itself, so that its softmax is not 0 / 0."""

@@ -40,6 +40,8 @@ class Init(Part):
         """
         roles = parameter_roles(model)
         for path, module in model.named_modules():
+            if hasattr(module, "reset_buffers"):
+                module.reset_buffers()
             direct = dict(module.named_parameters(recurse=False))
             if direct and all(parameter.dim() < 2 for parameter in direct.values()):
                 module.reset_parameters()  # a norm

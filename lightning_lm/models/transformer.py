@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
@@ -179,6 +179,7 @@ class Transformer(nn.Module):
         position_ids: Int[Tensor, "batch seq"] | None = None,
         document_ids: Int[Tensor, "batch seq"] | Documents | None = None,
         cache: KVCache | None = None,
+        counted: Bool[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Return the normalised features that ``head`` turns into logits.
 
@@ -188,8 +189,10 @@ class Transformer(nn.Module):
             document_ids: Equal inside a document; no token sees another document's. Or `Documents`, which may continue
                 tokens of others.
             cache: Keys and values of earlier tokens, from `make_cache`; the new ones are added.
+            counted: Tokens that count for the loads of experts and auxiliary losses; by default all.
         """
         context = make_context(input_ids, position_ids, document_ids, cache)
+        context.counted = counted
         for key, table in self._rotary.items():
             context.rotations[key] = table(context.positions, context.num_positions, input_ids.device)
         x = self._embed(input_ids, context)
@@ -267,12 +270,16 @@ class Block(nn.Module):
         def mix(x: Tensor) -> Tensor:
             return cast(Tensor, self.mixer(x, context, state))
 
+        def transform(x: Tensor) -> Tensor:
+            ffn: Any = self.ffn
+            return cast(Tensor, ffn(x, context) if getattr(ffn, "takes_context", False) else ffn(x))
+
         if self.ffn is None:
             return self._join(x, mix, self.mixer_norm, self.mixer_post_norm)
         if self.residual == "parallel":
-            return x + self._drop(mix(self.mixer_norm(x))) + self._drop(self.ffn(self.ffn_norm(x)))
+            return x + self._drop(mix(self.mixer_norm(x))) + self._drop(transform(self.ffn_norm(x)))
         x = self._join(x, mix, self.mixer_norm, self.mixer_post_norm)
-        return self._join(x, self.ffn, self.ffn_norm, self.ffn_post_norm)
+        return self._join(x, transform, self.ffn_norm, self.ffn_post_norm)
 
     def _join(self, x: Tensor, sublayer: Sublayer, norm: Any, post_norm: Any) -> Tensor:
         """Add what a sublayer makes of the stream to the stream."""

@@ -271,6 +271,10 @@ def _empty(config: TransformerConfig, dtype: torch.dtype, device: torch.device |
     model = model.to(dtype).to_empty(device=device)
     if config.tie_embeddings:  # replacing the parameters has parted them
         model.head.weight = model.embed.weight
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        if hasattr(module, "reset_buffers"):
+            module.reset_buffers()
     return model
 
 
