@@ -152,7 +152,7 @@ def parallel_recurrence(
     pairs = _pairs(cumulative, seen, groups=values.size(1) // keys.size(1))
     if given.beta is not None:
         values = _solve(pairs(keys, keys), given.beta.transpose(1, 2), values)
-    return cast(Tensor, (pairs(queries, keys) @ values).transpose(1, 2).to(v.dtype))
+    return (pairs(queries, keys) @ values).transpose(1, 2).to(v.dtype)
 
 
 @_full_precision
@@ -198,7 +198,7 @@ def chunked_recurrence(
     padding = -length % size
 
     def cut(x: Tensor) -> Tensor:  # [batch, seq, heads, dim] -> [batch, heads, chunks, size, dim]
-        return F.pad(x, (0, 0, 0, 0, 0, padding)).unflatten(1, (-1, size)).movedim(3, 1)
+        return cast(Tensor, F.pad(x, (0, 0, 0, 0, 0, padding)).unflatten(1, (-1, size)).movedim(3, 1))
 
     queries, keys, values = cut(given.q), cut(given.k), cut(given.v)
     edges = _document_edges(document_ids, size, padding)

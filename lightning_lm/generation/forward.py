@@ -63,6 +63,7 @@ class CachedForward:
         prompts: Token ids of each row, at least one.
         max_new_tokens: Most tokens that will be generated after a prompt.
         steps_agree: See `lightning_lm.generation.Generator`; ranks may need different numbers of groups.
+        most_rewound: Most tokens of a row that are taken back at a time.
     """
 
     def __init__(
@@ -71,12 +72,16 @@ class CachedForward:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         steps_agree: Callable[[bool], bool] | None = None,
+        *,
+        most_rewound: int = 0,
     ) -> None:
         self._model, self._prompts, self._steps_agree = model, prompts, steps_agree
         self._device = _device(model)
         self._width = max(map(len, prompts))
         # The last generated token is never read, so the cache is one shorter than the text.
         self._cache = self._empty_cache(prompts, max_new_tokens - 1)
+        if most_rewound and hasattr(self._cache, "keep_newest"):
+            self._cache.keep_newest(most_rewound)
 
     def prefill(self) -> Tensor:
         """Read the prompts; return logits [rows, vocab]."""
@@ -198,10 +203,12 @@ def forward_for(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     steps_agree: Callable[[bool], bool] | None = None,
+    *,
+    most_rewound: int = 0,
 ) -> ReversibleForward:
     """Return the fastest way to run this model over growing rows."""
     if hasattr(model, "make_cache"):
-        return CachedForward(model, prompts, max_new_tokens, steps_agree)
+        return CachedForward(model, prompts, max_new_tokens, steps_agree, most_rewound=most_rewound)
     return PrefixForward(model, prompts, max_new_tokens)
 
 

@@ -229,7 +229,7 @@ class Generator:
         num_tokens = self._speculation.num_tokens
         longest = max(map(len, prompts)) + most - 1
         spare = min(num_tokens, *(spare_positions(model, longest) for model in self._models))
-        target, draft = (forward_for(model, prompts, most + spare) for model in self._models)
+        target, draft = (forward_for(model, prompts, most + spare, most_rewound=num_tokens) for model in self._models)
         return SpeculativeDecoder(
             target,
             draft,

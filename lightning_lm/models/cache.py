@@ -58,6 +58,23 @@ class LayerState:
             f"{type(self).__name__} cannot go back {columns} column(s). Decode without speculation."
         )
 
+    def rewind_rows(self, columns: Int[Tensor, "batch"], surplus: int) -> None:  # noqa: ARG002
+        """Forget the newest columns of each row. Layers whose rows share columns drop those that no row has any more.
+
+        Args:
+            columns: Number of them in each row.
+            surplus: Columns by which the longest row was longer before.
+        """
+        self.rewind(surplus)
+
+    def keep_newest(self, columns: int) -> None:  # noqa: ARG002
+        """Make sure that as many columns can be forgotten; layers that keep all columns need nothing for it.
+
+        Args:
+            columns: Most columns that a row will be rewound by.
+        """
+        return
+
     def join(self, parts: Sequence[tuple[Tensor, Any]], batch_size: int, length: int) -> None:
         """Take what others hold for some of the rows each, aligned on the right; this one is empty so far.
 
@@ -235,19 +252,28 @@ class KVCache:
             ConfigurationError: If a sliding window has dropped columns that would be seen again.
         """
         if isinstance(columns, Tensor):
-            self._end((self.length if self.ends is None else self.ends) - columns)
+            self._end((self.length if self.ends is None else self.ends) - columns, columns)
         elif columns:
             for layer in self.layers:
                 layer.rewind(columns)
             self.length -= columns
             self.ends = None if self.ends is None else self.ends - columns
 
-    def _end(self, ends: Int[Tensor, "batch"]) -> None:
+    def keep_newest(self, columns: int) -> None:
+        """Make sure that rows can be rewound by as many columns, also in layers that carry a state of constant size.
+
+        Args:
+            columns: Most columns of a row that will be forgotten at a time.
+        """
+        for layer in self.layers:
+            layer.keep_newest(columns)
+
+    def _end(self, ends: Int[Tensor, "batch"], forgotten: Int[Tensor, "batch"]) -> None:
         """Let each row end in a column of its own."""
         shortest, longest = (int(end) for end in ends.aminmax())
         if shortest < self.length:  # refused by layers that cannot go back, also if the longest row does not
             for layer in self.layers:
-                layer.rewind(self.length - longest)
+                layer.rewind_rows(forgotten, self.length - longest)
         self.length, self.ends = longest, None if shortest == longest else ends
 
     @property
@@ -280,4 +306,4 @@ class KVCache:
         for layer in self.layers:
             layer.select(rows)
         if self.ends is not None and len(rows):
-            self._end(self.ends[rows])
+            self._end(self.ends[rows], torch.zeros_like(rows))

@@ -28,7 +28,7 @@ def _inputs(weight: Tensor, role: Role) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Part):
-    """Base of the initialisations: biases start at 0, norms at 1, and a subclass draws the rest."""
+    """Base of the initialisations: biases start at 0, norms at 1, convolutions as in torch; a subclass draws more."""
 
     def apply(self, model: nn.Module, *, num_layers: int, generator: torch.Generator | None = None) -> None:
         """Overwrite every parameter of a model.
@@ -51,6 +51,9 @@ class Init(Part):
                 role = roles.get(f"{path}.{name}" if path else name)
                 if role == "vector":
                     nn.init.zeros_(parameter)
+                elif role == "conv":  # few taps: a deviation made for wide matrices would silence what they read
+                    bound = _inputs(parameter, role) ** -0.5
+                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
                 elif role is not None:  # a tied weight is drawn once, under its first name
                     self.draw(parameter, role=role, depth=depth, generator=generator)
 
