@@ -6,7 +6,7 @@ sines are fixed, and generation keeps the history of each convolution's inputs a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import ClassVar, cast
@@ -60,7 +60,7 @@ class Hyena(
         Poli et al. 2023, arXiv:2302.10866.
     """
 
-    length: int
+    length: int = field(kw_only=False)
     order: int = 2
     conv: int = 3
     filter_size: int = 64
@@ -246,16 +246,15 @@ class ImplicitFilter(nn.Module):
         Args:
             taps: Number of weights.
         """
-        weight = self.hidden[0].weight  # type: ignore[union-attr]
+        weight = cast(nn.Linear, self.hidden[0]).weight
         time = torch.arange(taps, device=weight.device, dtype=torch.float32)[:, None] / self.length
         angles = 2 * math.pi * time * torch.linspace(1e-4, self.bands - 1, self.bands, device=weight.device)
         with torch.autocast(weight.device.type, enabled=False):
             features = torch.cat((time, angles.cos(), angles.sin()), 1).to(weight.dtype)
             for linear in self.hidden:
                 features = torch.sin(_FREQUENCY * linear(features))
-            return self.out(features).to(torch.promote_types(weight.dtype, torch.float32)) * self.rates(
-                time, self.length
-            )
+            weights: Tensor = self.out(features).to(torch.promote_types(weight.dtype, torch.float32))
+            return weights * cast(Tensor, self.rates(time, self.length))
 
 
 class FilterRates(nn.Module):

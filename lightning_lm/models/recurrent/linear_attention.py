@@ -145,7 +145,7 @@ class LearnedGate(nn.Module):
         """
         gates = self.up(self.down(x))
         wide = gates.to(torch.promote_types(gates.dtype, torch.float32))
-        return (F.logsigmoid(wide) / self.temperature).unflatten(-1, (-1, self.head_dim))
+        return cast(Tensor, (F.logsigmoid(wide) / self.temperature).unflatten(-1, (-1, self.head_dim)))
 
 
 @dataclass(frozen=True, kw_only=True)

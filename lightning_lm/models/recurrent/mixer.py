@@ -23,7 +23,7 @@ from lightning_lm.models.mixer import Mixer, MixerModule
 __all__ = ["Memory", "RecurrentMixer", "RecurrentPart", "RecurrentState", "run"]
 
 Memory = tuple[Tensor, ...]
-"""What a mixer keeps of earlier tokens, [batch, ...] each; zeros where there were none."""
+"""Tensors that a mixer keeps of earlier tokens, [batch, ...] each; zeros where there were none."""
 
 Mix = Callable[[Tensor, Tensor | None, Memory | None], tuple[Tensor, Memory]]
 

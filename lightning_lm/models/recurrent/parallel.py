@@ -1,7 +1,7 @@
 """Mixers side by side: all read the same input, and their outputs are added."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from jaxtyping import Float, Int
@@ -27,7 +27,7 @@ class Parallel(Mixer):
         Zuo et al. 2025 (Falcon-H1), arXiv:2507.22448.
     """
 
-    mixers: tuple[Mixer, ...]
+    mixers: tuple[Mixer, ...] = field(kw_only=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
