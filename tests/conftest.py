@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
 
 # Kernels are tested in Triton's interpreter, which must be chosen before anything imports Triton. Set it to 0 on a GPU.
@@ -33,6 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+
+
+# Every run tries the same examples, on a busy machine too. Python's hash seed is the only thing that varies.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_report_header() -> str:
@@ -75,6 +83,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the folders that take longest."""
     order = {f"tests/{name}": place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get("/".join(item.nodeid.split("/")[:2]), len(order)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed what fixtures draw, so that no test depends on the tests that ran before it on its worker."""
+    seed_everything_that_draws(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Seed what the test itself draws: a session's fixture is set up in its first test only."""
+    seed_everything_that_draws(1)
+
+
+def seed_everything_that_draws(seed: int) -> None:
+    """Seed the global generators; a seed in the environment is for the ranks of a Trainer."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @pytest.fixture(autouse=True, scope="session")

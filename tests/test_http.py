@@ -67,12 +67,12 @@ def test_an_answer_that_ends_early_is_tried_again(client):
 
 @pytest.mark.parametrize("step", [{"hang": True}, {"trickle": True}])
 def test_a_server_that_hangs_or_trickles_is_left_at_the_deadline(client, step):
-    server, scenario = client(step, timeout_s=0.3)
+    server, scenario = client(step, timeout_s=1.0)
     begin = time.monotonic()
-    with pytest.raises(RemoteError, match=r"timeout_s=0\.3") as caught:
+    with pytest.raises(RemoteError, match=r"timeout_s=1\.0") as caught:
         server.post("x", {})
     assert caught.value.status is None
-    assert 0.25 < time.monotonic() - begin < 10  # the upper bound leaves room for a busy machine
+    assert 0.9 < time.monotonic() - begin < 60  # the upper bound leaves room for a busy machine
     assert len(scenario.requests) == 1
 
 

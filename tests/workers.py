@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import types
@@ -23,14 +24,16 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["WorkerError", "Workers"]
+__all__ = ["WorkerError", "Workers", "hang"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torch.distributed.tensor", "lightning.pytorch"])
-_START_TIMEOUT_S, _LEAVE_TIMEOUT_S, _STACK_TIMEOUT_S, _GROUP_TIMEOUT_S = 120.0, 10.0, 10.0, 300
+_START_TIMEOUT_S, _LEAVE_TIMEOUT_S, _STACK_TIMEOUT_S, _GROUP_TIMEOUT_S = 300.0, 30.0, 30.0, 900
 _GRACE_S, _POLL_S = 0.5, 0.05
+_TOLD = 4000
+_HANGS, _MAIN_THREAD = "hangs", "Current thread"  # as faulthandler calls it
 
 
 class WorkerError(Exception):
@@ -55,7 +58,7 @@ class Workers:
         self._ranks: list[_Rank] = []
         self._folder = Path(tempfile.mkdtemp(prefix=f"workers-{size}-"))
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0, **kwargs: Any) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 300.0, **kwargs: Any) -> list[Any]:
         """Call a function on every rank and return what each returned, in the order of ranks.
 
         Args:
@@ -103,14 +106,15 @@ class Workers:
         self._answers(deadline)
 
     def _answers(self, deadline: float) -> list[Any]:
-        """Wait until every rank has answered, or a short while longer than the first that failed."""
+        """Wait until every rank has answered, or a short while longer than the first that fails or hangs."""
         answers: dict[int, Any] = {}
         failures: dict[int, str] = {}
         while len(answers) + len(failures) < self.size and time.monotonic() < deadline:
             for number in self._ready(set(range(self.size)) - set(answers) - set(failures), deadline):
                 worked, content = self._receive(number)
-                (answers if worked else failures)[number] = content
-                if not worked:
+                if worked != _HANGS:
+                    (answers if worked else failures)[number] = content
+                if worked in (False, _HANGS):
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
         if len(answers) == self.size:
             return [answers[number] for number in range(self.size)]
@@ -123,14 +127,14 @@ class Workers:
         found = wait([source for pair in sources.values() for source in pair], max(0.0, deadline - time.monotonic()))
         return sorted(number for number, pair in sources.items() if any(source in found for source in pair))
 
-    def _receive(self, number: int) -> tuple[bool, Any]:
+    def _receive(self, number: int) -> tuple[Any, Any]:
         rank = self._ranks[number]
         try:
             if rank.pipe.poll():
                 worked, content = pickle.loads(rank.pipe.recv_bytes())
                 return worked, content
         except (EOFError, OSError):
-            rank.process.join(_GRACE_S)
+            rank.process.join(_LEAVE_TIMEOUT_S)
         return False, f"died (exit code {rank.process.exitcode})\n{_tail(rank.log)}"
 
     def _report(self, failures: dict[int, str], missing: set[int]) -> str:
@@ -150,10 +154,11 @@ class Workers:
         with contextlib.suppress(OSError):
             os.kill(rank.process.pid, signal.SIGUSR2)
         deadline = time.monotonic() + _STACK_TIMEOUT_S
-        while "most recent call first" not in _tail(rank.log) and time.monotonic() < deadline:
+        while _MAIN_THREAD not in (log := _tail(rank.log, 10**9)) and time.monotonic() < deadline:
             rank.process.join(_POLL_S)
-        rank.process.join(_POLL_S)
-        return _tail(rank.log)
+        rank.process.join(_POLL_S)  # the rest of it
+        log = _tail(rank.log, 10**9)
+        return log[max(0, min(log.rfind(_MAIN_THREAD), len(log) - _TOLD)) :]  # a deep stack may be long
 
     def _end(self) -> None:
         for rank in self._ranks:
@@ -169,16 +174,26 @@ def _modules_of(function: Callable[..., Any]) -> tuple[str, str | None]:
     return function.__module__, getattr(module, "__file__", None)
 
 
-def _tail(log: Path, size: int = 4000) -> str:
+def _tail(log: Path, size: int = _TOLD) -> str:
     return log.read_text(errors="replace")[-size:] if log.exists() else ""
 
 
 # --- what runs in a worker ---
 
+_session = types.SimpleNamespace(pipe=None)
+
+
+def hang() -> NoReturn:
+    """Wait for ever and tell the session that this rank will, which then need not find out by ``timeout_s``."""
+    _session.pipe.send_bytes(pickle.dumps((_HANGS, None)))
+    while True:
+        threading.Event().wait()
+
 
 def _serve(rank: int, size: int, pipe: Connection, log: Path) -> None:
     """Answer calls until told to leave. Interpreters that used gloo may abort at their exit, so none takes place."""
     _redirect(log)
+    _session.pipe = pipe
     for category in (DeprecationWarning, FutureWarning):  # as in pyproject.toml: our own calls
         warnings.filterwarnings("error", category=category, module="lightning_lm")
     try:

@@ -231,7 +231,8 @@ def test_clients_that_go_leave_the_batch_and_full_queues_are_refused():
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.3).completions.create(**endless)
         wait_until(lambda: engine.num_running == 0)
-        assert client.completions.create(**{**endless, "max_tokens": 2}).usage.completion_tokens == 2
+        patient = client.with_options(max_retries=9)  # on a busy machine the call that was given up may come only now
+        assert patient.completions.create(**{**endless, "max_tokens": 2}).usage.completion_tokens == 2
 
 
 def test_time_limit():

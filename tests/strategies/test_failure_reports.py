@@ -89,10 +89,10 @@ def while_rank_0_is_stopped(error):
 def test_a_stopped_rank_0_is_named_although_the_board_lies_with_it(ranks):
     _, (found, seconds) = ranks(2).run(while_rank_0_is_stopped, IN_VAIN)
     assert found == ["Rank 0 of 2 does not respond: it has died or is stopped, or its machine cannot be reached."]
-    assert seconds < 10
+    assert seconds < 60
     _, (found, seconds) = ranks(2).run(while_rank_0_is_stopped, ValueError("of its own"))
     assert found == []
-    assert seconds < 10
+    assert seconds < 60
 
 
 @pytest.mark.parametrize("name", [name for name in strategies.__all__ if name.endswith("Strategy")])

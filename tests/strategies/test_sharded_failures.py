@@ -2,15 +2,13 @@
 
 import os
 import signal
-import threading
-import time
 
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from optimizer_runs import Run, TinyModule, Windows, make_trainer
 from torch import distributed
-from workers import WorkerError
+from workers import WorkerError, hang
 
 from lightning_lm.strategies import AtomicCheckpointIO, ShardedOptimizerStrategy
 
@@ -35,7 +33,7 @@ class Failure(Callback):
 
 
 def wait_for_ever():
-    threading.Event().wait()
+    hang()
 
 
 def train(stage, kind, folder):
@@ -65,11 +63,8 @@ def go_on(stage, path):
     ],
 )
 def test_a_rank_that_fails(ranks, tmp_path, stage, kind, said):
-    ranks(2).run(train, stage, "goes on", tmp_path / "before")  # everything is imported before time is taken
-    start = time.monotonic()
     with pytest.raises(WorkerError, match=said):
-        ranks(2).run(train, stage, kind, tmp_path / "run", timeout_s=15.0 if kind == "hangs" else 60.0)
-    assert time.monotonic() - start < 60
+        ranks(2).run(train, stage, kind, tmp_path / "run")
     saved = sorted((tmp_path / "run").iterdir())
     assert [path.name for path in saved if path.suffix == ".ckpt"] == [f"step={step}.ckpt" for step in (1, 2, 3)]
     for path in saved:  # what is not whole is not called a checkpoint

@@ -91,7 +91,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_split_run_equals_one_process(ranks, case):
     size, settings, options = CASES[case]
-    found = ranks(size).run(split_run, settings, **options, timeout_s=30.0)
+    found = ranks(size).run(split_run, settings, **options)
     for other in found[1:]:
         assert other[0] == found[0][0]
     assert_equal_runs(found[0], alone(**options))
