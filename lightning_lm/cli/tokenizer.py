@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from lightning_lm.data import Source
     from lightning_lm.tokenizers.base import BaseTokenizer
 
-__all__ = ["STANDARD_LIBRARY", "add_arguments", "run"]
+__all__ = ["INPUT_HELP", "STANDARD_LIBRARY", "add_arguments", "add_reading_arguments", "run", "source_of"]
 
 _END_OF_TEXT = "<|endoftext|>"
 STANDARD_LIBRARY = "standard-library"
 """Name, as input of a verb, of the sources on which `fit` trains by default."""
-_INPUT_HELP = (
+INPUT_HELP = (
     "files or folders, read as `fit` reads them (text, JSON, CSV, Parquet, Arrow; compressed too); "
     f"{STANDARD_LIBRARY} for Python's own sources, on which `fit` trains by default"
 )
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to a parser."""
     verbs = parser.add_subparsers(dest="tokenizer_verb", required=True, metavar="{train,compare}")
     train = verbs.add_parser("train", help="train a tokenizer on text files")
-    train.add_argument("--input", nargs="+", required=True, metavar="PATH", help=_INPUT_HELP)
+    train.add_argument("--input", nargs="+", required=True, metavar="PATH", help=INPUT_HELP)
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the tokenizer is written")
     train.add_argument("--vocab-size", type=COUNT, default=8192, help="number of ids (default: %(default)s)")
     train.add_argument("--kind", choices=sorted(_TRAINERS), default="bpe", help="default: %(default)s")
@@ -51,13 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compare = verbs.add_parser("compare", help="print what tokenizers make of a text, as a table")
     compare.add_argument("tokenizers", nargs="+", metavar="TOKENIZER", help='folders, files, or "bytes"')
     compare.add_argument(
-        "--input", action="append", required=True, metavar="PATH", help=f"{_INPUT_HELP}; may be repeated"
+        "--input", action="append", required=True, metavar="PATH", help=f"{INPUT_HELP}; may be repeated"
     )
     compare.add_argument("--max-megabytes", type=POSITIVE, default=10.0, help="text to read (default: %(default)s)")
     for verb in (train, compare):
-        verb.add_argument("--field", default="text", help="the field of a record (default: %(default)s)")
-        verb.add_argument("--encoding", metavar="NAME", help="encoding of text files that are not UTF-8")
-        verb.add_argument("--on-bad-record", choices=("raise", "skip"), default="raise", help="default: %(default)s")
+        add_reading_arguments(verb)
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how text is read from the paths of ``--input``.
+
+    Args:
+        parser: Parser of a verb.
+    """
+    parser.add_argument("--field", default="text", help="the field of a record (default: %(default)s)")
+    parser.add_argument("--encoding", metavar="NAME", help="encoding of text files that are not UTF-8")
+    parser.add_argument("--on-bad-record", choices=("raise", "skip"), default="raise", help="default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -112,16 +121,20 @@ def _training_documents(arguments: argparse.Namespace) -> Iterator[str]:
     """Return the documents without those that `fit` holds out: a tokenizer must not have seen them."""
     from lightning_lm.data import hold_out
 
-    source = _source(arguments)
+    source = source_of(arguments)
     return (hold_out(source, arguments.hold_out)[0] if arguments.hold_out else source).documents()
 
 
 def _documents(arguments: argparse.Namespace) -> Iterator[str]:
-    return _source(arguments).documents()
+    return source_of(arguments).documents()
 
 
-def _source(arguments: argparse.Namespace) -> "Source":
-    """Return what `fit` would read from the same paths."""
+def source_of(arguments: argparse.Namespace) -> "Source":
+    """Return what `fit` would read from the same paths.
+
+    Args:
+        arguments: Parsed arguments of `add_reading_arguments`, and ``input``.
+    """
     from lightning_lm.data import Files, StandardLibrary
 
     if list(arguments.input) == [STANDARD_LIBRARY]:

@@ -83,6 +83,11 @@ class TextDataModule(ResumableDataModule):
             total += token_counts(store.tokens, self.tokenizer.vocab_size)
         return total
 
+    def train_documents(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
+        """Yield the training text of each source: its token ids, and where each document ends. Both are on the disk."""
+        for store in self._corpus.prepare(show_progress=False).train:
+            yield store.tokens, store.ends
+
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize, where the cache does not hold the result yet. Runs on one rank a machine.
 

@@ -4,6 +4,7 @@ from lightning_lm.evals.compression import gzip_bits_per_byte, token_counts, uni
 from lightning_lm.evals.contamination import ContaminationReport, find_contamination
 from lightning_lm.evals.core import centred, core_score
 from lightning_lm.evals.local_model import LocalModel
+from lightning_lm.evals.ngram import evaluate_ngram
 from lightning_lm.evals.pass_at import pass_at
 from lightning_lm.evals.perplexity import TextScore, evaluate_perplexity
 from lightning_lm.evals.requests import (
@@ -135,6 +136,7 @@ __all__ = [
     "centred",
     "compare_results",
     "core_score",
+    "evaluate_ngram",
     "evaluate_perplexity",
     "evaluate_tasks",
     "find_contamination",

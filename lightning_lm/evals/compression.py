@@ -3,15 +3,19 @@
 import gzip
 import lzma
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from lightning_lm.errors import DataError
 
-__all__ = ["gzip_bits_per_byte", "token_counts", "unigram_bits_per_byte", "xz_bits_per_byte"]
+__all__ = ["compression_table", "gzip_bits_per_byte", "token_counts", "unigram_bits_per_byte", "xz_bits_per_byte"]
 
 _CHUNK = 1 << 22
+_BAR_CELLS = 30
 
 
 def gzip_bits_per_byte(data: bytes) -> float:
@@ -90,6 +94,25 @@ def unigram_bits_per_byte(train_counts: np.ndarray, validation_counts: np.ndarra
     seen = validation_counts > 0
     nll_nats = -(validation_counts[seen] * np.log(probabilities[seen])).sum()
     return float(nll_nats) / math.log(2.0) / num_bytes
+
+
+def compression_table(values: Mapping[str, float], title: str, *, ours: str) -> Group:
+    """Return values in bits per byte as rows with bars, the best one first.
+
+    Args:
+        values: Bits per byte by the name of the row.
+        title: Heading.
+        ours: Rows whose name begins so stand out.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for name, value in sorted(values.items(), key=lambda item: item[1]):
+        style = "bold green" if name.startswith(ours) else ""
+        bar = "━" * max(1, round(_BAR_CELLS * value / max(values.values())))
+        table.add_row(f"  {name}", f"{value:.3f}", Text(bar, style or "bright_black"), style=style)
+    return Group(Text(f"\n{title}", "bold"), table)
 
 
 def _bits_per_byte(compressed_bytes: int, data: bytes) -> float:

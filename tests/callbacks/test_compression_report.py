@@ -22,7 +22,7 @@ from lightning_lm.callbacks.run_report import Left, commands
 from lightning_lm.cli import main
 from lightning_lm.data import ChatML, Plain, SupervisedRows
 from lightning_lm.datamodules import ChatDataModule, Loading
-from lightning_lm.models import Attention, Layer, TransformerConfig
+from lightning_lm.models import Attention, Layer, TransformerConfig, fit_ngram
 from lightning_lm.modules import SFTModule
 from lightning_lm.tokenizers import BPETokenizer
 
@@ -73,6 +73,33 @@ def test_values_are_those_of_the_compressors(foreign_module, data, trainer_with,
     assert set(names) == {"this model", "gzip -9", "xz -9", "unigram over tokens"}
     shown = [float(line[21:].split()[0]) for line in lines if "━" in line]
     assert shown == sorted(shown)
+
+
+def test_an_n_gram_model_of_the_training_text_stands_beside(
+    foreign_module, data, trainer_with, record_of, console, monkeypatch
+):
+    train = np.frombuffer(b"one sentence, and one more" * 9 + b"\xff" + b"a second document " * 30, np.uint8)
+    ends = np.array([26 * 9 + 1, len(train)])
+    data.train_documents = lambda: iter([(train, ends)])
+    record = record_of()
+    trainer_with(Perplexity(), CompressionReport(ngram_order=3), logger=record, max_epochs=1).fit(
+        foreign_module(), data
+    )
+    values = dict(pair for _, m in record.metrics for pair in m.items())
+    model = fit_ngram([(train, ends)], order=3, vocab_size=256)
+    logs = [model.log_probs(np.array([*text.encode(), 255])).sum() for text in TEXTS if text]
+    expected = -sum(logs) / math.log(2) / len("".join(TEXTS).encode())
+    assert values["report/ngram_bits_per_byte"] == pytest.approx(expected)
+    assert "3-gram over tokens" in console.file.getvalue()
+    monkeypatch.setattr("lightning_lm.callbacks.compression_report._NGRAM_TOKENS", int(ends[0]))  # of a long text
+    record = record_of()
+    trainer_with(CompressionReport(ngram_order=3), logger=record, max_epochs=1).fit(foreign_module(), data)
+    values = dict(pair for _, m in record.metrics for pair in m.items())
+    model = fit_ngram([(train[: ends[0]], ends[:1])], order=3, vocab_size=256)
+    logs = [model.log_probs(np.array([*text.encode(), 255])).sum() for text in TEXTS if text]
+    assert values["report/ngram_bits_per_byte"] == pytest.approx(
+        -sum(logs) / math.log(2) / len("".join(TEXTS).encode())
+    )
 
 
 def test_only_the_beginning_of_a_long_text_is_compressed(foreign_module, data, trainer_with, record_of, console):

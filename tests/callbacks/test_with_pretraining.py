@@ -95,6 +95,7 @@ def test_everything_together_leaves_the_training_as_it_was(run):
         "train/loss", "train/loss_spikes", "val/loss", "val/perplexity", "val/bits_per_byte",
         "perf/tokens_per_s", "perf/step_time_s", "perf/mfu", "perf/memory_gb",
         "report/gzip_bits_per_byte", "report/xz_bits_per_byte", "report/unigram_bits_per_byte",
+        "report/ngram_bits_per_byte",
     }  # fmt: skip
     perf = next(m for _, m in reversed(trainer.logger.metrics) if "perf/mfu" in m)
     flops = flops_per_token(with_all.model, 32)

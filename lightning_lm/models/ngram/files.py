@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_lm.errors import CheckpointError
 from lightning_lm.models.ngram.model import NgramModel, Table
-from lightning_lm.storage import check_digests, filling, where_from
+from lightning_lm.storage import TOKENIZER_FILES, check_digests, filling, where_from
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["load_ngram", "save_ngram"]
@@ -29,7 +29,7 @@ def save_ngram(model: NgramModel, folder: Path | str, *, files: Mapping[str, str
     Raises:
         OSError: If it cannot be written; has the path as ``filename``.
     """
-    with filling(Path(folder), known_by=(_NAME,)) as fresh:
+    with filling(Path(folder), known_by=(*TOKENIZER_FILES, _NAME)) as fresh:
         for name, content in files.items():
             (fresh / name).write_text(content, encoding="utf-8")
         for order, table in enumerate(model.tables, 1):
