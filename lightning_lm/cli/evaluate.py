@@ -23,7 +23,9 @@ __all__ = ["add_arguments", "run", "tasks_of"]
 
 TAKES_SETTINGS = True  # those of lm-evaluation-harness
 _SETTINGS = ("shots", "num_samples", "vote")
-_DIGESTED = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "adapter_config.json")
+_VOTES = ("none", "majority", "weighted", "best")
+_DIGESTED = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*/*.jinja", "vocab.txt", "merges.txt")
+"""Files of a folder that may change an answer: weights, settings, tokenizer and chat templates."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--samples", dest="num_samples", type=COUNT, metavar="N", help="completions of each question: pass@k, maj@k"
     )
-    tasks.add_argument("--vote", metavar="NAME", help="what stands for the task: majority of the samples")
+    tasks.add_argument("--vote", choices=_VOTES, help="what stands for the task, of several samples")
     tasks.add_argument("--limit", type=COUNT, metavar="N", help="most items of a task, evenly spread over it")
     tasks.add_argument("--seed", type=WHOLE, default=0, metavar="N", help="of sampled completions (%(default)s)")
     output = parser.add_argument_group("results")
@@ -206,8 +208,18 @@ def _checkpoint(namespace: argparse.Namespace) -> "EvaluatedModel":
         batch_size=namespace.batch_size,
         max_length=namespace.max_length,
         chat=namespace.chat,
-        description={"checkpoint": str(path), "sha256": _digest(path)},
+        description={"checkpoint": str(path), "sha256": _digest(path), **_base(path, namespace.base)},
     )
+
+
+def _base(path: Path, given: Path | None) -> dict[str, str]:
+    """Return what identifies the model of adapters."""
+    from lightning_lm.models.huggingface.peft_adapters import adapter_base, is_adapter_folder
+
+    if not is_adapter_folder(path):
+        return {}
+    folder = adapter_base(path, given)
+    return {"base": str(folder), "base_sha256": _digest(folder)}
 
 
 def _server(namespace: argparse.Namespace) -> "EvaluatedModel":

@@ -71,7 +71,7 @@ from lightning_lm.evals.tasks import (
     names,
     task_from_yaml,
 )
-from lightning_lm.evals.voting import best_of, majority_at, weighted_vote
+from lightning_lm.evals.voting import best_of, majority_at, vote_weights, weighted_vote
 
 __all__ = [
     "ARC",
@@ -151,6 +151,7 @@ __all__ = [
     "task_from_yaml",
     "token_counts",
     "unigram_bits_per_byte",
+    "vote_weights",
     "weighted_vote",
     "wilson_interval",
     "xz_bits_per_byte",

@@ -5,7 +5,7 @@ continuation, prompt and continuation are encoded as one text and cut at the len
 stands in front once, and a long text is scored in windows in which each token is a target once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,8 +72,34 @@ class Encoder:
         apply: Any = self.tokenizer.apply_chat_template  # type: ignore[attr-defined]
         return str(apply(prompt.messages, add_generation_prompt=True))
 
+    def rows(self, requests: Sequence[Likelihood | RollingLikelihood]) -> list[list[ScoredText]]:
+        """Return the rows to score for each request: one, or the windows of a text longer than the context.
+
+        Continuations of one group, or of one prompt, are scored behind the same examples: as many are left out as the
+        longest of them needs.
+
+        Args:
+            requests: Continuations, and whole texts.
+
+        Raises:
+            DataError: If a continuation is empty.
+        """
+        found: list[list[ScoredText]] = [[] for _ in requests]
+        groups: dict[str | Prompt, list[int]] = {}
+        for place, request in enumerate(requests):
+            if isinstance(request, RollingLikelihood):
+                found[place] = self.rolling(request)
+            else:
+                groups.setdefault(request.group or request.prompt, []).append(place)
+        for places in groups.values():
+            group = [request for place in places if isinstance(request := requests[place], Likelihood)]
+            for place, rows in zip(places, self._together(group), strict=True):
+                found[place] = rows
+            self._texts.clear()
+        return found
+
     def likelihood(self, request: Likelihood) -> list[ScoredText]:
-        """Return the rows to score for a continuation: one, or several windows of one that is longer than the context.
+        """Return the rows to score for a single continuation.
 
         Args:
             request: Prompt and continuation.
@@ -81,14 +107,8 @@ class Encoder:
         Raises:
             DataError: If the continuation is empty.
         """
-        if not request.continuation:
-            raise DataError(f"A continuation of {request.prompt.question[:80]!r} is empty and cannot be scored.")
-        context, targets, dropped = self._fitting(
-            request.prompt, 0, lambda text: self._border(text, request.continuation)
-        )
-        cut = self.max_length is not None and len(context) + len(targets) - 1 > self.max_length
-        rows = windows([*context, *targets], len(targets), self.max_length)
-        return [row._replace(dropped_shots=dropped, is_truncated=cut) for row in rows]
+        (rows,) = self.rows([request])
+        return rows
 
     def rolling(self, request: RollingLikelihood) -> list[ScoredText]:
         """Return the windows of a whole text, each token a target once.
@@ -116,19 +136,37 @@ class Encoder:
                 "tokens. Set fewer for the task, or evaluate a model with a longer context."
             )
         context, _, dropped = self._fitting(prompt, max_new_tokens, lambda text: (self._context(text), []))
+        self._texts.clear()
         room = len(context) if self.max_length is None else self.max_length + 1 - max_new_tokens
         ids = np.asarray(context[-room:], dtype=np.uint32)
         return ScoredText(ids, 0, dropped, len(context) > room)
 
-    def forget(self) -> None:
-        """Drop the encodings of prompts that are kept for other continuations."""
-        self._texts.clear()
+    def _together(self, requests: Sequence[Likelihood]) -> list[list[ScoredText]]:
+        """Return the rows of continuations that are compared with each other."""
+        found: list[tuple[list[int], list[int], int]] = []
+        most = 0
+        for request in requests:
+            if not request.continuation:
+                raise DataError(f"A continuation of {request.prompt.question[:80]!r} is empty and cannot be scored.")
+            found.append(self._fitting_continuation(request, most))
+            most = found[-1][2]
+        scored = []
+        for request, (context, targets, dropped) in zip(requests, found, strict=True):
+            if dropped < most:
+                context, targets, dropped = self._fitting_continuation(request, most)
+            cut = self.max_length is not None and len(context) + len(targets) - 1 > self.max_length
+            rows = windows([*context, *targets], len(targets), self.max_length)
+            scored.append([row._replace(dropped_shots=dropped, is_truncated=cut) for row in rows])
+        return scored
+
+    def _fitting_continuation(self, request: Likelihood, dropped: int) -> tuple[list[int], list[int], int]:
+        return self._fitting(request.prompt, 0, lambda text: self._border(text, request.continuation), dropped)
 
     def _fitting(
-        self, prompt: Prompt, more: int, encode: Callable[[str], tuple[list[int], list[int]]]
+        self, prompt: Prompt, more: int, encode: Callable[[str], tuple[list[int], list[int]]], least: int = 0
     ) -> tuple[list[int], list[int], int]:
         """Leave out as many examples, the first ones first, as it takes to fit; return the ids and their number."""
-        for dropped in range(len(prompt.shots) + 1):
+        for dropped in range(min(least, len(prompt.shots)), len(prompt.shots) + 1):
             context, targets = encode(self.text(prompt.without_first(dropped)))
             if self.max_length is None or len(context) + len(targets) + more - 1 <= self.max_length:
                 break

@@ -5,6 +5,7 @@ prompt that several continuations share, are read once into the key-value cache 
 only those of target positions are computed.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -81,11 +82,16 @@ class LocalModel:
         return {
             "model": type(getattr(self.model, "model", self.model)).__name__,
             "parameters": str(sum(parameter.numel() for parameter in self.model.parameters())),
+            "dtype": str(self.model.head.weight.dtype).removeprefix("torch."),
             "tokenizer": self.tokenizer.fingerprint,
             "max_length": str(self.encoder.max_length),
-            "chat": str(self.encoder.chat),
+            "chat": self._template_digest() if self.encoder.chat else "False",
             **self._description,
         }
+
+    def _template_digest(self) -> str:
+        template = str(getattr(self.tokenizer, "chat_template", ""))
+        return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
 
     def shown(self, request: Likelihood | RollingLikelihood | Generation) -> str:
         """Return the text that the model is given for a request.
@@ -107,11 +113,7 @@ class LocalModel:
         Raises:
             DataError: If a continuation is empty, or the model gives NaN.
         """
-        texts = [
-            self.encoder.likelihood(request) if isinstance(request, Likelihood) else self.encoder.rolling(request)
-            for request in requests
-        ]
-        self.encoder.forget()
+        texts = self.encoder.rows(requests)
         rows = [row for text in texts for row in text]
         logprobs, greedy = self._score(rows)
         if np.isnan(logprobs).any():
@@ -159,12 +161,12 @@ class LocalModel:
                 max_new_tokens=most,
                 stop_strings=stop,
                 num_samples=samples,
+                keys=[requests[index].key for index in indices],
             )
             for place, (index, prompt) in enumerate(zip(indices, prompts, strict=True)):
                 own = completions[place * samples : (place + 1) * samples]
                 texts, lengths = tuple(one.text for one in own), tuple(len(one.token_ids) for one in own)
                 found[index] = Completions(texts, lengths, prompt.dropped_shots, prompt.is_truncated)
-        self.encoder.forget()
         return [found[index] for index in range(len(requests))]
 
     def _score(self, rows: list[ScoredText]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

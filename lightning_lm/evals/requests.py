@@ -81,10 +81,13 @@ class Likelihood:
     Args:
         prompt: Text before it. Its trailing white space belongs to the continuation when they become tokens.
         continuation: Text to score, with the white space that parts it from the prompt.
+        group: Requests of one group, such as the choices of an item, keep the same examples where not all fit into the
+            context; by default those of one prompt. `evaluate_tasks` makes a group of each item.
     """
 
     prompt: Prompt
     continuation: str
+    group: str = dataclasses.field(default="", repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Generation:
         max_new_tokens: Most tokens of a completion.
         num_samples: Completions of the prompt.
         sampling: Sampling settings.
+        key: Number that, with the seed, decides the random draws; `evaluate_tasks` takes one from the name of the item.
     """
 
     prompt: Prompt
@@ -115,6 +119,7 @@ class Generation:
     max_new_tokens: int = 256
     num_samples: int = 1
     sampling: Sampling = Sampling(temperature=0)
+    key: int = dataclasses.field(default=0, repr=False)
 
 
 Request = Likelihood | RollingLikelihood | Generation

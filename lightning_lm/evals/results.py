@@ -146,7 +146,10 @@ def scores_of_items(task: Task, items: Sequence[ItemResult]) -> dict[str, Score]
     for metric, value in aggregated.items():
         having = [item for item in items if metric in item.scores]
         if having and math.isclose(value, math.fsum(item.scores[metric] for item in having) / len(having)):
-            found[metric] = score_of([item.scores[metric] for item in having], _clusters(having))
+            is_fraction = False if metric in task.numbers else None
+            found[metric] = score_of(
+                [item.scores[metric] for item in having], _clusters(having), is_fraction=is_fraction
+            )
     if len(found) < len(aggregated):
         drawn = bootstrap_scores(
             lambda indices: task.aggregate([items[index].scores for index in indices]), len(items), _clusters(items)

@@ -15,7 +15,7 @@ from typing import Any
 from lightning_lm import __version__
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.evals.journal import Journal
-from lightning_lm.evals.requests import EvaluatedModel, Generation, Request
+from lightning_lm.evals.requests import EvaluatedModel, Generation, Likelihood, Request
 from lightning_lm.evals.results import ItemResult, Results, TaskResults, scores_of_items
 from lightning_lm.evals.task import Answer, Item, Task
 
@@ -64,7 +64,9 @@ def evaluate_tasks(
     with contextlib.ExitStack() as stack:
         journal = None
         if output is not None:
-            journal = stack.enter_context(Journal(Path(output), {"model": model.description, **settings}))
+            journal = stack.enter_context(
+                Journal(Path(output), {"model": model.description, "versions": _versions(), **settings})
+            )
         advance = stack.enter_context(_bar(sum(len(items) for _, items in chosen), shown=progress))
         found = [_evaluate(task, items, model, seed, journal, advance) for task, items in chosen]
         results = Results(found, model.description, settings, _versions(), time.monotonic() - start)
@@ -134,7 +136,7 @@ def _evaluate(
 
 
 def _answer(task: Task, items: Sequence[Item], model: EvaluatedModel, seed: int) -> list[ItemResult]:
-    requests = [_seeded(request, seed) for item in items for request in item.requests]
+    requests = [_addressed(request, item, seed) for item in items for request in item.requests]
     scored = [place for place, request in enumerate(requests) if not isinstance(request, Generation)]
     written = [place for place, request in enumerate(requests) if isinstance(request, Generation)]
     answers: dict[int, Answer] = {}
@@ -159,10 +161,16 @@ def _answer(task: Task, items: Sequence[Item], model: EvaluatedModel, seed: int)
     return results
 
 
-def _seeded(request: Request, seed: int) -> Request:
-    if not isinstance(request, Generation) or request.sampling.greedy or request.sampling.seed is not None:
+def _addressed(request: Request, item: Item, seed: int) -> Request:
+    """Return a request that knows its item: draws depend on the item alone, not on those that are asked with it."""
+    if isinstance(request, Likelihood):
+        return dataclasses.replace(request, group=item.id)
+    if not isinstance(request, Generation) or request.sampling.greedy:
         return request
-    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=seed))
+    key = int.from_bytes(hashlib.sha256(item.id.encode("utf-8", "surrogatepass")).digest()[:7])
+    given = request.sampling.seed
+    sampling = dataclasses.replace(request.sampling, seed=seed if given is None else given)
+    return dataclasses.replace(request, sampling=sampling, key=key)
 
 
 def _versions() -> dict[str, str]:

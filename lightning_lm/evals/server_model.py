@@ -4,13 +4,14 @@ Likelihoods come from ``/completions`` with ``echo`` and ``logprobs``, which ret
 (our server, vLLM, llama.cpp); completions from there too, or from ``/chat/completions``.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_lm.errors import ConfigurationError, RemoteError
 from lightning_lm.evals.encoding import Encoder, ScoredText
@@ -21,10 +22,14 @@ from lightning_lm.protocols import Tokenizer
 
 __all__ = ["CachedServer", "ServerModel"]
 
+_Read = TypeVar("_Read")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachedServer(JSONServer):
     """A server whose responses are kept in a file, so that nothing is asked, or paid for, twice.
+
+    Garbage is not kept: a response goes into the file after it was read as what was asked for.
 
     Args:
         cache: File of JSON lines; made where it does not exist. ``None`` keeps nothing.
@@ -47,15 +52,31 @@ class CachedServer(JSONServer):
         Raises:
             RemoteError: As `JSONServer.post`.
         """
+        return self.ask(path, body, lambda response: response)
+
+    def ask(self, path: str, body: Mapping[str, Any], read: Callable[[dict[str, Any]], _Read]) -> _Read:
+        """Return what a response is read as; it comes from the file if it is there and can be read.
+
+        Args:
+            path: Below the address, such as ``completions``.
+            body: Body of the request.
+            read: Returns what is wanted of a response; raises `RemoteError` if that is not in it.
+
+        Raises:
+            RemoteError: As `JSONServer.post`, and of ``read``.
+        """
         responses: ResponseCache | None = self.__dict__["_responses"]
         if responses is None:
-            return super().post(path, body)
+            return read(super().post(path, body))
         key = request_key(self.url, path, body)
         response: dict[str, Any] | None = responses.get(key)
-        if response is None:
-            response = super().post(path, body)
-            responses.put(key, response)
-        return response
+        if response is not None:
+            with contextlib.suppress(RemoteError):  # of garbage that an earlier version has kept
+                return read(response)
+        response = super().post(path, body)
+        found = read(response)
+        responses.put(key, response)
+        return found
 
 
 class ServerModel:
@@ -95,8 +116,12 @@ class ServerModel:
 
     @property
     def description(self) -> dict[str, str]:
-        """Address and name of the model."""
-        return {"model": self._model, "server": self._server.url, "chat": str(self._chat)}
+        """Address and name of the model, and how prompts are cut for it."""
+        encoder = self._encoder
+        cut = {} if encoder is None else {"tokenizer": encoder.tokenizer.fingerprint}
+        if encoder is not None and encoder.max_length is not None:
+            cut["max_length"] = str(encoder.max_length)
+        return {"model": self._model, "server": self._server.url, "chat": str(self._chat), **cut}
 
     def shown(self, request: Likelihood | RollingLikelihood | Generation) -> str:
         """Return the text that the server is sent for a request.
@@ -124,7 +149,9 @@ class ServerModel:
             raise ConfigurationError(
                 "/chat/completions returns no likelihoods of given texts. Evaluate without chat, or a checkpoint."
             )
-        return self._map(self._score, requests)
+        if self._encoder is None:
+            return self._map(self._score, requests)
+        return self._map(self._score_rows, self._encoder.rows(requests))
 
     def generate(self, requests: Sequence[Generation]) -> list[Completions]:
         """Return the completions of each request, in their order.
@@ -145,17 +172,13 @@ class ServerModel:
             pool.shutdown(cancel_futures=True)
 
     def _score(self, request: Likelihood | RollingLikelihood) -> LogLikelihood:
-        if self._encoder is None:
-            text = (
-                request.text if isinstance(request, RollingLikelihood) else request.prompt.text + request.continuation
-            )
-            context = "" if isinstance(request, RollingLikelihood) else request.prompt.text.rstrip()
-            echo = self._echo(text)
-            return _total([echo.of_characters(len(context), len(text))])
         rolls = isinstance(request, RollingLikelihood)
-        rows = self._encoder.rolling(request) if rolls else self._encoder.likelihood(request)  # type: ignore[arg-type]
-        self._encoder.forget()
-        scores = [self._echo(row.ids.tolist()).of_tokens(row) for row in rows]
+        text = request.text if rolls else request.prompt.text + request.continuation
+        context = "" if rolls else request.prompt.text.rstrip()
+        return self._echo(text, lambda echo: echo.of_characters(len(context), len(text)))
+
+    def _score_rows(self, rows: Sequence[ScoredText]) -> LogLikelihood:
+        scores = [self._echo(row.ids.tolist(), lambda echo, row=row: echo.of_tokens(row)) for row in rows]
         total = _total(scores)
         return dataclasses.replace(
             total,
@@ -163,9 +186,12 @@ class ServerModel:
             is_truncated=any(row.is_truncated for row in rows),
         )
 
-    def _echo(self, prompt: str | list[int]) -> "_Echo":
+    def _echo(self, prompt: str | list[int], read: Callable[["_Echo"], LogLikelihood]) -> LogLikelihood:
         body = {"model": self._model, "prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
-        choice = _choices(self._server.post("completions", body), 1)[0]
+        return self._ask("completions", body, lambda response: read(self._echoed(response)))
+
+    def _echoed(self, response: Mapping[str, Any]) -> "_Echo":
+        choice = _choices(response, 1)[0]
         found = choice.get("logprobs")
         if not isinstance(found, dict) or not isinstance(found.get("token_logprobs"), list):
             raise RemoteError(
@@ -173,6 +199,11 @@ class ServerModel:
                 "from. It must support echo with logprobs on /completions; ours does: lightning-lm serve."
             )
         return _Echo(found["token_logprobs"], found.get("top_logprobs"), found.get("text_offset"))
+
+    def _ask(self, path: str, body: Mapping[str, Any], read: Callable[[dict[str, Any]], _Read]) -> _Read:
+        if isinstance(self._server, CachedServer):
+            return self._server.ask(path, body, read)
+        return read(self._server.post(path, body))
 
     def _complete(self, request: Generation) -> Completions:
         sampling, prompt = request.sampling, request.prompt
@@ -186,21 +217,19 @@ class ServerModel:
         if request.stop:
             body["stop"] = list(request.stop)
         if sampling.seed is not None:
-            body["seed"] = sampling.seed
+            body["seed"] = (sampling.seed + request.key) % 2**31
         dropped, cut = 0, False
         if self._chat:
-            response = self._server.post("chat/completions", {**body, "messages": prompt.messages})
+            body["messages"] = prompt.messages
         elif self._encoder is None:
-            response = self._server.post("completions", {**body, "prompt": prompt.text})
+            body["prompt"] = prompt.text
         else:
             row = self._encoder.prompt(prompt, request.max_new_tokens)
             dropped, cut = row.dropped_shots, row.is_truncated
-            response = self._server.post("completions", {**body, "prompt": row.ids.tolist()})
-        texts = [_text(choice, self._chat) for choice in _choices(response, request.num_samples)]
-        usage: Any = response.get("usage")
-        spent = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        each = round(spent / len(texts)) if isinstance(spent, int) else 0
-        return Completions(tuple(texts), (each,) * len(texts), dropped, cut)
+            body["prompt"] = row.ids.tolist()
+        path = "chat/completions" if self._chat else "completions"
+        found = self._ask(path, body, lambda response: _completions(response, request.num_samples, self._chat))
+        return dataclasses.replace(found, dropped_shots=dropped, is_truncated=cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +275,14 @@ def _total(scores: Sequence[LogLikelihood]) -> LogLikelihood:
         sum(score.num_tokens for score in scores),
         all(score.is_greedy for score in scores),
     )
+
+
+def _completions(response: Mapping[str, Any], count: int, chat: bool) -> Completions:
+    texts = [_text(choice, chat) for choice in _choices(response, count)]
+    usage: Any = response.get("usage")
+    spent = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    each = round(spent / len(texts)) if isinstance(spent, int) else 0
+    return Completions(tuple(texts), (each,) * len(texts))
 
 
 def _choices(response: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:

@@ -60,7 +60,8 @@ class PairedDifference:
         low: Lower end of the 95 % interval of a paired bootstrap.
         high: Upper end of it.
         p_value: Two-sided, of the bootstrap: how often the difference changes its sign.
-        mcnemar_p_value: Exact test of McNemar; ``None`` unless every item is right or wrong.
+        mcnemar_p_value: Exact test of McNemar; ``None`` unless every item is right or wrong, and independent of the
+            others.
         num_items: Pairs.
     """
 
@@ -109,12 +110,20 @@ def wilson_interval(fraction: float, count: float, confidence: float = _CONFIDEN
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def score_of(values: Sequence[float], clusters: Sequence[str] | None = None) -> Score:
-    """Return a mean with its standard error and 95 % interval: of Wilson for accuracies, otherwise normal.
+def score_of(
+    values: Sequence[float], clusters: Sequence[str] | None = None, *, is_fraction: bool | None = None
+) -> Score:
+    """Return a mean with its standard error and 95 % interval: of Wilson for fractions, otherwise normal.
+
+    The interval of Wilson is that of as many independent items, right or wrong, as would have the same standard error:
+    no more than there are if each is right or wrong. Where all are alike the error is 0 and says nothing; then it is
+    that of as many items as there are clusters.
 
     Args:
         values: A number an item.
         clusters: Name of the cluster of each item; by default each is its own.
+        is_fraction: Each is right, wrong, or right in part; ``False`` for other numbers, even between 0 and 1. By
+            default numbers between 0 and 1 are fractions.
 
     Raises:
         DataError: If there is no number.
@@ -123,11 +132,13 @@ def score_of(values: Sequence[float], clusters: Sequence[str] | None = None) -> 
         raise DataError("There is no item with this score.")
     numbers, error = np.asarray(values, dtype=np.float64), standard_error(values, clusters)
     mean, num_clusters = float(numbers.mean()), len(values) if clusters is None else len(set(clusters))
-    if _is_binary(numbers):
+    if is_fraction is None:
+        is_fraction = bool(((numbers >= 0) & (numbers <= 1)).all())
+    if is_fraction:
         spread = mean * (1 - mean)
-        known = num_clusters > 1 and error and spread
-        effective = min(len(values), spread / error**2) if known else num_clusters
-        low, high = wilson_interval(mean, effective)
+        known = num_clusters > 1 and error**2 > 1e-12 * spread
+        effective = spread / error**2 if known else float(num_clusters)
+        low, high = wilson_interval(mean, min(effective, len(values)) if _is_binary(numbers) else effective)
     else:
         half = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) * error
         low, high = mean - half, mean + half
@@ -210,7 +221,8 @@ def paired_difference(
     drawn = _resampled_means(gains, _indices(clusters, len(gains)), num_samples, seed)
     low, high = np.quantile(drawn, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    binary = _is_binary(np.asarray([*first, *second]))
+    independent = clusters is None or len(set(clusters)) == len(clusters)
+    binary = independent and _is_binary(np.asarray([*first, *second]))
     return PairedDifference(
         float(gains.mean()),
         standard_error(gains, clusters),

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from lightning_lm.evals.requests import Completions, LogLikelihood, Request
 from lightning_lm.parts import Part
@@ -43,6 +44,9 @@ class Task(Part, abc.ABC):
     """
 
     name: str = dataclasses.field(kw_only=False)
+
+    numbers: ClassVar[frozenset[str]] = frozenset({"gold_bits_per_byte", "gold_logprob", "logprob", "tokens"})
+    """Metrics of an item that are no fractions of a right answer, even where they lie between 0 and 1."""
 
     @property
     def main_metric(self) -> str:

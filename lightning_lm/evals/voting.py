@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from lightning_lm.errors import ConfigurationError
 
-__all__ = ["best_of", "majority_at", "weighted_vote"]
+__all__ = ["best_of", "majority_at", "vote_weights", "weighted_vote"]
 
 
 def majority_at(answers: Sequence[Hashable | None], values: Sequence[float], k: int) -> float:
@@ -113,12 +113,20 @@ def weighted_vote(answers: Sequence[Hashable | None], values: Sequence[float], w
     Args:
         answers: Answer of each completion; ``None`` if it has none.
         values: Value of each answer.
-        weights: Weight of each completion's vote, such as the score of a reward model.
+        weights: Weight of each completion's vote, at least 0; `vote_weights` makes them of scores.
+
+    Raises:
+        ConfigurationError: If a weight is negative: the more votes an answer had, the less it would win.
 
     Example:
         >>> weighted_vote(["8", "9", "9"], [1.0, 0.0, 0.0], weights=[0.9, 0.2, 0.3])
         1.0
     """
+    if any(not 0 <= weight < math.inf for weight in weights):
+        raise ConfigurationError(
+            f"The weights of a vote must be finite and at least 0, got {min(weights):g}. Make weights of the scores of "
+            "a reward model: vote_weights(scores)."
+        )
     sums: dict[Hashable, list[float]] = {}
     worth: dict[Hashable, float] = {}
     for answer, value, weight in zip(answers, values, weights, strict=True):
@@ -131,6 +139,29 @@ def weighted_vote(answers: Sequence[Hashable | None], values: Sequence[float], w
     most = max(totals.values())
     winners = [worth[answer] for answer, total in totals.items() if math.isclose(total, most, rel_tol=1e-9)]
     return math.fsum(winners) / len(winners)
+
+
+def vote_weights(scores: Sequence[float]) -> list[float]:
+    """Return the weights of the votes of scored completions of one prompt.
+
+    Scores of a verifier, none of them negative, are weights as they are. Those of a reward model are log-odds
+    (Bradley-Terry), some of them negative: the weights are their exponentials, relative to the largest, so that the sum
+    of an answer's weights is proportional to the probability that the best completion gives it.
+
+    Args:
+        scores: Score of each completion; minus infinity for one that does not vote.
+
+    Example:
+        >>> vote_weights([0.0, 0.5])
+        [0.0, 0.5]
+        >>> vote_weights([-1000.0, -1000.0])
+        [1.0, 1.0]
+    """
+    known = [score for score in scores if score > -math.inf]
+    if not known or min(known) >= 0:
+        return [max(score, 0.0) for score in scores]
+    largest = max(known)
+    return [math.exp(score - largest) for score in scores]
 
 
 def _check(k: int, number: int) -> None:

@@ -128,11 +128,13 @@ class Row:
         prompt_ids: Ids of the prompt.
         key: Index of the prompt in the call, and of the completion among those to this prompt.
         text: Follows the text, where stop strings or streaming need it while the completion grows.
+        stream: Two integers that, with the seed, decide its random numbers; by default the key.
     """
 
     prompt_ids: Sequence[int]
     key: tuple[int, int]
     text: AnswerText | None = None
+    stream: tuple[int, int] | None = None
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None

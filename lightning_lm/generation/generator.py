@@ -121,6 +121,7 @@ class Generator:
         stop_strings: Sequence[str] = (),
         num_samples: int = 1,
         logprobs: bool = False,
+        keys: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Return ``num_samples`` completions of each prompt: first those of the first, then those of the second.
 
@@ -132,6 +133,8 @@ class Generator:
             stop_strings: Texts that end a completion.
             num_samples: Completions per prompt.
             logprobs: Return the log-probabilities of the generated tokens.
+            keys: Number of each prompt that, with the seed, decides its random numbers, at least 0; by default its
+                index in the call.
 
         Raises:
             ConfigurationError: If something is missing (a tokenizer, a prompt), or prompt and answer are longer than
@@ -143,7 +146,12 @@ class Generator:
         prompt_ids = [self._prompt_ids(prompt, index) for index, prompt in enumerate(prompts)]
         self._check(prompt_ids, max_new_tokens)
         rows = [
-            Row(ids, (index, sample), self._answer_text(ids, stop_strings) if stop_strings else None)
+            Row(
+                ids,
+                (index, sample),
+                self._answer_text(ids, stop_strings) if stop_strings else None,
+                (index if keys is None else keys[index], sample),
+            )
             for index, ids in enumerate(prompt_ids)
             for sample in range(num_samples)
         ]
@@ -221,7 +229,7 @@ class Generator:
 
     def _decoder(self, rows: list[Row], sampling: Sampling, ends: StopConditions) -> Decoder:
         prompts = list({row.key[0]: row.prompt_ids for row in rows}.values())
-        keys, most = [row.key for row in rows], ends.max_new_tokens
+        keys, most = [row.stream or row.key for row in rows], ends.max_new_tokens
         if self._speculation is None:
             forward = forward_for(self.model, prompts, most, self._steps_agree)
             sampler = Sampler(sampling, [row.prompt_ids for row in rows], keys=keys, max_new_tokens=most)

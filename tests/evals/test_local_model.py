@@ -185,3 +185,27 @@ def test_rows_of_one_context_keep_to_the_batch_size():
     batches = plan_batches(rows, 3, sharing=True, pass_cost=64)
     assert max(sum(len(stem.rows) for stem in batch.stems) for batch in batches) <= 3
     assert sorted(row for batch in batches for stem in batch.stems for row in stem.rows) == list(range(10))
+
+
+def test_the_choices_of_an_item_keep_the_same_examples_as_the_longest_of_them():
+    tokenizer, prompt = ByteTokenizer(), Prompt("What?", SHOTS)
+    short, long = " A", " " + "a long answer that needs the room of two examples, and then some" * 2
+    length = 1 + len(Prompt("What?", SHOTS[4:]).text + long) - 1
+    encoder = Encoder(tokenizer, max_length=length)
+    (alone,) = encoder.likelihood(Likelihood(prompt, short))
+    assert alone.dropped_shots == 2
+    for asked in (
+        [Likelihood(prompt, short), Likelihood(prompt, long)],
+        [Likelihood(prompt, long), Likelihood(prompt, short)],
+    ):
+        rows = [row for (row,) in encoder.rows(asked)]
+        assert [row.dropped_shots for row in rows] == [4, 4]
+        assert [tokenizer.decode(row.ids[1:]) for row in rows] == [
+            Prompt("What?", SHOTS[4:]).text + request.continuation for request in asked
+        ]
+    # The names that fill a gap make two prompts of one item.
+    other = Prompt("What" * 30 + "?", SHOTS)
+    rows = encoder.rows(
+        [Likelihood(prompt, short, group="1"), Likelihood(other, short, group="1"), Likelihood(prompt, short)]
+    )
+    assert [row.dropped_shots for (row,) in rows] == [4, 4, 2]

@@ -70,6 +70,35 @@ def test_nothing_is_asked_twice_and_a_cut_line_is_asked_again(tmp_path):
     assert Stub.asked["completions"] == 3, "what was asked after the cut line is on a line of its own"
 
 
+def test_garbage_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "responses"
+    asked = [Likelihood(Prompt("Say"), "a")]
+    monkeypatch.setattr(Stub, "change", staticmethod(lambda _: {"choices": [{"text": "no logprobs"}]}))
+    with pytest.raises(RemoteError):
+        ServerModel(Stub("http://localhost:1/v1", cache=path), "m").log_likelihoods(asked)
+    assert not path.exists()
+    # What an earlier version has kept is asked for again.
+    Stub("http://localhost:1/v1", cache=path).post("completions", echoed("Saya"))
+    monkeypatch.undo()
+    (answer,) = ServerModel(Stub("http://localhost:1/v1", cache=path), "m").log_likelihoods(asked)
+    assert answer.logprob == pytest.approx(-ord("a") / 1000)
+
+
+def echoed(prompt):
+    return {"model": "m", "prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+
+
+def test_what_cuts_prompts_belongs_to_the_model():
+    server = Stub("http://localhost:1/v1")
+    told = [
+        ServerModel(server, "m").description,
+        ServerModel(server, "m", tokenizer=ByteTokenizer()).description,
+        ServerModel(server, "m", tokenizer=ByteTokenizer(), max_length=8).description,
+    ]
+    assert told[1]["tokenizer"] == ByteTokenizer().fingerprint
+    assert [len(set(one.items()) - set(told[0].items())) for one in told] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "response",
     [

@@ -89,3 +89,28 @@ def test_a_single_item_has_no_error():
     assert math.isnan(score.standard_error)
     assert score.high == 1.0
     assert math.isnan(bootstrap_scores(lambda indices: {"x": 1.0}, 1)["x"].low)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("value", [0.25, 0.5])
+def test_items_that_are_all_tied_are_no_certainty(value, count):
+    score = score_of([value] * count)
+    assert (score.low, score.high) == pytest.approx(wilson_interval(value, count))
+    assert score_of([value] * count, ["same"] * count).high == pytest.approx(wilson_interval(value, 1)[1])
+
+
+def test_the_interval_of_fractions_has_the_width_of_their_error_and_stays_within_one():
+    values = np.random.default_rng(0).beta(4, 1, 400)
+    score = score_of(values.tolist())
+    assert score.high - score.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.01)
+    assert score_of([1.0] * 30 + [0.9]).high <= 1
+    # A cost between 0 and 1 is no fraction.
+    cost = score_of([0.8, 1.0, 1.0], is_fraction=False)
+    assert cost.high - cost.value == pytest.approx(cost.value - cost.low)
+    assert cost.high > 1
+
+
+def test_mcnemar_needs_independent_items():
+    first, second = [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]
+    assert paired_difference(first, second, ["a", "b", "c", "d"]).mcnemar_p_value == pytest.approx(0.25)
+    assert paired_difference(first, second, ["a", "a", "a", "d"]).mcnemar_p_value is None

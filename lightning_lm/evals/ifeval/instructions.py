@@ -49,7 +49,7 @@ def _keywords(response: str, *, keywords: Sequence[str]) -> bool:
 
 
 def _forbidden(response: str, *, forbidden_words: Sequence[str]) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", response, re.IGNORECASE) for word in forbidden_words)
+    return not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", response, re.IGNORECASE) for word in forbidden_words)
 
 
 def _frequency(response: str, *, keyword: str, frequency: int, relation: str) -> bool:
@@ -125,7 +125,7 @@ def _json(response: str) -> bool:
 
 
 def _title(response: str) -> bool:
-    return any(found.strip("<> ") for found in re.findall(r"<<[^\n]+>>", response))
+    return any(found.strip("<>").strip() for found in re.findall(r"<<[^\n]+>>", response))
 
 
 def _two_responses(response: str) -> bool:

@@ -9,6 +9,8 @@ __all__ = ["capital_words", "count_sentences", "count_words", "is_language", "pa
 _ABBREVIATIONS = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Inc|Ltd|Co|vs|etc|e\.g|i\.e|Ph\.D|No(?=\.\s\d)|[A-HJ-Z])\.(?=\s|$)|(?<=\d)\.(?=\d)",
 )
+_NO_ENDS = re.compile(r"^\s*\(?\w{1,2}[.)](?=\s)|(?:\.{2,}|…)(?=\s+[a-z])", re.MULTILINE)
+"""Numbers of a list, and dots of a pause: what follows goes on."""
 _CLOSE = "(?:com|net|org|io|gov|edu|me)"
 _CLOSELY_RELATED = {"zh": {"zh"}, "no": {"no", "nb", "nn", "da"}, "hr": {"hr", "sr", "bs"}, "id": {"id", "ms"}}
 
@@ -30,7 +32,8 @@ def count_sentences(text: str) -> int:
     """
     text = _ABBREVIATIONS.sub(lambda match: match[0].replace(".", ""), text)
     text = re.sub(rf"\.(?={_CLOSE}\b)", "", text)
-    pieces = re.split(r"(?:[.!?]+[\"'”’)\]]*(?=\s|$))|[。！？]+|\n\s*\n", text)  # noqa: RUF001
+    text = _NO_ENDS.sub(" ", text)
+    pieces = re.split(r"(?:[.!?…]+[\"'”’)\]*_]*(?=\s|$))|[。！？]+|\n\s*\n", text)  # noqa: RUF001
     return sum(bool(re.search(r"\w", piece)) for piece in pieces)
 
 
@@ -49,12 +52,12 @@ def paragraphs(text: str, separator: str) -> list[str] | None:
 
 
 def capital_words(text: str) -> int:
-    """Return the number of words in capital letters, ``I`` and ``A`` among them.
+    """Return the number of words in capital letters, ``I`` and ``A`` among them; ``U.S.`` and ``AC/DC`` are one word.
 
     Args:
         text: A text.
     """
-    return sum(word.isupper() for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text))  # noqa: RUF001
+    return sum(word.isupper() for word in re.findall(r"[^\W_](?:[\w'’./-]*[^\W_])?", text))  # noqa: RUF001
 
 
 def is_language(text: str, language: str) -> bool:

@@ -14,7 +14,7 @@ from lightning_lm.evals.task import Answer, Item
 from lightning_lm.evals.tasks.record_task import Fields, RecordTask
 from lightning_lm.evals.tasks.template import evaluate_expression, render_record
 from lightning_lm.evals.tasks.verdicts import AnswerCheck, Check, Verdict
-from lightning_lm.evals.voting import best_of, majority_at, powers_of_two, weighted_vote
+from lightning_lm.evals.voting import best_of, majority_at, powers_of_two, vote_weights, weighted_vote
 from lightning_lm.generation import Sampling
 from lightning_lm.parts import Limit
 from lightning_lm.rewards import Reward
@@ -165,7 +165,7 @@ def sampled_metrics(
         if ranks is not None:
             metrics[f"{name}_best@{k}"] = best_of(values, ranks, k)
     if votes and ranks is not None:
-        metrics[f"{name}_weighted@{number}"] = weighted_vote(answers, values, ranks)
+        metrics[f"{name}_weighted@{number}"] = weighted_vote(answers, values, vote_weights(ranks))
     return metrics
 
 

@@ -10,6 +10,7 @@ from lightning_lm.evals.requests import Completions, Prompt
 from lightning_lm.evals.task import Answer, Item
 from lightning_lm.evals.tasks.generation_task import GenerationTask
 from lightning_lm.evals.tasks.record_task import Fields
+from lightning_lm.evals.tasks.verdicts import Check, Verdict
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["IFEval", "loose_variants"]
@@ -29,6 +30,34 @@ def loose_variants(response: str) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FollowsAll(Check):
+    """Right if a completion follows every instruction of its prompt.
+
+    Args:
+        loose: Accept any of `loose_variants` for each.
+    """
+
+    loose: bool = False
+
+    def __call__(self, completions: Sequence[str], gold: Any, prompt: str) -> list[Verdict]:  # noqa: ARG002
+        """Check the completions."""
+        return [Verdict(float(all(self.followed(text, gold))), None) for text in completions]
+
+    def followed(self, text: str, gold: Any) -> list[bool]:
+        """Return whether each instruction is followed.
+
+        Args:
+            text: A completion.
+            gold: Names and arguments of the instructions.
+        """
+        forms = loose_variants(text) if self.loose else [text]
+        return [any(follows(name, form, given) for form in forms) for name, given in gold]
+
+
+_STRICT, _LOOSE = FollowsAll(), FollowsAll(loose=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class IFEval(GenerationTask):
     """Prompts with verifiable instructions, from the published file ``input_data.jsonl``.
 
@@ -42,14 +71,12 @@ class IFEval(GenerationTask):
     id: str = "key"
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 1280
+    checks: Mapping[str, Check] = dataclasses.field(
+        default_factory=lambda: {"prompt_strict": _STRICT, "prompt_loose": _LOOSE}
+    )
 
     hub: ClassVar[str] = "google/IFEval"
     folders: ClassVar[tuple[str, ...]] = ("instruction_following_eval",)
-
-    @property
-    def main_metric(self) -> str:
-        """Strict, by prompt."""
-        return "prompt_strict"
 
     def item(self, fields: Fields, prompt: Prompt) -> Item:
         """Return the item of a prompt."""
@@ -71,21 +98,21 @@ class IFEval(GenerationTask):
         unknown = [name for name in names if name not in INSTRUCTIONS]
         if unknown:
             raise DataError(f"no instruction is called {unknown[0]!r}; there are {', '.join(sorted(INSTRUCTIONS))}.")
-        return [(name, dict(given or {})) for name, given in zip(names, arguments, strict=True)]
+        gold = [(name, dict(given or {})) for name, given in zip(names, arguments, strict=True)]
+        _STRICT.followed("A text.", gold)  # arguments that do not fit are found before anything is asked
+        return gold
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Mapping[str, float]:
-        """Return the fractions of followed prompts, and the numbers of followed instructions."""
+        """Return the metrics of the checks, and the mean numbers of followed instructions."""
         (answer,) = answers
         assert isinstance(answer, Completions)
         assert isinstance(item.gold, list)
-        sums: dict[str, float] = {}
-        for text in answer.texts:
-            for measure, forms in (("strict", [text]), ("loose", loose_variants(text))):
-                followed = [any(follows(name, form, given) for form in forms) for name, given in item.gold]
-                for metric, value in ((f"prompt_{measure}", all(followed)), (f"followed_{measure}", sum(followed))):
-                    sums[metric] = sums.get(metric, 0.0) + float(value) / len(answer.texts)
-        tokens = sum(answer.num_tokens) / len(answer.num_tokens)
-        return {**sums, "instructions": float(len(item.gold)), "tokens": tokens}
+        followed = {
+            f"followed_{measure}": sum(sum(check.followed(text, item.gold)) for text in answer.texts)
+            / len(answer.texts)
+            for measure, check in (("strict", _STRICT), ("loose", _LOOSE))
+        }
+        return {**super().score(item, answers), **followed, "instructions": float(len(item.gold))}
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Return the fractions of prompts and of instructions."""

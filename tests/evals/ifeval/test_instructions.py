@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 from evals.tasks.small_data import Oracle, score, write_lines
 
-from lightning_lm.errors import DataError
+from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.evals.ifeval import INSTRUCTIONS, follows
 from lightning_lm.evals.tasks import by_name, loose_variants
+from lightning_lm.rewards import Reward
 
 ENGLISH = "this is a plain sentence about the weather in the north of england today"
 GERMAN = "Dies ist ein ganz gewöhnlicher Satz über das Wetter im Norden von England heute."
@@ -78,7 +81,46 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "arguments", "right", "wrong"), CASES)
+BORDERS = [
+    ("keywords:forbidden_words", {"forbidden_words": ["C++", "can"]}, "I like C, candles", "I like C++ best"),
+    ("keywords:forbidden_words", {"forbidden_words": ["C++"]}, "no C+", "C++"),
+    ("detectable_format:title", {}, "<<a>>", "<<\t>>"),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 2, "capital_relation": "less than"},
+        "the U.S.",
+        "A U.S.",
+    ),
+    ("change_case:capital_word_frequency", {"capital_frequency": 1, "capital_relation": "at least"}, "AC/DC", "Ac/DC"),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 2, "capital_relation": "less than"},
+        "MAX_SIZE",
+        "MAX SIZE",
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"num_sentences": 3, "relation": "less than"},
+        "1. One.\n2. Two.",
+        "1. One. Or.\n2. Two.",
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"num_sentences": 2, "relation": "less than"},
+        "Well... it is.",
+        "Well... It is.",
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"num_sentences": 2, "relation": "at least"},
+        "**Bold.** And more.",
+        "**Bold** and more.",
+    ),
+    ("detectable_format:json_format", {}, "[" * 20 + "]" * 20, "[" * 100_000),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments", "right", "wrong"), [*CASES, *BORDERS])
 def test_each_kind_of_instruction(kind, arguments, right, wrong):
     assert follows(kind, right, {**arguments, "unused": None})
     assert not follows(kind, wrong, arguments)
@@ -128,9 +170,29 @@ def test_the_published_file_strict_and_loose_by_prompt_and_instruction(tmp_path)
     assert metrics["prompt_loose"] == metrics["instruction_loose"] == 1
 
 
+def test_the_vote_is_one_by_a_ranking_and_a_majority_is_refused(tmp_path):
+    record = {"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    write_lines(tmp_path / "input_data.jsonl", [record])
+    several = by_name("ifeval", data=tmp_path, samples=2)
+    assert score(several, Oracle(lambda _: ["a, b", "a b"]))["prompt_strict_pass@2"] == 1
+    best = dataclasses.replace(several, vote="best", ranking=Length())
+    assert best.main_metric == "prompt_strict_best@2"
+    metrics = score(best, Oracle(lambda _: ["a, b", "a b"]))
+    assert (metrics["prompt_strict"], metrics["prompt_strict_best@2"]) == (0.5, 0.0)
+    with pytest.raises(ConfigurationError, match="use vote=best"):
+        by_name("ifeval", data=tmp_path, samples=2, vote="majority")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Length(Reward):
+    def __call__(self, *, prompts, completions, **columns):
+        return [float(len(text)) for text in completions]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [{}]}, "line 1 .*do not fit 'keywords:existence'"),
         (
             {"instruction_id_list": ["keywords:exist"], "kwargs": [{}]},
             "line 1 .*no instruction is called 'keywords:exist'",
