@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument("--seed", type=WHOLE, default=0, metavar="N", help="of sampled completions (%(default)s)")
     output = parser.add_argument_group("results")
     output.add_argument("--output", type=Path, metavar="FILE", help="write JSON; a broken run goes on there")
+    output.add_argument(
+        "--contamination",
+        type=Path,
+        metavar="PATH",
+        help="training text or token store in which items are looked for",
+    )
+    output.add_argument(
+        "--ngram",
+        type=COUNT,
+        default=13,
+        metavar="N",
+        help="words in common that count there (%(default)s)",
+    )
     output.add_argument("--figure", type=Path, metavar="FILE", help="draw the scores")
 
 
@@ -182,12 +195,31 @@ def _evaluate(tasks: "list[Task]", model: "EvaluatedModel", namespace: argparse.
         output=namespace.output,
         progress=sys.stderr.isatty(),
     )
+    if namespace.contamination is not None:
+        from lightning_lm.evals.contamination import with_contamination
+
+        documents = _documents(namespace.contamination, getattr(model, "tokenizer", None))
+        results = with_contamination(results, tasks, documents, ngram=namespace.ngram)
+        if namespace.output is not None:
+            results.save(namespace.output)
     Console(width=_width()).print(results_table(results))
     if namespace.output is not None:
         _responses_beside(namespace.output).unlink(missing_ok=True)  # the next run may ask other weights
         print(f"Results: {namespace.output} ({results.duration_s:.0f} s)")
     if namespace.figure is not None:
         print(f"Figure: {save_figure(results, namespace.figure)}")
+
+
+def _documents(path: Path, tokenizer: "Tokenizer | None") -> "Iterator[str]":
+    """Return the texts of training documents: those of files, or of a token store, decoded."""
+    from lightning_lm.data import TokenStore, as_source
+    from lightning_lm.evals.contamination import store_documents
+
+    if not (path / "meta.json").is_file():
+        return iter(as_source(path).documents())
+    if tokenizer is None:
+        raise UsageError(f"{path} has tokens; name the tokenizer that they were written with: --tokenizer PATH.")
+    return store_documents(TokenStore(path), tokenizer)
 
 
 def _width() -> int | None:

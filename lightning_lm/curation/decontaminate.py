@@ -47,6 +47,7 @@ class EvaluationIndex:
     Attributes:
         num_items: Items of the set.
         num_skipped: Items that have too few words to be looked for.
+        skipped: Their indices.
 
     Example:
         >>> index = EvaluationIndex(["What is the sum of the first hundred odd natural numbers?"], ngram=5)
@@ -55,7 +56,7 @@ class EvaluationIndex:
     """
 
     def __init__(self, items: Iterable[str], *, ngram: int = 13, min_words: int = 8) -> None:
-        self.num_skipped = 0
+        self.skipped: list[int] = []
         self._texts: list[str] = []
         self._sizes: list[int] = []
         by_length: dict[int, list[tuple[NDArray[np.uint64], int]]] = {}
@@ -64,12 +65,12 @@ class EvaluationIndex:
             self._texts.append(" ".join(text.split())[:_SHOWN])
             self._sizes.append(0)
             if len(words) < min(min_words, ngram):
-                self.num_skipped += 1
+                self.skipped.append(number)
                 continue
             ngrams = np.unique(ngram_hashes(words, ngram))
             self._sizes[-1] = len(ngrams)
             by_length.setdefault(min(ngram, len(words)), []).append((ngrams, number))
-        self.num_items = len(self._texts)
+        self.num_items, self.num_skipped = len(self._texts), len(self.skipped)
         self._tables = {length: _table(rows) for length, rows in by_length.items()}
 
     def find(self, text: str) -> Contamination | None:

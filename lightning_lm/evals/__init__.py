@@ -1,7 +1,13 @@
 """Evaluation of language models: perplexity, bits per byte, and the compressors these stand beside."""
 
 from lightning_lm.evals.compression import gzip_bits_per_byte, token_counts, unigram_bits_per_byte, xz_bits_per_byte
-from lightning_lm.evals.contamination import ContaminationReport, find_contamination
+from lightning_lm.evals.contamination import (
+    ContaminationReport,
+    find_contamination,
+    search_tasks,
+    store_documents,
+    with_contamination,
+)
 from lightning_lm.evals.core import centred, core_score
 from lightning_lm.evals.local_model import LocalModel
 from lightning_lm.evals.ngram import evaluate_ngram
@@ -18,7 +24,7 @@ from lightning_lm.evals.requests import (
     RollingLikelihood,
     Shot,
 )
-from lightning_lm.evals.results import ItemResult, Results, TaskResults, compare_results
+from lightning_lm.evals.results import ItemResult, Overlap, Results, TaskResults, compare_results
 from lightning_lm.evals.runner import evaluate_tasks
 from lightning_lm.evals.server_model import CachedServer, ServerModel
 from lightning_lm.evals.statistics import (
@@ -48,6 +54,7 @@ from lightning_lm.evals.tasks import (
     DocsChoice,
     DocsCloze,
     FirstShots,
+    FollowsAll,
     GenerationTask,
     HellaSwag,
     HumanEval,
@@ -95,6 +102,7 @@ __all__ = [
     "DocsCloze",
     "EvaluatedModel",
     "FirstShots",
+    "FollowsAll",
     "Generation",
     "GenerationTask",
     "HellaSwag",
@@ -107,6 +115,7 @@ __all__ = [
     "LogLikelihood",
     "MMLUPro",
     "OpenBookQA",
+    "Overlap",
     "PairedDifference",
     "PerplexityTask",
     "Prompt",
@@ -147,12 +156,15 @@ __all__ = [
     "paired_difference",
     "pass_at",
     "score_of",
+    "search_tasks",
     "standard_error",
+    "store_documents",
     "task_from_yaml",
     "token_counts",
     "unigram_bits_per_byte",
     "vote_weights",
     "weighted_vote",
     "wilson_interval",
+    "with_contamination",
     "xz_bits_per_byte",
 ]

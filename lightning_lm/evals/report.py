@@ -36,10 +36,15 @@ def results_table(results: Results, *, subjects: bool = True) -> Table:
         for metric, score in task.scores.items():
             if metric != task.main_metric:
                 table.add_row(Text(f"  {metric}"), *_cells(score))
-        for subject, scores in task.subjects.items() if subjects else ():
+        parts = {} if task.contamination is None else task.contamination.scores
+        named = [(f"of {subject}", scores) for subject, scores in task.subjects.items() if subjects]
+        for name, scores in [*named, *((f"of {part} items", scores) for part, scores in parts.items())]:
             if task.main_metric in scores:
-                table.add_row(Text(f"  of {subject}"), *_cells(scores[task.main_metric]))
+                table.add_row(Text(f"  {name}"), *_cells(scores[task.main_metric]))
         table.add_section()
+    if results.core is not None:
+        cells = _cells(results.core, _number(0.0))[:-1]
+        table.add_row(Text("CORE: mean of centred accuracies"), *cells, f"{results.core.num_items} tasks")
     notes = [note for task in results.tasks for note in _notes(task)]
     table.caption = "\n".join(notes) or None
     return table
@@ -67,7 +72,7 @@ def comparison_table(
                 Text(f"{task}, {metric}"), *values, _signed(found.value), _interval(found, _signed),
                 f"{found.p_value:.2g}", exact,
             )  # fmt: skip
-    table.caption = "p: paired bootstrap, two-sided. McNemar: exact test of right and wrong."
+    table.caption = "p: paired bootstrap, two-sided. McNemar: exact test of independent items, right or wrong."
     return table
 
 
@@ -132,6 +137,12 @@ def _signed(value: float) -> str:
 
 
 def _notes(task: TaskResults) -> Iterable[str]:
+    overlap = task.contamination
+    if overlap is not None:
+        yield (
+            f"{task.name}: {len(overlap.overlaps)} of {len(task.items) - len(overlap.skipped)} items share "
+            f"{overlap.ngram} words with one of {overlap.num_documents:,} documents."
+        )
     if task.num_dropped:
         yield f"{task.name}: examples left out of {task.num_dropped} of {len(task.items)} prompts, to fit the context."
     if task.num_truncated:

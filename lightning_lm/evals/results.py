@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from lightning_lm.errors import DataError
-from lightning_lm.evals.statistics import PairedDifference, Score, bootstrap_scores, paired_difference, score_of
+from lightning_lm.evals.core import core_score
+from lightning_lm.evals.statistics import (
+    PairedDifference,
+    Score,
+    bootstrap_scores,
+    normal_score,
+    paired_difference,
+    score_of,
+)
 from lightning_lm.evals.task import Task
 from lightning_lm.storage import replacing
 from lightning_lm.storage.json_text import parse_json
 
-__all__ = ["ItemResult", "Results", "TaskResults", "compare_results", "scores_of_items"]
+__all__ = ["ItemResult", "Overlap", "Results", "TaskResults", "compare_results", "scores_of_items"]
 
 _FORMAT = 1
 
@@ -40,6 +48,25 @@ class ItemResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Items of a task that occur in training documents, and the scores with and without them.
+
+    Args:
+        num_documents: Documents that were read.
+        ngram: Words of an n-gram; an item with a shared one is contaminated.
+        overlaps: Largest fraction of an item's n-grams in one document, by the id of the item.
+        skipped: Ids of the items that have too few words to be looked for.
+        scores: Scores by metric, of the ``clean``, the ``contaminated`` and the ``unsearched`` items.
+    """
+
+    num_documents: int
+    ngram: int
+    overlaps: Mapping[str, float]
+    skipped: Sequence[str]
+    scores: Mapping[str, Mapping[str, Score]]
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskResults:
     """Scores of a task.
 
@@ -53,6 +80,7 @@ class TaskResults:
         fingerprint: SHA-256 of the task's settings, items and prompts.
         settings: Settings of the task.
         first_prompt: First request as the model was given it.
+        contamination: Overlap with training documents, if it was looked for.
     """
 
     name: str
@@ -64,6 +92,7 @@ class TaskResults:
     fingerprint: str
     settings: Mapping[str, Any]
     first_prompt: str
+    contamination: Overlap | None = None
 
     @property
     def main(self) -> Score:
@@ -103,13 +132,27 @@ class Results:
         """Return the results of the task of this name."""
         return next(task for task in self.tasks if task.name == name)
 
+    @property
+    def core(self) -> Score | None:
+        """Mean of the accuracies centred on chance (CORE), of the tasks whose main metric is one; ``None`` below two.
+
+        Its error is that of independent tasks.
+        """
+        tasks = [task for task in self.tasks if 0 <= task.chance < 1 and 0 <= task.main.value <= 1]
+        if len(tasks) < 2:
+            return None
+        value = core_score({task.name: task.main.value for task in tasks}, {task.name: task.chance for task in tasks})
+        errors = [task.main.standard_error / (1 - task.chance) for task in tasks]
+        return normal_score(value, math.sqrt(math.fsum(error**2 for error in errors)) / len(tasks), len(tasks))
+
     def save(self, path: Path | str) -> None:
         """Write the results as JSON, as a whole or not at all.
 
         Args:
             path: File to write.
         """
-        content = {"format": _FORMAT, **_plain(dataclasses.asdict(self))}
+        core = None if self.core is None else dataclasses.asdict(self.core)
+        content = {"format": _FORMAT, "core": _plain(core), **_plain(dataclasses.asdict(self))}
         with replacing(Path(path)) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -218,7 +261,12 @@ def _task_from(content: dict[str, Any]) -> TaskResults:
     scores = _scores_from(content["scores"])
     subjects = {name: _scores_from(of_subject) for name, of_subject in content["subjects"].items()}
     items = [ItemResult(**{**item, "scores": _numbers(item["scores"])}) for item in content["items"]]
-    return TaskResults(**{**content, "scores": scores, "subjects": subjects, "items": items})
+    overlap = content.get("contamination")
+    if overlap is not None:
+        parts = {part: _scores_from(of_part) for part, of_part in overlap["scores"].items()}
+        overlap = Overlap(**{**overlap, "scores": parts})
+    found = {"scores": scores, "subjects": subjects, "items": items, "contamination": overlap}
+    return TaskResults(**{**content, **found})
 
 
 def _scores_from(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:

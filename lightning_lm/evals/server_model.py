@@ -112,6 +112,7 @@ class ServerModel:
             raise ConfigurationError("max_length counts tokens and needs the model's tokenizer; give both or none.")
         self._server = server if isinstance(server, JSONServer) else JSONServer(url=server)
         self._model, self._chat, self._max_requests = model, chat, max_requests
+        self.tokenizer = tokenizer
         self._encoder = None if tokenizer is None else Encoder(tokenizer, max_length=max_length)
 
     @property

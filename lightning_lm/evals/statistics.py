@@ -18,6 +18,7 @@ __all__ = [
     "Score",
     "bootstrap_scores",
     "mcnemar_p_value",
+    "normal_score",
     "paired_difference",
     "score_of",
     "standard_error",
@@ -143,6 +144,18 @@ def score_of(
         half = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) * error
         low, high = mean - half, mean + half
     return Score(mean, error if num_clusters > 1 else math.nan, low, high, len(values), num_clusters)
+
+
+def normal_score(value: float, error: float, count: int) -> Score:
+    """Return a number with the normal 95 % interval of its standard error.
+
+    Args:
+        value: The number.
+        error: Its standard error.
+        count: Independent parts that it was computed from.
+    """
+    half = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) * error
+    return Score(value, error, value - half, value + half, count, count)
 
 
 def bootstrap_scores(

@@ -160,7 +160,7 @@ class Generator:
             for batch in self._batches(rows):
                 for _ in self._batch(batch, sampling, ends, logprobs=logprobs).steps():
                     pass
-        return [self._completion(row, ends, logprobs=logprobs) for row in rows]
+        return [_completion(row, ends, self.tokenizer, logprobs=logprobs) for row in rows]
 
     def stream(
         self,
@@ -254,24 +254,6 @@ class Generator:
         ordered = sorted(rows, key=lambda row: -len(row.prompt_ids))
         return (list(batch) for batch in _chunks(ordered, self._batch_size))
 
-    def _completion(self, row: Row, ends: StopConditions, *, logprobs: bool) -> Completion:
-        assert row.finish_reason is not None
-        text = ""
-        if self.tokenizer is not None:
-            answer = row.text
-            if answer is None:
-                answer = AnswerText(self.tokenizer, row.prompt_ids)
-                answer.push(row.token_ids[:-1] if row.token_ids[-1] in ends.ids else row.token_ids)
-            answer.finish()
-            text = answer.text
-        return Completion(
-            tuple(row.prompt_ids),
-            tuple(row.token_ids),
-            text,
-            row.finish_reason,
-            tuple(row.logprobs) if logprobs else None,
-        )
-
     def _prompt_ids(self, prompt: str | Sequence[int], index: int) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -299,6 +281,23 @@ class Generator:
         eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
         own = end_ids(generation_settings(self.model), self.tokenizer)
         return StopConditions(max_new_tokens, eos_id, frozenset([*own, *map(int, stop_ids)]))
+
+
+def _completion(row: Row, ends: StopConditions, tokenizer: Tokenizer | None, *, logprobs: bool) -> Completion:
+    assert row.finish_reason is not None
+    answer = row.text
+    if answer is None and tokenizer is not None:
+        answer = AnswerText(tokenizer, row.prompt_ids)
+        answer.push(row.token_ids[:-1] if row.token_ids[-1] in ends.ids else row.token_ids)
+    if answer is not None:
+        answer.finish()
+    return Completion(
+        tuple(row.prompt_ids),
+        tuple(row.token_ids),
+        "" if answer is None else answer.text,
+        row.finish_reason,
+        tuple(row.logprobs) if logprobs else None,
+    )
 
 
 @contextlib.contextmanager

@@ -1,13 +1,17 @@
 """The verb ``evaluate``: tasks by name and from YAML, results as JSON, broken runs that go on, comparing, mistakes."""
 
 import json
+import shutil
+from typing import get_args
 
 import pytest
 from served_models import tiny_model, tiny_tokenizer
 
 from lightning_lm.cli import main
-from lightning_lm.cli.evaluate import tasks_of
+from lightning_lm.cli.evaluate import _VOTES, _base, _digest, tasks_of
+from lightning_lm.data import tokenize
 from lightning_lm.evals import AnswerCheck, LocalModel, RandomShots, SameText, by_name, names
+from lightning_lm.evals.tasks.generation_task import Vote
 from lightning_lm.models import save_huggingface
 
 QUIZ = """
@@ -108,6 +112,36 @@ def test_a_broken_run_goes_on(workplace, monkeypatch, capsys):
     assert len(json.loads((workplace / "a.json").read_text())["tasks"][0]["items"]) == 4
 
 
+def test_the_journal_of_other_files_of_the_model_is_not_used(workplace, monkeypatch):
+    """The template, the model of adapters and the version decide what is asked, and by whom it is answered."""
+    model, base = workplace / "copy", workplace / "base"
+    for folder in (model, base):
+        shutil.copytree(workplace / "model", folder)
+    digest = _digest(model)
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    assert _digest(model) != digest
+    (model / "config.json").unlink()
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    found = _base(model, None)
+    assert found["base_sha256"] == _digest(base)
+    (base / "tokenizer_config.json").write_text("{}")
+    assert _base(model, base)["base_sha256"] != found["base_sha256"]
+    assert _base(workplace / "model", None) == {}
+
+
+def test_items_in_training_data_are_counted_beside_the_score(workplace, capsys):
+    (workplace / "corpus.txt").write_text("He asked: " + by_name("quiz.yaml").items()[0].text)
+    tokenize(["nothing", "Q3 no"], tiny_tokenizer(), workplace / "store", num_workers=0, show_progress=False)
+    for path, found in (("corpus.txt", {0}), ("store", {3})):
+        words = ("--tasks", "quiz.yaml,reverse", "--limit", "9", "--output", "a.json", "--ngram", "2")
+        assert evaluated(*words, "--contamination", path) == 0
+        assert "1 of 9 items share 2 words" in " ".join(capsys.readouterr().out.split())
+        content = json.loads((workplace / "a.json").read_text())
+        names = [item["id"] for item in content["tasks"][0]["items"]]
+        assert {names.index(name) for name in content["tasks"][0]["contamination"]["overlaps"]} == found
+        assert content["core"]["num_items"] == 2
+
+
 def test_compare_tells_two_models_apart(workplace, folders, capsys):
     for path, checkpoint in zip(("a.json", "b.json"), folders, strict=True):
         assert evaluated("--tasks", "quiz.yaml", "--output", path, checkpoint=checkpoint) == 0
@@ -152,6 +186,13 @@ def test_a_file_lists_tasks_with_settings_and_classes_of_the_user(workplace, cap
         (workplace / "wrong.yaml").write_text(text)
         assert evaluated("--tasks", "wrong.yaml") == 1
         assert message in capsys.readouterr().err
+
+
+def test_votes_are_those_of_tasks(capsys):
+    assert get_args(Vote) == _VOTES
+    with pytest.raises(SystemExit):
+        evaluated("--tasks", "arithmetic", "--samples", "2", "--vote", "most")
+    assert "invalid choice: 'most'" in capsys.readouterr().err
 
 
 def test_a_recipe_lists_tasks(workplace):

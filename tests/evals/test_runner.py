@@ -6,10 +6,11 @@ from evaluation_stand_ins import ConstantModel, Echo, NextLetter, model
 from rich.console import Console
 
 from lightning_lm.errors import ConfigurationError, DataError
-from lightning_lm.evals import LocalModel, Results, compare_results, evaluate_tasks
+from lightning_lm.evals import LocalModel, Results, Reverse, compare_results, evaluate_tasks, with_contamination
 from lightning_lm.evals import runner as runner_module
 from lightning_lm.evals.report import comparison_table, results_table, save_figure
 from lightning_lm.evals.statistics import score_of
+from lightning_lm.generation import Sampling
 from lightning_lm.tokenizers import ByteTokenizer
 
 
@@ -69,7 +70,7 @@ def test_a_comparison_is_of_the_same_items_and_prompts(tmp_path):
     assert list(found) == ["acc"]
     gained = sum(item.scores["acc"] == 0 for item in second["next_letter"].items)
     assert found["acc"].value == pytest.approx(gained / 40)
-    assert found["acc"].mcnemar_p_value == pytest.approx(min(1, 2 * 0.5**gained))
+    assert found["acc"].mcnemar_p_value is None, "items of a cluster are not independent"
     other = evaluate_tasks([NextLetter(count=40, shots=1)], ConstantModel())
     with pytest.raises(DataError, match="different items or prompts"):
         compare_results(first, other)
@@ -93,6 +94,53 @@ def test_tables_fit_into_80_columns_and_say_what_was_cut(tmp_path):
     assert "even" in text
     save_figure(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_sampled_completions_of_an_item_depend_on_the_seed_and_on_the_item_alone(monkeypatch):
+    lm = LocalModel(model(), ByteTokenizer(), batch_size=4)
+    tasks = [Reverse(num_items=6, num_samples=2, max_new_tokens=4, sampling=Sampling(temperature=5.0))]
+    written, complete = [], LocalModel.generate
+    monkeypatch.setattr(LocalModel, "generate", lambda self, asked: kept(written, complete(self, asked)))
+    whole = evaluate_tasks(tasks, lm)
+    monkeypatch.setattr(runner_module, "_GENERATED_AT_ONCE", 1)
+    assert evaluate_tasks(tasks, lm).tasks == whole.tasks
+    texts = [text for answer in written[:6] for text in answer.texts]
+    assert [answer.texts for answer in written[:6]] == [answer.texts for answer in written[6:]]
+    assert len(set(texts)) == 12, "draws do not repeat in the next block"
+    evaluate_tasks(tasks, lm, limit=3)
+    assert [answer.texts for answer in written[12:]] == [answer.texts for answer in written[0:6:2]]
+    evaluate_tasks(tasks, lm, seed=1, limit=1)
+    assert written[-1].texts != written[0].texts
+
+
+def kept(where, answers):
+    where.extend(answers)
+    return answers
+
+
+def test_core_is_the_mean_of_centred_accuracies_with_the_error_of_independent_tasks(tmp_path):
+    results = evaluate_tasks([NextLetter(count=40), NextLetter(name="other", count=12), Echo()], ConstantModel())
+    tasks = [results[name] for name in ("next_letter", "other")]
+    assert results.core.value == pytest.approx(sum((task.main.value - 0.5) / 0.5 for task in tasks) / 2)
+    assert results.core.standard_error == pytest.approx(math.hypot(*(2 * t.main.standard_error for t in tasks)) / 2)
+    results.save(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["core"]["value"] == pytest.approx(results.core.value)
+    assert "CORE" in printed(results_table(results))
+    assert evaluate_tasks([NextLetter(), Echo()], ConstantModel()).core is None
+
+
+def test_scores_stand_beside_those_of_clean_items(tmp_path):
+    tasks = [NextLetter(count=6), Echo()]
+    results = with_contamination(evaluate_tasks(tasks, ConstantModel()), tasks, ["After c comes"], ngram=3)
+    found = results["next_letter"].contamination
+    assert (found.overlaps, found.num_documents) == ({"2": 1.0}, 1)
+    assert {part: scores["acc"].num_items for part, scores in found.scores.items()} == {"clean": 5, "contaminated": 1}
+    assert results["echo"].contamination.skipped == ["0", "1", "2"]
+    text = printed(results_table(results))
+    assert "of clean items" in text
+    assert "1 of 6 items share 3 words" in " ".join(text.split())
+    results.save(tmp_path / "a.json")
+    assert repr(Results.load(tmp_path / "a.json")) == repr(results), "NaN is not equal to itself"
 
 
 def test_what_cannot_be_evaluated_is_refused():

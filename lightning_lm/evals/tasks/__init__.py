@@ -4,7 +4,7 @@ from lightning_lm.evals.tasks.choice import ChoiceTask, score_choices
 from lightning_lm.evals.tasks.continuation import ContinuationTask
 from lightning_lm.evals.tasks.few_shot import FirstShots, RandomShots, Shots
 from lightning_lm.evals.tasks.generation_task import GenerationTask
-from lightning_lm.evals.tasks.ifeval import IFEval, loose_variants
+from lightning_lm.evals.tasks.ifeval import FollowsAll, IFEval, loose_variants
 from lightning_lm.evals.tasks.mmlu import MMLU, MMLUPro
 from lightning_lm.evals.tasks.multiple_choice import ARC, PIQA, BoolQ, HellaSwag, OpenBookQA, WinoGrande
 from lightning_lm.evals.tasks.perplexity_task import PerplexityTask
@@ -34,6 +34,7 @@ __all__ = [
     "DocsChoice",
     "DocsCloze",
     "FirstShots",
+    "FollowsAll",
     "GenerationTask",
     "HellaSwag",
     "HumanEval",

@@ -101,8 +101,11 @@ class ChoiceTask(RecordTask):
         """Return the item of a record: one request for each choice."""
         choices, gold = self.choices_of(fields), self.gold_of(fields)
         requests = tuple(Likelihood(prompt, self.delimiter + choice) for choice in choices)
-        text = f"{prompt.question}{self.delimiter}{choices[gold[0]]}"
-        return Item(id="", requests=requests, gold=gold[0] if len(gold) == 1 else gold, text=text)
+        return Item(id="", requests=requests, gold=gold[0] if len(gold) == 1 else gold)
+
+    def searched_text(self, fields: Fields) -> str:
+        """Return the values in the question, and the right choice."""
+        return f"{super().searched_text(fields)} {self.shot_answer(fields)}"
 
     def shot_answer(self, fields: Fields) -> str:
         """Return the right choice."""

@@ -31,7 +31,11 @@ class ContinuationTask(RecordTask):
         """Return the item of a text."""
         target = self.shot_answer(fields)
         request = Likelihood(prompt, self.delimiter + target)
-        return Item(id="", requests=(request,), gold=target, text=f"{prompt.question}{self.delimiter}{target}")
+        return Item(id="", requests=(request,), gold=target)
+
+    def searched_text(self, fields: Fields) -> str:
+        """Return the values in the question, and the end."""
+        return f"{super().searched_text(fields)} {self.shot_answer(fields)}"
 
     def shot_answer(self, fields: Fields) -> str:
         """Return the end.

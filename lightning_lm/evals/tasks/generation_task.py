@@ -91,8 +91,11 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
             num_samples=self.num_samples,
             sampling=self.sampling or Sampling(temperature=0.0 if self.num_samples == 1 else 0.7),
         )
-        gold = self.gold_of(fields)
-        return Item(id="", requests=(request,), gold=gold, text=f"{prompt.question}{self.delimiter}{_first(gold)}")
+        return Item(id="", requests=(request,), gold=self.gold_of(fields))
+
+    def searched_text(self, fields: Fields) -> str:
+        """Return the values in the question, and the right answer."""
+        return f"{super().searched_text(fields)} {_first(self.gold_of(fields))}"
 
     def gold_of(self, fields: Fields) -> Any:
         """Return the right answer of a record: a text or several.

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 from lightning_lm.errors import DataError
 from lightning_lm.evals.ifeval.instructions import INSTRUCTIONS, follows
-from lightning_lm.evals.requests import Completions, Prompt
+from lightning_lm.evals.requests import Completions
 from lightning_lm.evals.task import Answer, Item
 from lightning_lm.evals.tasks.generation_task import GenerationTask
 from lightning_lm.evals.tasks.record_task import Fields
 from lightning_lm.evals.tasks.verdicts import Check, Verdict
 from lightning_lm.storage.json_text import parse_json
 
-__all__ = ["IFEval", "loose_variants"]
+__all__ = ["FollowsAll", "IFEval", "loose_variants"]
 
 
 def loose_variants(response: str) -> list[str]:
@@ -78,9 +78,9 @@ class IFEval(GenerationTask):
     hub: ClassVar[str] = "google/IFEval"
     folders: ClassVar[tuple[str, ...]] = ("instruction_following_eval",)
 
-    def item(self, fields: Fields, prompt: Prompt) -> Item:
-        """Return the item of a prompt."""
-        return dataclasses.replace(super().item(fields, prompt), text=prompt.question)
+    def searched_text(self, fields: Fields) -> str:
+        """Return the prompt."""
+        return self.written_question(fields)
 
     def gold_of(self, fields: Fields) -> Any:
         """Return the instructions of a prompt with their arguments.

@@ -163,7 +163,11 @@ class WinoGrande(ChoiceTask):
             Likelihood(dataclasses.replace(prompt, question=question), self.delimiter + fields["rest"])
             for question in questions
         )
-        return Item(id="", requests=requests, gold=fields["gold"], text=fields["sentence"])
+        return Item(id="", requests=requests, gold=fields["gold"])
+
+    def searched_text(self, fields: Fields) -> str:
+        """Return the sentence, with its gap."""
+        return str(fields["sentence"])
 
     def shot_answer(self, fields: Fields) -> str:
         """Return the text after the gap."""

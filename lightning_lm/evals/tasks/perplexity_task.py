@@ -44,7 +44,7 @@ class PerplexityTask(RecordTask):
         if not original.strip():
             raise DataError("the text is empty; remove the record.")
         counts = (len(re.split(r"\s+", original)), len(original.encode("utf-8", "surrogatepass")))
-        return Item(id="", requests=(RollingLikelihood(prompt.question),), gold=counts, text=prompt.question)
+        return Item(id="", requests=(RollingLikelihood(prompt.question),), gold=counts)
 
     def shot_answer(self, fields: Fields) -> str:  # noqa: ARG002
         """Refuse examples: a text is scored by itself.

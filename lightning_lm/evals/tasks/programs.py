@@ -58,6 +58,10 @@ class HumanEval(GenerationTask):
             raise DataError(f"no field {missing[0]!r}; the record has {', '.join(map(repr, record))}.")
         return {**record, "tests": f"{record['test']}\ncheck({record['entry_point']})"}
 
+    def searched_text(self, fields: Fields) -> str:
+        """Return the signature and docstring."""
+        return str(fields["prompt"])
+
     def completed(self, item: Item, text: str) -> str:
         """Return the program: prompt and completion, or the fenced block of a completion that defines the function."""
         (request,) = item.requests
@@ -80,7 +84,7 @@ class MBPP(GenerationTask):
     """
 
     name: str = "mbpp"
-    subset: tuple[str, ...] = ("full/",)
+    subset: tuple[str, ...] = ("full/", "mbpp.jsonl")  # beside it lies the sanitized half of them
     question: str = (
         "You are an expert Python programmer, and here is your task: {{ text }} Your code should pass these tests:\n\n"
         "{{ test_list[:3] | join('\n') }}\n[BEGIN]\n"
@@ -121,7 +125,6 @@ class MBPP(GenerationTask):
         """Return the tests, all of which must pass."""
         return list(fields["tests"])
 
-    def item(self, fields: Fields, prompt: Any) -> Item:
-        """Return the item of a problem."""
-        found = super().item(fields, prompt)
-        return Item(id="", requests=found.requests, gold=found.gold, text=str(fields["text"]))
+    def searched_text(self, fields: Fields) -> str:
+        """Return the description."""
+        return str(fields["text"])

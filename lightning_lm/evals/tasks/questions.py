@@ -45,14 +45,28 @@ class TriviaQA(GenerationTask):
     hub: ClassVar[str] = "mandarjoshi/trivia_qa"
     folders: ClassVar[tuple[str, ...]] = ("trivia_qa", "triviaqa-unfiltered", "triviaqa-rc")
 
+    def files(self, split: str, *, text: bool = False) -> list[Path]:
+        """Return the files of a split, without those of the questions that the authors have verified: others have them.
+
+        Args:
+            split: Name of the split.
+            text: Take plain text as well as records.
+        """
+        found = super().files(split, text=text)
+        return [path for path in found if not path.name.startswith("verified-")] or found
+
     def records(self, split: str) -> Iterator[Placed]:
-        """Yield the questions; the authors' files have all of them in one object."""
+        """Yield the questions; the authors' files have all of them in one object, some for web and Wikipedia both."""
+        known = set()
         for place, record in super().records(split):
             if "Data" not in record:
                 yield Placed(place, record)
                 continue
             for number, entry in enumerate(record["Data"]):
-                yield Placed(Place(place.file, f"entry {number} of 'Data'"), entry)
+                name = entry.get("QuestionId", (place.file, number))
+                if name not in known:
+                    known.add(name)
+                    yield Placed(Place(place.file, f"entry {number} of 'Data'"), entry)
 
     def prepared(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the record with ``question``, ``aliases`` and ``value``, in lower case on the Hub only."""

@@ -15,7 +15,7 @@ from lightning_lm.evals.requests import Prompt, Shot
 from lightning_lm.evals.task import Item, Task
 from lightning_lm.evals.tasks.few_shot import FirstShots, Shots
 from lightning_lm.evals.tasks.splits import find_split, has_splits, task_folder
-from lightning_lm.evals.tasks.template import evaluate_expression, render_record
+from lightning_lm.evals.tasks.template import evaluate_expression, render_record, render_values
 
 __all__ = ["RecordTask"]
 
@@ -64,7 +64,7 @@ class RecordTask(Task):
 
     @abc.abstractmethod
     def item(self, fields: Fields, prompt: Prompt) -> Item:
-        """Return the item of a record; `items` fills in its name, subject and cluster.
+        """Return the item of a record; `items` fills in its name, subject, cluster and text.
 
         Args:
             fields: Fields of the record.
@@ -81,6 +81,17 @@ class RecordTask(Task):
         Args:
             fields: Fields of the record.
         """
+
+    def searched_text(self, fields: Fields) -> str:
+        """Return the text by which training documents are searched for a record: its values in the question.
+
+        The words of the template are not among them: documents do not have them, and other items do. Tasks with a
+        right answer in words put it behind.
+
+        Args:
+            fields: Fields of the record.
+        """
+        return render_values(self.question, fields, "question")
 
     def prepared(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the fields that templates see; by default those of the record.
@@ -153,7 +164,8 @@ class RecordTask(Task):
         )
         identity = self._text(self.id, fields, "id") if self.id else _digest(fields)
         cluster = _digest(self._text(self.cluster, fields, "cluster")) if self.cluster else None
-        return dataclasses.replace(self.item(fields, prompt), id=identity, subject=subject, cluster=cluster)
+        text = self.searched_text(fields)
+        return dataclasses.replace(self.item(fields, prompt), id=identity, subject=subject, cluster=cluster, text=text)
 
     def written_question(self, fields: Fields) -> str:
         """Return the question of a record.

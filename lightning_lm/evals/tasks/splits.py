@@ -17,6 +17,7 @@ _NAMES = {
     "test": ("test", "testing"),
 }
 _SPLIT_NAMES = {name for names in _NAMES.values() for name in names}
+_FORMATS = re.compile(r"\.(?:jsonl?|ndjson|csv|tsv|parquet|arrow|txt)(?:\.(?:gz|bz2|xz|zst))?$")
 _METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 
@@ -67,7 +68,21 @@ def find_split(root: Path, split: str, *, subset: Sequence[str] = (), text: bool
     chosen = [path for path in paths if format_of(path).name in taken]
     if not chosen:
         raise DataError(f"{root} has no file of records (JSON lines, JSON, CSV, Parquet, Arrow) of split {split!r}.")
-    return chosen
+    return _once(chosen)
+
+
+def _once(paths: Sequence[Path]) -> list[Path]:
+    """Return one path of each file that is there in several formats, as ``test.jsonl`` beside ``test.csv``: JSON first.
+
+    JSON keeps lists, and an archive of the authors often has both.
+    """
+    order = (*RECORDS, "text")
+    chosen: dict[str, tuple[int, Path]] = {}
+    for path in paths:
+        found = order.index(format_of(path).name), path
+        name = _FORMATS.sub("", str(path))
+        chosen[name] = min(chosen.get(name, found), found, key=lambda known: known[0])
+    return [path for path in paths if (order.index(format_of(path).name), path) in chosen.values()]
 
 
 def has_splits(root: Path) -> bool:

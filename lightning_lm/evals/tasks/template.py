@@ -4,12 +4,12 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.tokenizers.template_sandbox import bounded, record_environment
 
-__all__ = ["evaluate_expression", "render_record"]
+__all__ = ["evaluate_expression", "render_record", "render_values"]
 
 
 def render_record(template: str, record: Mapping[str, Any], name: str) -> str:
@@ -26,6 +26,22 @@ def render_record(template: str, record: Mapping[str, Any], name: str) -> str:
     """
     compiled, fields = _compiled(template, name)
     return str(_applied(lambda: compiled.render(record), fields, record, name))
+
+
+def render_values(template: str, record: Mapping[str, Any], name: str) -> str:
+    """Return a record's text without the words of the template itself, which every record shares.
+
+    Args:
+        template: A Jinja template of its fields.
+        record: The fields.
+        name: Name of the template, for messages.
+
+    Raises:
+        ConfigurationError: If the template is faulty.
+        DataError: If the record lacks a field, or the template cannot be applied to it.
+    """
+    compiled, fields = _compiled(template, name, values_only=True)
+    return " ".join(str(_applied(lambda: compiled.render(record), fields, record, name)).split())
 
 
 def evaluate_expression(expression: str, record: Mapping[str, Any], name: str) -> Any:
@@ -59,11 +75,16 @@ def _applied(apply: Any, fields: frozenset[str], record: Mapping[str, Any], name
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(template: str, name: str) -> tuple[Any, frozenset[str]]:
+def _compiled(template: str, name: str, *, values_only: bool = False) -> tuple[Any, frozenset[str]]:
     environment = record_environment()
     try:
         with bounded():
-            return environment.from_string(template), _fields(template)
+            tree = environment.parse(template)
+            for output in tree.find_all(nodes.Output) if values_only else ():
+                output.nodes = [
+                    nodes.TemplateData("\n") if isinstance(node, nodes.TemplateData) else node for node in output.nodes
+                ]
+            return environment.from_string(tree), _fields(template)
     except TemplateSyntaxError as error:
         raise ConfigurationError(f"{name}={template!r} of the task is no Jinja template: {error}.") from error
 

@@ -124,6 +124,40 @@ def test_arc(tmp_path, form, name, folder):
     assert task.chance == pytest.approx(0.2)
 
 
+def test_files_in_two_formats_and_repeated_ones_are_read_once(tmp_path):
+    listed = [{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]
+    record = {"id": "x", "question": {"stem": "Why?", "choices": listed}, "answerKey": "A"}
+    for folder, stem, task in (
+        ("ARC-V1-Feb2018-2/ARC-Easy", "ARC-Easy-Test", "arc_easy"),
+        ("OpenBookQA-V1-Sep2018/Data/Main", "test", "openbookqa"),
+    ):
+        write_lines(tmp_path / folder / f"{stem}.jsonl", [record])
+        write_rows(tmp_path / folder / f"{stem}.csv", [["questionID", "question"], ["x", "Why? (A) a (B) b"]])
+        assert len(by_name(task, data=tmp_path).items()) == 1
+    write_lines(tmp_path / "OpenBookQA-V1-Sep2018/Data/Additional/test_complete.jsonl", [record])
+    assert len(by_name("openbookqa", data=tmp_path).items()) == 1
+    answer = {"Aliases": ["Nile"], "Value": "Nile"}
+    questions = [{"Question": f"River {name}", "QuestionId": name, "Answer": answer} for name in "abc"]
+    folder = tmp_path / "triviaqa-rc" / "qa"
+    folder.mkdir(parents=True)
+    for name, chosen in {
+        "web-dev": questions[:2],
+        "wikipedia-dev": questions[1:],
+        "verified-web-dev": questions[:1],
+        "web-train": questions,
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps({"Data": chosen}, indent=1))
+    assert [item.requests[0].prompt.question[10:17] for item in by_name("triviaqa", data=tmp_path).items()] == [
+        "River a",
+        "River b",
+        "River c",
+    ]
+    problem = {"task_id": 11, "text": "Add.", "code": "", "test_list": ["assert True"]}
+    write_lines(tmp_path / "mbpp" / "mbpp.jsonl", [problem])
+    (tmp_path / "mbpp" / "sanitized-mbpp.json").write_text(json.dumps([{**problem, "prompt": "Add."}]))
+    assert len(by_name("mbpp", data=tmp_path, shots=0).items()) == 1
+
+
 @pytest.mark.parametrize("form", ["authors", "hub"])
 def test_piqa(tmp_path, form):
     records = [{"goal": "Open a jar", "sol1": "Turn.", "sol2": "Sing."}] * 2
