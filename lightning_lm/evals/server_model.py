@@ -6,6 +6,7 @@ Likelihoods come from ``/completions`` with ``echo`` and ``logprobs``, which ret
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -173,14 +174,14 @@ class ServerModel:
             pool.shutdown(cancel_futures=True)
 
     def _score(self, request: Likelihood | RollingLikelihood) -> LogLikelihood:
-        rolls = isinstance(request, RollingLikelihood)
-        text = request.text if rolls else request.prompt.text + request.continuation
-        context = "" if rolls else request.prompt.text.rstrip()
+        if isinstance(request, RollingLikelihood):
+            text, context = request.text, ""
+        else:
+            text, context = request.prompt.text + request.continuation, request.prompt.text.rstrip()
         return self._echo(text, lambda echo: echo.of_characters(len(context), len(text)))
 
     def _score_rows(self, rows: Sequence[ScoredText]) -> LogLikelihood:
-        scores = [self._echo(row.ids.tolist(), lambda echo, row=row: echo.of_tokens(row)) for row in rows]
-        total = _total(scores)
+        total = _total([self._echo(row.ids.tolist(), functools.partial(_Echo.of_tokens, row=row)) for row in rows])
         return dataclasses.replace(
             total,
             dropped_shots=max((row.dropped_shots for row in rows), default=0),
