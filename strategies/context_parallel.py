@@ -178,6 +178,8 @@ class _SharedRows:
 def _padded(batch: Mapping[str, Tensor], multiple: int) -> dict[str, Tensor]:
     """Return inputs, their positions and targets, with tokens that nothing depends on after each row."""
     inputs = next_token_inputs(batch)
+    if "prefix_lengths" in inputs:
+        raise ConfigurationError("ContextParallelStrategy attends causally, and the batch has prefix_lengths; use ddp.")
     ids = inputs["input_ids"]
     documents = Documents(ids=inputs.get("document_ids", torch.zeros_like(ids)), runs=())
     inputs.setdefault("position_ids", documents.positions())
@@ -201,6 +203,8 @@ def _mixers(module: LightningModule) -> list[SelfAttention]:
             "ContextParallelStrategy can share rows in layers of Attention only, and found "
             f"{sorted(strangers) or 'none'}. Use a model of lightning_lm.models, or another strategy."
         )
+    if not all(mixer.is_causal for mixer in mixers):
+        raise ConfigurationError("ContextParallelStrategy attends causally; Attention(causal=False) needs another.")
     if any(mixer.part.dropout for mixer in mixers):
         raise ConfigurationError("ContextParallelStrategy cannot drop attention weights; set Attention(dropout=0.0).")
     return mixers

@@ -1,107 +1,41 @@
-"""Causal self-attention: one function that takes the cheapest exact way for the device and the shape.
+"""Self-attention: functions that take the cheapest exact way for the device and the shape.
 
 ``causal_attention`` scores few pairs of tokens that it could leave out. Documents packed into one row are attended one
 by one instead of under a mask; a sliding window is cut into blocks of queries with their own span of keys; a single
-new query over cached keys needs no mask at all. Every way gives the same numbers as the textbook formula.
+new query over cached keys needs no mask at all. The first tokens of a document may see each other in both directions
+(a prefix language model). ``bidirectional_attention`` lets every token see those after it too. Every way gives the same
+numbers as the textbook formula.
 """
 
 import math
-from dataclasses import dataclass, field
-from itertools import groupby, pairwise
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.documents import Documents, SharedPrefixes, band, distances, first_visible
 
-__all__ = ["Documents", "SharedPrefixes", "causal_attention", "first_visible", "require_heads"]
+__all__ = [
+    "Documents",
+    "PairBias",
+    "SharedPrefixes",
+    "biased_attention",
+    "bidirectional_attention",
+    "causal_attention",
+    "first_visible",
+    "require_heads",
+]
+
+PairBias = Callable[[Tensor], Tensor]
+"""A bias of the scores by distance: int64 [*, queries, keys], how far each key lies before its query, to
+[*, heads, queries, keys]."""
 
 _BLOCK = 128
 """Queries of a sliding window that are attended together on a CPU, whose caches then hold all they need."""
-
-
-class SharedPrefixes(NamedTuple):
-    """Earlier tokens that documents continue: their keys and values are seen again instead of computed again."""
-
-    lengths: tuple[int, ...]
-    """Tokens before each document of a run, one number per run; 0 if it continues nothing."""
-    tokens: Int[Tensor, " prefix_tokens"]
-    """Their places in the rows laid end to end, document after document."""
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """Boundaries of the documents in packed rows. Made once per batch and read by every layer."""
-
-    ids: Int[Tensor, "batch seq"]
-    """Equal inside a document, different in neighbouring ones."""
-    runs: tuple[tuple[int, int], ...]
-    """(count, length) of documents of equal length that follow each other, rows laid end to end; empty off the CPU."""
-    prefixes: SharedPrefixes | None = None
-    """Tokens of other documents that documents continue; ``None`` if none does. On a CPU only."""
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
-    _first: dict[int | None, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def from_ids(cls, document_ids: Int[Tensor, "batch seq"]) -> "Documents | None":
-        """Find the documents, or return ``None`` where each row is a single one and plain causal attention is right.
-
-        Off the CPU nothing is read back from the device, so ``None`` is never returned there.
-        """
-        if document_ids.device.type != "cpu":
-            documents = cls(ids=document_ids, runs=())
-            documents.first_keys()  # here, so that layers which are compiled one by one all find it
-            return documents
-        seq = document_ids.size(1)
-        starts = torch.ones_like(document_ids, dtype=torch.bool)
-        torch.ne(document_ids[:, 1:], document_ids[:, :-1], out=starts[:, 1:])
-        places = [*starts.flatten().nonzero().flatten().tolist(), starts.numel()]
-        lengths = (end - start for start, end in pairwise(places))
-        runs = tuple((len(list(group)), length) for length, group in groupby(lengths))
-        return None if runs == ((document_ids.size(0), seq),) else cls(ids=document_ids, runs=runs)
-
-    def mask(self, window: int | None = None) -> Bool[Tensor, "batch 1 seq seq"]:
-        """Return which keys each query may see: earlier ones of its own document (within the window)."""
-        if window not in self._masks:
-            causal = band(self.ids.size(1), self.ids.size(1), window, device=self.ids.device)
-            self._masks[window] = (causal & (self.ids[:, :, None] == self.ids[:, None, :])).unsqueeze(1)
-        return self._masks[window]
-
-    def first_keys(self, window: int | None = None) -> Int[Tensor, "batch seq"]:
-        """Return the first key that each query may see: the same mask, as one number per query."""
-        if window not in self._first:
-            columns = torch.arange(self.ids.size(1), device=self.ids.device)
-            self._first[window] = first_visible(columns - self.positions(), window).int()
-        return self._first[window]
-
-    def positions(self) -> Int[Tensor, "batch seq"]:
-        """Return the place of each token in its document, from 0."""
-        columns = torch.arange(self.ids.size(1), device=self.ids.device).expand_as(self.ids)
-        begins = torch.zeros_like(self.ids)
-        begins[:, 1:] = torch.where(self.ids[:, 1:] != self.ids[:, :-1], columns[:, 1:], 0)
-        return columns - begins.cummax(dim=1).values
-
-
-def first_visible(document_starts: Int[Tensor, "batch seq"], window: int | None = None) -> Int[Tensor, "batch seq"]:
-    """Return the first key that each query sees: the start of its document, or of its window if that is later.
-
-    Args:
-        document_starts: Column where the document of each token begins; zeros where a row is a single one.
-        window: Keys a query sees, itself included; ``None`` for all.
-    """
-    if window is None:
-        return document_starts
-    columns = torch.arange(document_starts.size(1), device=document_starts.device, dtype=document_starts.dtype)
-    return torch.maximum(document_starts, columns - (window - 1))
-
-
-def band(queries: int, keys: int, window: int | None, *, device: torch.device) -> Bool[Tensor, "queries keys"]:
-    """Return which keys each query may see, where the queries are the last of the keys."""
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 def require_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -158,21 +92,131 @@ def causal_attention(
         arXiv:2408.00118, section 2.
     """
     require_heads(query, key, value)
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and (query.requires_grad or query.size(2) > 1):
-        # The CPU kernel's backward takes six times as long in bfloat16 as in float32, and forward as long. Without a
-        # gradient too: what a reference scores must not differ by rounding from what the policy does.
+    if _is_slow(query):
         wide = (x.float() for x in (query, key, value))
         with torch.autocast("cpu", enabled=False):
             mixed = causal_attention(*wide, mask=mask, window=window, softcap=softcap, scale=scale, dropout=dropout)
         return mixed.to(query.dtype)
     options = _Options(softcap, query.size(-1) ** -0.5 if scale is None else scale, dropout)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, prefix: int = 0) -> Tensor:
+        if prefix > 1:
+            return _prefixed(q, k, v, window, options, prefix=prefix)
+        return _causal(q, k, v, window, options)
+
     if isinstance(mask, Documents):
         if mask.runs:
-            return _per_document(query, key, value, mask, window, options)
+            return _per_document(query, key, value, mask, attend)
         mask = mask.mask(window)
-    if mask is not None:
-        return _attend(query, key, value, options, mask=mask)
-    return _causal(query, key, value, window, options)
+    return attend(query, key, value) if mask is None else _attend(query, key, value, options, mask=mask)
+
+
+def bidirectional_attention(
+    query: Float[Tensor, "batch heads seq head_dim"],
+    key: Float[Tensor, "batch kv_heads seq head_dim"],
+    value: Float[Tensor, "batch kv_heads seq head_dim"],
+    *,
+    mask: Documents | Bool[Tensor, "#batch 1 seq seq"] | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """Attend from each query to keys on both sides, those of its own document.
+
+    Args:
+        query: ``heads`` is a multiple of ``kv_heads``; each key head serves a group of neighbouring query heads.
+        key: One per query.
+        value: Like ``key``.
+        mask: `Documents` confines each query to its own document. A boolean tensor decides everything.
+        window: Keys at this distance and beyond, on either side, are not seen; ``None`` for all.
+        softcap: Scores are squeezed to ``softcap * tanh(score / softcap)``.
+        scale: Multiplies the scores; ``None`` for ``1 / sqrt(head_dim)``.
+        dropout: Probability with which a weight is dropped. Zero outside training.
+
+    Raises:
+        ConfigurationError: If a tensor has other axes.
+
+    Source:
+        Devlin et al. 2019, arXiv:1810.04805; symmetric window: Beltagy et al. 2020, arXiv:2004.05150.
+    """
+    require_heads(query, key, value)
+    if _is_slow(query):
+        wide = (x.float() for x in (query, key, value))
+        with torch.autocast("cpu", enabled=False):
+            mixed = bidirectional_attention(
+                *wide, mask=mask, window=window, softcap=softcap, scale=scale, dropout=dropout
+            )
+        return mixed.to(query.dtype)
+    options = _Options(softcap, query.size(-1) ** -0.5 if scale is None else scale, dropout)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, _: int = 0) -> Tensor:
+        return _two_way(q, k, v, window, options)
+
+    if isinstance(mask, Documents):
+        if mask.runs:
+            return _per_document(query, key, value, mask, attend)
+        mask = mask.mask(window, causal=False)
+    return attend(query, key, value) if mask is None else _attend(query, key, value, options, mask=mask)
+
+
+def biased_attention(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    bias: PairBias,
+    *,
+    causal: bool = True,
+    mask: Documents | Bool[Tensor, "#batch 1 queries keys"] | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads queries head_dim"]:
+    """Attend as `causal_attention` or `bidirectional_attention` does, with a bias of the scores by distance.
+
+    Args:
+        query: ``heads`` is a multiple of ``kv_heads``; each key head serves a group of neighbouring query heads.
+        key: As in `causal_attention`; one per query in both directions.
+        value: Like ``key``.
+        bias: Added to the scores.
+        causal: Queries see no later keys.
+        mask: `Documents` confines each query to its own document. A boolean tensor decides everything.
+        scale: Multiplies the scores before the bias is added; ``None`` for ``1 / sqrt(head_dim)``.
+        dropout: Probability with which a weight is dropped. Zero outside training.
+
+    Source:
+        Raffel et al. 2020, arXiv:1910.10683, section 2.1; Press et al. 2022, arXiv:2108.12409.
+    """
+    require_heads(query, key, value)
+    if _is_slow(query):
+        wide = (x.float() for x in (query, key, value))
+        with torch.autocast("cpu", enabled=False):
+            mixed = biased_attention(*wide, bias, causal=causal, mask=mask, scale=scale, dropout=dropout)
+        return mixed.to(query.dtype)
+    options = _Options(None, query.size(-1) ** -0.5 if scale is None else scale, dropout, bias)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, prefix: int = 0) -> Tensor:
+        if prefix > 1 and causal:
+            distance = distances(q.size(2), q.size(2), device=q.device)
+            two_way = torch.arange(q.size(2), device=q.device) < prefix
+            return _attend(q, k, v, options, mask=(distance >= 0) | two_way)
+        return _causal(q, k, v, None, options) if causal else _attend(q, k, v, options)
+
+    if isinstance(mask, Documents):
+        if mask.runs:
+            return _per_document(query, key, value, mask, attend)
+        mask = mask.mask(causal=causal)
+    return attend(query, key, value) if mask is None else _attend(query, key, value, options, mask=mask)
+
+
+def _is_slow(query: Tensor) -> bool:
+    """Return whether attention is computed in float32 instead.
+
+    The CPU kernel's backward takes six times as long in bfloat16 as in float32, and forward as long. Without a gradient
+    too: what a reference scores must not differ by rounding from what the policy does.
+    """
+    return bool(query.device.type == "cpu" and query.dtype == torch.bfloat16) and (
+        query.requires_grad or query.size(2) > 1
+    )
 
 
 @dataclass(frozen=True)
@@ -180,6 +224,7 @@ class _Options:
     softcap: float | None
     scale: float
     dropout: float
+    bias: PairBias | None = None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None, options: _Options) -> Tensor:
@@ -200,8 +245,37 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None, optio
     return _attend(query, key, value, options, mask=band(queries, keys, window, device=query.device))
 
 
+def _prefixed(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, options: _Options, *, prefix: int
+) -> Tensor:
+    """Attend causally, but among the first ``prefix`` tokens of these documents in both directions."""
+    if window is not None and window < query.size(2):
+        distance = distances(query.size(2), query.size(2), device=query.device)
+        two_way = torch.arange(query.size(2), device=query.device) < prefix
+        return _attend(query, key, value, options, mask=((distance >= 0) | two_way) & (distance.abs() < window))
+    both = _attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], options)
+    if prefix == query.size(2):
+        return both
+    return torch.cat((both, _causal(query[:, :, prefix:], key, value, None, options)), dim=2)
+
+
+def _two_way(query: Tensor, key: Tensor, value: Tensor, window: int | None, options: _Options) -> Tensor:
+    """Attend to all keys, or to those within the window: one block of queries after the other."""
+    seq = query.size(2)
+    if window is None or window >= seq:
+        return _attend(query, key, value, options)
+    out = []
+    for start in range(0, seq, block := max(_BLOCK, window)):
+        first, last = max(start - window + 1, 0), min(start + block + window - 1, seq)
+        q = query[:, :, start : start + block]
+        places = torch.arange(start, start + q.size(2), device=query.device)
+        near = (places[:, None] - torch.arange(first, last, device=query.device)).abs() < window
+        out.append(_attend(q, key[:, :, first:last], value[:, :, first:last], options, mask=near))
+    return torch.cat(out, dim=2)
+
+
 def _per_document(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents, window: int | None, options: _Options
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, attend: Callable[..., Tensor]
 ) -> Tensor:
     """Attend inside each document and to the prefix that it continues, without a mask of all pairs.
 
@@ -210,6 +284,7 @@ def _per_document(
     """
     batch, runs, prefixes = query.size(0), documents.runs, documents.prefixes
     before = (0,) * len(runs) if prefixes is None else prefixes.lengths
+    two_way = documents.run_prefixes or (0,) * len(runs)
     laid = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
     own = [x.split([count * length for count, length in runs]) for x in laid]
     if prefixes is not None:
@@ -221,7 +296,7 @@ def _per_document(
         if prefix:
             shared = (x[index].unflatten(0, (count, prefix)) for x in earlier)
             k, v = (torch.cat(pair, dim=1) for pair in zip(shared, (k, v), strict=True))
-        mixed = _causal(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), window, options)
+        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), two_way[index])
         out.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(out).view(batch, -1, *query.shape[1::2]).transpose(1, 2)
 
@@ -257,16 +332,20 @@ def _attend(
 ) -> Tensor:
     """Weigh the values by the softmax of the scores, in one kernel where there is no soft cap."""
     grouped = query.size(1) != key.size(1)
+    bias = _bias(query, key, options)
     # On GPUs no kernel takes both groups and a mask, and torch would fall back to one that holds all scores.
-    if grouped and (options.softcap is not None or (mask is not None and query.device.type != "cpu")):
+    masked = (mask is not None or bias is not None) and query.device.type != "cpu"
+    if grouped and (options.softcap is not None or masked):
         key, value = (x.repeat_interleave(query.size(1) // x.size(1), dim=1) for x in (key, value))
         grouped = False
+    if causal and (options.softcap is not None or bias is not None):
+        mask, causal = band(query.size(2), key.size(2), None, device=query.device), False
     if options.softcap is None:
+        if bias is not None:
+            mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
         return F.scaled_dot_product_attention(
             query, key, value, mask, options.dropout, causal, scale=options.scale, enable_gqa=grouped
         )
-    if causal:
-        mask = band(query.size(2), key.size(2), None, device=query.device)
     scores = (query * options.scale) @ key.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = options.softcap * torch.tanh(scores / options.softcap)
@@ -274,3 +353,11 @@ def _attend(
         scores = scores.masked_fill(~mask, -math.inf)
     weights = F.dropout(scores.softmax(dim=-1), options.dropout).to(value.dtype)
     return weights @ value
+
+
+def _bias(query: Tensor, key: Tensor, options: _Options) -> Tensor | None:
+    """Return the bias of all scores, [1, heads, queries, keys], where the queries are the last of the keys."""
+    if options.bias is None:
+        return None
+    bias = options.bias(distances(query.size(2), key.size(2), device=query.device))
+    return bias.to(query.dtype).expand(query.size(0), *bias.shape[-3:])

@@ -17,7 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_lm.functional.attention import Documents, causal_attention, first_visible, require_heads
+from lightning_lm.functional.attention import (
+    Documents,
+    bidirectional_attention,
+    causal_attention,
+    first_visible,
+    require_heads,
+)
 from lightning_lm.kernels.flash_attention.operation import flash_attention, supported
 from lightning_lm.kernels.runtime.backend import architecture, register, unavailable, use_triton
 
@@ -39,6 +45,7 @@ def attention(
     *,
     mask: Documents | Bool[Tensor, "#batch 1 queries keys"] | None = None,
     window: int | None = None,
+    causal: bool = True,
     **options: Any,
 ) -> Float[Tensor, "batch heads queries head_dim"]:
     """Attend as `functional.attention.causal_attention` does, by what is fastest for the device and the shape.
@@ -49,8 +56,11 @@ def attention(
         value: Like ``key``.
         mask: `Documents` confines each query to its own document; a boolean tensor decides everything.
         window: Number of keys a query sees, itself included; ``None`` for all.
+        causal: Queries see no later keys; otherwise `functional.attention.bidirectional_attention` attends.
         **options: ``softcap``, ``scale`` and ``dropout`` of `causal_attention`.
     """
+    if not causal:
+        return bidirectional_attention(query, key, value, mask=mask, window=window, **options)
     require_heads(query, key, value)
     window = None if window is None or window >= key.size(2) else window
     softcap, scale, dropout = options.get("softcap"), options.get("scale"), options.get("dropout", 0.0)
@@ -72,6 +82,8 @@ def _reason_against(query: Tensor, key: Tensor, mask: Documents | Tensor | None,
         return "queries over a cache of keys"
     if isinstance(mask, Documents) and mask.prefixes is not None:
         return "documents that continue others"
+    if isinstance(mask, Documents) and mask.prefix_lengths is not None:
+        return "prefixes that see each other in both directions"
     return supported(query, key)
 
 

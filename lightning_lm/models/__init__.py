@@ -49,6 +49,7 @@ from lightning_lm.models.mup import MuP, MuPAttention
 from lightning_lm.models.ngram import NgramModel, fit_ngram, load_ngram, read_arpa, save_ngram, write_arpa
 from lightning_lm.models.ngram_classifier import NgramClassifier
 from lightning_lm.models.norms import LayerNorm, NoNorm, Norm, RMSNorm
+from lightning_lm.models.position_bias import ALiBi, RelativeBias
 from lightning_lm.models.positions import (
     LearnedPositions,
     LinearScaling,
@@ -92,6 +93,7 @@ __all__ = [
     "GLU",
     "MLP",
     "SSD",
+    "ALiBi",
     "AdapterPart",
     "Adapters",
     "Attention",
@@ -141,6 +143,7 @@ __all__ = [
     "RecurrentMixer",
     "RecurrentPart",
     "RecurrentState",
+    "RelativeBias",
     "Role",
     "Rope",
     "RopeScaling",

@@ -1,4 +1,4 @@
-"""Causal self-attention with any number of key heads, rotary positions, normalised queries and a sliding window."""
+"""Self-attention with any number of key heads, rotary positions, normalised queries and a sliding window."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.attention import Documents
+from lightning_lm.functional.attention import Documents, biased_attention
 from lightning_lm.functional.rope import rotate
 from lightning_lm.kernels.attention import attention
 from lightning_lm.models.cache import LayerCache
@@ -33,7 +33,7 @@ class Attention(
         "dropout": Limit.BELOW_ONE,
     },
 ):
-    """Causal self-attention.
+    """Self-attention, causal or in both directions.
 
     Args:
         num_heads: Query heads.
@@ -43,11 +43,13 @@ class Attention(
         rope: Rotary positions; ``None`` for none.
         qk_norm: Normalise queries and keys with the model's norm: each ``head`` by itself, or all heads together
             (``full``).
-        window: Keys a query sees, itself included; ``None`` for all.
+        window: Keys a query sees, itself included; ``None`` for all. In both directions: keys at this distance and
+            beyond, on either side, are not seen.
         softcap: Scores are squeezed to ``softcap * tanh(score / softcap)``.
         scale: Multiplies the scores; ``None`` for ``1 / sqrt(head_dim)``.
         bias: Projections that have biases.
         dropout: Probability with which an attention weight is dropped in training.
+        causal: Tokens see no later ones; ``False`` for encoders, which cannot generate.
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; query and key norm:
@@ -64,6 +66,7 @@ class Attention(
     scale: float | None = None
     bias: Literal["none", "qkv", "all"] = "none"
     dropout: float = 0.0
+    causal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +83,7 @@ class Attention(
 
 
 class SelfAttention(MixerModule):
-    """Causal self-attention.
+    """Self-attention, causal or in both directions.
 
     Args:
         part: The description.
@@ -111,6 +114,11 @@ class SelfAttention(MixerModule):
         self.k_norm: Any = part.qk_norm and norm.build(kv_width if full else self.head_dim)
 
     @property
+    def is_causal(self) -> bool:
+        """Return whether no token depends on later ones."""
+        return self.part.causal
+
+    @property
     def rotary(self) -> tuple[Rope, int] | None:
         """Rotary embedding and the size of the heads it turns; ``None`` without one."""
         return None if self.part.rope is None else (self.part.rope, self.head_dim)
@@ -118,10 +126,30 @@ class SelfAttention(MixerModule):
     @property
     def attention_shape(self) -> AttentionShape:
         """Heads and window."""
-        return AttentionShape(self.num_heads * self.head_dim, self.num_heads, self.part.window)
+        part = self.part
+        window = part.window if part.window is None or part.causal else 2 * part.window - 1
+        return AttentionShape(self.num_heads * self.head_dim, self.num_heads, window)
+
+    def mixing_flops(self, context_length: int, *, causal: bool = False) -> float:
+        """Return the FLOPs per token of the forward pass that no weight takes part in.
+
+        Args:
+            context_length: Tokens of a row.
+            causal: Count only the keys that a query can see; in both directions these are all.
+        """
+        return super().mixing_flops(context_length, causal=causal and self.part.causal)
 
     def make_state(self, max_length: int) -> LayerCache:
-        """Return an empty memory of keys and values for up to ``max_length`` columns."""
+        """Return an empty memory of keys and values for up to ``max_length`` columns.
+
+        Raises:
+            ConfigurationError: If tokens see later ones, which a cache of earlier ones cannot have.
+        """
+        if not self.part.causal:
+            raise ConfigurationError(
+                "Attention(causal=False) reads the tokens after each token, so the model cannot write text token by "
+                "token. Give the layers Attention(causal=True), or use an EncoderDecoder, whose decoder is causal."
+            )
         return LayerCache(max_length, self.part.window)
 
     def forward(
@@ -147,7 +175,8 @@ class SelfAttention(MixerModule):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if state is not None:
             k, v = state.append(k, v, context.columns)
-        mixed = self.attend(q, k, v, context.mask(k.size(2), part.window))
+        mask = context.mask(k.size(2), part.window)
+        mixed = self.attend(q, k, v, mask) if context.bias is None else self._attend_with_bias(q, k, v, mask, context)
         return cast(Tensor, self.o(mixed.transpose(1, 2).flatten(2)))
 
     def _context(self, x: Tensor, state: LayerCache | None) -> Context:
@@ -174,6 +203,19 @@ class SelfAttention(MixerModule):
         interleaved = self.part.rope.interleaved
         return rotate(q, cos, sin, interleaved=interleaved), rotate(k, cos, sin, interleaved=interleaved)
 
+    def _attend_with_bias(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Documents | Tensor | None, context: Context
+    ) -> Tensor:
+        part = self.part
+        if part.window is not None or part.softcap is not None or context.columns is not None:
+            raise ConfigurationError(
+                "A bias of the scores by distance works without a sliding window, a soft cap, and speculation. Set "
+                "window and softcap of Attention to null and decode without, or take Rope() instead of the bias."
+            )
+        assert context.bias is not None
+        dropout = part.dropout if self.training else 0.0
+        return biased_attention(q, k, v, context.bias, causal=part.causal, mask=mask, scale=part.scale, dropout=dropout)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Documents | Tensor | None) -> Tensor:
         """Weigh values by scores, [batch, heads, seq, head_dim], by what is fastest on this device for these shapes.
 
@@ -186,7 +228,15 @@ class SelfAttention(MixerModule):
         part = self.part
         dropout = part.dropout if self.training else 0.0
         return attention(
-            q, k, v, mask=mask, window=part.window, softcap=part.softcap, scale=part.scale, dropout=dropout
+            q,
+            k,
+            v,
+            mask=mask,
+            window=part.window,
+            causal=part.causal,
+            softcap=part.softcap,
+            scale=part.scale,
+            dropout=dropout,
         )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

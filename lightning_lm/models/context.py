@@ -1,13 +1,14 @@
 """Per-token context of one forward pass: made once, read by every layer."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.attention import Documents
+from lightning_lm.functional.attention import Documents, PairBias
 from lightning_lm.models.auxiliary import LayerLoad, collected
 from lightning_lm.models.cache import KVCache
 from lightning_lm.models.positions import Rope
@@ -36,6 +37,12 @@ class Context:
     """Columns of this pass."""
     columns: Tensor | None = None
     """Columns of the tokens in the cache, int64 [batch, seq]; ``None`` where they are the same in all rows."""
+    bias: PairBias | None = None
+    """Bias of each score of self-attention by the distance of the two tokens, shared by all layers."""
+    memory: Any = None
+    """Encoded sources for cross-attention, a `models.cross_attention.Memory`."""
+    token_type_ids: Tensor | None = None
+    """Segments of the tokens, int64 [batch, seq]; ``None`` for the first everywhere."""
     rotations: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Cosines and sines at the positions, for each kind of rotary embedding in the model."""
     counted: Bool[Tensor, "batch seq"] | None = None
@@ -86,6 +93,7 @@ def make_context(
     position_ids: Tensor | None,
     document_ids: Tensor | Documents | None,
     cache: KVCache | None,
+    prefix_lengths: Tensor | None = None,
 ) -> Context:
     """Return the context of a forward pass: positions, documents and cache of its tokens.
 
@@ -95,19 +103,19 @@ def make_context(
         document_ids: Ids of the documents of packed rows, int64 [batch, seq], or these as they are known already; by
             default each row is one.
         cache: Keys and values of earlier tokens.
+        prefix_lengths: Tokens at the start of each row, int64 [batch], or of each token's document, [batch, seq], that
+            see each other in both directions; by default none.
 
     Raises:
-        ConfigurationError: If packed documents are combined with a cache, or the cache is full.
+        ConfigurationError: If packed documents are combined with a cache, the cache is full, or a prefix does not fit.
     """
     batch, new = input_ids.shape
+    documents = _documents(input_ids, document_ids, cache, prefix_lengths)
     if cache is not None:
-        if document_ids is not None:
-            raise ConfigurationError("Packed documents cannot be cached: give each its own row, padded on the left.")
         cache.reserve(batch, new)
     first = 0 if cache is None else cache.length
     positions: slice | Tensor = slice(first, first + new)
     num_positions = first + new
-    documents = Documents.from_ids(document_ids) if isinstance(document_ids, Tensor) else document_ids
     columns = None
     if cache is not None and cache.ends is not None:
         columns = torch.arange(new, device=input_ids.device) + cache.ends[:, None]
@@ -120,7 +128,7 @@ def make_context(
     elif cache is not None and cache.starts is not None:
         shared = torch.arange(first, first + new, device=input_ids.device)
         positions = (shared - cache.starts[:, None]).clamp(min=0)
-        if first == 0 and new > 1:
+        if first == 0 and new > 1 and documents is None:
             documents = Documents.from_ids((shared >= cache.starts[:, None]).long())
     elif documents is not None:
         positions = documents.positions()
@@ -133,3 +141,39 @@ def make_context(
         new=new,
         columns=columns,
     )
+
+
+def _documents(
+    input_ids: Tensor, document_ids: Tensor | Documents | None, cache: KVCache | None, prefix_lengths: Tensor | None
+) -> Documents | None:
+    """Return the documents of a pass with their prefixes; a padded prompt with a prefix is a document of its own."""
+    if cache is not None and document_ids is not None:
+        raise ConfigurationError("Packed documents cannot be cached: give each its own row, padded on the left.")
+    if prefix_lengths is None:
+        return Documents.from_ids(document_ids) if isinstance(document_ids, Tensor) else document_ids
+    if isinstance(document_ids, Documents):
+        raise ConfigurationError("Documents are given with their prefixes already; leave prefix_lengths out.")
+    if cache is not None and cache.length:
+        raise ConfigurationError("Only a prompt can be a prefix, before anything else is in the cache.")
+    ids, lengths = torch.zeros_like(input_ids) if document_ids is None else document_ids, prefix_lengths
+    if lengths.shape == input_ids.shape[:1]:
+        lengths = lengths[:, None].expand(input_ids.shape[0], input_ids.shape[1])
+    _check_prefixes(lengths, prefix_lengths, input_ids)
+    if cache is not None and cache.starts is not None:
+        ids = (torch.arange(input_ids.size(1), device=ids.device) >= cache.starts[:, None]).long()
+        lengths = lengths * ids
+    return Documents.from_ids(ids, lengths)
+
+
+def _check_prefixes(lengths: Tensor, given: Tensor, input_ids: Tensor) -> None:
+    batch, seq = input_ids.shape
+    if lengths.shape != input_ids.shape:
+        raise ConfigurationError(
+            f"prefix_lengths has shape {tuple(given.shape)}; needed is one number per row, ({batch},), or per token, "
+            f"({batch}, {seq})."
+        )
+    if lengths.device.type == "cpu" and lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= seq:
+        raise ConfigurationError(
+            f"prefix_lengths reach from {int(lengths.min())} to {int(lengths.max())}, and the row has {seq} tokens. "
+            f"Give numbers from 0 to {seq}, or longer rows (context_length)."
+        )

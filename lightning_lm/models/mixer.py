@@ -38,6 +38,11 @@ class MixerModule(nn.Module):
     """Base of the modules that mix tokens: ``forward(x, context, state)`` and what the model asks of them."""
 
     @property
+    def is_causal(self) -> bool:
+        """Return whether no token depends on later ones."""
+        return True
+
+    @property
     def rotary(self) -> tuple[Rope, int] | None:
         """Rotary embedding and the size of the heads it turns; ``None`` without one."""
         return None

@@ -76,6 +76,11 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
         model: Any; one with `hidden` and `head` is asked for what `hidden` takes.
         inputs: ``input_ids``, ``position_ids``, ``document_ids``.
     """
+    if "prefix_lengths" in inputs and not _takes_keyword(model, "prefix_lengths"):
+        raise ConfigurationError(
+            f"The batch has prefix_lengths, and {type(model).__name__} does not take them: it would read prefixes "
+            "causally. Train a model that a config of lightning_lm.models builds."
+        )
     if isinstance(model, Transformer | TransformersModel):
         return dict(inputs)
     ids, documents = inputs["input_ids"], inputs.get("document_ids")

@@ -25,6 +25,7 @@ from lightning_lm.models.ffn import FFN, GLU
 from lightning_lm.models.init import Init, Normal
 from lightning_lm.models.mixer import Mixer, MixerModule
 from lightning_lm.models.norms import Norm, RMSNorm
+from lightning_lm.models.position_bias import PositionBias
 from lightning_lm.models.positions import Positions, Rope, RotaryTable
 from lightning_lm.models.roles import with_role
 from lightning_lm.parts import Limit, Part
@@ -71,7 +72,8 @@ class TransformerConfig(
         residual: Connection of a sublayer ``f`` to the residual stream ``x``. ``pre``: ``x + f(norm(x))``; ``post``:
             ``norm(x + f(x))``; ``sandwich``: ``x + norm(f(norm(x)))``; ``reordered``: ``x + norm(f(x))``;
             ``parallel``: both sublayers read the same input, ``x + mixer(norm(x)) + ffn(norm(x))``.
-        positions: Absolute positions added to the embeddings; rotary ones belong to the attention.
+        positions: Absolute positions added to the embeddings, or a bias of the scores by distance that all layers
+            share; rotary positions belong to the attention.
         tie_embeddings: Share the head's weight with the embedding.
         embed_scale: Multiplies the embeddings (Gemma: ``sqrt(d_model)``).
         final_norm: Normalise the residual stream before the head.
@@ -163,10 +165,17 @@ class Transformer(nn.Module):
         *,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         document_ids: Int[Tensor, "batch seq"] | None = None,
+        prefix_lengths: Int[Tensor, "..."] | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
         """Return next-token logits. The arguments are those of `hidden`."""
-        features = self.hidden(input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache)
+        features = self.hidden(
+            input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            prefix_lengths=prefix_lengths,
+            cache=cache,
+        )
         logits = self.head(features)
         if self.logit_softcap is not None:
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
@@ -178,6 +187,7 @@ class Transformer(nn.Module):
         *,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         document_ids: Int[Tensor, "batch seq"] | Documents | None = None,
+        prefix_lengths: Int[Tensor, "..."] | None = None,
         cache: KVCache | None = None,
         counted: Bool[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
@@ -188,27 +198,40 @@ class Transformer(nn.Module):
             position_ids: Place of each token in its document; counted by default.
             document_ids: Equal inside a document; no token sees another document's. Or `Documents`, which may continue
                 tokens of others.
+            prefix_lengths: Tokens at the start of each row, or of each token's document, that see each other in both
+                directions (a prefix language model); by default none.
             cache: Keys and values of earlier tokens, from `make_cache`; the new ones are added.
             counted: Tokens that count for the loads of experts and auxiliary losses; by default all.
         """
-        context = make_context(input_ids, position_ids, document_ids, cache)
+        context = make_context(input_ids, position_ids, document_ids, cache, prefix_lengths)
         context.counted = counted
+        return cast(Tensor, self.norm(self._run(input_ids, context)))
+
+    def _run(self, input_ids: Tensor, context: Context) -> Tensor:
+        """Return the residual stream after the last layer."""
         for key, table in self._rotary.items():
             context.rotations[key] = table(context.positions, context.num_positions, input_ids.device)
-        x = self._embed(input_ids, context)
+        x, cache = self._embed(input_ids, context), context.cache
         for index, block in enumerate(self.layers):
             x = block(x, context, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.advance(input_ids.size(1))
-        return cast(Tensor, self.norm(x))
+        return x
 
     def _embed(self, input_ids: Tensor, context: Context) -> Tensor:
         x = self.embed(input_ids)
         if self.config.embed_scale is not None:
             x = x * self.config.embed_scale
-        if self.config.positions is not None:
+        if isinstance(self.positions, PositionBias):
+            context.bias = self.positions
+        elif self.positions is not None:
             x = x + self.positions(context.positions, context.num_positions, input_ids.device)
         return F.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
+
+    @property
+    def is_causal(self) -> bool:
+        """Return whether no token depends on later ones, so that the model can generate."""
+        return all(getattr(block.mixer, "is_causal", True) for block in self.layers)
 
     def make_cache(self, batch_size: int, max_length: int, starts: Int[Tensor, "batch"] | None = None) -> KVCache:
         """Return an empty cache of keys and values.

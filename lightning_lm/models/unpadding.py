@@ -69,7 +69,8 @@ def _are_whole_rows(inputs: Mapping[str, Tensor]) -> bool:
     """Return whether each row is one document that begins in its first column."""
     positions = inputs.get("position_ids")
     columns = torch.arange(inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
-    return "document_ids" not in inputs and (positions is None or bool((positions == columns).all()))
+    packed = "document_ids" in inputs or "prefix_lengths" in inputs
+    return not packed and (positions is None or bool((positions == columns).all()))
 
 
 # --- a single row, in which rows continue the prefix of another ---
@@ -94,7 +95,7 @@ def _can_share(model: nn.Module, device: torch.device) -> bool:
 
 
 def _is_plain_attention(mixer: object) -> bool:
-    if not isinstance(mixer, SelfAttention):
+    if not isinstance(mixer, SelfAttention) or not mixer.is_causal:
         return False
     return type(mixer).forward is SelfAttention.forward and not {"forward", "attend"} & vars(mixer).keys()
 

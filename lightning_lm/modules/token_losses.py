@@ -70,7 +70,11 @@ class CrossEntropy(TokenLossPart, limits={"z_loss": Limit.NON_NEGATIVE, "label_s
 def next_token_inputs(batch: Batch) -> dict[str, Tensor]:
     """Return the arguments of the model: all positions but the last, which predicts nothing."""
     names = ("input_ids", "position_ids", "document_ids")
-    return {name: batch[name][:, :-1] for name in names if batch.get(name) is not None}
+    inputs = {name: batch[name][:, :-1] for name in names if batch.get(name) is not None}
+    prefixes = batch.get("prefix_lengths")
+    if prefixes is not None:
+        inputs["prefix_lengths"] = prefixes if prefixes.dim() == 1 else prefixes[:, :-1]
+    return inputs
 
 
 def next_token_targets(batch: Batch) -> Tensor:
