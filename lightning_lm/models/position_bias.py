@@ -1,7 +1,7 @@
 """Biases of attention scores by the distance of two tokens, shared by all layers: T5's buckets, ALiBi's slopes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class RelativeBias(
         Raffel et al. 2020, arXiv:1910.10683, section 2.1.
     """
 
-    num_heads: int
+    num_heads: int = field(kw_only=False)
     num_buckets: int = 32
     max_distance: int = 128
     bidirectional: bool = False
@@ -109,7 +109,7 @@ class ALiBi(Positions, limits={"num_heads": Limit.COUNT}):
         Press et al. 2022, arXiv:2108.12409.
     """
 
-    num_heads: int
+    num_heads: int = field(kw_only=False)
 
     def build(self, d_model: int, context_length: int) -> nn.Module:  # noqa: ARG002
         """Return a module that maps distances to biases."""
