@@ -1,4 +1,4 @@
-"""N-grams as integers: an n-gram is the row of its first n - 1 symbols in the table below, and its last symbol.
+"""N-grams coded as integers: the row of the first n - 1 symbols in the table below, and the last symbol.
 
 ``code = prefix_row * base + symbol`` fits into 64 bits for every order and vocabulary, because a prefix of an n-gram
 in a text is an n-gram of that text too: rows are counted, not letters. A sorted array of codes is a trie, the
@@ -44,7 +44,7 @@ def insert_starts(tokens: NDArray[np.integer], ends: NDArray[np.int64], start: i
 
     Args:
         tokens: Token ids of all documents.
-        ends: Where each document ends in ``tokens``.
+        ends: End of each document in ``tokens``.
         start: The symbol.
     """
     begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))

@@ -69,7 +69,7 @@ class NgramModel:
 
         Args:
             tokens: Token ids of documents one after the other.
-            ends: Where each document ends; by default there is one.
+            ends: End of each document; one document by default.
 
         Raises:
             DataError: If an id is outside the vocabulary.

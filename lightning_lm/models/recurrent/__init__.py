@@ -1,5 +1,6 @@
-"""Mixers that carry a state from token to token: linear attention, delta rules, state spaces and long convolutions."""
+"""Mixers that carry a state from token to token: linear attention, delta rules, state spaces, Hyena, LSTM and GRU."""
 
+from lightning_lm.models.recurrent.cells import Recurrent
 from lightning_lm.models.recurrent.delta_net import DeltaNet, GatedDeltaNet
 from lightning_lm.models.recurrent.hyena import Hyena
 from lightning_lm.models.recurrent.linear_attention import Decay, FixedDecay, GatedDecay, LinearAttention
@@ -17,6 +18,7 @@ __all__ = [
     "Hyena",
     "LinearAttention",
     "Parallel",
+    "Recurrent",
     "RecurrentMixer",
     "RecurrentPart",
     "RecurrentState",

@@ -1,8 +1,10 @@
 """Models of recurrent mixers: packed rows, caches, padding, speculation and beams give what single rows give."""
 
+from typing import Literal
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling, Speculation, beam_search
@@ -20,11 +22,13 @@ from lightning_lm.models import (
     LinearAttention,
     Mixer,
     Parallel,
+    Recurrent,
     Transformer,
     TransformerConfig,
     flops_per_token,
     parameter_roles,
 )
+from lightning_lm.optim import Muon
 
 MIXERS: dict[str, Mixer] = {
     "linear": LinearAttention(num_heads=2),
@@ -33,6 +37,9 @@ MIXERS: dict[str, Mixer] = {
     "delta": DeltaNet(num_heads=2),
     "gated delta": GatedDeltaNet(num_heads=2, num_v_heads=4, head_dim=6, v_head_dim=5),
     "ssd": SSD(head_dim=8, state=6, groups=2, conv=3),
+    "lstm": Recurrent(hidden_size=12),
+    "gru": Recurrent(cell="gru"),
+    "rnn": Recurrent(cell="rnn"),
     "hyena": Hyena(length=40, filter_size=8, bands=3),
     "parallel": Parallel(mixers=(SSD(head_dim=8, state=4), Attention(num_heads=2))),
 }
@@ -235,3 +242,56 @@ def test_hyena_reads_packed_rows_longer_than_its_filters() -> None:
     with torch.no_grad():
         packed = model(tokens, document_ids=torch.arange(2).repeat_interleave(8)[None])
         torch.testing.assert_close(packed[:, 8:], model(tokens[:, 8:]), rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_cells_are_those_of_torch(cell: Literal["lstm", "gru", "rnn"]) -> None:
+    mixer = build(Recurrent(cell=cell, hidden_size=12)).layers[0].mixer
+    theirs = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[cell](16, 12, batch_first=True).double()
+    theirs.weight_ih_l0.copy_(mixer.input_weight.flatten(0, 1))
+    theirs.weight_hh_l0.copy_(mixer.state_weight.flatten(0, 1))
+    theirs.bias_ih_l0.copy_(mixer.bias)
+    theirs.bias_hh_l0.zero_()
+    if cell == "lstm":
+        theirs.bias_hh_l0[12:24] = 1.0  # the forget gate
+    x = torch.randn(3, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(mixer(x), mixer.o(theirs(x)[0]), rtol=0, atol=1e-12)
+
+
+def test_gradients_of_packed_rows_are_those_of_documents_alone() -> None:
+    model, tokens = build(Recurrent(hidden_size=12)), ids(2, 40)
+    documents = torch.arange(5).repeat_interleave(torch.tensor([1, 17, 3, 3, 16])).expand(2, -1)
+    weights = torch.randn(2, 40, VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (model(tokens, document_ids=documents) * weights).sum().backward()
+    packed = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    for row in range(2):
+        for document in range(5):
+            here = documents[row] == document
+            (model(tokens[row, here][None]) * weights[row, here]).sum().backward()
+    for found, parameter in zip(packed, model.parameters(), strict=True):
+        assert found is not None
+        torch.testing.assert_close(found, parameter.grad, rtol=0, atol=1e-9)
+
+
+def test_each_gate_is_a_matrix_of_its_own() -> None:
+    model = build(Recurrent(hidden_size=12), layers=1)
+    gates = {name: p for name, p in model.named_parameters() if name.endswith(("input_weight", "state_weight"))}
+    assert [tuple(p.shape) for p in gates.values()] == [(4, 12, 16), (4, 12, 12)]
+    assert {parameter_roles(model)[name] for name in gates} == {"matrix"}
+    alone = nn.ModuleList(nn.Linear(p.size(2), 12, bias=False) for p in gates.values() for _ in range(4)).double()
+    model(ids(2, 9)).logsumexp(-1).mean().backward()
+    for linear, weight, gradient in zip(
+        alone,
+        [gate for p in gates.values() for gate in p.detach()],
+        [gate for p in gates.values() for gate in p.grad],  # type: ignore[union-attr]
+        strict=True,
+    ):
+        linear.weight = nn.Parameter(weight.clone())
+        linear.weight.grad = gradient.clone()
+    for module in (model, alone):
+        Muon(lr=0.1, weight_decay=0.0).build(module, parameter_roles(module)).step()
+    found = [gate for p in gates.values() for gate in p.detach()]
+    for linear, weight in zip(alone, found, strict=True):
+        torch.testing.assert_close(weight, linear.weight.detach(), rtol=0, atol=1e-6)
