@@ -77,6 +77,7 @@ from lightning_lm.models.recurrent import (
     RecurrentMixer,
     RecurrentPart,
     RecurrentState,
+    WindowMLP,
 )
 from lightning_lm.models.roles import Role, parameter_roles
 from lightning_lm.models.summary import (
@@ -159,6 +160,7 @@ __all__ = [
     "TransformersConfig",
     "TransformersModel",
     "TruncatedNormal",
+    "WindowMLP",
     "YaRNScaling",
     "add_end_ids",
     "as_language_model",

@@ -7,6 +7,7 @@ from lightning_lm.models.recurrent.linear_attention import Decay, FixedDecay, Ga
 from lightning_lm.models.recurrent.mixer import RecurrentMixer, RecurrentPart, RecurrentState
 from lightning_lm.models.recurrent.parallel import Parallel
 from lightning_lm.models.recurrent.ssd import SSD
+from lightning_lm.models.recurrent.window_mlp import WindowMLP
 
 __all__ = [
     "SSD",
@@ -22,4 +23,5 @@ __all__ = [
     "RecurrentMixer",
     "RecurrentPart",
     "RecurrentState",
+    "WindowMLP",
 ]

@@ -25,6 +25,7 @@ from lightning_lm.models import (
     Recurrent,
     Transformer,
     TransformerConfig,
+    WindowMLP,
     flops_per_token,
     parameter_roles,
 )
@@ -40,6 +41,7 @@ MIXERS: dict[str, Mixer] = {
     "lstm": Recurrent(hidden_size=12),
     "gru": Recurrent(cell="gru"),
     "rnn": Recurrent(cell="rnn"),
+    "window": WindowMLP(order=4, hidden_size=12),
     "hyena": Hyena(length=40, filter_size=8, bands=3),
     "parallel": Parallel(mixers=(SSD(head_dim=8, state=4), Attention(num_heads=2))),
 }
@@ -295,3 +297,16 @@ def test_each_gate_is_a_matrix_of_its_own() -> None:
     found = [gate for p in gates.values() for gate in p.detach()]
     for linear, weight in zip(alone, found, strict=True):
         torch.testing.assert_close(weight, linear.weight.detach(), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_window_is_the_network_of_bengio() -> None:
+    mixer = build(WindowMLP(order=4, hidden_size=12)).layers[0].mixer
+    x = torch.randn(1, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    h = torch.cat([step.weight for step in mixer.steps], 1)  # H, over the concatenated embeddings
+    for column in range(6):
+        inputs = [x[0, column - back] if column >= back else torch.zeros(16).double() for back in range(3)]
+        expected = mixer.o(torch.tanh(mixer.steps[0].bias + h @ torch.cat(inputs)))
+        torch.testing.assert_close(mixer(x)[0, column], expected, rtol=0, atol=1e-12)
+    with pytest.raises(ConfigurationError, match="order=1"):
+        WindowMLP(order=1)
