@@ -7,6 +7,7 @@ the rows into pages. Here a row is contiguous, because the attention of torch ha
 attended under a mask as wide as the longest one, and layers with a sliding window keep all columns.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -96,17 +97,50 @@ class _RowsOfLayer(LayerCache):
 class SlotForward:
     """Rows of a model that are read and continued together, and that come and go one by one.
 
+    A pass that raises leaves the rows before its own as they were; its own have to leave.
+
     Args:
         model: Passes `supports_slots`.
+        max_rows: Most rows.
+        max_bytes: Memory for keys and values, as far as `fits` is asked; ``None`` for any.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, *, max_rows: int = 256, max_bytes: int | None = None) -> None:
+        self._model, self._max_rows, self._max_bytes = model, max_rows, max_bytes
         self._device = model.head.weight.device
         self._layers = [_SlotLayer() for _ in model.make_cache(1, 1).layers]
         self._shape = (0, 0)
+        self._extents: list[int] = []
+        """Columns of each row that may have content, padding included."""
         self.lengths: list[int] = []
         """Tokens that each row has read."""
+
+    @functools.cached_property
+    def _token_bytes(self) -> int:
+        """Memory of the keys and values of one token. Bytes."""
+        cache = self._model.make_cache(1, 1)
+        self._model.hidden(torch.zeros((1, 1), dtype=torch.int64, device=self._device), cache=cache)
+        held = [tensor for layer in cache.layers for tensor in layer.held]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    @property
+    def _most_cells(self) -> int:
+        """Most tokens that the memory has room for, over all rows."""
+        return sys.maxsize if self._max_bytes is None else self._max_bytes // self._token_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that keys and values take now. Bytes."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers())
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Return whether the memory suffices for so many rows of that length.
+
+        Args:
+            rows: Rows.
+            columns: Tokens of the longest of them.
+        """
+        return rows * _in_steps(columns) <= self._most_cells
 
     def read(self, first: int, ids: Sequence[Sequence[int]]) -> Float[Tensor, "rows new d_model"]:
         """Append tokens to neighbouring rows; return their hidden states, with padding on the right.
@@ -115,12 +149,13 @@ class SlotForward:
             first: The first of the rows; rows beyond the last one are added.
             ids: New tokens of each row, at least one.
         """
-        end, width = first + len(ids), max(map(len, ids))
-        self.lengths += [0] * (end - len(self.lengths))
-        padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self._device)
-        hidden: Tensor = self._model.hidden(padded, cache=self._cache(first, end, width))
-        for row, new in enumerate(ids, start=first):
-            self.lengths[row] += len(new)
+        width = max(map(len, ids))
+        self.lengths += [0] * (first - len(self.lengths))
+        lengths = [*self.lengths, *[0] * len(ids)][first : first + len(ids)]
+        # A row is padded with a token of its own: a mask hides padding, but NaN of another token would come through.
+        padded = torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in ids], device=self._device)
+        hidden: Tensor = self._model.hidden(padded, cache=self._cache(first, lengths, width))
+        self.lengths[first : first + len(ids)] = [held + len(new) for held, new in zip(lengths, ids, strict=True)]
         return hidden
 
     def logits(self, hidden: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
@@ -145,20 +180,27 @@ class SlotForward:
         Args:
             order: Old place of each row; no row may move to a later place.
         """
+        buffers, extents = list(self._buffers()), self._extents
         for place, row in enumerate(order):
             assert row >= place
             if row != place:
-                for buffer in self._buffers():
-                    buffer[place, :, : self.lengths[row]] = buffer[row, :, : self.lengths[row]]
+                for buffer in buffers:
+                    buffer[place, :, : extents[row]] = buffer[row, :, : extents[row]]
+                    buffer[place, :, extents[row] : extents[place]] = 0
+                extents[place] = extents[row]
+        for row in range(len(order), len(extents)):  # a later row would see what is left: a mask does not hide NaN
+            for buffer in buffers:
+                buffer[row, :, : extents[row]] = 0
+        del extents[len(order) :]
         self.lengths = [self.lengths[row] for row in order]
         if not self.lengths:
             self.release()
 
     def release(self) -> None:
-        """Give the memory back once no row is left."""
-        assert not self.lengths
-        self._shape = (0, 0)
-        self._layers = [_SlotLayer() for _ in self._layers]
+        """Let all rows leave, and give their memory back."""
+        self._layers, self._shape = [_SlotLayer() for _ in self._layers], (0, 0)
+        self.lengths.clear()
+        self._extents.clear()
 
     def copy_block(self, row: int, first: int, end: int) -> Block:
         """Return a copy of the keys and values of some tokens.
@@ -182,6 +224,7 @@ class SlotForward:
         assert row == len(self.lengths)
         length = sum(block[0][0].size(1) for block in blocks)
         self._grow(row + 1, length)
+        self._extents[row:] = [max([length, *self._extents[row:]])]
         for index, layer in enumerate(self._layers):
             keys, values = blocks[0][index]
             buffers = layer.fit(keys[None], values[None], *self._shape)
@@ -192,22 +235,30 @@ class SlotForward:
     def _buffers(self) -> list[Tensor]:
         return [buffer for layer in self._layers for buffer in (layer.keys, layer.values) if buffer is not None]
 
-    def _cache(self, first: int, end: int, new: int) -> KVCache:
+    def _cache(self, first: int, lengths: list[int], new: int) -> KVCache:
         """Return neighbouring rows as the model appends to them."""
-        lengths = self.lengths[first:end]
-        longest = max(lengths)
+        longest, end = max(lengths), first + len(lengths)
         self._grow(end, longest + new)
+        self._extents += [0] * (end - len(self._extents))
+        self._extents[first:end] = [longest + new] * len(lengths)
         layers = [_RowsOfLayer(layer, first, longest, self._shape) for layer in self._layers]
-        cache = KVCache(layers, batch_size=end - first, max_length=sys.maxsize)
+        cache = KVCache(layers, batch_size=len(lengths), max_length=sys.maxsize)
         cache.length = longest
         cache.ends = None if min(lengths) == longest else torch.tensor(lengths, device=self._device)
         return cache
 
     def _grow(self, rows: int, columns: int) -> None:
-        """Double the rows and add half of the columns if there are too few."""
+        """Double the rows and add half of the columns if there are too few, or take as many as the memory allows."""
         held_rows, held_columns = self._shape
-        if rows > held_rows:
-            held_rows = max(rows, 2 * held_rows)
-        if columns > held_columns:
-            held_columns = -(-max(columns, held_columns * 3 // 2) // _COLUMNS) * _COLUMNS
-        self._shape = (held_rows, held_columns)
+        if rows <= held_rows and columns <= held_columns:
+            return
+        more_rows = held_rows if rows <= held_rows else min(max(rows, 2 * held_rows), max(rows, self._max_rows))
+        more_columns = held_columns if columns <= held_columns else _in_steps(max(columns, held_columns * 3 // 2))
+        if more_rows * more_columns > self._most_cells:
+            more_rows = max(rows, len(self.lengths))
+            more_columns = _in_steps(max(columns, *self.lengths, 0))
+        self._shape = (more_rows, more_columns)
+
+
+def _in_steps(columns: int) -> int:
+    return -(-columns // _COLUMNS) * _COLUMNS

@@ -1,5 +1,6 @@
 """The engine: one thread that owns the model and computes the completions of all requests together."""
 
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -13,7 +14,8 @@ from lightning_lm.generation.few_rows import few_rows_products
 from lightning_lm.generation.generator import evaluating
 from lightning_lm.generation.slots import supports_slots
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.serving.request import EngineStopped, GenerationRequest, QueueFull, TimedOut, Update
+from lightning_lm.serving.memory import free_bytes
+from lightning_lm.serving.request import TIMED_OUT, DoesNotFit, EngineStopped, GenerationRequest, QueueFull, TimedOut, failing
 from lightning_lm.serving.scheduler import ContinuousBatch, Scheduler, StaticBatch
 
 __all__ = ["Engine"]
@@ -27,12 +29,17 @@ class Engine:
     completion does not depend on the other requests, up to the rounding of floating point: in float32 the tokens are
     those of `lightning_lm.generation.Generator` alone. A sampled one depends on its seed and its own logits only.
 
+    A request at which the model or the tokenizer fails ends with an error, and the others go on. If the whole step
+    fails, those that it computed end.
+
     Args:
         model: Language model; the engine keeps it in evaluation mode while it runs.
         tokenizer: That of the model.
         max_batch: Most requests that are computed together.
         max_waiting: Most requests that wait for a place.
         prefix_bytes: Memory for keys and values of the beginnings of earlier prompts. Bytes; 0 for none.
+        cache_bytes: Memory for keys and values of the running requests; ``None`` for half of the free memory of the
+            model's device. A request for which it does not suffice now waits. Bytes.
     """
 
     def __init__(
@@ -43,17 +50,22 @@ class Engine:
         max_batch: int = 16,
         max_waiting: int = 256,
         prefix_bytes: int = 256 << 20,
+        cache_bytes: int | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.is_continuous = supports_slots(model)
-        self._scheduler: Scheduler = (
-            ContinuousBatch(model, tokenizer, max_rows=max_batch, prefix_bytes=prefix_bytes)
-            if self.is_continuous
-            else StaticBatch(model, tokenizer, max_rows=max_batch)
-        )
+        self._scheduler: Scheduler
+        if self.is_continuous:
+            if cache_bytes is None:
+                cache_bytes = free_bytes(model.head.weight.device) // 2
+            self._scheduler = ContinuousBatch(
+                model, tokenizer, max_rows=max_batch, prefix_bytes=prefix_bytes, cache_bytes=cache_bytes
+            )
+        else:
+            self._scheduler = StaticBatch(model, tokenizer, max_rows=max_batch)
         self._waiting: deque[GenerationRequest] = deque()
-        self._changes: deque[tuple[Callable[[], None], threading.Event]] = deque()
+        self._changes: deque[_Change] = deque()
         self._condition = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -93,12 +105,17 @@ class Engine:
             *requests: Each is delivered its updates until the last one.
 
         Raises:
+            DoesNotFit: If these are more than ever fit into the queue and the batch.
             QueueFull: If too many wait already.
             EngineStopped: If the engine does not run.
         """
         with self._condition:
-            if not self.is_alive:
-                raise EngineStopped("The engine has stopped; start the server again.")
+            self._require_alive()
+            if len(requests) > self.max_waiting + self.max_batch:
+                raise DoesNotFit(
+                    f"{len(requests)} completions at once are more than the queue ({self.max_waiting}) and the batch "
+                    f"({self.max_batch}) take together. Ask for fewer, or start the server with a longer --queue."
+                )
             if self.num_waiting + len(requests) > self.max_waiting + max(0, self.max_batch - self.num_running):
                 raise QueueFull(
                     f"{self.num_waiting} requests wait already, and the queue takes {self.max_waiting}. Try again "
@@ -118,26 +135,35 @@ class Engine:
                 request.is_cancelled = True
             self._condition.notify()
 
-    def change(self, function: Callable[[], None]) -> None:
+    def change(self, function: Callable[[], None], withdrawn: threading.Event | None = None) -> None:
         """Run a function while no request is computed, such as one that replaces weights; returns once it has run.
 
         Requests in the batch are finished first, and waiting ones wait. Earlier keys and values are dropped.
 
         Args:
-            function: Called in the engine's thread; must not raise.
+            function: Called in the engine's thread; an exception of it is raised here.
+            withdrawn: The function is not run any more once this is set.
 
         Raises:
             EngineStopped: If the engine stops before.
         """
-        done = threading.Event()
+        change = _Change(function, withdrawn or threading.Event())
         with self._condition:
-            if not self.is_alive:
-                raise EngineStopped("The engine has stopped; start the server again.")
-            self._changes.append((function, done))
+            self._require_alive()
+            self._changes.append(change)
             self._condition.notify()
-        while not done.wait(timeout=1.0):
-            if not self.is_alive:
-                raise EngineStopped("The engine stopped before the change.")
+        change.done.wait()
+        if change.error is not None:
+            raise change.error
+
+    def wake(self) -> None:
+        """Let the engine look for what was withdrawn."""
+        with self._condition:
+            self._condition.notify()
+
+    def _require_alive(self) -> None:
+        if not self.is_alive:
+            raise EngineStopped("The engine has stopped; start the server again.")
 
     def _run(self) -> None:
         try:
@@ -145,12 +171,30 @@ class Engine:
                 for context in (evaluating(self.model), few_rows_products(self.model), torch.inference_mode()):
                     stack.enter_context(context)
                 while self._prepare():
-                    self._scheduler.step(deque() if self._changes else self._waiting)
-        finally:  # whatever ended the loop, no client waits forever
-            self._stopping = True
+                    self._step()
+        finally:  # whatever ended the loop, nobody waits forever
+            with self._condition:
+                self._stopping = True
+                requests, changes = list(self._at_hand()), list(self._changes)
+                self._waiting.clear()
             stopped = EngineStopped("The engine has stopped; see the server's output.")
-            for request in [*(row.request for row in self._scheduler.rows), *self._waiting]:
-                self._end(request, Update(error=stopped))
+            for request in requests:
+                request.fail(stopped)
+            for change in changes:
+                change.error = stopped
+                change.done.set()
+
+    def _step(self) -> None:
+        scheduler = self._scheduler
+        with failing(self._concerned()):
+            scheduler.step(deque() if self._changes else self._waiting)
+            return
+        scheduler.reset()
+
+    def _concerned(self) -> Iterator[GenerationRequest]:
+        """Yield the requests of a step that failed as a whole; of one without rows that is the next request."""
+        rows = self._scheduler.rows
+        yield from (row.request for row in rows) if rows else list(self._waiting)[:1]
 
     def _prepare(self) -> bool:
         """Wait for work, drop what is given up or too late, and make changes; return whether to go on."""
@@ -163,21 +207,45 @@ class Engine:
             staying = [request for request in self._waiting if not (request.is_cancelled or request.is_done)]
             self._waiting.clear()
             self._waiting.extend(staying)
+            self._drop_withdrawn()
         if self._changes and not self._scheduler.rows:
-            function, done = self._changes.popleft()
-            function()
+            change = self._changes.popleft()
+            change.run()
             self._scheduler.forget()
-            done.set()
+            change.done.set()
         return True
+
+    def _drop_withdrawn(self) -> None:
+        for change in [change for change in self._changes if change.withdrawn.is_set()]:
+            self._changes.remove(change)
+            change.done.set()
 
     def _give_up_late(self) -> None:
         now = time.monotonic()
-        for request in [*(row.request for row in self._scheduler.rows), *self._waiting]:
+        for request in self._at_hand():
             if request.deadline_s is not None and now > request.deadline_s:
-                late = TimedOut("The request took longer than its time limit. Ask for fewer tokens, or try again.")
-                self._end(request, Update(error=late))
+                request.fail(
+                    TimedOut("The request took longer than its time limit. Ask for fewer tokens, or try again.")
+                )
 
-    def _end(self, request: GenerationRequest, update: Update) -> None:
-        if not (request.is_done or request.is_cancelled):
-            request.is_done = True
-            request.deliver(update)
+    def _at_hand(self) -> Iterator[GenerationRequest]:
+        """Yield the requests of the batch, and those that wait."""
+        yield from (row.request for row in self._scheduler.rows)
+        yield from self._waiting
+
+
+@dataclasses.dataclass(eq=False)
+class _Change:
+    """A function that runs between requests."""
+
+    function: Callable[[], None]
+    withdrawn: threading.Event
+    done: threading.Event = dataclasses.field(default_factory=threading.Event)
+    error: Exception | None = None
+
+    def run(self) -> None:
+        """Run the function; keep what it raises for the thread that waits."""
+        try:
+            self.function()
+        except Exception as error:  # noqa: BLE001 - it is raised where the change was asked for
+            self.error = error

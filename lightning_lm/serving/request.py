@@ -1,13 +1,33 @@
 """A request to the engine, and the updates that it delivers while the completion grows."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
 
 from lightning_lm.errors import LightningLMError
 from lightning_lm.generation import FinishReason, Sampling
 from lightning_lm.generation.decoding_loop import StopConditions
 
-__all__ = ["EngineStopped", "GenerationRequest", "QueueFull", "TimedOut", "TokenLogprob", "Update"]
+__all__ = [
+    "TIMED_OUT",
+    "DoesNotFit",
+    "EngineStopped",
+    "GenerationFailed",
+    "GenerationRequest",
+    "OutOfMemory",
+    "QueueFull",
+    "TimedOut",
+    "TokenLogprob",
+    "Update",
+    "failing",
+]
+
+_log = logging.getLogger(__name__)
+
+TIMED_OUT = "The request took longer than its time limit. Ask for fewer tokens, or try again."
 
 
 class QueueFull(LightningLMError, RuntimeError):  # noqa: N818
@@ -16,6 +36,18 @@ class QueueFull(LightningLMError, RuntimeError):  # noqa: N818
 
 class TimedOut(LightningLMError, RuntimeError):  # noqa: N818
     """A request took longer than its time limit."""
+
+
+class DoesNotFit(LightningLMError, ValueError):  # noqa: N818
+    """A request is larger than the engine could ever take."""
+
+
+class GenerationFailed(LightningLMError, RuntimeError):  # noqa: N818
+    """The model, or the tokenizer, failed at a request."""
+
+
+class OutOfMemory(GenerationFailed):
+    """The memory did not suffice for a request."""
 
 
 class EngineStopped(LightningLMError, RuntimeError):  # noqa: N818
@@ -96,3 +128,48 @@ class GenerationRequest:
     """True once nobody waits for the completion."""
     is_done: bool = False
     """True once the last update was delivered."""
+
+    def fail(self, error: LightningLMError) -> None:
+        """Deliver an error as the last update, unless the request has ended.
+
+        Args:
+            error: Reason why there is no completion.
+        """
+        if not (self.is_done or self.is_cancelled):
+            self.is_done = True
+            with contextlib.suppress(Exception):  # the client's function; there is nobody else to tell
+                self.deliver(Update(error=error))
+
+
+@contextlib.contextmanager
+def failing(requests: Iterable[GenerationRequest]) -> Iterator[None]:
+    """Let what a computation raises fail its requests, and not the engine, which goes on with the others.
+
+    An accelerator that has failed computes nothing any more: such an error is raised.
+
+    Args:
+        requests: Those that are computed; looked through after a failure only.
+    """
+    try:
+        yield
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # noqa: BLE001 - models, tokenizers and delivery are foreign code, which raises anything
+        failure = _failure(error)
+        if failure is not error:
+            _log.error("%s", failure, exc_info=error)
+        for request in requests:
+            request.fail(failure)
+
+
+def _failure(error: Exception) -> LightningLMError:
+    """Return what a client is told of an exception."""
+    if isinstance(error, LightningLMError):
+        return error
+    said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return OutOfMemory(
+            f"The memory does not suffice ({said}). Ask for fewer tokens, or start the server with a smaller "
+            "--max-batch or --cache-memory."
+        )
+    return GenerationFailed(f"The model failed at this request: {said}. See the server's output.")

@@ -11,7 +11,7 @@ from lightning_lm.generation.decoding_loop import Row
 from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.generation.sampling import Sampler, Sampling, beside, likeliest, row_uniforms
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.serving.request import GenerationRequest, TokenLogprob, Update
+from lightning_lm.serving.request import GenerationRequest, TokenLogprob, Update, failing
 
 __all__ = ["Running", "choose", "token_logprobs"]
 
@@ -91,7 +91,7 @@ class Running:
             logprobs: Its log-probability, if it was asked for.
         """
         if token >= vocab:
-            self.fail(
+            self.request.fail(
                 ConfigurationError(
                     "The model gave logits that are all NaN or -inf, from which no token can be chosen. Look for NaN "
                     "in its weights, or for numbers beyond the range of its data type."
@@ -105,11 +105,6 @@ class Running:
         """End a request that asks for no new token."""
         self.row.finish_reason = "length"
         self._deliver((), ())
-
-    def fail(self, error: ConfigurationError) -> None:
-        """End the request with an error."""
-        self.request.is_done = True
-        self.request.deliver(Update(error=error))
 
     def _deliver(self, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
         reason = self.row.finish_reason
@@ -139,11 +134,14 @@ def choose(rows: Sequence[Running], logits: Tensor, num_ids: int) -> None:
         groups.setdefault(_group(row, place), []).append(place)
     for settings, places in groups.items():
         chosen = usable if len(places) == len(rows) else usable[places]
-        for place, token in zip(places, _choose_alike([rows[p] for p in places], chosen, settings), strict=True):
-            ids[place] = token
+        with failing(rows[place].request for place in places):
+            for place, token in zip(places, _choose_alike([rows[p] for p in places], chosen, settings), strict=True):
+                ids[place] = token
     scores = _scores(rows, logits, ids, num_ids)
     for place, row in enumerate(rows):
-        row.take(ids[place], usable.shape[1], scores.get(place))
+        if not row.is_done:
+            with failing([row.request]):
+                row.take(ids[place], usable.shape[1], scores.get(place))
 
 
 def _group(row: Running, place: int) -> Sampling | int:

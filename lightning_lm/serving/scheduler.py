@@ -12,7 +12,7 @@ from lightning_lm.generation.forward import forward_for
 from lightning_lm.generation.prefix_cache import PrefixCache
 from lightning_lm.generation.slots import SlotForward
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.serving.request import GenerationRequest, TokenLogprob
+from lightning_lm.serving.request import DoesNotFit, GenerationRequest, failing
 from lightning_lm.serving.running import Running, choose, token_logprobs
 
 __all__ = ["ContinuousBatch", "Scheduler", "StaticBatch"]
@@ -38,6 +38,10 @@ class Scheduler(Protocol):
         """Drop keys and values that were computed with earlier weights; there are no rows."""
         ...
 
+    def reset(self) -> None:
+        """Drop all rows and their keys and values, whatever state a failed step has left them in."""
+        ...
+
 
 class ContinuousBatch:
     """Rows join and leave at every step.
@@ -51,11 +55,13 @@ class ContinuousBatch:
         tokenizer: That of the model.
         max_rows: Most rows of the batch.
         prefix_bytes: Memory for the beginnings of earlier prompts. Bytes; 0 for none.
+        cache_bytes: Memory for keys and values of the batch: a request for which it does not suffice waits, and one
+            that it could never hold is refused. Bytes.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_rows: int, prefix_bytes: int) -> None:
-        self._tokenizer, self._max_rows = tokenizer, max_rows
-        self._forward = SlotForward(model)
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_rows: int, prefix_bytes: int, cache_bytes: int) -> None:
+        self._tokenizer, self._max_rows, self._cache_bytes = tokenizer, max_rows, cache_bytes
+        self._forward = SlotForward(model, max_rows=max_rows, max_bytes=cache_bytes)
         device = model.head.weight.device.type
         self._pass_tokens = _TOKENS_OF_A_PASS.get(device, _TOKENS_OF_A_PASS["default"])
         self.prefixes = PrefixCache(prefix_bytes)
@@ -68,13 +74,19 @@ class ContinuousBatch:
         self._drop_finished()
         decoded = [row for row in self.rows if row.row.token_ids]
         if decoded:
-            logits = self._forward.step([row.newest for row in decoded])
-            choose(decoded, logits, self._tokenizer.vocab_size)
+            for rows, hidden in self._pass(0, decoded, [[row.newest] for row in decoded]):
+                with failing(row.request for row in rows):
+                    choose(rows, self._forward.logits(hidden[:, 0]), self._tokenizer.vocab_size)
             self._drop_finished()
 
     def forget(self) -> None:
         """Drop keys and values that were computed with earlier weights."""
         self.prefixes.clear()
+
+    def reset(self) -> None:
+        """Drop all rows and their keys and values."""
+        self.rows = []
+        self._forward.release()
 
     def _group(self, waiting: "deque[GenerationRequest]") -> list[Running]:
         """Return the rows whose prompts are read next, as far as a pass reaches; all but a lone one to their end.
@@ -86,10 +98,11 @@ class ContinuousBatch:
         group: list[Running] = []
         beginnings: set[tuple[int, ...]] = set()
         longest = 0
-        while waiting and len(self.rows) < self._max_rows:
+        while waiting and len(self.rows) < self._max_rows and self._has_room(waiting):
             request = waiting[0]
-            beginning = self.prefixes.first_block(request.prompt_ids)
-            blocks = [] if request.prompt_logprobs else self.prefixes.find(request.prompt_ids)
+            is_scored = request.prompt_logprobs  # which takes all of the prompt's hidden states
+            beginning = None if is_scored else self.prefixes.first_block(request.prompt_ids)
+            blocks = [] if is_scored else self.prefixes.find(request.prompt_ids)
             known = len(blocks) * self.prefixes.block_size
             longest = max(longest, len(request.prompt_ids) - known)
             if group and (
@@ -98,8 +111,24 @@ class ContinuousBatch:
                 break
             if beginning is not None:
                 beginnings.add(beginning)
-            group.append(self._admit(waiting.popleft(), blocks, known))
+            with failing([waiting.popleft()]):
+                group.append(self._admit(request, blocks, known))
         return group
+
+    def _has_room(self, waiting: "deque[GenerationRequest]") -> bool:
+        """Return whether the first request fits beside the rows; one that does not fit alone is refused."""
+        needed = _num_columns(waiting[0])
+        rows = [_num_columns(row.request) for row in self.rows]
+        if self._forward.fits(len(rows) + 1, max([needed, *rows])):
+            return True
+        if not rows:
+            waiting.popleft().fail(
+                DoesNotFit(
+                    f"Prompt and completion of up to {needed:,} tokens need more than the {self._cache_bytes >> 20:,} "
+                    "MB for keys and values. Ask for fewer tokens, or start the server with a larger --cache-memory."
+                )
+            )
+        return False
 
     def _admit(self, request: GenerationRequest, blocks: list[Any], known: int) -> Running:
         row = Running(request, self._tokenizer)
@@ -109,20 +138,42 @@ class ContinuousBatch:
         self.rows.append(row)
         return row
 
+    def _pass(
+        self, first: int, rows: Sequence[Running], parts: Sequence[Sequence[int]]
+    ) -> list[tuple[Sequence[Running], Tensor]]:
+        """Append tokens to neighbouring rows; return these rows with their hidden states.
+
+        If the pass over all of them fails, they are computed one by one, and those that fail alone are missing.
+        """
+        is_alone = len(rows) == 1
+        with failing([rows[0].request] if is_alone else ()):
+            return [(rows, self._forward.read(first, parts))]
+        if is_alone:
+            return []
+        apart = [self._pass(first + place, rows[place : place + 1], [part]) for place, part in enumerate(parts)]
+        return [done for passes in apart for done in passes]
+
     def _read(self, group: Sequence[Running]) -> None:
         """Read on in the prompts of the last rows; choose the first token of those that are read."""
         if not group:
             return
         parts = [row.request.prompt_ids[row.num_read :][: self._pass_tokens] for row in group]
-        hidden = self._forward.read(len(self.rows) - len(group), parts)
-        for row, part, states in zip(group, parts, hidden, strict=True):
-            self._score_prompt(row, states[: len(part)])
-            row.num_read += len(part)
-        read = [place for place, row in enumerate(group) if row.num_read == len(row.request.prompt_ids)]
+        for rows, hidden in self._pass(len(self.rows) - len(group), group, parts):
+            with failing(row.request for row in rows):
+                self._take_read(rows, hidden)
+
+    def _take_read(self, rows: Sequence[Running], hidden: Tensor) -> None:
+        read, last = [], []
+        for row, states in zip(rows, hidden, strict=True):
+            width = len(row.request.prompt_ids[row.num_read :][: self._pass_tokens])
+            self._score_prompt(row, states[:width])
+            row.num_read += width
+            if row.num_read == len(row.request.prompt_ids):
+                self._store(row)
+                read.append(row)
+                last.append(states[width - 1])
         if read:
-            self._store(group, read)
-            last = torch.stack([hidden[place, len(parts[place]) - 1] for place in read])
-            _begin([group[place] for place in read], self._forward.logits(last), self._tokenizer.vocab_size)
+            _begin(read, self._forward.logits(torch.stack(last)), self._tokenizer.vocab_size)
 
     def _score_prompt(self, row: Running, states: Tensor) -> None:
         if row.request.prompt_logprobs:
@@ -133,12 +184,10 @@ class ContinuousBatch:
                     logits, targets, row.request.top_logprobs or 0, self._tokenizer.vocab_size
                 )
 
-    def _store(self, group: Sequence[Running], read: Sequence[int]) -> None:
-        first = len(self.rows) - len(group)
-        for place in read:
-            request = group[place].request
-            if not request.prompt_logprobs:
-                self.prefixes.store(request.prompt_ids, partial(self._forward.copy_block, first + place))
+    def _store(self, row: Running) -> None:
+        if not row.request.prompt_logprobs:
+            place = self.rows.index(row)
+            self.prefixes.store(row.request.prompt_ids, partial(self._forward.copy_block, place))
 
     def _drop_finished(self) -> None:
         """Let rows leave; the last decoded ones take their places."""
@@ -182,13 +231,18 @@ class StaticBatch:
     def forget(self) -> None:
         """Nothing outlives a batch."""
 
+    def reset(self) -> None:
+        """Drop all rows."""
+        self.rows, self._forward = [], None
+
     def _start(self, waiting: "deque[GenerationRequest]") -> None:
         while waiting and len(self.rows) < self._max_rows:
-            self.rows.append(Running(waiting.popleft(), self._tokenizer))
+            with failing([waiting[0]]):
+                row = Running(waiting.popleft(), self._tokenizer)
+                self._score_prompt(row)
+                self.rows.append(row)
         if not self.rows:
             return
-        for row in self.rows:
-            self._score_prompt(row)
         prompts = [row.request.prompt_ids for row in self.rows]
         most = max(row.request.ends.max_new_tokens for row in self.rows)
         self._forward = forward_for(self._model, prompts, max(most, 1))
@@ -215,15 +269,17 @@ class StaticBatch:
                 self._forward = None
 
 
-def _target_logprobs(row: Running, logits: Tensor, targets: Sequence[int], tokenizer: Tokenizer) -> list[TokenLogprob]:
-    return token_logprobs(logits, targets, row.request.top_logprobs or 0, tokenizer.vocab_size)
+def _num_columns(request: GenerationRequest) -> int:
+    """Return the tokens that the model reads for a request at most; the last new one is never read."""
+    return len(request.prompt_ids) + max(request.ends.max_new_tokens - 1, 0)
 
 
 def _begin(rows: Sequence[Running], logits: Tensor, num_ids: int) -> None:
     """Choose the first tokens; requests that want none have ended."""
     for row in rows:
         if row.request.ends.max_new_tokens == 0:
-            row.finish_unanswered()
+            with failing([row.request]):
+                row.finish_unanswered()
     places = [place for place, row in enumerate(rows) if not row.is_done]
     if places:
         choose([rows[place] for place in places], logits[places], num_ids)
