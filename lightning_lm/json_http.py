@@ -40,14 +40,16 @@ class JSONServer(
     """A server that takes and returns JSON; safe to use from many threads.
 
     Trouble that may pass (status 408, 425, 429, 500, 502, 503, 504, a connection that fails) is tried again after a
-    pause that doubles each time, or that the server's ``Retry-After`` names. A request that runs out of time is not:
+    pause that doubles each time, or that the server's ``Retry-After`` names. A server that is merely busy (429 with
+    ``Retry-After``) is asked again until ``timeout_s`` has passed. A request that runs out of time is not sent again:
     the server may still work on it, and would get it twice. Redirects are refused, and proxies are not looked for.
 
     Args:
         url: Address of the API, such as ``http://localhost:8000/v1``.
         api_key_variable: Environment variable with the key, sent as a bearer token. Only its name is kept here,
             so that no key gets into a checkpoint or a log.
-        timeout_s: Longest time for one attempt, from connecting to the last byte. Seconds.
+        timeout_s: Longest time for one attempt, from connecting to the last byte, and for which a busy server is asked
+            again. Seconds.
         retries: Further attempts after the first.
         backoff_s: Pause before the second attempt, seconds. Each is drawn between half of it and all of it, so that
             many clients do not come back at once.
@@ -81,13 +83,19 @@ class JSONServer(
         """
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self._authorization()}
         data = json.dumps(body).encode()
-        for attempt in range(self.retries + 1):
+        attempt, patience_ends_s = 0, time.monotonic() + self.timeout_s
+        while True:
             try:
                 return self._attempt(path, data, headers)
             except _PassingError as passing:
                 trouble = passing
-            if attempt < self.retries:
-                time.sleep(self._pause(attempt, trouble.retry_after_s))
+            pause_s = self._pause(attempt, trouble.retry_after_s)
+            is_busy = trouble.status == 429 and trouble.retry_after_s is not None
+            if not (is_busy and time.monotonic() + pause_s < patience_ends_s):
+                if attempt == self.retries:
+                    break
+                attempt += 1
+            time.sleep(pause_s)
         tries = f" ({self.retries + 1} attempts)" if self.retries else ""
         remedy = " Start the server, or correct its url." if trouble.status is None else ""
         raise RemoteError(f"{trouble}{tries}.{remedy}", status=trouble.status)

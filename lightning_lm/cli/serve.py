@@ -51,9 +51,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="megabytes for what equal beginnings of prompts have in common (default: %(default)s)",
     )
     parser.add_argument(
+        "--cache-memory",
+        **whole,
+        help="megabytes for keys and values of the requests (default: half of what is free on the device)",
+    )
+    parser.add_argument(
         "--update-weights",
-        action="store_true",
-        help="let clients load other weights from a folder on this machine, for training with HTTPBackend",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="FOLDER",
+        help="let clients load other weights from folders in this one (default: the current folder), for training with "
+        "HTTPBackend",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which the page is reached, such as that of a reverse proxy; may be repeated",
     )
 
 
@@ -77,6 +93,7 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
             max_batch=namespace.max_batch,
             max_waiting=namespace.queue,
             prefix_bytes=namespace.prefix_cache << 20,
+            cache_bytes=None if namespace.cache_memory is None else namespace.cache_memory << 20,
         )
         _serve(engine, namespace, listening)
     return 0
@@ -86,13 +103,15 @@ def _check(namespace: argparse.Namespace) -> None:
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package, "serve a model", "serve")
-    least = {"max_batch": 1, "queue": 0, "prefix_cache": 0, "port": 0}
+    least = {"max_batch": 1, "queue": 0, "prefix_cache": 0, "cache_memory": 1, "port": 0}
     for name, low in least.items():
         value = getattr(namespace, name)
-        if value < low:
+        if value is not None and value < low:
             raise ConfigurationError(f"--{name.replace('_', '-')} {value} must be at least {low}.")
     if not namespace.timeout > 0:
         raise ConfigurationError(f"--timeout {namespace.timeout} must be above 0 seconds.")
+    if namespace.update_weights is not None and not namespace.update_weights.is_dir():
+        raise ConfigurationError(f"--update-weights {namespace.update_weights} is no folder; make it first.")
     namespace.api_key = namespace.api_key or os.environ.get(_KEY_VARIABLE) or None
     if namespace.api_key is not None and not (namespace.api_key.isascii() and namespace.api_key.isprintable()):
         raise ConfigurationError("The API key must be plain ASCII without control characters.")
@@ -121,7 +140,8 @@ def _serve(engine: "Engine", namespace: argparse.Namespace, listening: socket.so
         name,
         api_key=namespace.api_key,
         timeout_s=namespace.timeout,
-        updates_weights=namespace.update_weights,
+        weights_root=namespace.update_weights,
+        allowed_hosts=namespace.allow_host,
     )
     host, port = listening.getsockname()[:2]
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -153,7 +153,7 @@ class SlotForward:
         self.lengths += [0] * (first - len(self.lengths))
         lengths = [*self.lengths, *[0] * len(ids)][first : first + len(ids)]
         # A row is padded with a token of its own: a mask hides padding, but NaN of another token would come through.
-        padded = torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in ids], device=self._device)
+        padded = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in ids], device=self._device)
         hidden: Tensor = self._model.hidden(padded, cache=self._cache(first, lengths, width))
         self.lengths[first : first + len(ids)] = [held + len(new) for held, new in zip(lengths, ids, strict=True)]
         return hidden

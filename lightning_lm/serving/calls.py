@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_lm.data.post_training.tokenizer_template import TokenizerTemplate
 from lightning_lm.errors import ConfigurationError, LightningLMError
@@ -13,7 +13,7 @@ from lightning_lm.generation.decoding_loop import StopConditions
 from lightning_lm.generation.prompt_checks import stated_context_length
 from lightning_lm.models import end_ids, generation_settings
 from lightning_lm.protocols import Tokenizer
-from lightning_lm.serving.fields import Fields, RequestError, is_ids
+from lightning_lm.serving.fields import Fields, RequestError, is_ids, shown
 from lightning_lm.serving.request import GenerationRequest, Update
 
 __all__ = ["Call", "ModelCalls"]
@@ -22,17 +22,49 @@ _MOST_CHOICES, _MOST_TOP = 128, 20
 _DEFAULT_COMPLETION, _DEFAULT_CHAT = 16, 2048
 """Tokens of a completion if a request does not say: OpenAI's number, and at most this many for a chat."""
 _LARGEST_SEED = 2**63
+_UNSTATED_LENGTH = 1 << 17
+"""Most tokens of prompt and completion together if the model states no context length."""
 
 _IGNORED = (
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "cache_prompt", "parallel_tool_calls", "verbosity", "request_id", "priority",
 )  # fmt: skip
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "function_call": ("none", "auto"),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "add_generation_prompt": (True,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "detokenize": (True,),
+    "length_penalty": (1, 1.0),
+    "typical_p": (1, 1.0),
+    "typical": (1, 1.0),
+    "tfs_z": (1, 1.0),
+    "repeat_penalty": (1, 1.0),
+}
+"""Values of fields that other servers take, with which they do what this server does."""
+_OFF = (
+    "use_beam_search", "ignore_eos", "min_tokens", "early_stopping", "include_stop_str_in_output",
+    "continue_final_message", "mirostat", "chat_template_kwargs", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "grammar", "json_schema", "truncate_prompt_tokens", "web_search_options", "thinking",
+)  # fmt: skip
+"""Fields that other servers take; this one takes them if they are off: empty, false or zero."""
 _REFUSED = {
+    "response_format": "the text is not constrained, and a promise of JSON would not be kept. Ask for JSON in the "
+    'prompt, and check it; {"type": "text"} is accepted.',
+    "tool_choice": "there are no tools.",
+    "function_call": "there are no tools.",
     "tools": "the model's text is returned as it is; write tools into the prompt, and parse the text.",
     "functions": "the model's text is returned as it is; write tools into the prompt, and parse the text.",
     "suffix": "the model continues texts, and fills no gaps.",
     "audio": "the model reads and writes text.",
     "prediction": "leave it out; the completion is the same without.",
     "reasoning_effort": "set max_tokens instead.",
+    "modalities": "the model reads and writes text.",
+    **dict.fromkeys(_OFF, "leave it out."),
 }
 
 
@@ -43,6 +75,7 @@ class Call:
     Args:
         prompts: Token ids of each prompt.
         texts: Text of each prompt, as it was given.
+        num_added: Number of ids that were put before the text of each prompt.
         num_choices: Completions of each prompt.
         sampling: Sampling settings, with a seed.
         ends: Stop conditions.
@@ -59,6 +92,7 @@ class Call:
 
     prompts: Sequence[tuple[int, ...]]
     texts: Sequence[str]
+    num_added: Sequence[int]
     num_choices: int
     sampling: Sampling
     ends: StopConditions
@@ -98,6 +132,14 @@ class Call:
         ]
 
 
+class _Prompt(NamedTuple):
+    """A prompt: its ids, its text as it was given, and the number of ids that were put before that."""
+
+    ids: tuple[int, ...]
+    text: str = ""
+    num_added: int = 0
+
+
 class ModelCalls:
     """Reads calls for one model.
 
@@ -113,6 +155,7 @@ class ModelCalls:
         self._end_ids = frozenset(end_ids(generation_settings(model), tokenizer))
         self.context_length = stated_context_length(model)[0]
         """Tokens of prompt and completion together; ``None`` if the model states no limit."""
+        self._limit = self.context_length or _UNSTATED_LENGTH
 
     @functools.cached_property
     def _turn_ends(self) -> frozenset[int]:
@@ -134,6 +177,7 @@ class ModelCalls:
             RequestError: If it cannot be answered.
         """
         fields = Fields(body)
+        count = fields.integer("n", 1, 1, _MOST_CHOICES)
         prompt = self._conversation(fields.pop("messages"))
         longest = fields.integer("max_completion_tokens", None, 1)
         longest = fields.integer("max_tokens", longest, 1)
@@ -141,8 +185,10 @@ class ModelCalls:
         if top and not wants_logprobs:
             raise RequestError(f"top_logprobs={top} needs logprobs=true.", param="top_logprobs")
         if longest is None:
-            longest = max(1, min(_DEFAULT_CHAT, self._room(prompt) or _DEFAULT_CHAT))
-        return self._call(fields, [prompt], [""], longest, top_logprobs=top if wants_logprobs else None, is_chat=True)
+            longest = max(1, min(_DEFAULT_CHAT, self._room(prompt)))
+        fields.neutral({"echo": (False,), "add_special_tokens": (False,), "best_of": (1,)})
+        prompts = [_Prompt(prompt)]
+        return self._call(fields, prompts, count, longest, top_logprobs=top if wants_logprobs else None, is_chat=True)
 
     def completion(self, body: Any) -> Call:
         """Return the call of a body of ``/v1/completions``.
@@ -151,12 +197,14 @@ class ModelCalls:
             RequestError: If it cannot be answered.
         """
         fields = Fields(body)
-        prompts, texts = self._prompts(fields.pop("prompt"))
+        count = fields.integer("n", 1, 1, _MOST_CHOICES)
+        prompts = self._prompts(fields.pop("prompt"), count)
+        fields.neutral({"add_special_tokens": (True,)})
         echo = fields.flag("echo")
         longest = fields.integer("max_tokens", _DEFAULT_COMPLETION, 0 if echo else 1)
         top = fields.integer("logprobs", None, 0, _MOST_TOP)
         best_of = fields.integer("best_of", None, 1)
-        call = self._call(fields, prompts, texts, longest, top_logprobs=top, is_chat=False)
+        call = self._call(fields, prompts, count, longest, top_logprobs=top, is_chat=False)
         if best_of not in (None, call.num_choices):
             raise RequestError(
                 f"best_of={best_of} must be n={call.num_choices}; ask for n completions and choose.", param="best_of"
@@ -166,8 +214,8 @@ class ModelCalls:
     def _call(
         self,
         fields: Fields,
-        prompts: Sequence[tuple[int, ...]],
-        texts: Sequence[str],
+        prompts: Sequence["_Prompt"],
+        num_choices: int,
         max_new_tokens: int,
         *,
         top_logprobs: int | None,
@@ -175,20 +223,14 @@ class ModelCalls:
     ) -> Call:
         self._require_model(fields.pop("model"))
         vocab_size = self._tokenizer.vocab_size
-        count = fields.integer("n", 1, 1, _MOST_CHOICES)
-        if len(prompts) * count > _MOST_CHOICES:
-            raise RequestError(
-                f"{len(prompts)} prompts with n={count} make more than {_MOST_CHOICES} completions; send several "
-                "requests.",
-                param="prompt",
-            )
-        self._require_room(prompts, max_new_tokens)
+        self._require_room([prompt.ids for prompt in prompts], max_new_tokens)
         own_ends = self._end_ids | (self._turn_ends if is_chat else frozenset())
         stop_ids = own_ends | {*fields.ids("stop_token_ids", vocab_size)}
         call = Call(
-            prompts=prompts,
-            texts=texts,
-            num_choices=count,
+            prompts=[prompt.ids for prompt in prompts],
+            texts=[prompt.text for prompt in prompts],
+            num_added=[prompt.num_added for prompt in prompts],
+            num_choices=num_choices,
             sampling=_sampling(fields),
             ends=StopConditions(max_new_tokens, self._tokenizer.eos_id, stop_ids),
             stop_strings=fields.stops(),
@@ -200,8 +242,7 @@ class ModelCalls:
             return_token_ids=fields.flag("return_token_ids"),
             tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
         )
-        _require_text(fields.pop("response_format"))
-        _require_no_tool(fields.pop("tool_choice"))
+        fields.neutral(_NEUTRAL)
         fields.ignore(*_IGNORED)
         fields.refuse(_REFUSED)
         fields.end()
@@ -232,52 +273,59 @@ class ModelCalls:
         except LightningLMError as error:
             raise RequestError(f"The conversation cannot be written: {error}", param="messages") from error
 
-    def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...]], list[str]]:
-        """Return the ids and texts of a prompt: a text, ids, or a list of either."""
-        vocab_size = self._tokenizer.vocab_size
-        given = [prompt] if isinstance(prompt, str) or (prompt and is_ids(prompt, vocab_size)) else prompt
+    def _prompts(self, prompt: Any, num_choices: int) -> list["_Prompt"]:
+        """Return the prompts of a field: a text, ids, or a list of either."""
+        is_one = isinstance(prompt, str) or (prompt and is_ids(prompt, self._tokenizer.vocab_size))
+        given = [prompt] if is_one else prompt
         if not isinstance(given, list) or not given:
             raise RequestError("prompt must be a text, token ids, or a list of either.", param="prompt")
-        prompts, texts = [], []
-        for item in given:
-            if isinstance(item, str):
-                prompts.append(self._encode(item))
-                texts.append(item)
-            elif item and is_ids(item, vocab_size):
-                prompts.append(tuple(item))
-                texts.append(self._tokenizer.decode(item))
-            else:
-                raise RequestError(
-                    f"prompt contains {item!r:.60}; it must be a text, token ids from 0 to {vocab_size - 1} (at least "
-                    "one), or a list of either.",
-                    param="prompt",
-                )
-        return prompts, texts
+        if all(isinstance(item, int) for item in given):  # one of them is no id
+            given = [item for item in given if not is_ids([item], self._tokenizer.vocab_size)][:1]
+        if len(given) * num_choices > _MOST_CHOICES:
+            raise RequestError(
+                f"{len(given)} prompts with n={num_choices} make more than {_MOST_CHOICES} completions; send several "
+                "requests.",
+                param="prompt",
+            )
+        return [self._prompt(item) for item in given]
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a prompt; special tokens written in it count as such."""
+    def _prompt(self, item: Any) -> "_Prompt":
+        vocab_size = self._tokenizer.vocab_size
+        if isinstance(item, str):
+            return self._encode(item)
+        if item and is_ids(item, vocab_size):
+            return _Prompt(tuple(item), self._tokenizer.decode(item))
+        raise RequestError(
+            f"prompt contains {shown(item)}; it must be a text, token ids from 0 to {vocab_size - 1} (at least one), "
+            "or a list of either.",
+            param="prompt",
+        )
+
+    def _encode(self, text: str) -> "_Prompt":
+        """Return the prompt of a text; special tokens written in it count as such."""
         try:
             ids = self._tokenizer.encode(text, allow_special=True)
         except LightningLMError as error:
             raise RequestError(str(error), param="prompt") from error
         eos_id = self._tokenizer.eos_id
-        found = (*self._begin_ids, *ids) or (() if eos_id is None else (eos_id,))
-        if not found:
+        begin = tuple(self._begin_ids) if ids or self._begin_ids or eos_id is None else (eos_id,)
+        if not (begin or ids):
             raise RequestError("prompt is empty, and the tokenizer has no token to begin with.", param="prompt")
-        return found
+        return _Prompt((*begin, *ids), text, len(begin))
 
-    def _room(self, prompt: Sequence[int]) -> int | None:
+    def _room(self, prompt: Sequence[int]) -> int:
         """Return how many tokens fit behind a prompt; the last one is never read."""
-        return None if self.context_length is None else self.context_length - len(prompt) + 1
+        return self._limit - len(prompt) + 1
 
     def _require_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         longest = max(prompts, key=len)
         room = self._room(longest)
-        if room is not None and room < max_new_tokens:
+        if room < max_new_tokens:
             remedy = f"Ask for at most {room}, or shorten the prompt." if room > 0 else "Shorten the prompt."
+            whose = "model has" if self.context_length else "model states no context length, and the server allows it"
             raise RequestError(
-                f"The model has a context of {self.context_length} tokens; the prompt has {len(longest)} and "
-                f"max_tokens is {max_new_tokens}. {remedy}",
+                f"The {whose} a context of {self._limit} tokens; the prompt has {len(longest)} and "
+                f"max_tokens is {shown(max_new_tokens)}. {remedy}",
                 param="max_tokens" if room > 0 else "prompt",
                 code="context_length_exceeded",
             )
@@ -307,23 +355,6 @@ def _include_usage(options: Any) -> bool:
     fields.ignore("include_obfuscation", "continuous_usage_stats")
     fields.end()
     return include
-
-
-def _require_text(response_format: Any) -> None:
-    if response_format is not None and response_format != {"type": "text"}:
-        raise RequestError(
-            f"response_format={response_format!r:.80} is not supported: the text is not constrained, and a promise of "
-            'JSON would not be kept. Ask for JSON in the prompt, and check it; {"type": "text"} is accepted.',
-            param="response_format",
-            code="unsupported",
-        )
-
-
-def _require_no_tool(choice: Any) -> None:
-    if choice not in (None, "none", "auto"):
-        raise RequestError(
-            f"tool_choice={choice!r:.80} is not supported: there are no tools.", param="tool_choice", code="unsupported"
-        )
 
 
 def _message(message: Any, index: int) -> dict[str, Any]:

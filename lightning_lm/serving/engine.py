@@ -15,7 +15,14 @@ from lightning_lm.generation.generator import evaluating
 from lightning_lm.generation.slots import supports_slots
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.serving.memory import free_bytes
-from lightning_lm.serving.request import TIMED_OUT, DoesNotFit, EngineStopped, GenerationRequest, QueueFull, TimedOut, failing
+from lightning_lm.serving.request import (
+    DoesNotFit,
+    EngineStopped,
+    GenerationRequest,
+    QueueFull,
+    TimedOut,
+    failing,
+)
 from lightning_lm.serving.scheduler import ContinuousBatch, Scheduler, StaticBatch
 
 __all__ = ["Engine"]
@@ -185,11 +192,12 @@ class Engine:
                 change.done.set()
 
     def _step(self) -> None:
-        scheduler = self._scheduler
+        is_done = False
         with failing(self._concerned()):
-            scheduler.step(deque() if self._changes else self._waiting)
-            return
-        scheduler.reset()
+            self._scheduler.step(deque() if self._changes else self._waiting)
+            is_done = True
+        if not is_done:
+            self._scheduler.reset()
 
     def _concerned(self) -> Iterator[GenerationRequest]:
         """Yield the requests of a step that failed as a whole; of one without rows that is the next request."""

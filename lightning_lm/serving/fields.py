@@ -1,16 +1,21 @@
 """Fields of a request's JSON body, read one by one with their types and ranges; an unknown field is refused."""
 
 import math
-from collections.abc import Mapping
+import reprlib
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lightning_lm.errors import LightningLMError
 
-__all__ = ["Fields", "RequestError"]
+__all__ = ["Fields", "RequestError", "is_ids", "shown"]
 
 T = TypeVar("T")
 
 _MOST_STOPS, _LONGEST_STOP = 16, 1000
+_LARGEST = sys.float_info.max
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 3, 80, 80, 80
 
 
 class RequestError(LightningLMError, ValueError):
@@ -50,7 +55,8 @@ class Fields:
         """Return a finite number in a closed interval."""
         value = self._left.pop(name, default)
         valid = isinstance(value, int | float) and not isinstance(value, bool)
-        if not valid or not math.isfinite(value) or not low <= value <= high:
+        # Compared first: an integer may be too large for a float.
+        if not valid or not max(low, -_LARGEST) <= value <= min(high, _LARGEST):
             raise _wrong(name, value, f"a number{_range(low, high)}")
         return float(value)
 
@@ -100,6 +106,17 @@ class Fields:
                 raise _wrong("logit_bias", {key: number}, need)
         return {int(key): float(number) for key, number in value.items()}
 
+    def neutral(self, values: Mapping[str, Sequence[Any]]) -> None:
+        """Drop fields whose value asks for what this server does anyway; other values of them are left.
+
+        Args:
+            values: Such values of each field.
+        """
+        for name, usual in values.items():
+            value = self._left.get(name)
+            if any(type(value) is type(one) and value == one for one in usual):
+                del self._left[name]
+
     def ignore(self, *names: str) -> None:
         """Drop fields that do not change a completion."""
         for name in names:
@@ -114,15 +131,15 @@ class Fields:
         for name, reason in reasons.items():
             value = self._left.pop(name, None)
             if value:
-                raise RequestError(f"{name}={_shown(value)} is not supported: {reason}", param=name, code="unsupported")
+                raise RequestError(f"{name}={shown(value)} is not supported: {reason}", param=name, code="unsupported")
 
     def end(self) -> None:
         """Refuse the fields that are left."""
         if self._left:
             name = next(iter(self._left))
             raise RequestError(
-                f"The field {name!r} is not known. Leave it out: this server ignores no field that may change a "
-                "completion.",
+                f"The field {name!r:.80} is not known (its value is {shown(self._left[name])}). Leave it out: this "
+                "server ignores no field that may change a completion.",
                 param=name,
                 code="unknown_field",
             )
@@ -134,11 +151,16 @@ def is_ids(value: Any, vocab_size: int) -> bool:
 
 
 def _wrong(name: str, value: Any, needed: str) -> RequestError:
-    return RequestError(f"{name}={_shown(value)} must be {needed}.", param=name)
+    return RequestError(f"{name}={shown(value)} must be {needed}.", param=name)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def shown(value: Any) -> str:
+    """Return a value for an error message, cut short.
+
+    Args:
+        value: Of a JSON body; it may be large, or nested deeply.
+    """
+    text = _REPR.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -6,14 +6,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning_lm.errors import LightningLMError
+from lightning_lm.generation.detokenizer import AnswerText
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.serving.calls import Call
 from lightning_lm.serving.fields import RequestError
-from lightning_lm.serving.request import EngineStopped, QueueFull, TimedOut, TokenLogprob, Update
+from lightning_lm.serving.request import (
+    DoesNotFit,
+    EngineStopped,
+    OutOfMemory,
+    QueueFull,
+    TimedOut,
+    TokenLogprob,
+    Update,
+)
 
 __all__ = ["Responses", "error_body", "error_status"]
 
-_STATUS = {QueueFull: 429, TimedOut: 504, EngineStopped: 503}
+_STATUS = {DoesNotFit: 400, QueueFull: 429, TimedOut: 504, EngineStopped: 503, OutOfMemory: 503}
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -39,6 +48,29 @@ def error_body(message: str, status: int, *, param: str | None = None, code: str
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+class _Places:
+    """Places in a text at which its tokens begin; a token within a character begins where that does.
+
+    Args:
+        tokenizer: Decodes the tokens.
+        before: Ids before the text.
+        skipped: Number of tokens that come first and are no part of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], skipped: int) -> None:
+        self._text, self._skipped, self._length = AnswerText(tokenizer, before), skipped, 0
+
+    def next(self, token: int) -> int:
+        """Return where the next token begins."""
+        begin = self._length
+        if self._skipped:
+            self._skipped -= 1
+        else:
+            self._text.push([token])
+            self._length += len(self._text.take())
+        return begin
+
+
 class Responses:
     """The responses to one call.
 
@@ -53,7 +85,7 @@ class Responses:
         prefix = "chatcmpl" if call.is_chat else "cmpl"
         self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._object = "chat.completion" if call.is_chat else "text_completion"
-        self._offsets = [0] * (len(call.prompts) * call.num_choices)
+        self._places: dict[int, _Places] = {}
         self._begun: set[int] = set()
 
     def whole(self, updates: Sequence[Sequence[Update]]) -> dict[str, Any]:
@@ -128,17 +160,21 @@ class Responses:
         scored = [token for update in updates for token in update.prompt_logprobs]
         prompt = self._call.prompts[index // self._call.num_choices]
         ids = [*prompt[: len(scored)], *(token.token_id for token in new)]
-        tokens = [self._token(token) for token in ids]
-        offsets = []
-        for token in ids:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(self._tokenizer.decode([token]))
         return {
-            "tokens": tokens,
+            "tokens": [self._token(token) for token in ids],
             "token_logprobs": [None if token is None else token.logprob for token in (*scored, *new)],
             "top_logprobs": [None if token is None else self._top(token) for token in (*scored, *new)],
-            "text_offset": offsets,
+            "text_offset": self._offsets(index, ids),
         }
+
+    def _offsets(self, index: int, ids: Sequence[int]) -> list[int]:
+        """Return where the next tokens of a choice begin in its text."""
+        call, prompt = self._call, index // self._call.num_choices
+        if index not in self._places:
+            added = call.num_added[prompt] if call.echo else 0
+            before = call.prompts[prompt][:added] if call.echo else call.prompts[prompt]
+            self._places[index] = _Places(self._tokenizer, before, added)
+        return [self._places[index].next(token) for token in ids]
 
     def _top(self, token: TokenLogprob) -> dict[str, float]:
         """Return the likeliest tokens by their texts, the token itself among them; of equal texts the likeliest."""

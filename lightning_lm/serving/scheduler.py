@@ -145,13 +145,13 @@ class ContinuousBatch:
 
         If the pass over all of them fails, they are computed one by one, and those that fail alone are missing.
         """
-        is_alone = len(rows) == 1
-        with failing([rows[0].request] if is_alone else ()):
-            return [(rows, self._forward.read(first, parts))]
-        if is_alone:
-            return []
+        done: list[tuple[Sequence[Running], Tensor]] = []
+        with failing([rows[0].request] if len(rows) == 1 else ()):
+            done.append((rows, self._forward.read(first, parts)))
+        if done or len(rows) == 1:
+            return done
         apart = [self._pass(first + place, rows[place : place + 1], [part]) for place, part in enumerate(parts)]
-        return [done for passes in apart for done in passes]
+        return [one for passes in apart for one in passes]
 
     def _read(self, group: Sequence[Running]) -> None:
         """Read on in the prompts of the last rows; choose the first token of those that are read."""

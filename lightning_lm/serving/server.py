@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import hmac
 import importlib.resources
 import json
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -16,20 +16,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from lightning_lm.errors import LightningLMError
 from lightning_lm.serving.calls import Call, ModelCalls
 from lightning_lm.serving.engine import Engine
 from lightning_lm.serving.fields import RequestError
-from lightning_lm.serving.request import GenerationRequest, Update
+from lightning_lm.serving.gate import Gate
+from lightning_lm.serving.request import TIMED_OUT, GenerationRequest, TimedOut, Update
 from lightning_lm.serving.responses import Responses, error_body, error_status
-from lightning_lm.serving.weights import update_from_folder
+from lightning_lm.serving.weights import allowed_folder, update_from_folder
 from lightning_lm.storage.json_text import parse_json
 
 __all__ = ["Server"]
 
-_LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+T = TypeVar("T")
+
+_LARGE = 64
+"""Log-probabilities of an update from which on its chunk is made beside the event loop."""
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -45,8 +49,10 @@ class Server:
         api_key: Bearer token that requests need; ``None`` for none.
         timeout_s: Longest time of a request, from its arrival. Seconds.
         max_bytes: Longest body of a request. Bytes.
-        updates_weights: Let clients replace the weights by those of a folder on this machine, as
-            `lightning_lm.generation.WeightPush` does.
+        weights_root: Let clients replace the weights by those of a folder below this one, as
+            `lightning_lm.generation.WeightPush` does; ``None`` for not at all.
+        allowed_hosts: Names under which the page may be reached, besides addresses and ``localhost``: those of a
+            reverse proxy.
     """
 
     def __init__(
@@ -57,7 +63,8 @@ class Server:
         api_key: str | None = None,
         timeout_s: float = 600.0,
         max_bytes: int = 4 << 20,
-        updates_weights: bool = False,
+        weights_root: str | Path | None = None,
+        allowed_hosts: Collection[str] = (),
     ) -> None:
         self._engine, self._api_key = engine, api_key
         self._calls = ModelCalls(engine.model, engine.tokenizer, name)
@@ -71,10 +78,11 @@ class Server:
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
         ]
-        if updates_weights:
+        self._weights_root, self._updating = weights_root, asyncio.Lock()
+        if weights_root is not None:
             routes.append(Route("/update_weights_from_disk", self._update_weights, methods=["POST"]))
-        handlers: Any = {HTTPException: _http_error, LightningLMError: _error}
-        self.app: ASGIApp = _Gate(Starlette(routes=routes, exception_handlers=handlers), api_key)
+        handlers: Any = {HTTPException: _http_error, LightningLMError: _error, Exception: _unexpected}
+        self.app: ASGIApp = Gate(Starlette(routes=routes, exception_handlers=handlers), api_key, allowed_hosts)
         """The ASGI application."""
 
     async def _page(self, _: Request) -> Response:
@@ -123,39 +131,49 @@ class Server:
 
     async def _respond(self, request: Request, read: Callable[[Any], Call]) -> Response:
         deadline_s = time.monotonic() + self._timeout_s
-        call = await run_in_threadpool(read, await _json_body(request, self._max_bytes))
+        body = await _until(deadline_s, _json_body(request, self._max_bytes))
+        call = await run_in_threadpool(read, body)
         work = _Work(self._engine, call, deadline_s)
         responses = Responses(call, self._engine.tokenizer, self._calls.name)
         try:
             if call.stream:
                 first = await _unless_disconnected(request, work.next())
-                if first is None:
-                    work.cancel()
-                    return Response(status_code=499)
-                return StreamingResponse(
-                    _stream(work, responses, call, first),
-                    media_type="text/event-stream",
-                    headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-                )
-            updates = await _unless_disconnected(request, work.all())
-            if updates is None:
-                work.cancel()
-                return Response(status_code=499)
-            return JSONResponse(responses.whole(updates))
+                if first is not None:
+                    return StreamingResponse(
+                        _stream(work, responses, call, first),
+                        media_type="text/event-stream",
+                        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+                    )
+            else:
+                updates = await _unless_disconnected(request, work.all())
+                if updates is not None:
+                    return await run_in_threadpool(lambda: JSONResponse(responses.whole(updates)))
         except (LightningLMError, asyncio.CancelledError):
             work.cancel()
             raise
+        work.cancel()
+        return Response(status_code=499)
 
     async def _update_weights(self, request: Request) -> Response:
         body = await _json_body(request, self._max_bytes)
-        folder = body.get("model_path") if isinstance(body, dict) else None
-        if not isinstance(folder, str) or not folder:
+        given = body.get("model_path") if isinstance(body, dict) else None
+        if not isinstance(given, str) or not given:
             raise RequestError("model_path must be the folder of the new weights.", param="model_path")
+        assert self._weights_root is not None
+        folder = allowed_folder(given, self._weights_root)
+        withdrawn = threading.Event()
         try:
-            await run_in_threadpool(update_from_folder, self._engine, folder)
+            async with self._updating:  # or the weights of several clients were in memory at once
+                update = asyncio.ensure_future(run_in_threadpool(update_from_folder, self._engine, folder, withdrawn))
+                try:
+                    done = await _unless_disconnected(request, asyncio.shield(update))
+                finally:
+                    withdrawn.set()
+                    self._engine.wake()
+                    await asyncio.wait([update])
         except (LightningLMError, OSError) as error:
             return JSONResponse({"success": False, "message": str(error)}, status_code=400)
-        return JSONResponse({"success": True, "message": f"The weights are those in {folder}."})
+        return JSONResponse({"success": done is not None, "message": f"The weights are those in {folder}."})
 
 
 class _Work:
@@ -171,12 +189,16 @@ class _Work:
                 loop.call_soon_threadsafe(self._queue.put_nowait, (index, update))
 
         self._requests: list[GenerationRequest] = call.requests(deliver, deadline_s)
-        self._left = len(self._requests)
+        self._left, self._deadline_s = len(self._requests), deadline_s
         engine.submit(*self._requests)
 
     async def next(self) -> tuple[int, Update]:
-        """Return the index of a choice and its next update."""
-        index, update = await self._queue.get()
+        """Return the index of a choice and its next update.
+
+        Raises:
+            TimedOut: If none has come in time, whatever the engine is busy with.
+        """
+        index, update = await _until(self._deadline_s, self._queue.get())
         if update.error is not None:
             raise update.error
         self._left -= update.is_last
@@ -203,24 +225,42 @@ async def _stream(work: _Work, responses: Responses, call: Call, first: tuple[in
     """Yield server-sent events; a client that goes ends the work."""
     generated = 0
     try:
-        generated += len(first[1].token_ids)
-        for chunk in responses.chunks(*first):
-            yield _event(chunk)
-        async for index, update in work.rest():
+        async for index, update in _behind(first, work.rest()):
             generated += len(update.token_ids)
-            for chunk in responses.chunks(index, update):
-                yield _event(chunk)
+            if len(update.prompt_logprobs) < _LARGE:
+                yield _events(responses.chunks(index, update))
+            else:
+                yield await run_in_threadpool(lambda i=index, u=update: _events(responses.chunks(i, u)))  # type: ignore[misc]
         if call.include_usage:
-            yield _event(responses.usage_chunk(generated))
+            yield _events([responses.usage_chunk(generated)])
         yield "data: [DONE]\n\n"
     except LightningLMError as error:
-        yield _event(error_body(str(error), error_status(error)))
+        yield _events([error_body(str(error), error_status(error))])
     finally:
         work.cancel()
 
 
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"
+async def _behind(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    yield first
+    async for item in rest:
+        yield item
+
+
+def _events(contents: Iterable[dict[str, Any]]) -> str:
+    return "".join(f"data: {json.dumps(content)}\n\n" for content in contents)
+
+
+async def _until(deadline_s: float, work: Awaitable[T]) -> T:
+    """Return the result of a coroutine.
+
+    Raises:
+        TimedOut: If it does not come until then, by ``time.monotonic()``.
+    """
+    try:
+        async with asyncio.timeout(max(deadline_s - time.monotonic(), 0)):
+            return await work
+    except TimeoutError:
+        raise TimedOut(TIMED_OUT) from None
 
 
 async def _unless_disconnected(request: Request, work: Any) -> Any:
@@ -260,41 +300,6 @@ async def _json_body(request: Request, max_bytes: int) -> Any:
         raise RequestError(f"The body is not JSON: {error}.", code="invalid_json") from error
 
 
-class _Gate:
-    """Lets requests through that have the key, and those of browsers only if they come from this server's own page."""
-
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
-        self._app, self._api_key = app, api_key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (self._app if refusal is None else refusal)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        origin, host = headers.get("origin"), headers.get("host", "")
-        if origin is not None and not _is_own(origin, host, scope.get("server")):
-            message = f"Requests of pages from {origin[:80]} are not taken, only those of this server's own page."
-            return JSONResponse(error_body(message, 403), status_code=403)
-        if self._api_key is None or scope["path"] in ("/", "/health"):
-            return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._api_key.encode()):
-            return None
-        message = "The API key is missing or wrong. Send the header Authorization: Bearer KEY."
-        return JSONResponse(
-            error_body(message, 401, code="invalid_api_key"), status_code=401, headers={"WWW-Authenticate": "Bearer"}
-        )
-
-
-def _is_own(origin: str, host: str, server: Sequence[Any] | None) -> bool:
-    """Return whether a page is this server's; at a local address its name must be local too."""
-    if urlsplit(origin).netloc != host:
-        return False
-    local = server is not None and server[0] in _LOCAL_NAMES
-    return not local or urlsplit(f"//{host}").hostname in _LOCAL_NAMES
-
-
 async def _error(_: Request, error: Exception) -> Response:
     assert isinstance(error, LightningLMError)
     status = error_status(error)
@@ -307,3 +312,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}."
     return JSONResponse(error_body(message, error.status_code), status_code=error.status_code, headers=error.headers)
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    message = f"The server failed at this request: {type(error).__name__}. See its output."
+    return JSONResponse(error_body(message, 500), status_code=500)

@@ -255,9 +255,8 @@ def test_requests_that_meet_the_end_of_the_engine_are_answered():
         for index in range(first, 400, 4):
             try:
                 engine.submit(made[index][0])
-            except EngineStopped as error:
+            except EngineStopped:
                 refused.append(index)
-                assert "start the server again" in str(error)
             if index > 100:
                 many.set()
 

@@ -246,7 +246,7 @@ def test_time_limit():
 
 
 def test_our_own_backend_samples_from_it_and_pushes_weights(tmp_path):
-    with serving(tiny_model(3), TOKENIZER, updates_weights=True) as (url, _):
+    with serving(tiny_model(3), TOKENIZER, weights_root=tmp_path) as (url, _):
         server = JSONServer(url=url)
         folder = str(tmp_path / "policy")
         WeightPush(server=server, folder=folder)(MODEL, TOKENIZER)
