@@ -137,7 +137,7 @@ def _left(verb: str, arguments: argparse.Namespace) -> str:
     """Return what an interrupted verb leaves behind."""
     if verb == "sweep":
         return f"Finished runs are in {arguments.ledger}; the same command trains the others."
-    if verb == "evaluate" and arguments.output is not None:
+    if verb.startswith("evaluate") and arguments.output is not None:
         return f"What was asked is kept beside {arguments.output}; the same command goes on."
     output = getattr(arguments, "output", None) if verb in _WRITES_WHOLE else None
     return "" if output is None else f"{output} is as it was."
@@ -176,6 +176,8 @@ def _dispatch(words: list[str]) -> int:
 
         print(plan_page() if _VERBS[name].module == _PLAN else trainer_page(name), end="")
         return 0
+    if rest[:1] == ["judge"] and name == "evaluate":  # a verb of its own, with its own help
+        return _run_command("evaluate judge", importlib.import_module("lightning_lm.cli.judge"), rest[1:])
     module = importlib.import_module(_VERBS[name].module)
     if module.__name__ in _LIKE_FIT:
         module.run(name, rest)
@@ -184,9 +186,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run_command(name: str, module: Any, words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog=f"lightning-lm {name}", description=_VERBS[name].summary)
+    summary = _VERBS[name].summary if name in _VERBS else "models compared, graded and ranked by another model"
+    parser = argparse.ArgumentParser(prog=f"lightning-lm {name}", description=summary)
     module.add_arguments(parser)
-    line = shlex.join(["lightning-lm", name, *words])
+    line = shlex.join(["lightning-lm", *name.split(), *words])
     arguments, settings = parser.parse_known_args(words, argparse.Namespace(command_line=line))
     if settings and not getattr(module, "TAKES_SETTINGS", False):
         parser.error(f"unrecognized arguments: {' '.join(settings)}")

@@ -15,11 +15,12 @@ from lightning_lm.errors import ConfigurationError, UsageError
 from lightning_lm.storage import resolve_checkpoint
 
 if TYPE_CHECKING:
+    from lightning_lm.evals.local_model import LocalModel
     from lightning_lm.evals.requests import EvaluatedModel
     from lightning_lm.evals.task import Task
     from lightning_lm.protocols import Tokenizer
 
-__all__ = ["add_arguments", "run", "tasks_of"]
+__all__ = ["add_arguments", "local_model", "run", "tasks_of"]
 
 TAKES_SETTINGS = True  # those of lm-evaluation-harness
 _SETTINGS = ("shots", "num_samples", "vote")
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="compare A.json B.json",
         help="differences of two results on the same items, with intervals; or: harness, followed by the options of "
-        "lm-evaluation-harness",
+        "lm-evaluation-harness; or: judge, for answers that another model judges (evaluate judge --help)",
     )
     parser.add_argument("--list", action="store_true", help="show the tasks")
     parser.add_argument("--tasks", metavar="A,B", help="names of tasks, or a YAML file that lists them")
@@ -98,7 +99,7 @@ def run(namespace: argparse.Namespace) -> int:
         )
     settings = {name: getattr(namespace, name) for name in _SETTINGS if getattr(namespace, name) is not None}
     tasks = tasks_of(namespace.tasks, namespace.data, settings)
-    _evaluate(tasks, _server(namespace) if namespace.server else _checkpoint(namespace), namespace)
+    _evaluate(tasks, _server(namespace) if namespace.server else local_model(namespace, chat=namespace.chat), namespace)
     return 0
 
 
@@ -227,19 +228,29 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() else 80
 
 
-def _checkpoint(namespace: argparse.Namespace) -> "EvaluatedModel":
+def local_model(namespace: argparse.Namespace, *, chat: bool | None) -> "LocalModel":
+    """Return the model of a checkpoint, described by its digest and that of its base.
+
+    Args:
+        namespace: Arguments of `add_model_arguments`, and ``batch_size`` and ``max_length``.
+        chat: Write prompts by the chat template; ``None`` if the tokenizer has one.
+
+    Raises:
+        LightningLMError: If the checkpoint cannot be used.
+    """
     from lightning_lm.evals.local_model import LocalModel
     from lightning_lm.modules import load_model
 
     generator = load_generator(namespace, load_model)
     assert generator.tokenizer is not None
     path = resolve_checkpoint(namespace.checkpoint)
+    has_template = getattr(generator.tokenizer, "chat_template", None) is not None
     return LocalModel(
         generator.model,
         generator.tokenizer,
         batch_size=namespace.batch_size,
         max_length=namespace.max_length,
-        chat=namespace.chat,
+        chat=has_template if chat is None else chat,
         description={"checkpoint": str(path), "sha256": _digest(path), **_base(path, namespace.base)},
     )
 

@@ -13,7 +13,7 @@ from lightning_lm.evals.statistics import PairedDifference, Score
 from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
 from lightning_lm.storage import replacing
 
-__all__ = ["comparison_table", "results_table", "save_figure"]
+__all__ = ["comparison_table", "interval_text", "number_text", "results_table", "save_figure", "score_table"]
 
 _COLOUR = "#2563eb"
 _CHANCE = "#9ca3af"
@@ -26,12 +26,12 @@ def results_table(results: Results, *, subjects: bool = True) -> Table:
         results: The results.
         subjects: Show the subjects of each task.
     """
-    table = _table(results.model.get("checkpoint", results.model.get("model", "")))
+    table = score_table(results.model.get("checkpoint", results.model.get("model", "")))
     table.add_column("task, metric", overflow="fold")
     for name in ("value", "SE", "95 % interval", "chance", "items"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in results.tasks:
-        chance = _number(task.chance) if task.chance else ""
+        chance = number_text(task.chance) if task.chance else ""
         table.add_row(Text(f"{task.name}, {task.main_metric}"), *_cells(task.main, chance))
         for metric, score in task.scores.items():
             if metric != task.main_metric:
@@ -60,16 +60,16 @@ def comparison_table(
         first: Results of the first model.
         second: Results of the second model.
     """
-    table = _table("First minus second, on the same items")
+    table = score_table("First minus second, on the same items")
     table.add_column("task, metric", overflow="fold")
     for name in ("first", "second", "difference", "95 % interval", "p", "McNemar"):
         table.add_column(name, justify="right", no_wrap=True)
     for task, metrics in differences.items():
         for metric, found in metrics.items():
-            values = (_number(results[task].scores[metric].value) for results in (first, second))
+            values = (number_text(results[task].scores[metric].value) for results in (first, second))
             exact = "" if found.mcnemar_p_value is None else f"{found.mcnemar_p_value:.2g}"
             table.add_row(
-                Text(f"{task}, {metric}"), *values, _signed(found.value), _interval(found, _signed),
+                Text(f"{task}, {metric}"), *values, _signed(found.value), interval_text(found, _signed),
                 f"{found.p_value:.2g}", exact,
             )  # fmt: skip
     table.caption = "p: paired bootstrap, two-sided. McNemar: exact test of independent items, right or wrong."
@@ -97,7 +97,7 @@ def save_figure(results: Results, path: Path | str) -> Path:
             axes.plot([chance, chance], [place - 0.35, place + 0.35], color=_CHANCE, linewidth=2)
         right = score.high if math.isfinite(score.high) else score.value
         axes.annotate(
-            _number(score.value), (right, place), xytext=(6, 0), textcoords="offset points", va="center", color=INK
+            number_text(score.value), (right, place), xytext=(6, 0), textcoords="offset points", va="center", color=INK
         )
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -115,20 +115,36 @@ def _rows(tasks: Iterable[TaskResults]) -> Iterable[tuple[str, Score, float]]:
         yield f"{task.name}: {task.main_metric}", task.main, task.chance
 
 
-def _table(title: str) -> Table:
+def score_table(title: str) -> Table:
+    """Return an empty table.
+
+    Args:
+        title: Text above it.
+    """
     return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
 
 
 def _cells(score: Score, chance: str = "") -> tuple[str, ...]:
     error = f"{score.standard_error:.2g}" if math.isfinite(score.standard_error) else "-"
-    return _number(score.value), error, _interval(score, _number), chance, f"{score.num_items:,}"
+    return number_text(score.value), error, interval_text(score, number_text), chance, f"{score.num_items:,}"
 
 
-def _interval(score: Score | PairedDifference, number: Callable[[float], str]) -> str:
+def interval_text(score: Score | PairedDifference, number: Callable[[float], str]) -> str:
+    """Return the 95 % interval of a score as text.
+
+    Args:
+        score: The score.
+        number: Writes a number.
+    """
     return f"{number(score.low)} to {number(score.high)}" if math.isfinite(score.low) else "-"
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """Return a score with three decimals, or four digits if it is large.
+
+    Args:
+        value: The score.
+    """
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"
 
 

@@ -21,7 +21,7 @@ from lightning_lm.evals.task import Task
 from lightning_lm.storage import replacing
 from lightning_lm.storage.json_text import parse_json
 
-__all__ = ["ItemResult", "Overlap", "Results", "TaskResults", "compare_results", "scores_of_items"]
+__all__ = ["ItemResult", "Overlap", "Results", "TaskResults", "compare_results", "plain_json", "scores_of_items"]
 
 _FORMAT = 1
 
@@ -152,7 +152,7 @@ class Results:
             path: File to write.
         """
         core = None if self.core is None else dataclasses.asdict(self.core)
-        content = {"format": _FORMAT, "core": _plain(core), **_plain(dataclasses.asdict(self))}
+        content = {"format": _FORMAT, "core": plain_json(core), **plain_json(dataclasses.asdict(self))}
         with replacing(Path(path)) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -248,12 +248,16 @@ def _clusters(items: Iterable[ItemResult]) -> list[str] | None:
     return None if len(set(names)) == len(names) else names
 
 
-def _plain(value: Any) -> Any:
-    """Return JSON data; numbers that JSON has not become ``null``."""
+def plain_json(value: Any) -> Any:
+    """Return JSON data; numbers that JSON has not become ``null``.
+
+    Args:
+        value: Mappings, sequences and what JSON knows.
+    """
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain_json(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -19,7 +19,7 @@ from lightning_lm.evals.requests import EvaluatedModel, Generation, Likelihood, 
 from lightning_lm.evals.results import ItemResult, Results, TaskResults, scores_of_items
 from lightning_lm.evals.task import Answer, Item, Task
 
-__all__ = ["evaluate_tasks", "task_fingerprint"]
+__all__ = ["evaluate_tasks", "progress_bar", "task_fingerprint", "versions"]
 
 _AT_ONCE = 256
 _GENERATED_AT_ONCE = 64
@@ -65,11 +65,11 @@ def evaluate_tasks(
         journal = None
         if output is not None:
             journal = stack.enter_context(
-                Journal(Path(output), {"model": model.description, "versions": _versions(), **settings})
+                Journal(Path(output), {"model": model.description, "versions": versions(), **settings})
             )
-        advance = stack.enter_context(_bar(sum(len(items) for _, items in chosen), shown=progress))
+        advance = stack.enter_context(progress_bar(sum(len(items) for _, items in chosen), shown=progress))
         found = [_evaluate(task, items, model, seed, journal, advance) for task, items in chosen]
-        results = Results(found, model.description, settings, _versions(), time.monotonic() - start)
+        results = Results(found, model.description, settings, versions(), time.monotonic() - start)
         if output is not None and journal is not None:
             results.save(output)
             journal.remove()
@@ -173,13 +173,20 @@ def _addressed(request: Request, item: Item, seed: int) -> Request:
     return dataclasses.replace(request, sampling=sampling, key=key)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that scores may depend on."""
     installed = {name: metadata.version(name) for name in _VERSIONED if name in sys.modules}
     return {"lightning_lm": __version__, "python": platform.python_version(), **installed}
 
 
 @contextlib.contextmanager
-def _bar(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
+def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
+    """Show progress on stderr; yields a function of a description and of a number of further items.
+
+    Args:
+        total: Items in all.
+        shown: Show it.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -9,7 +9,7 @@ from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.tokenizers.template_sandbox import bounded, record_environment
 
-__all__ = ["evaluate_expression", "render_record", "render_values"]
+__all__ = ["evaluate_expression", "render_record", "render_values", "template_fields"]
 
 
 def render_record(template: str, record: Mapping[str, Any], name: str) -> str:
@@ -58,6 +58,19 @@ def evaluate_expression(expression: str, record: Mapping[str, Any], name: str) -
     """
     compiled, fields = _compiled_expression(expression, name)
     return _applied(lambda: compiled(**record), fields, record, name)
+
+
+def template_fields(template: str, name: str) -> frozenset[str]:
+    """Return the fields that a template names.
+
+    Args:
+        template: A Jinja template.
+        name: Name of the template, for messages.
+
+    Raises:
+        ConfigurationError: If the template is faulty.
+    """
+    return _compiled(template, name)[1]
 
 
 def _applied(apply: Any, fields: frozenset[str], record: Mapping[str, Any], name: str) -> Any:
