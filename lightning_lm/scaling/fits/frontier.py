@@ -9,7 +9,7 @@ from lightning_lm.scaling.fits.laws import Law
 from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray
 from lightning_lm.scaling.fits.solver import EXPONENTS, Problem, minimise, non_negative
 
-__all__ = ["FrontierLaw", "frontier_through"]
+__all__ = ["FrontierLaw", "floor_and_power", "frontier_through"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,17 @@ def frontier_through(
     middle, height = log_flops.mean(1, keepdims=True), log_sizes.mean(1, keepdims=True)
     a = ((log_flops - middle) * (log_sizes - height)).sum(1) / ((log_flops - middle) ** 2).sum(1)
     log_k = height[:, 0] - a * middle[:, 0]
-    return np.stack([log_k, a, *_floor_and_power(log_flops, losses).T, curvatures], axis=-1)
+    return np.stack([log_k, a, *floor_and_power(log_flops, losses).T, curvatures], axis=-1)
 
 
-def _floor_and_power(log_flops: FloatArray, losses: FloatArray) -> FloatArray:
-    """Return e, k and g of ``exp(e) + exp(k - g log_flops)``, [batch, 3]. The measurements travel as fixed columns."""
+def floor_and_power(log_flops: FloatArray, losses: FloatArray) -> FloatArray:
+    """Return e, k and g of ``exp(e) + exp(k - g log_flops)``, [batch, 3].
+
+    Args:
+        log_flops: Logarithms of the budgets around a centre, [batch, budgets]; each row has the same.
+        losses: Losses at the budgets, [batch, budgets].
+    """
+    # The measurements travel as fixed columns of the parameters.
     number, ones = losses.shape[1], np.ones(losses.shape[1])
     powers = np.exp(-EXPONENTS[:, None] * log_flops[0])
     columns = np.stack([np.ones_like(powers), powers], axis=-1) / losses[0][:, None]
