@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lm.callbacks.batches import context_of, num_predictions
+from lightning_lm.callbacks.evaluate import Evaluate
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks, LogInterval, emit
 from lightning_lm.callbacks.training_loss import TrainingLoss
@@ -42,7 +43,8 @@ _PACKAGES = ("lightning-lm", "lightning", "torch")
 class ScalingLaw(LeanHooks, Callback):
     """Record the run in a ledger when it ends, and fit the ledger.
 
-    A record has the size in every convention, tokens, loss, curve, seconds, hyper-parameters and versions. The loss
+    A record has the size in every convention, tokens, loss, curve, seconds, hyper-parameters and versions, and what
+    `Evaluate` scored with the same weights. The loss
     is that of the last validation if it came after the last step, else the mean training loss of the last logging
     interval, from the losses that ``training_step`` returned. Works with any LightningModule whose batches have tokens
     (``input_ids``, or a pair of inputs and targets); in ``validation_step`` or `Perplexity` it should log ``val/loss``.
@@ -189,6 +191,7 @@ class ScalingLaw(LeanHooks, Callback):
             versions=_versions(),
             name=self._name,
             finished=finished,
+            tasks=_task_scores(trainer),
         )
         if run in self._ledger:
             rank_zero_warn(f"This run is in {self._ledger.path} already (same settings, size and tokens): not added.")
@@ -228,6 +231,17 @@ def _found_settings(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "devices": trainer.world_size,
         "seed": os.environ.get("PL_GLOBAL_SEED"),
+    }
+
+
+def _task_scores(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """Return the scores that `Evaluate` found for these weights."""
+    return {
+        task.name: task.summary
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluate) and callback.results is not None
+        for task in callback.results.tasks
+        if callback.results.model.get("step") == str(trainer.global_step)
     }
 
 

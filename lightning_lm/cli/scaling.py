@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_lm.cli import scaling_tasks
 from lightning_lm.cli.numbers import POSITIVE, UP_TO_ONE, WHOLE
 from lightning_lm.errors import DataError, LightningLMError
 from lightning_lm.scaling.report import Report, interval, new_table, number, significant
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the verb.
     """
-    verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="{fit,plan,transfer,compare,import}")
+    verbs = parser.add_subparsers(dest="scaling_verb", required=True, metavar="VERB")
     fit = verbs.add_parser("fit", help="fit the runs of a ledger, with intervals, a hold-out test and figures")
     fit.add_argument("ledger", type=Path, metavar="LEDGER", help="what ScalingLaw or `sweep` wrote")
     fit.add_argument(
@@ -64,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compared.add_argument("ledger", type=Path, metavar="LEDGER", help="of a sweep with a grid: of values and of seeds")
     compared.add_argument("--setting", metavar="NAME", help="hyper-parameter (default: the one that varies)")
     compared.add_argument("--plot", type=Path, metavar="FOLDER", help="write a figure and report.md there")
+    scaling_tasks.add_arguments(verbs)
+    _add_shared(verbs.choices["tasks"])
     taken = verbs.add_parser("import", help="add runs of a .csv, .json or .jsonl table to a ledger")
     taken.add_argument("table", type=Path, metavar="TABLE", help="with loss and two of parameters, tokens and flops")
     taken.add_argument("--ledger", type=Path, required=True, metavar="PATH", help="made where it does not exist")
@@ -84,8 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: Parsed arguments of `add_arguments`.
     """
     try:
-        verbs = {"fit": _fit, "plan": _plan, "transfer": _transfer, "compare": _compare, "import": _import}
-        verbs[arguments.scaling_verb](arguments)
+        if arguments.scaling_verb in ("tasks", "score"):
+            scored = {"tasks": scaling_tasks.predict_tasks, "score": scaling_tasks.add_score}
+            scored[arguments.scaling_verb](arguments, _records(arguments.ledger))
+        else:
+            verbs = {"fit": _fit, "plan": _plan, "transfer": _transfer, "compare": _compare, "import": _import}
+            verbs[arguments.scaling_verb](arguments)
     except (LightningLMError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise

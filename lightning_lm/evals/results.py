@@ -100,6 +100,18 @@ class TaskResults:
         return self.scores[self.main_metric]
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """Plain data for a ledger of runs: main metric, chance, items, and each metric with its standard error."""
+        errors = {metric: score.standard_error for metric, score in self.scores.items()}
+        return {
+            "metric": self.main_metric,
+            "chance": self.chance,
+            "num_items": len(self.items),
+            "scores": {metric: score.value for metric, score in self.scores.items() if math.isfinite(score.value)},
+            "errors": {metric: error for metric, error in errors.items() if math.isfinite(error)},
+        }
+
+    @property
     def num_dropped(self) -> int:
         """Number of items whose examples did not all fit into the context."""
         return sum(item.dropped_shots > 0 for item in self.items)

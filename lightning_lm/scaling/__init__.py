@@ -20,21 +20,33 @@ from lightning_lm.scaling.fits.parametric import (
 )
 from lightning_lm.scaling.fits.points import Curve, Points
 from lightning_lm.scaling.fits.profile_likelihood import profile_interval
+from lightning_lm.scaling.fits.task_prediction import (
+    AccuracyFit,
+    CostFit,
+    HeldOutScore,
+    fit_accuracy,
+    fit_cost,
+    hold_out_scores,
+)
+from lightning_lm.scaling.fits.task_runs import TaskRuns
 from lightning_lm.scaling.flop_conventions import CONVENTIONS, ModelCost, check_convention, measure_cost
 from lightning_lm.scaling.import_runs import import_runs
 from lightning_lm.scaling.ledger import BadLine, RunLedger, RunRecord, curves_of, points_of
 from lightning_lm.scaling.lr_transfer import RateCurve, TransferFit, fit_transfer, transfer_of
 from lightning_lm.scaling.search_space import Grid, IsoFlopPlan, RandomSearch, SearchSpace
 from lightning_lm.scaling.sweep import Budget, ClockMeter, FlopMeter, Meter, Outcome, Sweep, Trial
+from lightning_lm.scaling.task_scores import task_runs_of, tasks_in
 
 __all__ = [
     "CONVENTIONS",
+    "AccuracyFit",
     "AnnealingFit",
     "AnnealingRun",
     "BadLine",
     "Budget",
     "ChinchillaLaw",
     "ClockMeter",
+    "CostFit",
     "CriticalBatch",
     "Curve",
     "DataConstrainedLaw",
@@ -49,6 +61,7 @@ __all__ = [
     "GeneralLaw",
     "Grid",
     "HeldOut",
+    "HeldOutScore",
     "InferenceOptimum",
     "IsoFlop",
     "IsoFlopPlan",
@@ -71,13 +84,16 @@ __all__ = [
     "SearchSpace",
     "SettingResult",
     "Sweep",
+    "TaskRuns",
     "TransferFit",
     "Trial",
     "check_convention",
     "compare_forms",
     "compare_settings",
     "curves_of",
+    "fit_accuracy",
     "fit_annealing",
+    "fit_cost",
     "fit_critical_batch",
     "fit_data_constrained",
     "fit_envelope",
@@ -87,6 +103,7 @@ __all__ = [
     "fit_parametric",
     "fit_transfer",
     "hold_out",
+    "hold_out_scores",
     "import_runs",
     "measure_cost",
     "noise_moments",
@@ -94,5 +111,7 @@ __all__ = [
     "parabolas",
     "points_of",
     "profile_interval",
+    "task_runs_of",
+    "tasks_in",
     "transfer_of",
 ]

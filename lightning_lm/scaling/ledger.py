@@ -45,6 +45,7 @@ class RunRecord:
         source: Source of an imported run.
         finished: True if the run ended here; ``False`` for an intermediate point.
         loss_name: Name of the loss: ``val/loss``, or ``train/loss`` if nothing was held out.
+        tasks: Scores of the final weights by the task's name, as `evals.TaskResults.summary` gives them.
     """
 
     parameters: Mapping[str, float]
@@ -61,6 +62,7 @@ class RunRecord:
     source: str = ""
     finished: bool = True
     loss_name: str = ""
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("tokens", "loss"):
@@ -203,13 +205,15 @@ class RunLedger:
 
     def scan(self) -> tuple[list[RunRecord], list[BadLine]]:
         """Return the runs, the oldest first, and the lines that cannot be read, in one pass."""
-        runs, bad = [], []
+        runs, bad, scores = list[RunRecord](), list[BadLine](), dict[str, dict[str, Any]]()
         for number, found in _parsed(self._content()):
             if isinstance(found, RunRecord):
                 runs.append(found)
+            elif isinstance(found, _Scores):
+                scores.setdefault(found.run, {}).update(found.tasks)
             else:
                 bad.append(BadLine(number, found))
-        return runs, bad
+        return [_with_scores(run, scores) for run in runs] if scores else runs, bad
 
     def bad_lines(self) -> list[BadLine]:
         """Return the lines that cannot be read, with what is wrong with them."""
@@ -253,6 +257,23 @@ class RunLedger:
                 added.add(identity)
             _append(descriptor, "".join(line for _, _, line in named).encode(), self.path)
 
+    def add_scores(self, run: str, tasks: Mapping[str, Mapping[str, Any]]) -> None:
+        """Append scores of a run that is in the ledger; the newest ones of a task count.
+
+        Args:
+            run: Id of the run.
+            tasks: Scores by the task's name, as in `RunRecord.tasks`.
+
+        Raises:
+            DataError: If there is no such run, or the line cannot be written.
+        """
+        content = json.dumps({"run": run, "tasks": tasks}, sort_keys=True)
+        line = f'{{"hash": "{_hash(content)}", "scores": {content}}}\n'
+        with self._locked() as descriptor:
+            if _line_with(run, self._content()) is None:
+                raise DataError(f"{self.path} has no run with the id {run!r}.")
+            _append(descriptor, line.encode(), self.path)
+
     def _content(self) -> bytes:
         try:
             return self.path.read_bytes()
@@ -272,6 +293,18 @@ class RunLedger:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+class _Scores(NamedTuple):
+    """Scores that were added to a run."""
+
+    run: str
+    tasks: Mapping[str, Mapping[str, Any]]
+
+
+def _with_scores(run: RunRecord, scores: Mapping[str, Mapping[str, Any]]) -> RunRecord:
+    more = scores.get(run.id)
+    return dataclasses.replace(run, tasks={**run.tasks, **more}) if more else run
 
 
 def _line(run: RunRecord) -> str:
@@ -295,20 +328,23 @@ def _hash(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _parsed(content: bytes) -> Iterator[tuple[int, RunRecord | str]]:
+def _parsed(content: bytes) -> Iterator[tuple[int, RunRecord | _Scores | str]]:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             yield number, _record(line)
 
 
-def _record(line: bytes) -> RunRecord | str:
-    """Return the run of a line, or what is wrong with it.
+def _record(line: bytes) -> RunRecord | _Scores | str:
+    """Return the run of a line, or the scores that it adds to one, or what is wrong with it.
 
     The hash is that of the text as it was written; only a line that another program has reformatted is laid out as
     before to compare it.
     """
     try:
         data: Any = parse_json(line)
+        if isinstance(data, dict) and isinstance(data.get("scores"), dict):
+            intact = _hash(json.dumps(data["scores"], sort_keys=True)) == data.get("hash")
+            return _Scores(**data["scores"]) if intact else "its content has changed since it was written"
         if not isinstance(data, dict) or not isinstance(data.get("run"), dict):
             return "it is no run of a ledger"
         written = _WRITTEN.fullmatch(line.strip())

@@ -217,12 +217,13 @@ def _turns(record: Mapping[str, Any], place: Place) -> tuple[str, tuple[str, ...
 def _answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
     if "choices" in record:
         choices = record["choices"]
-        turns = choices[0].get("turns") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else 0
+        first = choices[0] if isinstance(choices, list) and choices else None
+        turns: Any = first.get("turns") if isinstance(first, dict) else None
         if not _are_texts(turns):
             raise DataError(f"{place}, field 'choices': expected [{{'turns': [text, ...]}}], as MT-Bench writes it.")
         return tuple(turns)
     field = next((name for name in _ANSWER if record.get(name) is not None), None)
-    value = record.get(field) if field else _of_assistant(record)
+    value: Any = record.get(field) if field else _of_assistant(record)
     if isinstance(value, str):
         return (value,)
     if not _are_texts(value):

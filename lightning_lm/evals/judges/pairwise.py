@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lightning_lm.errors import DataError
 from lightning_lm.evals.judges.exchanges import AnswerSet, Exchange, matched
@@ -147,7 +147,7 @@ def compare_pairs(
     judge.advance(2 * (len(pairs) - len(asked)))
     orders = [order for one, other in asked for order in ((one, other), (other, one))]
     chats = [[{"role": "user", "content": pairwise_prompt(template, *order)}] for order in orders]
-    judgements = iter(judge.ask(chats, side_in, reminder("pairwise")))
+    judgements: Iterator[Judgement[Side]] = iter(judge.ask(chats, side_in, reminder("pairwise")))
     return [
         _same(one) if one.answers == other.answers else _comparison(one, other, next(judgements), next(judgements))
         for one, other in pairs

@@ -111,6 +111,15 @@ class AccuracyFit:
         """
         return _sigmoid(self.theta, (costs - self.centre)[:, None], self.chance, self.ceiling)[:, 0]
 
+    def from_compute(self, cost: CostFit, flops: float) -> Estimate:
+        """Return the accuracy at a budget, with the 95 % interval of both stages.
+
+        Args:
+            cost: The first stage, with as many bootstraps.
+            flops: The budget.
+        """
+        return _estimate(self.samples(cost.samples(flops)))
+
     def at(self, cost: float) -> Estimate:
         """Return the accuracy at a cost, with the 95 % interval of the sigmoid.
 
@@ -241,7 +250,7 @@ def hold_out_scores(runs: TaskRuns, number: int, *, num_bootstraps: int = 1000, 
     for index in range(len(runs) - number, len(runs)):
         costs, items = cost.samples(runs.flops[index]), runs.num_items[index]
         scattered = costs * np.exp(np.append(0.0, random.choice(cost.scatter, num_bootstraps)))
-        both = [None, None]
+        both: list[Estimate | None] = [None, None]
         if accuracy is not None:
             own = np.full(num_bootstraps + 1, runs.cost[index])
             both = [_of_a_run(accuracy, at, items, random) for at in (scattered, own)]
@@ -268,8 +277,8 @@ def _check_accuracy(runs: TaskRuns, errors: FloatArray) -> None:
     above = runs.accuracy > runs.chance + _ERRORS_ABOVE_CHANCE * errors
     if not above.any():
         raise DataError(
-            f"Every run's accuracy is within {_ERRORS_ABOVE_CHANCE:g} standard errors of chance ({runs.chance:.3g}), "
-            "so nothing is known of the rise. The cost of right answers can be predicted; add larger runs, or more items."
+            f"Every run's accuracy is within {_ERRORS_ABOVE_CHANCE:g} standard errors of chance ({runs.chance:.3g}): "
+            "nothing is known of the rise. The cost of right answers can be predicted; add larger runs, or more items."
         )
     if (runs.accuracy > runs.ceiling - _ERRORS_ABOVE_CHANCE * errors).all():
         raise DataError(
@@ -312,7 +321,7 @@ def _reversals(
     beyond = wrong > np.hypot(allowed[1:], allowed[:-1])
     return tuple(
         f"not monotone: run {names[i + 1]} {what} run {names[i]} ({values[i + 1]:.4g} after {values[i]:.4g})."
-        for i in np.flatnonzero(beyond)
+        for i in np.flatnonzero(beyond).tolist()
     )
 
 

@@ -25,6 +25,8 @@ class TaskRuns:
         chance: Accuracy of random answers.
         ceiling: Accuracy of a perfect model.
         names: Name of each run.
+        metric: Name of the accuracy.
+        cost_name: Name of the cost.
 
     Raises:
         DataError: If columns differ in length or have impossible values.
@@ -37,6 +39,8 @@ class TaskRuns:
     chance: float = 0.0
     ceiling: float = 1.0
     names: Sequence[str] = ()
+    metric: str = "accuracy"
+    cost_name: str = "cost"
 
     def __post_init__(self) -> None:
         columns = ("flops", "cost", "accuracy", "num_items")
@@ -76,9 +80,8 @@ class TaskRuns:
         Args:
             chosen: A mask, or row numbers.
         """
-        names = np.array(self.names, dtype=object)[chosen]
         columns = {name: getattr(self, name)[chosen] for name in ("flops", "cost", "accuracy", "num_items")}
-        return TaskRuns(**columns, chance=self.chance, ceiling=self.ceiling, names=tuple(names))
+        return dataclasses.replace(self, names=tuple(np.array(self.names, dtype=object)[chosen]), **columns)
 
     def _named(self, index: int) -> str:
         return self.names[index] if len(self.names) > index and self.names[index] else f"{index + 1}"
