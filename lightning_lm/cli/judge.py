@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_lm.cli.generate import add_model_arguments, load_generator
+from lightning_lm.cli.generate import add_model_arguments
 from lightning_lm.cli.numbers import COUNT, POSITIVE, WHOLE, Number
 from lightning_lm.errors import ConfigurationError, UsageError
 from lightning_lm.parts import Limit
@@ -63,6 +63,7 @@ def _add_shared(parser: argparse.ArgumentParser, title: str) -> None:
     model.add_argument("--body", metavar="JSON", help="further fields of each request; null leaves a field out")
     add_model_arguments(model, required=False)  # type: ignore[arg-type]  # a group takes arguments as a parser does
     model.add_argument("--batch-size", type=COUNT, default=8, metavar="N", help="rows of a pass (%(default)s)")
+    model.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of the context (default: the model's)")
     model.add_argument("--max-tokens", type=COUNT, default=1024, metavar="N", help="of a reply (%(default)s)")
     model.add_argument("--temperature", type=_NON_NEGATIVE, default=0.0, metavar="X", help="0 is greedy (%(default)s)")
     model.add_argument("--seed", type=WHOLE, default=0, metavar="N", help="of sampled replies (%(default)s)")
@@ -207,20 +208,9 @@ def _model(namespace: argparse.Namespace) -> "ChatModel":
             max_requests=namespace.max_requests,
             body=_body(namespace),
         )
-    from lightning_lm.cli.evaluate import digest_of
-    from lightning_lm.evals.local_model import LocalModel
-    from lightning_lm.modules import load_model
-    from lightning_lm.storage import resolve_checkpoint
+    from lightning_lm.cli.evaluate import local_model
 
-    generator, path = load_generator(namespace, load_model), resolve_checkpoint(namespace.checkpoint)
-    assert generator.tokenizer is not None
-    model = LocalModel(
-        generator.model,
-        generator.tokenizer,
-        batch_size=namespace.batch_size,
-        chat=getattr(generator.tokenizer, "chat_template", None) is not None,
-        description={"checkpoint": str(path), "sha256": digest_of(path)},
-    )
+    model = local_model(namespace, chat=None)
     sampling = Sampling(temperature=namespace.temperature, seed=namespace.seed)
     return LocalChat(model=model, max_tokens=namespace.max_tokens, sampling=sampling)
 

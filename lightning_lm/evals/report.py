@@ -43,7 +43,7 @@ def results_table(results: Results, *, subjects: bool = True) -> Table:
                 table.add_row(Text(f"  {name}"), *_cells(scores[task.main_metric]))
         table.add_section()
     if results.core is not None:
-        cells = _cells(results.core, _number(0.0))[:-1]
+        cells = _cells(results.core, number_text(0.0))[:-1]
         table.add_row(Text("CORE: mean of centred accuracies"), *cells, f"{results.core.num_items} tasks")
     notes = [note for task in results.tasks for note in _notes(task)]
     table.caption = "\n".join(notes) or None

@@ -171,7 +171,6 @@ class LocalChat:
         """
         requests = [Generation(_prompt(chat), max_new_tokens=self.max_tokens, sampling=self.sampling) for chat in chats]
         rows = [self.model.encoder.prompt(request.prompt, self.max_tokens) for request in requests]
-        self.model.encoder.forget()
         fitting = []
         for index, row in enumerate(rows):
             if row.is_truncated or row.dropped_shots:

@@ -125,7 +125,9 @@ def _mark(left: "Axes", middle: "Axes", right: "Axes", held_out: Sequence[HeldOu
 def _predict(
     left: "Axes", middle: "Axes", cost: CostFit | None, accuracy: AccuracyFit | None, budgets: Sequence[float]
 ) -> None:
-    for flops in budgets if cost is not None else ():
+    if cost is None:
+        return
+    for flops in budgets:
         costs = cost.predict(flops)
         _star(middle, flops, costs)
         label(middle, f"{costs.value:.3g}", (flops, costs.value), _ACCENT, shift=(0, 14), align="center")
