@@ -6,7 +6,8 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
@@ -15,7 +16,7 @@ from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.protocols import is_language_model
 
-__all__ = ["accepted_inputs", "hidden_or_whole_logits", "mixed_documents", "whole_logits"]
+__all__ = ["accepted_inputs", "hidden_or_whole_logits", "mixed_documents", "whole_logits", "with_counted"]
 
 _TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models of users that were given packed rows."""
@@ -65,6 +66,27 @@ def whole_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor
             "logits of every token, [batch, seq, vocab]."
         )
     return logits
+
+
+def with_counted(
+    model: nn.Module, inputs: Mapping[str, Tensor], wanted: Bool[Tensor, "batch seq"]
+) -> dict[str, Tensor]:
+    """Return inputs that say which tokens count for the loads of experts, if the model has any.
+
+    Those are the tokens that a wanted position depends on: the others are padding.
+
+    Args:
+        model: Causal language model.
+        inputs: ``input_ids``, and what else the model may take.
+        wanted: Mask of the positions whose outputs are used.
+    """
+    if not any(getattr(module, "takes_context", False) for module in model.modules()):
+        return dict(inputs)
+    columns = torch.arange(wanted.size(1), device=wanted.device).expand_as(wanted)
+    later = torch.where(wanted, columns, wanted.size(1) - 1).flip(1).cummin(1).values.flip(1)
+    documents = inputs.get("document_ids", torch.zeros_like(columns))
+    counted = wanted.gather(1, later) & (documents.gather(1, later) == documents)
+    return {**inputs, "counted": counted}
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

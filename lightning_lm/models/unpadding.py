@@ -26,7 +26,7 @@ from lightning_lm.functional.attention import Documents, SharedPrefixes
 from lightning_lm.models.attention import SelfAttention
 from lightning_lm.models.ffn import FeedForward, GatedFeedForward
 from lightning_lm.models.huggingface.transformers_model import TransformersModel, is_of_transformers, unsupported
-from lightning_lm.models.own_model import hidden_or_whole_logits, mixed_documents
+from lightning_lm.models.own_model import hidden_or_whole_logits, mixed_documents, with_counted
 from lightning_lm.models.transformer import Block, Transformer
 
 __all__ = ["outputs_at"]
@@ -57,6 +57,7 @@ def outputs_at(
         inputs: ``input_ids``, padded on the right, and what else the model may take.
         wanted: Mask of the positions; whatever stands after the last one of a row is padding.
     """
+    inputs = with_counted(model, inputs, wanted)
     if _are_whole_rows(inputs):
         if _can_share(model, wanted.device):
             return _read_shared(model, inputs["input_ids"], wanted)
@@ -222,6 +223,9 @@ def _read_packed(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor)
     given = {name: torch.from_numpy(values).to(ids.device) for name, values in packed.items()}
     given["input_ids"] = ids.new_zeros(shape)
     given["input_ids"][target] = ids[source]
+    if "counted" in inputs:
+        given["counted"] = torch.zeros(shape, dtype=torch.bool, device=ids.device)
+        given["counted"][target] = True
     rows, columns = np.nonzero(mask)
     return hidden_or_whole_logits(model, given)[row_of[rows], first_column[rows] + columns]
 

@@ -16,11 +16,18 @@ from lightning_lm.data.batches import batch_error
 from lightning_lm.distributed import data_rank, require_all_ranks
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.functional.cross_entropy import TokenLoss
-from lightning_lm.models import ModelConfig, describe_adapters, generation_settings, parameter_roles
+from lightning_lm.models import (
+    ModelConfig,
+    collect_auxiliary,
+    describe_adapters,
+    generation_settings,
+    parameter_roles,
+)
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, stop_where_trained
 from lightning_lm.modules.checkpoint_files import save_to_files
 from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
+from lightning_lm.modules.expert_loads import LoadWindow, expert_layers, with_auxiliary
 from lightning_lm.modules.gradient_normalization import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.modules.hyper_parameters import log_hyper_parameters
 from lightning_lm.modules.model_owner import Compile, _ModelOwner
@@ -69,10 +76,12 @@ class LMModule(_ModelOwner, abc.ABC):
         self.tokens_seen = torch.zeros((), dtype=torch.int64)
         """Target tokens of this run, over all ranks; on the module's device while it trains."""
         self._window = GradientWindow()
+        self._loads = LoadWindow()
         self._interval: Tensor | None = None
         self._history = NormHistory()
         self._seed: int | None = None
         self._data_rank = 0
+        self._has_experts = False
         self._grad_norm: Tensor | None = None
         self._watch = DivergenceWatch()
         self._trained.clear()
@@ -122,6 +131,7 @@ class LMModule(_ModelOwner, abc.ABC):
         if self._seed is None:
             self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**62))
         self._data_rank = data_rank(self.trainer)
+        self._has_experts = bool(expert_layers(self))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum over the micro-batch's target tokens, scaled; see `GradientWindow`."""
@@ -129,9 +139,13 @@ class LMModule(_ModelOwner, abc.ABC):
         micro_batch = batch_idx % trainer.accumulate_grad_batches
         seed_generator(self.device, self._seed or 0, self._data_rank, trainer.global_step, micro_batch)
         try:
-            loss, num_targets = self.training_loss(batch), self.target_tokens(batch)
+            with collect_auxiliary() as loads:
+                loss, num_targets = self.training_loss(batch), self.target_tokens(batch)
         except (KeyError, TypeError, AttributeError) as error:
             raise batch_error(error, batch, self) from None
+        if loads:
+            self._loads.add(loads)
+            loss = with_auxiliary(loss, loads, num_targets)
         positions = batch["labels" if "labels" in batch else "input_ids"].numel()
         return self._window.add(loss, positions=positions, trainer=trainer, num_targets=num_targets)
 
@@ -149,11 +163,15 @@ class LMModule(_ModelOwner, abc.ABC):
         self._show_loss(self._interval[0] / self._interval[1])
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = every > 0 and (trainer.global_step + 1) % every == 0
-        measures = logs or self.skip or trainer.gradient_clip_val
+        # A gradient scaler meets infinities as it searches its scale, and leaves those steps out.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        measures = logs or self.skip or trainer.gradient_clip_val or (scaled and self._has_experts)
         self._grad_norm = gradient_norm(optimizer, trainer.strategy) if measures else None
-        if not self._skip_if_bad(optimizer):
-            # A gradient scaler meets infinities as it searches its scale, and leaves those steps out.
-            scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        skipped = self._skip_if_bad(optimizer)
+        if self._has_experts:
+            left_out = scaled and not bool(torch.isfinite(self._grad_norm))  # type: ignore[arg-type]
+            self._loads.close(self, trainer, skipped=skipped or left_out)
+        if not skipped:
             self._watch.add(trainer.global_step + 1, totals.nll_sum, None if scaled else self._grad_norm)
         if logs:
             self._watch.require_finite(trainer)

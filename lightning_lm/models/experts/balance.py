@@ -127,7 +127,7 @@ class BalanceState(nn.Module):
         """
         return None
 
-    def end_step(self, counts: Float[Tensor, " experts"]) -> None:
+    def update(self, counts: Float[Tensor, " experts"]) -> None:
         """Take in the loads of an optimizer step that is taken.
 
         Args:
@@ -160,7 +160,7 @@ class _Bias(BalanceState):
     def reset_buffers(self) -> None:
         self.bias.zero_()
 
-    def end_step(self, counts: Tensor) -> None:
+    def update(self, counts: Tensor) -> None:
         self.bias.copy_(balanced_bias(self.bias, counts, self.part.rate))
 
 
@@ -187,7 +187,7 @@ class _Lagged(BalanceState):
         # A copy: autograd keeps the fractions, and the next step changes them in place.
         return self.part.weight * lagged_balance_loss(distribution(logits, score), self.fractions.clone(), counted)
 
-    def end_step(self, counts: Tensor) -> None:
+    def update(self, counts: Tensor) -> None:
         self.fractions.copy_(counts / counts.sum().clamp(min=1))
 
 

@@ -152,7 +152,7 @@ class MixtureOfExperts(nn.Module):
             counts: Choices of each expert over all ranks and micro-batches.
         """
         if self.balance is not None:
-            self.balance.end_step(counts)
+            self.balance.update(counts)
 
     def _shared_output(self, x: Tensor) -> Tensor:
         assert self.shared is not None

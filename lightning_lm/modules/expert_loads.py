@@ -1,0 +1,106 @@
+"""Loads of experts over an optimizer step: added up over micro-batches and ranks, handed to the layers if it is taken.
+
+Auxiliary losses of layers are sums over tokens, so they are added to the sum that is trained on and divided with it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_lm.distributed import data_ranks
+from lightning_lm.functional.cross_entropy import TokenLoss
+from lightning_lm.functional.dtypes import to_accumulate
+from lightning_lm.models import LayerLoad
+
+__all__ = ["LoadWindow", "StepLoad", "expert_layers", "with_auxiliary"]
+
+
+class StepLoad(NamedTuple):
+    """Load of a layer of experts over all ranks and micro-batches of an optimizer step."""
+
+    counts: Tensor
+    """Choices of each expert."""
+    tokens: Tensor
+    """Number of tokens."""
+    dropped: Tensor
+    """Choices that were dropped."""
+    entropy: Tensor
+    """Sum of the entropies of the router's distributions. Nats."""
+    loss: Tensor
+    """Sum of the auxiliary losses. Nats."""
+
+
+def expert_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the layers of experts of a model by name.
+
+    Args:
+        model: Any module.
+    """
+    return {name: module for name, module in model.named_modules() if hasattr(module, "end_step")}
+
+
+def with_auxiliary(loss: TokenLoss, loads: Sequence[LayerLoad], num_targets: Tensor | None = None) -> TokenLoss:
+    """Add the auxiliary losses of layers to the sum that is trained on; the likelihood stays as it is.
+
+    Args:
+        loss: Sums of a micro-batch.
+        loads: Reports of the layers.
+        num_targets: Target tokens, where ``loss.num_tokens`` counts something else: the sums over tokens are then
+            weighed to be means over the tokens of the micro-batch.
+    """
+    losses = [load.loss for load in loads if load.loss is not None]
+    if not losses:
+        return loss
+    total = torch.stack(losses).sum()
+    if num_targets is not None:
+        total = total * (loss.num_tokens / num_targets.clamp(min=1))
+    return loss._replace(loss_sum=loss.loss_sum + total)
+
+
+class LoadWindow:
+    """Loads of all layers since the last optimizer step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[nn.Module, Tensor] = {}
+
+    def add(self, loads: Sequence[LayerLoad]) -> None:
+        """Count the loads of a micro-batch.
+
+        Args:
+            loads: Reports of the layers.
+        """
+        for load in loads:
+            sums = torch.cat((to_accumulate(load.counts), load.sums))
+            known = self._sums.get(load.layer)
+            self._sums[load.layer] = sums if known is None else known + sums
+
+    def close(self, module: nn.Module, trainer: Trainer, *, skipped: bool) -> None:
+        """Add up over ranks and hand the loads to the layers, unless the step is skipped. Collective.
+
+        Args:
+            module: Contains the layers, in the same order on all ranks.
+            trainer: Trainer that knows the ranks.
+            skipped: True if the optimizer step is not taken.
+        """
+        sums, self._sums = self._sums, {}
+        layers: list[Any] = list(expert_layers(module).values())
+        if not layers:
+            return
+        device = next(iter(sums.values())).device if sums else next(module.parameters()).device
+        parts = [sums[layer] if layer in sums else self._empty(layer, device) for layer in layers]
+        together = torch.cat([*parts, parts[0].new_ones(1)])
+        if trainer.world_size > 1:
+            # Ranks that share each matrix have the same sums; a strategy may count each of them.
+            together = torch.as_tensor(trainer.strategy.reduce(together, reduce_op="sum"))
+            together = together * (data_ranks(trainer) / together[-1])
+        for layer, found in zip(layers, together[:-1].split([len(part) for part in parts]), strict=True):
+            load = StepLoad(found[: layer.num_experts], *found[layer.num_experts :].unbind())
+            layer.last_load = load
+            if not skipped and bool(load.tokens > 0):
+                layer.end_step(load.counts)
+
+    def _empty(self, layer: Any, device: torch.device) -> Tensor:
+        return to_accumulate(torch.zeros(layer.num_experts + len(StepLoad._fields) - 1, device=device))

@@ -1,0 +1,188 @@
+"""Auxiliary losses and loads of experts over optimizer steps: exact however the rows are cut, and after a resume."""
+
+import dataclasses
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from recorded_gradients import Record
+
+from lightning_lm.models import GLU, Attention, HashRouter, LaggedLoss, Layer, LoadBias, MoE, SequenceLoss, TopK
+from lightning_lm.modules import PretrainModule, SFTModule
+from lightning_lm.optim import AdamW, Constant, SkipRule
+from lightning_lm.types import IGNORE_INDEX
+
+ROWS, WINDOW, EXPERTS, K = 20, 16, 5, 2
+PART = MoE(experts=GLU(hidden_size=8), num_experts=EXPERTS, router=TopK(k=K))
+BALANCED = {
+    "bias": PART,
+    "lagged": dataclasses.replace(PART, balance=LaggedLoss(weight=1.0), z_loss=0.5),
+    "sequence": dataclasses.replace(PART, router=TopK(k=K, score="softmax"), balance=SequenceLoss(weight=1.0)),
+}
+
+
+def with_experts(config, part):
+    return dataclasses.replace(config, layers=Layer(mixer=Attention(num_heads=2), ffn=part))
+
+
+def lengths(labels):
+    """Tokens of each row that its last target depends on."""
+    return [int(row.nonzero().max()) if row.any() else 0 for row in labels != IGNORE_INDEX]
+
+
+def exact(config, windows, part):
+    """Gradients and loads of each window in float64, every row alone and without its padding."""
+    torch.manual_seed(0)
+    model = config.build().double()
+    seen, routers = [], [layer.ffn.router for layer in model.layers]
+    for router in routers:
+        router.register_forward_hook(lambda router, given, routed: seen.append(routed))
+    fractions = [torch.full((EXPERTS,), 1 / EXPERTS, dtype=torch.float64) for _ in routers]
+    for rows in windows:
+        model.zero_grad()
+        total, counts = 0.0, [torch.zeros(EXPERTS) for _ in routers]
+        for ids, labels, length in zip(rows["input_ids"], rows["labels"], lengths(rows["labels"]), strict=True):
+            if not length:
+                continue
+            seen.clear()
+            logits = model(ids[None, :length])[0]
+            total = total + torch.nn.functional.cross_entropy(logits, labels[1 : length + 1], reduction="sum")
+            for layer, (choices, scores) in enumerate(seen):
+                loads = torch.stack([(choices.experts == expert).sum() for expert in range(EXPERTS)])
+                counts[layer] += loads
+                if isinstance(part.balance, LaggedLoss):
+                    shares = scores.sigmoid() / scores.sigmoid().sum(-1, keepdim=True)
+                    total = total + part.balance.weight * EXPERTS * (shares @ fractions[layer]).sum()
+                    total = total + part.z_loss * scores.exp().sum(-1).log().square().sum()
+                if isinstance(part.balance, SequenceLoss):
+                    shares = scores.softmax(-1).mean(0)
+                    total = total + length * EXPERTS / (K * length) * (loads * shares).sum()
+        (total / int((rows["labels"] != IGNORE_INDEX).sum())).backward()
+        fractions = [(count / count.sum()).double() for count in counts]
+        for layer, count in zip(model.layers, counts, strict=True):
+            if isinstance(part.balance, LoadBias):
+                step = part.balance.rate * torch.sign(count.mean() - count)
+                layer.ffn.balance.bias.add_(step - step.mean())
+        yield {name: param.grad.clone() for name, param in model.named_parameters()}, counts
+
+
+def distance(found, wanted) -> float:
+    difference = sum((found[name].double() - wanted[name]).square().sum() for name in wanted)
+    return (difference / sum(value.square().sum() for value in wanted.values())).sqrt().item()
+
+
+class Writer(PretrainModule):
+    """Leaves what its rank saw in a file, since the ranks of a test may be other processes."""
+
+    folder = None
+
+    def on_fit_end(self):
+        seen = self.trainer.optimizers[0].children[0].seen
+        state = {name: value for name, value in self.state_dict().items() if "balance" in name}
+        torch.save((seen, state), self.folder / f"{self.global_rank}.pt")
+
+
+@pytest.mark.parametrize("balance", BALANCED)
+@pytest.mark.parametrize(
+    ("ranks", "accumulate", "settings"),
+    [(1, 1, {}), (1, 4, {"activation_checkpointing": "blocks"}), (1, 16, {}), (2, 4, {})],
+    ids=["one", "four, recomputed", "sixteen", "two ranks"],
+)
+def test_gradients_and_loads_do_not_depend_on_how_rows_are_cut(
+    config, rows, loader, make_trainer, tmp_path, balance, ranks, accumulate, settings
+):
+    part = BALANCED[balance]
+    config, data = with_experts(config, part), rows(ROWS, empty=True)
+    strategy = "auto" if ranks == 1 else DDPStrategy(start_method="fork", process_group_backend="gloo")
+    trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate, devices=ranks, strategy=strategy)
+    torch.manual_seed(0)
+    module = Writer(config, optimizer=Record(), **settings)
+    module.folder = tmp_path
+
+    class Shares:
+        def __len__(self):
+            return len(loader(data, WINDOW // ranks // accumulate, ranks=ranks))
+
+        def __iter__(self):
+            return iter(loader(data, WINDOW // ranks // accumulate, rank=trainer.global_rank, ranks=ranks))
+
+    trainer.fit(module, Shares())
+    windows = [{name: value[cut] for name, value in data.items()} for cut in (slice(WINDOW), slice(WINDOW, ROWS))]
+    wanted = list(exact(config, windows, part))
+    for rank in range(ranks):
+        seen, state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for found, (gradients, _) in zip(seen, wanted, strict=True):
+            found = {name.removeprefix("module."): value for name, value in found.items()}
+            assert distance(found, gradients) < 1e-6
+        for layer in range(config.num_layers):
+            prefix = f"model.layers.{layer}.ffn.balance"
+            if balance == "lagged":
+                counts = wanted[1][1][layer]
+                torch.testing.assert_close(state[f"{prefix}.fractions"], (counts / counts.sum()).float())
+            if balance == "bias":
+                steps = [1e-3 * torch.sign(counts[layer].mean() - counts[layer]) for _, counts in wanted]
+                change = sum(step - step.mean() for step in steps)
+                torch.testing.assert_close(state[f"{prefix}.bias"], change, atol=1e-9, rtol=1e-5)
+
+
+def test_padding_that_is_packed_away_counts_for_nothing(config, rows, loader, make_trainer):
+    """Fine-tuning packs padded rows; loads are those of the tokens that a target depends on."""
+    data = rows(8)
+    torch.manual_seed(0)
+    module = SFTModule(with_experts(config, PART), optimizer=Record())
+    make_trainer(max_epochs=1).fit(module, loader(data, 8))
+    load = module.model.layers[0].ffn.last_load
+    assert load.tokens == sum(lengths(data["labels"]))
+    assert load.counts.sum() == K * load.tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Always(SkipRule):
+    def reason(self, grad_norm, history):
+        return "it is a test"
+
+
+def test_a_step_that_is_skipped_moves_no_bias(config, row_data, make_trainer):
+    torch.manual_seed(0)
+    module = PretrainModule(with_experts(config, PART), optimizer=AdamW(), skip=Always())
+    make_trainer(max_steps=2).fit(module, datamodule=row_data())
+    assert module.skipped_steps == 2
+    assert module.model.layers[0].ffn.balance.bias.abs().max() == 0
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(config, row_data, make_trainer, tmp_path):
+    part = dataclasses.replace(PART, balance=LaggedLoss(weight=0.1), z_loss=0.01)
+    cycle = (Layer(mixer=Attention(num_heads=2), ffn=PART), Layer(mixer=Attention(num_heads=2), ffn=part))
+    config, states = dataclasses.replace(config, layers=cycle), []
+    for steps, resume in ((4, None), (2, None), (4, tmp_path / "two.ckpt")):
+        torch.manual_seed(0)
+        module = PretrainModule(config, optimizer=AdamW(), schedule=Constant())
+        trainer = make_trainer(max_steps=steps, accumulate_grad_batches=2)
+        trainer.fit(module, datamodule=row_data(), ckpt_path=resume)
+        if steps == 2:
+            trainer.save_checkpoint(tmp_path / "two.ckpt")
+        states.append(module.state_dict())
+    assert any("balance" in name for name in states[0])
+    assert states[0]["model.layers.0.ffn.balance.bias"].abs().max() > 0
+    assert all(torch.equal(value, states[2][name]) for name, value in states[0].items())
+
+
+def test_compiled_layers_count_and_train_as_others(config, rows, loader, make_trainer):
+    found = []
+    for compile in ("none", "blocks"):
+        torch.manual_seed(0)
+        module = PretrainModule(with_experts(config, BALANCED["lagged"]), optimizer=Record(), compile=compile)
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(module, loader(rows(8), 8))
+        gradients = trainer.optimizers[0].children[0].seen[0]
+        found.append((gradients, module.model.layers[1].ffn.last_load))
+    assert distance(found[1][0], {name: value.double() for name, value in found[0][0].items()}) < 1e-5
+    for compiled, plain in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(compiled, plain)
+
+
+def test_hashed_tokens_train_without_a_balance(config, row_data, make_trainer):
+    part = dataclasses.replace(PART, router=HashRouter(k=2))
+    module = PretrainModule(with_experts(config, part), optimizer=AdamW())
+    make_trainer(max_steps=2).fit(module, datamodule=row_data())
+    assert module.model.layers[0].ffn.last_load.tokens > 0
