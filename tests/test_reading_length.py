@@ -184,9 +184,9 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limits", "read_apart"),
     [
-        ("grpo/reverse", (540, 681, 995), ("models", "generation")),
-        ("dpo/reverse", (195, 331, 470), ("models",)),
-        ("pretrain/quickstart", (260, 519, 880), ()),
+        ("grpo/reverse", (544, 685, 999), ("models", "generation")),
+        ("dpo/reverse", (195, 335, 474), ("models",)),
+        ("pretrain/quickstart", (264, 523, 906), ()),
     ],
 )
 def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monkeypatch):

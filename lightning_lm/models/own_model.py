@@ -22,13 +22,17 @@ _TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models of users that were given packed rows."""
 
 
-def hidden_or_whole_logits(model: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch seq width"]:
+def hidden_or_whole_logits(
+    model: Any, inputs: Mapping[str, Tensor], wanted: Bool[Tensor, "batch seq"] | None = None
+) -> Float[Tensor, "batch seq width"]:
     """Return the hidden states of all positions; the logits of a model that has no `hidden` and `head`.
 
     Args:
         model: Causal language model.
         inputs: ``input_ids``, and what else the model may take.
+        wanted: Mask of the positions whose outputs are used, where that matters to the model; see `with_counted`.
     """
+    inputs = inputs if wanted is None else with_counted(model, inputs, wanted)
     if not is_language_model(model):
         return whole_logits(model, inputs)
     hidden: Tensor = model.hidden(**accepted_inputs(model, inputs))

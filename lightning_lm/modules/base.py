@@ -27,7 +27,7 @@ from lightning_lm.modules.activation_checkpointing import ActivationCheckpointin
 from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, stop_where_trained
 from lightning_lm.modules.checkpoint_files import save_to_files
 from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
-from lightning_lm.modules.expert_loads import LoadWindow, expert_layers, with_auxiliary
+from lightning_lm.modules.expert_loads import LoadWindow, expert_layers
 from lightning_lm.modules.gradient_normalization import GradientWindow, gradient_norm, held_gradients
 from lightning_lm.modules.hyper_parameters import log_hyper_parameters
 from lightning_lm.modules.model_owner import Compile, _ModelOwner
@@ -144,8 +144,7 @@ class LMModule(_ModelOwner, abc.ABC):
         except (KeyError, TypeError, AttributeError) as error:
             raise batch_error(error, batch, self) from None
         if loads:
-            self._loads.add(loads)
-            loss = with_auxiliary(loss, loads, num_targets)
+            loss = self._loads.add(loads, loss, num_targets)
         positions = batch["labels" if "labels" in batch else "input_ids"].numel()
         return self._window.add(loss, positions=positions, trainer=trainer, num_targets=num_targets)
 

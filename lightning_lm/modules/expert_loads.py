@@ -15,7 +15,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.functional.dtypes import to_accumulate
 from lightning_lm.models import LayerLoad
 
-__all__ = ["LoadWindow", "StepLoad", "expert_layers", "with_auxiliary"]
+__all__ = ["LoadWindow", "StepLoad", "expert_layers"]
 
 
 class StepLoad(NamedTuple):
@@ -42,40 +42,32 @@ def expert_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "end_step")}
 
 
-def with_auxiliary(loss: TokenLoss, loads: Sequence[LayerLoad], num_targets: Tensor | None = None) -> TokenLoss:
-    """Add the auxiliary losses of layers to the sum that is trained on; the likelihood stays as it is.
-
-    Args:
-        loss: Sums of a micro-batch.
-        loads: Reports of the layers.
-        num_targets: Target tokens, where ``loss.num_tokens`` counts something else: the sums over tokens are then
-            weighed to be means over the tokens of the micro-batch.
-    """
-    losses = [load.loss for load in loads if load.loss is not None]
-    if not losses:
-        return loss
-    total = torch.stack(losses).sum()
-    if num_targets is not None:
-        total = total * (loss.num_tokens / num_targets.clamp(min=1))
-    return loss._replace(loss_sum=loss.loss_sum + total)
-
-
 class LoadWindow:
     """Loads of all layers since the last optimizer step."""
 
     def __init__(self) -> None:
         self._sums: dict[nn.Module, Tensor] = {}
 
-    def add(self, loads: Sequence[LayerLoad]) -> None:
-        """Count the loads of a micro-batch.
+    def add(self, loads: Sequence[LayerLoad], loss: TokenLoss, num_targets: Tensor | None = None) -> TokenLoss:
+        """Count the loads of a micro-batch and return its sums with the auxiliary losses; the likelihood stays.
 
         Args:
             loads: Reports of the layers.
+            loss: Sums of the micro-batch.
+            num_targets: Target tokens, where ``loss.num_tokens`` counts something else: the sums over tokens are then
+                weighed to be means over the tokens of the micro-batch.
         """
         for load in loads:
             sums = torch.cat((to_accumulate(load.counts), load.sums))
             known = self._sums.get(load.layer)
             self._sums[load.layer] = sums if known is None else known + sums
+        losses = [load.loss for load in loads if load.loss is not None]
+        if not losses:
+            return loss
+        total = torch.stack(losses).sum()
+        if num_targets is not None:
+            total = total * (loss.num_tokens / num_targets.clamp(min=1))
+        return loss._replace(loss_sum=loss.loss_sum + total)
 
     def close(self, module: nn.Module, trainer: Trainer, *, skipped: bool) -> None:
         """Add up over ranks and hand the loads to the layers, unless the step is skipped. Collective.

@@ -17,6 +17,7 @@ from lightning_lm.functional.cross_entropy import TokenLoss
 from lightning_lm.models import ModelConfig, Transformer
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import seed_generator
+from lightning_lm.modules.expert_loads import expert_layers
 from lightning_lm.modules.gradient_normalization import gradient_norm
 from lightning_lm.modules.pretrain import PretrainModule
 from lightning_lm.modules.token_losses import CrossEntropy, TokenLossPart, next_token_inputs, next_token_targets
@@ -139,6 +140,11 @@ class PipelineModule(PretrainModule):
         super().configure_model()
         if before or trainer_of(self) is None:
             return
+        if expert_layers(self.model):
+            raise ConfigurationError(
+                "PipelineModule does not add up the loads of experts over its stages. Train a model that has "
+                "MoE layers with PretrainModule and another strategy."
+            )
         strategy: Any = self.trainer.strategy
         if not hasattr(strategy, "stage_index"):
             raise ConfigurationError(

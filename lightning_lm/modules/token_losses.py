@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token_cross_entropy
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_cross_entropy, linear_logprob, measured_cross_entropy, output_layer
-from lightning_lm.models.own_model import hidden_or_whole_logits, with_counted
+from lightning_lm.models.own_model import hidden_or_whole_logits
 from lightning_lm.models.unpadding import outputs_at
 from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
@@ -104,10 +104,8 @@ def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | None = None)
         layer, empty if the values are logits.
     """
     inputs = next_token_inputs(batch)
-    if mask is not None:
-        values = outputs_at(model, inputs, mask)
-    else:
-        values = hidden_or_whole_logits(model, with_counted(model, inputs, target_mask(batch)))
+    whole = mask is None
+    values = hidden_or_whole_logits(model, inputs, target_mask(batch)) if whole else outputs_at(model, inputs, mask)
     return values, output_layer(model) if is_language_model(model) else {}
 
 
