@@ -13,6 +13,7 @@ gather     contains a tensor-parallel region; its input is the residual stream
 colwise    linear layer whose output features are sharded
 rowwise    linear layer whose input features are sharded; its partial sums are reduced into the residual stream
 qk_norm    normalises sharded heads, each independently or all together
+channels   parameters of single heads or channels, along their first dimension; each rank has its own
 head       output layer; its rows (ids) are sharded
 partial    replicated within a tensor-parallel region; its gradients are all-reduced
 =========  =====================================================================================================
@@ -32,7 +33,19 @@ from lightning_lm.protocols import HasParallelPlan
 
 __all__ = ["ROLES", "Planned", "check_covered", "check_divides", "read_plan"]
 
-ROLES = ("embed", "positions", "norm", "last_norm", "gather", "colwise", "rowwise", "qk_norm", "head", "partial")
+ROLES = (
+    "embed",
+    "positions",
+    "norm",
+    "last_norm",
+    "gather",
+    "colwise",
+    "rowwise",
+    "qk_norm",
+    "channels",
+    "head",
+    "partial",
+)
 _ADAPTED = {
     "colwise": {"base_layer": "colwise", "lora_A": "partial", "lora_B": "colwise"},
     "rowwise": {"base_layer": "rowwise", "lora_A": "rowwise", "lora_B": "norm"},

@@ -4,6 +4,7 @@ Each keeps its name and its parameters' names; a sharded parameter becomes a DTe
 shard takes part in the computation. The collectives are in `lightning_lm.functional.collectives`.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,6 +82,11 @@ def split_modules(plan: Iterable[Planned], region: Region) -> None:
     """
     shards: dict[nn.Parameter, nn.Parameter] = {}
     for entry in plan:
+        if entry.role == "channels":
+            entry.module.__class__ = _with_local_parameters(type(entry.module))
+            for name, parameter in list(entry.module._parameters.items()):
+                if parameter is not None:
+                    entry.module.register_parameter(name, _shard_of(parameter, 0, region.mesh))
         if entry.role in _SPLIT and (region.loss_parallel or entry.role not in ("embed", "head")):
             kind, dim, share = _SPLIT[entry.role]
             _exchange_class(entry, kind, share, region)
@@ -116,6 +122,17 @@ def _shard_of(parameter: nn.Parameter, dim: int, mesh: DeviceMesh) -> nn.Paramet
 
 def _local(parameter: Any) -> Any:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+@functools.cache
+def _with_local_parameters(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a class of modules that compute as before, on this rank's shard of each parameter."""
+
+    def local_attribute(self: Any, name: str) -> Any:
+        return _local(super(local, self).__getattr__(name))
+
+    local = type(kind.__name__, (kind,), {"__getattr__": local_attribute, "__module__": kind.__module__})
+    return local
 
 
 class ColwiseLinear(nn.Linear):
@@ -184,7 +201,7 @@ def split_dim(role: str, parameter: Tensor) -> int | None:
         role: Role of the module.
         parameter: One of its own parameters.
     """
-    dim = _SPLIT[role][1] if role in _SPLIT else None
+    dim = _SPLIT[role][1] if role in _SPLIT else 0 if role == "channels" else None
     return dim if dim is not None and parameter.dim() > dim else None
 
 

@@ -8,7 +8,21 @@ from lightning.pytorch.plugins import Precision
 from split_runs import model_config, run
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.models import MLP, Attention, Layer, LayerNorm, LearnedPositions, RMSNorm
+from lightning_lm.models import (
+    MLP,
+    SSD,
+    Attention,
+    FixedDecay,
+    GatedDecay,
+    GatedDeltaNet,
+    Hyena,
+    Layer,
+    LayerNorm,
+    LearnedPositions,
+    LinearAttention,
+    Parallel,
+    RMSNorm,
+)
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import SGD, Muon
 from lightning_lm.strategies import TensorParallelStrategy
@@ -45,6 +59,14 @@ def assert_equal_runs(found, expected):
 TP2, FSDP2 = {"tensor_parallel_size": 2}, {"tensor_parallel_size": 1}
 SP2 = {**TP2, "sequence_parallel": True}
 PLAIN = model_config()
+RECURRENT = [
+    Layer(mixer=GatedDeltaNet(num_heads=2, num_v_heads=4, head_dim=4), ffn=None),
+    Layer(mixer=SSD(head_dim=8, state=4, groups=2), ffn=None),
+    Layer(mixer=LinearAttention(num_heads=4), ffn=None),
+    Layer(mixer=LinearAttention(num_heads=4, decay=GatedDecay(rank=3)), ffn=None),
+    Layer(mixer=Parallel((LinearAttention(num_heads=2, decay=FixedDecay()), Attention(num_heads=2))), ffn=None),
+    Layer(mixer=Hyena(16, filter_size=8, bands=2), ffn=None),
+]
 CASES = {
     "tp2": (2, TP2, {}),
     "tp2, heads whole": (2, {**TP2, "loss_parallel": False}, {}),
@@ -84,6 +106,7 @@ CASES = {
     ),
     "sandwich": (2, SP2, {"config": model_config(residual="sandwich", logit_softcap=5.0, norm=RMSNorm(offset=1.0))}),
     "parallel": (2, SP2, {"config": model_config(residual="parallel")}),
+    "recurrent mixers": (2, SP2, {"config": model_config(num_layers=6, layers=tuple(RECURRENT))}),
     "post": (2, SP2, {"config": model_config(residual="post", final_norm=False)}),
 }
 

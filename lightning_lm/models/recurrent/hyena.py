@@ -21,7 +21,7 @@ from lightning_lm.functional.linear_recurrence import number_documents
 from lightning_lm.models.context import Context
 from lightning_lm.models.init import residual_output
 from lightning_lm.models.norms import Norm
-from lightning_lm.models.recurrent.layers import ShortConvolution, Skip
+from lightning_lm.models.recurrent.layers import Constants, ShortConvolution, Skip
 from lightning_lm.models.recurrent.mixer import Memory, RecurrentMixer, RecurrentPart, RecurrentState, run
 from lightning_lm.models.roles import with_role
 from lightning_lm.parts import Limit
@@ -238,7 +238,7 @@ class ImplicitFilter(nn.Module):
         # Roles as of convolutions: the weights read a few sines, and begin as those of torch's layers do.
         self.hidden = nn.ModuleList(with_role(nn.Linear(a, b), "conv") for a, b in pairwise(sizes))
         self.out = with_role(nn.Linear(part.filter_size, channels), "conv")
-        self.rates = FilterRates(channels)
+        self.rates = Constants(torch.linspace(_SLOWEST, _FASTEST, channels).tolist())
 
     def forward(self, taps: int) -> Float[Tensor, "taps channels"]:
         """Return the first weights, in float32 or better; all together begin with a norm of about one.
@@ -253,34 +253,7 @@ class ImplicitFilter(nn.Module):
             features = torch.cat((time, angles.cos(), angles.sin()), 1).to(weight.dtype)
             for linear in self.hidden:
                 features = torch.sin(_FREQUENCY * linear(features))
-            weights: Tensor = self.out(features).to(torch.promote_types(weight.dtype, torch.float32))
-            return weights * cast(Tensor, self.rates(time, self.length))
-
-
-class FilterRates(nn.Module):
-    """Decays of the filters of each channel, which are not trained.
-
-    Args:
-        channels: Channels.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels), requires_grad=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Spread the rates over the channels."""
-        with torch.no_grad():
-            self.weight.copy_(torch.linspace(_SLOWEST, _FASTEST, len(self.weight)))
-
-    def forward(self, time: Float[Tensor, "taps 1"], length: int) -> Float[Tensor, "taps channels"]:
-        """Return the decays, divided by the norm of all of them.
-
-        Args:
-            time: Distances, from 0 to 1 at the whole length.
-            length: Tokens of it.
-        """
-        rates = self.weight.to(time.dtype)
+            weights: Tensor = self.out(features)
+        rates = self.rates.weight.to(torch.promote_types(weight.dtype, torch.float32))
         energy = -torch.expm1(-2 * rates) / (2 * rates) - 2 * _SHIFT * torch.expm1(-rates) / rates + _SHIFT**2
-        return ((-rates * time).exp() + _SHIFT) * (length * energy).rsqrt()
+        return weights * ((-rates * time).exp() + _SHIFT) * (self.length * energy).rsqrt()

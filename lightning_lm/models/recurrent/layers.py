@@ -5,6 +5,7 @@ a model's `Init` and weight decay leave it alone, and tensor parallelism can cut
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from lightning_lm.functional.convolution import short_convolution
 from lightning_lm.functional.rms_norm import rms_norm
 from lightning_lm.models.roles import with_role
 
-__all__ = ["GroupNorm", "ShortConvolution", "Skip", "TimeStep", "unit_length"]
+__all__ = ["Constants", "GroupNorm", "ShortConvolution", "Skip", "TimeStep", "unit_length"]
 
 _SLOWEST, _FASTEST = 1e-3, 1e-1
 """Range of the time steps of new weights."""
@@ -130,6 +131,25 @@ class Skip(nn.Module):
             x: Inputs, with features of a head on the last axis.
         """
         return x * self.weight[:, None].to(x.dtype)
+
+
+class Constants(nn.Module):
+    """Numbers of each head or channel that are not trained.
+
+    Args:
+        values: The numbers.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        super().__init__()
+        self.values = tuple(values)
+        self.weight = nn.Parameter(torch.empty(len(self.values)), requires_grad=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the numbers."""
+        with torch.no_grad():
+            self.weight.copy_(torch.tensor(self.values))
 
 
 class GroupNorm(nn.Module):

@@ -19,6 +19,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.linear_recurrence import linear_recurrence
 from lightning_lm.models.init import residual_output
 from lightning_lm.models.norms import GainRMSNorm, Norm
+from lightning_lm.models.recurrent.layers import Constants
 from lightning_lm.models.recurrent.mixer import Memory, RecurrentMixer, RecurrentPart
 from lightning_lm.parts import Limit, Part
 
@@ -98,17 +99,11 @@ class FixedRates(nn.Module):
         fastest: Negative power of two that the first head forgets.
     """
 
+    parallel_plan: ClassVar = {"log_decay": "channels"}
+
     def __init__(self, num_heads: int, fastest: int) -> None:
         super().__init__()
-        self.log_decay = nn.Parameter(torch.empty(num_heads), requires_grad=False)
-        self.fastest = fastest
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set the rates."""
-        rates = [math.log1p(-(2.0 ** -(self.fastest + head))) for head in range(len(self.log_decay))]
-        with torch.no_grad():
-            self.log_decay.copy_(torch.tensor(rates))
+        self.log_decay = Constants([math.log1p(-(2.0 ** -(fastest + head))) for head in range(num_heads)])
 
     def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq heads"]:
         """Return logarithms of decays.
@@ -116,7 +111,8 @@ class FixedRates(nn.Module):
         Args:
             x: Hidden states, whose shape alone matters.
         """
-        return self.log_decay.float().expand(*x.shape[:2], -1)
+        rates: Tensor = self.log_decay.weight
+        return rates.to(torch.promote_types(rates.dtype, torch.float32)).expand(*x.shape[:2], -1)
 
 
 class LearnedGate(nn.Module):
