@@ -18,6 +18,7 @@ from lightning_lm.models.experts import (
     TopK,
 )
 from lightning_lm.models.ffn import FFN, GLU, MLP
+from lightning_lm.models.gated_attention import GatedAttention
 from lightning_lm.models.gguf import export_gguf, import_gguf
 from lightning_lm.models.grow import grow_vocabulary
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
@@ -106,6 +107,7 @@ __all__ = [
     "DepthScaled",
     "FanIn",
     "FixedDecay",
+    "GatedAttention",
     "GatedDecay",
     "GatedDeltaNet",
     "Groups",

@@ -177,7 +177,16 @@ class SelfAttention(MixerModule):
             k, v = state.append(k, v, context.columns)
         mask = context.mask(k.size(2), part.window)
         mixed = self.attend(q, k, v, mask) if context.bias is None else self._attend_with_bias(q, k, v, mask, context)
-        return cast(Tensor, self.o(mixed.transpose(1, 2).flatten(2)))
+        return self.output(mixed.transpose(1, 2).flatten(2), x)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the output of the layer, [batch, seq, d_model].
+
+        Args:
+            mixed: Weighed values of all heads, [batch, seq, heads * head_dim].
+            x: Hidden states, for layers that choose by them.
+        """
+        return cast(Tensor, self.o(mixed))
 
     def _context(self, x: Tensor, state: LayerCache | None) -> Context:
         if state is not None:

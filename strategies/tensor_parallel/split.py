@@ -4,7 +4,6 @@ Each keeps its name and its parameters' names; a sharded parameter becomes a DTe
 shard takes part in the computation. The collectives are in `lightning_lm.functional.collectives`.
 """
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -124,15 +123,13 @@ def _local(parameter: Any) -> Any:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-@functools.cache
 def _with_local_parameters(kind: type[nn.Module]) -> type[nn.Module]:
     """Return a class of modules that compute as before, on this rank's shard of each parameter."""
 
     def local_attribute(self: Any, name: str) -> Any:
-        return _local(super(local, self).__getattr__(name))
+        return _local(nn.Module.__getattr__(self, name))
 
-    local = type(kind.__name__, (kind,), {"__getattr__": local_attribute, "__module__": kind.__module__})
-    return local
+    return type(kind.__name__, (kind,), {"__getattr__": local_attribute, "__module__": kind.__module__})
 
 
 class ColwiseLinear(nn.Linear):

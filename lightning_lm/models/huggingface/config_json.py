@@ -17,6 +17,7 @@ from lightning_lm.models.huggingface.weights import read_json
 from lightning_lm.models.init import Normal
 from lightning_lm.models.mixer import Mixer
 from lightning_lm.models.positions import NTKScaling
+from lightning_lm.models.recurrent.mixer import RecurrentPart
 from lightning_lm.models.transformer import Layer, TransformerConfig
 
 __all__ = ["config_from_huggingface", "config_to_huggingface"]
@@ -89,6 +90,8 @@ def _explicit(config: TransformerConfig) -> TransformerConfig:
 
 
 def _explicit_mixer(mixer: Mixer, d_model: int) -> Mixer:
+    if isinstance(mixer, RecurrentPart):
+        return mixer.spelt_out(d_model)
     if not isinstance(mixer, Attention):
         return mixer
     head_dim = mixer.head_dim or d_model // mixer.num_heads

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Joined", "PerGroup", "Rename", "module_names", "of_stack", "renames_for"]
+__all__ = ["Joined", "PerGroup", "Rename", "Separated", "module_names", "of_stack", "renames_for"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,19 @@ class PerGroup(Joined):
         """Return their weight from ours; see `Joined.join`."""
         grouped = [tensor.unflatten(self.axis, (self.groups, -1)) for tensor in tensors]
         return torch.cat(grouped, self.axis + 1).flatten(self.axis, self.axis + 1)
+
+
+@dataclass(frozen=True)
+class Separated(Joined):
+    """Taps of separate channels, which ``nn.Conv1d`` stores as [channels, 1, width] and we as [channels, width]."""
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return our weights from theirs; see `Joined.split`."""
+        return super().split(tensor.squeeze(1), sizes)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return their weight from ours; see `Joined.join`."""
+        return super().join(tensors).unsqueeze(1)
 
 
 @dataclass(frozen=True)

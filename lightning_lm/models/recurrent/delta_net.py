@@ -5,7 +5,7 @@ writes the difference to the wanted value, a step of online gradient descent; th
 which clears it quickly. Queries and keys have length one and pass through a short convolution.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch.nn.functional as F
@@ -60,6 +60,16 @@ class DeltaNet(
             raise ConfigurationError(
                 f"num_heads={self.num_heads} does not divide num_v_heads={self.num_v_heads}. Use a multiple of it."
             )
+
+    def spelt_out(self, d_model: int) -> "DeltaNet":
+        """Return the same part with the sizes that it leaves to defaults.
+
+        Args:
+            d_model: Features of the residual stream.
+        """
+        head_dim = self.head_dim or d_model // self.num_heads
+        v_head_dim, num_v_heads = self.v_head_dim or head_dim, self.num_v_heads or self.num_heads
+        return replace(self, head_dim=head_dim, v_head_dim=v_head_dim, num_v_heads=num_v_heads)
 
     def build(self, d_model: int, *, norm: Norm) -> "DeltaNetMixer":
         """Return a module with ``forward(x, context, state)`` and ``make_state(max_length)``."""

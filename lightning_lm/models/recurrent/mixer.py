@@ -45,6 +45,14 @@ class RecurrentPart(Mixer):
             )
         return super().__new__(cls, *arguments, **settings)
 
+    def spelt_out(self, d_model: int) -> "RecurrentPart":  # noqa: ARG002
+        """Return the same part with the sizes that it leaves to defaults.
+
+        Args:
+            d_model: Features of the residual stream.
+        """
+        return self
+
 
 class RecurrentState(LayerState):
     """Memory of one layer. It is as large after a thousand tokens as after one."""

@@ -5,7 +5,7 @@ decay and writes the token strongly, a short one passes it by. In the words of a
 key and the input times its time step the value.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch.nn.functional as F
@@ -63,6 +63,15 @@ class SSD(
     def build(self, d_model: int, *, norm: Norm) -> "SSDMixer":
         """Return a module with ``forward(x, context, state)`` and ``make_state(max_length)``."""
         return SSDMixer(self, d_model, eps=getattr(norm, "eps", 1e-5))
+
+    def spelt_out(self, d_model: int) -> "SSD":
+        """Return the same part with its heads.
+
+        Args:
+            d_model: Features of the residual stream.
+        """
+        heads = self.heads(d_model)
+        return replace(self, num_heads=heads, expand=heads * self.head_dim / d_model)
 
     def heads(self, d_model: int) -> int:
         """Return the number of heads.

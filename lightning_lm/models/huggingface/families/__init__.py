@@ -7,8 +7,10 @@ family cannot say is found that way, with its name, and never lost in silence.
 from lightning_lm.models.huggingface.families.family import Family
 from lightning_lm.models.huggingface.families.gpt2 import GPT2
 from lightning_lm.models.huggingface.families.llama import LLAMA_FAMILIES
+from lightning_lm.models.huggingface.families.mamba2 import MAMBA2
+from lightning_lm.models.huggingface.families.qwen3_next import QWEN3_NEXT
 
 __all__ = ["FAMILIES", "Family"]
 
-FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, "gpt2": GPT2}
+FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, "gpt2": GPT2, "mamba2": MAMBA2, "qwen3_next": QWEN3_NEXT}
 """By ``model_type``, the plainest first: a config is exported as the first family that can express it."""

@@ -10,6 +10,7 @@ from lightning_lm.models.ffn import GLU, Activation
 from lightning_lm.models.huggingface.renames import Rename, module_names
 from lightning_lm.models.huggingface.rope_settings import positions_written, read_rope, write_rope
 from lightning_lm.models.init import Normal
+from lightning_lm.models.mixer import Mixer
 from lightning_lm.models.norms import RMSNorm
 from lightning_lm.models.transformer import Layer, TransformerConfig
 
@@ -104,7 +105,7 @@ def read_attention(data: Settings, *, bias: Literal["none", "qkv", "all"] = "non
     )
 
 
-def read_body(data: Settings, *attention: Attention, bias: bool = False) -> TransformerConfig:
+def read_body(data: Settings, *attention: Mixer, bias: bool = False) -> TransformerConfig:
     """Return a config whose layers have these mixers, one after another."""
     ffn = GLU(hidden_size=data["intermediate_size"], activation=activation(data["hidden_act"]), bias=bias)
     layers = tuple(Layer(mixer=mixer, ffn=ffn) for mixer in attention)
