@@ -1,6 +1,7 @@
 """Answers of a server with OpenAI's interface, streamed by server-sent events with the standard library."""
 
 import argparse
+import http.client
 import json
 import os
 import urllib.error
@@ -17,8 +18,15 @@ _TIMEOUT_S = 600
 _SHOWN = 300
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect as the error that it is: the key is meant for the given address only."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow none."""
+
+
 class ServerPartner:
-    """The model of a server.
+    """The model of a server. Redirects are refused, and proxies are not looked for, as in training.
 
     Args:
         namespace: Parsed arguments of `lightning_lm.cli.chat.add_arguments`.
@@ -35,6 +43,7 @@ class ServerPartner:
         key = os.environ.get(namespace.api_key_variable, "").strip()
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._settings = {"top_p": namespace.top_p, "max_tokens": namespace.max_new_tokens, "seed": namespace.seed}
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
         self._model = namespace.model or self._first_model()
 
     def reply(self, messages: list[dict[str, str]], temperature: float) -> Iterator[str]:
@@ -49,22 +58,27 @@ class ServerPartner:
         """
         given = {name: value for name, value in self._settings.items() if value is not None}
         body = {"model": self._model, "messages": messages, "temperature": temperature, "stream": True, **given}
+        broke_off = RemoteError(f"{self._url} broke off. See the server's output.")
         with self._open("chat/completions", json.dumps(body).encode()) as response:
-            for line in response:
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    return
-                yield self._piece(data)
-        raise RemoteError(f"{self._url} broke off. See the server's output.")
+            try:
+                for line in response:
+                    if not line.startswith(b"data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == b"[DONE]":
+                        return
+                    yield self._piece(data)
+            except http.client.HTTPException as error:
+                raise broke_off from error
+        raise broke_off
 
     def _piece(self, data: bytes) -> str:
         try:
             event = parse_json(data)
             if "error" in event:
                 raise RemoteError(f"{self._url}: {event['error']['message']}")
-            return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+            pieces = [choice["delta"].get("content") or "" for choice in event["choices"]]
+            return "".join(pieces)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RemoteError(
                 f"{self._url} sent what is no chunk of a chat: {data[:_SHOWN]!r}. Is it a server with OpenAI's "
@@ -73,7 +87,10 @@ class ServerPartner:
 
     def _first_model(self) -> str:
         with self._open("models") as response:
-            text = response.read(1 << 20)
+            try:
+                text = response.read(1 << 20)
+            except http.client.HTTPException as error:
+                raise RemoteError(f"{self._url}/models broke off. See the server's output.") from error
         try:
             return str(parse_json(text)["data"][0]["id"])
         except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -84,18 +101,27 @@ class ServerPartner:
     def _open(self, path: str, data: bytes | None = None) -> Any:
         request = urllib.request.Request(f"{self._url}/{path}", data, self._headers)
         try:
-            return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+            return self._opener.open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
+            if 300 <= error.code < 400:
+                raise RemoteError(
+                    f"{self._url} sends its clients to {error.headers.get('Location')}. If that is the server, give it "
+                    "with --server.",
+                    status=error.code,
+                ) from error
             raise RemoteError(f"{self._url}: {_message(error)}", status=error.code) from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or repr(error)
             raise RemoteError(
-                f"{self._url} cannot be reached: {getattr(error, 'reason', error)}. Start it with lightning-lm serve, "
-                "or correct --server."
+                f"{self._url} cannot be reached: {reason}. Start it with lightning-lm serve, or correct --server."
             ) from error
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    text = error.read(1 << 16)
+    try:
+        text = error.read(1 << 16)
+    except (OSError, http.client.HTTPException):
+        return f"status {error.code}"
     try:
         return str(parse_json(text)["error"]["message"])
     except (ValueError, TypeError, KeyError):

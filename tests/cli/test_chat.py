@@ -1,7 +1,10 @@
 """The verb ``chat``: a conversation by standard input, with a model here and with one behind a server."""
 
+import contextlib
 import io
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from served_models import serving, tiny_model, tiny_tokenizer
@@ -111,6 +114,57 @@ def test_mistakes_are_said(talk):
     assert "cannot be reached" in err
     with serving(MODEL, TOKENIZER, api_key="secret") as (url, _):
         assert "The API key is missing or wrong" in talk("", "--server", url, local=False)[2]
+
+
+@contextlib.contextmanager
+def answering(status, headers, body, seen):
+    """Yield the address of a server that says the same to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_server_that_breaks_off_or_redirects_is_said_without_traceback(talk, monkeypatch):
+    seen = []
+    chunk = b'data: {"choices": [{"delta": {"content": "Hal"}}]}\n\n'
+    chunked = b"%x\r\n%s\r\n40\r\nhalf of a chu" % (len(chunk), chunk)
+    with answering(200, {"Transfer-Encoding": "chunked"}, chunked, seen) as url:
+        status, out, _ = talk("Hi\n", "--server", url, "--model", "m", local=False)
+        assert status == 0
+        assert out.startswith("Hal")
+        assert "broke off" in out
+        status, _, err = talk("Hi\n", "--server", url, local=False)
+        assert (status, "broke off" in err) == (1, True)
+    with (
+        answering(200, {}, b"{}", found := []) as elsewhere,
+        answering(302, {"Location": f"{elsewhere}/v1/models"}, b"", seen) as url,
+    ):
+        monkeypatch.setenv("LIGHTNING_LM_API_KEY", "secret")
+        assert f"sends its clients to {elsewhere}/v1/models" in talk("", "--server", url, local=False)[2]
+        assert found == []
+        monkeypatch.setenv("http_proxy", elsewhere)
+        assert "sends its clients" in talk("", "--server", url, local=False)[2]
+        assert found == []
 
 
 def test_output_is_not_obeyed_by_a_terminal(monkeypatch):

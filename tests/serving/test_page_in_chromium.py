@@ -98,6 +98,55 @@ def test_stop_keeps_what_came(page):
     assert page.inner_text(".turn.assistant .body")
 
 
+def test_tabs_keep_each_others_conversations(page, address):
+    limit(page, 8)
+    other = page.context.new_page()
+    other.goto(address)
+    send(page, "First of one tab")
+    wait_for_end(page)
+    other.wait_for_selector("#list li .open:text('First of one tab')")
+    other.keyboard.press("Alt+n")
+    send(other, "Second of another tab")
+    wait_for_end(other)
+    page.wait_for_selector("#list li .open:text('Second of another tab')")
+    assert page.inner_text("#title").startswith("First of one tab")
+    page.bring_to_front()  # a hidden page draws nothing
+    limit(page, 90_000)
+    send(page, "A long one")
+    page.locator(".turn.running .body", has_text=re.compile(".{5}", re.DOTALL)).wait_for()
+    send(other, "More")  # in its own conversation, while the first tab writes
+    other.keyboard.press("Escape")
+    wait_for_end(other)
+    page.keyboard.press("Escape")
+    wait_for_end(page)
+    page.reload()
+    assert page.locator("#list li").count() == 2
+    page.click("#list li .open:text('Second of another tab')")
+    assert page.locator(".turn.user .body").all_inner_texts() == ["Second of another tab", "More"]
+    page.click("#list li .open:text('First of one tab')")
+    assert page.locator(".turn.user .body").all_inner_texts() == ["First of one tab", "A long one"]
+    keep(page, "two-tabs")
+
+
+def test_a_conversation_goes_on_after_an_empty_answer(page):
+    chunk = '{"choices": [{"index": 0, "delta": {"content": "%s"}, "finish_reason": "stop"}]}'
+    texts, bodies = ["", "Yes."], []
+
+    def answer(route):
+        bodies.append(route.request.post_data_json)
+        body = f"data: {chunk % texts.pop(0)}\n\ndata: [DONE]\n\n"
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/v1/chat/completions", answer)
+    for text in ("Hello", "Are you there?"):
+        send(page, text)
+        wait_for_end(page)
+    keep(page, "empty")
+    assert "the model said nothing" in page.inner_text(".turn.assistant >> nth=0")
+    assert page.inner_text(".turn.assistant .body >> nth=1") == "Yes."
+    assert bodies[1]["messages"] == [{"role": "user", "content": "Hello\n\nAre you there?"}]
+
+
 def test_markup_of_the_model_is_text(page):
     page.evaluate(
         """() => localStorage.setItem('lightning-lm-chats', JSON.stringify([{id: 'a', title: 'Code', turns: [
