@@ -1,6 +1,7 @@
 """The verb ``lightning-lm demo``: things to try the package on.
 
-A small published model, fetched from PyPI, as a folder to train and to talk to; or a crawl to curate, made here.
+A small published model, fetched from PyPI, as a folder to train and to talk to; a crawl to curate, made here; or the
+history of language models in one table.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_lm.cli.import_model import next_steps
+from lightning_lm.cli.numbers import COUNT, WHOLE
 from lightning_lm.errors import CheckpointError, UsageError
 from lightning_lm.storage import held
 
@@ -41,7 +43,7 @@ PACKAGES = {
     )
 }
 """Models by the names that the verb takes."""
-_CRAWL = "crawl"
+_CRAWL, _LADDER = "crawl", "ladder"
 _FETCH_S = 1800
 
 
@@ -49,10 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to a parser."""
     parser.add_argument(
         "name",
-        choices=[_CRAWL, *sorted(PACKAGES)],
-        help="smollm2: SmolLM2-135M-Instruct; crawl: web pages of real text and of junk, made without a network",
+        choices=[_CRAWL, _LADDER, *sorted(PACKAGES)],
+        help="smollm2: SmolLM2-135M-Instruct; crawl: web pages of real text and of junk, made without a network; "
+        "ladder: n-gram, Bengio's network, RNN, LSTM, GRU and Transformer trained on one text, a table and a figure",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where it is written")
+    parser.add_argument("--input", type=Path, metavar="PATH", help="text of the ladder (default: Python's own sources)")
+    parser.add_argument("--steps", type=COUNT, default=400, metavar="N", help="steps of a network (%(default)s)")
+    parser.add_argument("--seed", type=WHOLE, default=0, metavar="N", help="of weights and rows (%(default)s)")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="wheel that was fetched already")
     parser.add_argument("--yes", action="store_true", help="fetch without asking")
 
@@ -69,6 +75,13 @@ def run(namespace: argparse.Namespace) -> None:
     """
     if namespace.name == _CRAWL:
         _write_crawl(namespace.output)
+        return
+    if namespace.name == _LADDER:
+        from lightning_lm.cli.ladder import climb
+        from lightning_lm.data import StandardLibrary
+
+        source = StandardLibrary() if namespace.input is None else namespace.input
+        climb(namespace.output, source, steps=namespace.steps, seed=namespace.seed)
         return
     package = PACKAGES[namespace.name]
     if namespace.wheel is None and not namespace.yes:

@@ -21,7 +21,7 @@ from lightning_lm.storage import held, replacing
 if TYPE_CHECKING:
     from lightning_lm.scaling import Outcome, Trial
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "quiet", "run"]
 
 _FAILURES = ("refused", "failed")
 
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = Sweep(
         trials, lambda trial: train(_overlay(trial, arguments)), ledger=ledger, budget=budget, jobs=arguments.jobs or 1
     )
-    with held(_runs_of(ledger.path), "use another --ledger"), _quiet():
+    with held(_runs_of(ledger.path), "use another --ledger"), quiet():
         missing = _report(sweep.run(), trials, lambda: f"{budget.spent:.3g} of {budget.limit:.3g} {budget.meter.unit}")
     verb = "compare" if plan.grid else "fit"
     if plan.models and any(name.endswith("lr") for name in plan.grid or ()):
@@ -188,8 +188,8 @@ def _cpu_s() -> float:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Reduce the output of each run to its line in the table."""
+def quiet() -> Iterator[None]:
+    """Reduce the output of Lightning to warnings, for verbs that print a line for each run."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
