@@ -1,5 +1,6 @@
 """Scores on evaluation tasks while a model trains."""
 
+import functools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.text import Text
 
 from lightning_lm.callbacks.hooks import Attempt, LeanHooks, clocks_stopped, emit, reason_of, without_side_effects
-from lightning_lm.distributed import whole_model
+from lightning_lm.callbacks.prompts import find_tokenizer
+from lightning_lm.distributed import Ranks, data_rank, data_ranks, runs_alone, whole_model
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.evals import LocalModel, Results, Task, evaluate_tasks
+from lightning_lm.evals import ItemResult, LocalModel, Results, Task
+from lightning_lm.evals.runner import answer_part, chosen_items, results_of
 from lightning_lm.modules import PipelineModule
 from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.protocols import Tokenizer
@@ -28,8 +31,8 @@ class Evaluate(LeanHooks, Callback):
 
     Logs ``eval/TASK/METRIC``, and prints the main metric of each task with its 95 % interval. Random state, modes and
     gradients are restored, so a run with evaluations and one without are bit-equal. Works under every strategy whose
-    ranks can run the whole model: each rank asks the same, because the ranks of a sharded model need each other. An
-    error is reported once and does not end the run.
+    ranks can run the whole model. Ranks that read different data share the items among them, where they do not need
+    each other for a pass; the scores are those of one process. An error is reported once and does not end the run.
 
     Args:
         tasks: Names of tasks, or tasks.
@@ -83,7 +86,7 @@ class Evaluate(LeanHooks, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse unknown tasks and missing data early, rather than after the first steps."""
         if stage in ("fit", "validate"):
-            self._find_tokenizer(trainer)
+            find_tokenizer(trainer, self._tokenizer, "Evaluate")
             self._tasks = _tasks(self._given, self._data)
             self._last_step = -1
             self._fails = isinstance(pl_module, PipelineModule)
@@ -141,26 +144,31 @@ class Evaluate(LeanHooks, Callback):
         for limit in (1, 5):
             start = time.monotonic()
             with Attempt():
-                self._run(trainer, pl_module, self._tasks, limit)
+                self._run(trainer, pl_module, limit)
             times.append(time.monotonic() - start)
         self._spent_s += sum(times)
         each = times[1] / sum(min(5, count) for count in counts)
-        return each * sum(counts)
+        return each * sum(counts)  # per item of all ranks together
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = self._evaluated_step = trainer.global_step
         start = time.monotonic()
-        results: Results | None = None
+        answered: list[list[ItemResult]] = []
         with Attempt() as attempt:
-            results = self._run(trainer, pl_module, self._tasks, self._limit)
+            answered = self._run(trainer, pl_module, self._limit)
+        # Together: the others wait for the scores of this rank.
+        self._fails = trainer.strategy.reduce_boolean_decision(attempt.error is not None, all=False)
+        if not self._fails:
+            parts = Ranks(trainer).gather_objects(answered) if runs_alone(trainer) else [answered]
+            with Attempt() as attempt:
+                self.results = self._results(trainer, pl_module, parts, time.monotonic() - start)
+            self._fails = attempt.error is not None
         self._cost_s = time.monotonic() - start
         self._spent_s += self._cost_s
-        # Together: evaluations of a sharded model need all ranks.
-        self._fails = trainer.strategy.reduce_boolean_decision(attempt.error is not None, all=False)
+        results = self.results
         if self._fails or results is None:
             rank_zero_warn(f"Evaluate does nothing more in this run: it failed ({reason_of(attempt.error)})")
             return
-        self.results = results
         emit(
             trainer,
             {f"eval/{task.name}/{name}": score.value for task in results.tasks for name, score in task.scores.items()},
@@ -168,7 +176,10 @@ class Evaluate(LeanHooks, Callback):
         if trainer.is_global_zero:
             _print(trainer.global_step, results)
 
-    def _run(self, trainer: Trainer, pl_module: LightningModule, tasks: list[Task], limit: int | None) -> Results:
+    def _run(self, trainer: Trainer, pl_module: LightningModule, limit: int | None) -> list[list[ItemResult]]:
+        """Return the scores of this rank's items, or of all items if the ranks need each other for a pass."""
+        alone = runs_alone(trainer)
+        part, parts = (data_rank(trainer), data_ranks(trainer)) if alone else (0, 1)
         precision = trainer.precision_plugin.val_step_context()
         with (
             clocks_stopped(trainer),
@@ -177,23 +188,32 @@ class Evaluate(LeanHooks, Callback):
             whole_model(trainer),
             precision,
         ):
-            model = LocalModel(
-                getattr(pl_module, "model", pl_module),
-                self._find_tokenizer(trainer),
-                batch_size=self._batch_size,
-                chat=self._chat,
-                description={"step": str(trainer.global_step)},
-            )
-            return evaluate_tasks(tasks, model, limit=limit)
+            model = self._model(trainer, pl_module)
+            return answer_part(chosen_items(self._tasks, limit), model, part=part, parts=parts)
 
-    def _find_tokenizer(self, trainer: Trainer) -> Tokenizer:
-        tokenizer = self._tokenizer or getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if tokenizer is None:
-            raise ConfigurationError(
-                "Evaluate found no tokenizer. Train with a datamodule that has one (TextDataModule), or give "
-                "Evaluate(tokenizer=...)."
-            )
-        return tokenizer
+    def _model(self, trainer: Trainer, pl_module: LightningModule) -> LocalModel:
+        together = trainer.world_size > 1 and (not runs_alone(trainer) or data_ranks(trainer) == 1)
+        agree = functools.partial(trainer.strategy.reduce_boolean_decision, all=False)
+        return LocalModel(
+            getattr(pl_module, "model", pl_module),
+            find_tokenizer(trainer, self._tokenizer, "Evaluate"),
+            batch_size=self._batch_size,
+            chat=self._chat,
+            description={"step": str(trainer.global_step)},
+            # Ranks that need each other for a pass make equally many, also if one of them would stop earlier.
+            steps_agree=agree if together else None,
+        )
+
+    def _results(
+        self, trainer: Trainer, pl_module: LightningModule, parts: list[list[list[ItemResult]]], duration_s: float
+    ) -> Results:
+        """Return the results of the items of all ranks, in the order of the items."""
+        chosen = chosen_items(self._tasks, self._limit)
+        answered = [[item for part in parts for item in part[place]] for place in range(len(chosen))]
+        settings = {"seed": 0, "limit": self._limit}
+        with _random_state_kept():
+            model = self._model(trainer, pl_module)
+            return results_of(chosen, answered, model, settings=settings, duration_s=duration_s)
 
 
 @contextmanager

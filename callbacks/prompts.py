@@ -8,10 +8,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_lm.callbacks.hooks import Attempt
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.types import IGNORE_INDEX
 
-__all__ = ["Prompt", "sample_prompts"]
+__all__ = ["Prompt", "find_tokenizer", "sample_prompts"]
 
 _MOST_CHARACTERS, _LEAST_CHARACTERS = 24, 3
 _MOST_TOKENS = 256
@@ -24,6 +25,26 @@ class Prompt(NamedTuple):
     text: str
     ids: list[int] | None = None
     """Its tokens, if special ones are among them, which in a text are ordinary letters."""
+
+
+def find_tokenizer(trainer: Trainer, given: Tokenizer | None, callback: str) -> Tokenizer:
+    """Return the tokenizer of a callback that reads texts: the one that it was given, or that of the data.
+
+    Args:
+        trainer: The running trainer.
+        given: Tokenizer that the callback was given.
+        callback: Its name, for the message.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    tokenizer = given or getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+    if tokenizer is None:
+        raise ConfigurationError(
+            f"{callback} found no tokenizer. Train with a datamodule that has one (TextDataModule), or give "
+            f"{callback}(tokenizer=...)."
+        )
+    return tokenizer
 
 
 def sample_prompts(trainer: Trainer, tokenizer: Tokenizer | None, count: int = 2) -> list[Prompt]:

@@ -14,8 +14,7 @@ from torch import Tensor
 from lightning_lm.callbacks.batches import logits_of
 from lightning_lm.callbacks.formatting import visible
 from lightning_lm.callbacks.hooks import Attempt, LeanHooks, clocks_stopped, reason_of, without_side_effects
-from lightning_lm.callbacks.prompts import Prompt, sample_prompts
-from lightning_lm.errors import ConfigurationError
+from lightning_lm.callbacks.prompts import Prompt, find_tokenizer, sample_prompts
 from lightning_lm.generation import Generator, Sampling
 from lightning_lm.generation.prompt_checks import room_for
 from lightning_lm.modules import LMModule, PipelineModule
@@ -64,9 +63,10 @@ class SampleText(LeanHooks, Callback):
         sampling: Sampling = Sampling(temperature=0.8, top_p=0.95),
         tokenizer: Tokenizer | None = None,
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ConfigurationError(f"every_n_steps={every_n_steps} is never; give at least 1, or null.")
-        check_numbers({"max_new_tokens": Limit.COUNT}, {"max_new_tokens": max_new_tokens})
+        check_numbers(
+            {"every_n_steps": Limit.COUNT, "max_new_tokens": Limit.COUNT},
+            {"every_n_steps": every_n_steps, "max_new_tokens": max_new_tokens},
+        )
         self._prompts = [Prompt(text) for text in prompts or ()]
         self._every_n_steps = every_n_steps
         self._max_new_tokens = max_new_tokens
@@ -133,13 +133,7 @@ class SampleText(LeanHooks, Callback):
         return [completion.text for completion in completions]
 
     def _find_tokenizer(self, trainer: Trainer) -> Tokenizer:
-        tokenizer = self._tokenizer or getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if tokenizer is None:
-            raise ConfigurationError(
-                "SampleText found no tokenizer. Train with a datamodule that has one (TextDataModule), or give "
-                "SampleText(tokenizer=...)."
-            )
-        return tokenizer
+        return find_tokenizer(trainer, self._tokenizer, "SampleText")
 
 
 def _language_model(trainer: Trainer, pl_module: LightningModule) -> LanguageModel | Callable[[Tensor], Tensor]:

@@ -7,18 +7,30 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_lm.errors import CheckpointError, RunStopped
 
-__all__ = ["Ranks", "data_rank", "data_ranks", "require_all_ranks", "whole_model"]
+__all__ = ["Ranks", "data_rank", "data_ranks", "require_all_ranks", "runs_alone", "whole_model"]
 
 
 def whole_model(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which each rank can run its module's model by itself; strategies that shard it offer one."""
     context: Any = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
     return cast(contextlib.AbstractContextManager[Any], context(trainer.lightning_module))
+
+
+def runs_alone(trainer: Trainer) -> bool:
+    """Return whether a rank can run the model without the ranks that read other data: it has all parameters.
+
+    A pass of sharded parameters gathers them, for which all ranks are needed.
+    """
+    strategy, module = trainer.strategy, trainer.lightning_module
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        return False
+    return hasattr(strategy, "generation_context") or type(strategy) in (DDPStrategy, SingleDeviceStrategy)
 
 
 def data_ranks(trainer: Trainer | Strategy) -> int:
@@ -89,3 +101,16 @@ class Ranks:
             return values
         gathered: Tensor = self._strategy.all_gather(values)
         return gathered.flatten(0, 1)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the object of each rank that reads different data, in their order. Collective: call on all ranks.
+
+        Args:
+            value: Anything that can be pickled; the same on ranks that read the same data.
+        """
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, (self.rank, value))
+        found = dict(sorted(gathered, key=lambda entry: entry[0]))
+        return list(found.values())

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from lightning_lm.evals.requests import EvaluatedModel, Generation, Likelihood, 
 from lightning_lm.evals.results import ItemResult, Results, TaskResults, scores_of_items
 from lightning_lm.evals.task import Answer, Item, Task
 
-__all__ = ["evaluate_tasks", "progress_bar", "task_fingerprint", "versions"]
+__all__ = [
+    "answer_part",
+    "chosen_items",
+    "evaluate_tasks",
+    "progress_bar",
+    "results_of",
+    "task_fingerprint",
+    "versions",
+]
 
 _AT_ONCE = 256
 _GENERATED_AT_ONCE = 64
@@ -53,13 +61,8 @@ def evaluate_tasks(
         ConfigurationError: If two tasks have one name, or the limit is below 1.
         DataError: If a task's data are missing or do not fit, or a task has no items.
     """
-    names = [task.name for task in tasks]
-    if len(set(names)) < len(names):
-        raise ConfigurationError(f"Two tasks have one name ({', '.join(names)}); give one of them another name.")
-    if limit is not None and limit < 1:
-        raise ConfigurationError(f"limit={limit} must be at least 1, or None for all items.")
     start = time.monotonic()
-    chosen = [(task, _limited(task, limit)) for task in tasks]
+    chosen = chosen_items(tasks, limit)
     settings = {"seed": seed, "limit": limit}
     with contextlib.ExitStack() as stack:
         journal = None
@@ -68,12 +71,76 @@ def evaluate_tasks(
                 Journal(Path(output), {"model": model.description, "versions": versions(), **settings})
             )
         advance = stack.enter_context(progress_bar(sum(len(items) for _, items in chosen), shown=progress))
-        found = [_evaluate(task, items, model, seed, journal, advance) for task, items in chosen]
-        results = Results(found, model.description, settings, versions(), time.monotonic() - start)
+        answered = [_answer_all(task, items, model, seed, journal, advance) for task, items in chosen]
+        results = results_of(chosen, answered, model, settings=settings, duration_s=time.monotonic() - start)
         if output is not None and journal is not None:
             results.save(output)
             journal.remove()
     return results
+
+
+def chosen_items(tasks: Sequence[Task], limit: int | None) -> list[tuple[Task, Sequence[Item]]]:
+    """Return each task with the items to ask.
+
+    Args:
+        tasks: The tasks; their names must differ.
+        limit: Most items of a task, evenly spread over it; ``None`` for all.
+
+    Raises:
+        ConfigurationError: If two tasks have one name, a task has no items, or the limit is below 1.
+        DataError: If a task's data are missing or do not fit.
+    """
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"Two tasks have one name ({', '.join(names)}); give one of them another name.")
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit={limit} must be at least 1, or None for all items.")
+    return [(task, _limited(task, limit)) for task in tasks]
+
+
+def answer_part(
+    chosen: Sequence[tuple[Task, Sequence[Item]]],
+    model: EvaluatedModel,
+    *,
+    seed: int = 0,
+    part: int = 0,
+    parts: int = 1,
+) -> list[list[ItemResult]]:
+    """Return the scores of a consecutive part of each task's items: those of one of several ranks.
+
+    Args:
+        chosen: Result of `chosen_items`.
+        model: The model.
+        seed: Seed of sampled completions whose task sets none.
+        part: Index of the part.
+        parts: Number of parts, which together have all items in order.
+    """
+    found = []
+    for task, items in chosen:
+        first, end = (len(items) * border // parts for border in (part, part + 1))
+        found.append(_answer_all(task, items[first:end], model, seed))
+    return found
+
+
+def results_of(
+    chosen: Sequence[tuple[Task, Sequence[Item]]],
+    answered: Sequence[list[ItemResult]],
+    model: EvaluatedModel,
+    *,
+    settings: Mapping[str, Any],
+    duration_s: float,
+) -> Results:
+    """Return the results of tasks whose items are all scored.
+
+    Args:
+        chosen: Result of `chosen_items`.
+        answered: Scores of the items of each task.
+        model: The model that was asked.
+        settings: Settings of the evaluation.
+        duration_s: Time it took. Seconds.
+    """
+    found = [_summary(task, items, own, model) for (task, items), own in zip(chosen, answered, strict=True)]
+    return Results(found, model.description, settings, versions(), duration_s)
 
 
 def task_fingerprint(task: Task, items: Sequence[Item]) -> str:
@@ -99,15 +166,15 @@ def _limited(task: Task, limit: int | None) -> Sequence[Item]:
     return [items[index * len(items) // limit] for index in range(limit)]
 
 
-def _evaluate(
+def _answer_all(
     task: Task,
     items: Sequence[Item],
     model: EvaluatedModel,
     seed: int,
-    journal: Journal | None,
-    advance: Callable[[str, int], None],
-) -> TaskResults:
-    fingerprint = task_fingerprint(task, items)
+    journal: Journal | None = None,
+    advance: Callable[[str, int], None] | None = None,
+) -> list[ItemResult]:
+    fingerprint = task_fingerprint(task, items) if journal else ""
     generates = any(isinstance(request, Generation) for item in items[:1] for request in item.requests)
     size = _GENERATED_AT_ONCE if generates else _AT_ONCE
     results: list[ItemResult] = []
@@ -118,7 +185,12 @@ def _evaluate(
         if journal and not known:
             journal.record(fingerprint, start, answered)
         results += answered
-        advance(task.name, len(block))
+        if advance:
+            advance(task.name, len(block))
+    return results
+
+
+def _summary(task: Task, items: Sequence[Item], results: list[ItemResult], model: EvaluatedModel) -> TaskResults:
     subjects = sorted({result.subject for result in results})
     of_subjects = {name: [result for result in results if result.subject == name] for name in subjects}
     shown: Any = getattr(model, "shown", None)
@@ -129,7 +201,7 @@ def _evaluate(
         scores_of_items(task, results),
         {name: scores_of_items(task, of_subjects[name]) for name in subjects} if len(subjects) > 1 else {},
         results,
-        fingerprint,
+        task_fingerprint(task, items),
         task.to_dict(),
         "" if shown is None else shown(items[0].requests[0]),
     )

@@ -23,10 +23,10 @@ TASKS = (NextLetter(count=6), Echo())
 class Kept(Evaluate):
     """Keeps the steps at which it ran."""
 
-    def _run(self, trainer, pl_module, tasks, limit):
+    def _run(self, trainer, pl_module, limit):
         if limit not in (1, 5):
             self.steps = [*getattr(self, "steps", []), trainer.global_step]
-        return super()._run(trainer, pl_module, tasks, limit)
+        return super()._run(trainer, pl_module, limit)
 
 
 def fit(*callbacks, steps=5, dropout=0.5):
