@@ -42,6 +42,8 @@ stages:
       trainer.limit_val_batches: 1
       trainer.log_every_n_steps: 1
       data.batch_size: 4
+      data.train.num_examples: 40
+      data.validation.num_examples: 8
   dpo: {settings: *few}
   grpo:
     settings:
@@ -49,7 +51,12 @@ stages:
       model.plan.samples_per_prompt: 2
 scores:
   text: {settings: {data.validation: 0.2, data.context_length: 32, trainer.limit_val_batches: 1}}
-  task: {settings: {trainer.limit_val_batches: 1, data.batch_size: 4}}
+  task:
+    settings:
+      trainer.limit_val_batches: 1
+      data.batch_size: 4
+      data.train.num_examples: 40
+      data.validation.num_examples: 8
 """
 
 
