@@ -4,6 +4,7 @@ A family is written by reading the parts, and the result is trusted only if read
 family cannot say is found that way, with its name, and never lost in silence.
 """
 
+from lightning_lm.models.huggingface.families.experts import EXPERT_FAMILIES
 from lightning_lm.models.huggingface.families.family import Family
 from lightning_lm.models.huggingface.families.gpt2 import GPT2
 from lightning_lm.models.huggingface.families.llama import LLAMA_FAMILIES
@@ -13,4 +14,5 @@ from lightning_lm.models.huggingface.families.qwen3_next import QWEN3_NEXT
 __all__ = ["FAMILIES", "Family"]
 
 FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, "gpt2": GPT2, "mamba2": MAMBA2, "qwen3_next": QWEN3_NEXT}
+FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, **EXPERT_FAMILIES, "gpt2": GPT2}
 """By ``model_type``, the plainest first: a config is exported as the first family that can express it."""
