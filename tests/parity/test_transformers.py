@@ -10,9 +10,12 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
@@ -42,6 +45,7 @@ SIZES = {
     **NO_TOKENS,
 }
 GPT2_SIZES = {"vocab_size": 97, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, **NO_TOKENS}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(**GPT2_SIZES),
     "gpt2 with exact GELU, wide, untied, unscaled": GPT2Config(
@@ -76,6 +80,14 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         sliding_window=7,
         layer_types=["sliding_attention", "full_attention"] * 2,
     ),
+    "mixtral with a window": MixtralConfig(**SIZES, num_local_experts=4, sliding_window=7),
+    "qwen3_moe, every other layer dense": Qwen3MoeConfig(
+        **{**SIZES, "num_hidden_layers": 4}, **EXPERTS, head_dim=24, decoder_sparse_step=2, moe_intermediate_size=24
+    ),
+    "qwen3_moe with normalised weights, the first layer dense": Qwen3MoeConfig(
+        **SIZES, **EXPERTS, norm_topk_prob=True, mlp_only_layers=[0], moe_intermediate_size=24
+    ),
+    "olmoe": OlmoeConfig(**SIZES, **EXPERTS),
 }
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.rope import ntk_base
 from lightning_lm.models.attention import Attention
+from lightning_lm.models.experts import LoadBias, MoE
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.huggingface.families import FAMILIES
 from lightning_lm.models.huggingface.weights import read_json
@@ -103,6 +104,9 @@ def _explicit_mixer(mixer: Mixer, d_model: int) -> Mixer:
 
 
 def _explicit_ffn(ffn: FFN | None, d_model: int) -> FFN | None:
+    if isinstance(ffn, MoE):
+        parts = {name: _explicit_ffn(getattr(ffn, name), d_model) for name in ("experts", "shared")}
+        return dataclasses.replace(ffn, **parts)  # type: ignore[arg-type]
     if not isinstance(ffn, GLU | MLP):
         return ffn
     with torch.device("meta"):
@@ -113,7 +117,17 @@ def _explicit_ffn(ffn: FFN | None, d_model: int) -> FFN | None:
 
 def _function(config: TransformerConfig) -> dict[str, Any]:
     """Return what decides the function that a model computes once its weights are given."""
-    return dataclasses.replace(_explicit(config), dropout=0.0, init=Normal()).to_dict()
+    explicit = _explicit(config)
+    layers = tuple(dataclasses.replace(layer, ffn=_untrained(layer.ffn)) for layer in explicit.depth_pattern)
+    return dataclasses.replace(explicit, layers=layers, dropout=0.0, init=Normal()).to_dict()
+
+
+def _untrained(ffn: FFN | None) -> FFN | None:
+    """Leave out of experts what matters in training only; a bias on their choice is part of the function."""
+    if not isinstance(ffn, MoE):
+        return ffn
+    balance = ffn.balance if isinstance(ffn.balance, LoadBias) else None
+    return dataclasses.replace(ffn, balance=balance, z_loss=0.0, capacity_factor=None)
 
 
 def _differences(wanted: Any, got: Any, path: str = "") -> Iterator[str]:

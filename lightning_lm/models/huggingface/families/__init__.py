@@ -13,6 +13,11 @@ from lightning_lm.models.huggingface.families.qwen3_next import QWEN3_NEXT
 
 __all__ = ["FAMILIES", "Family"]
 
-FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, "gpt2": GPT2, "mamba2": MAMBA2, "qwen3_next": QWEN3_NEXT}
-FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, **EXPERT_FAMILIES, "gpt2": GPT2}
+FAMILIES: dict[str, Family] = {
+    **LLAMA_FAMILIES,
+    **EXPERT_FAMILIES,
+    "gpt2": GPT2,
+    "mamba2": MAMBA2,
+    "qwen3_next": QWEN3_NEXT,
+}
 """By ``model_type``, the plainest first: a config is exported as the first family that can express it."""

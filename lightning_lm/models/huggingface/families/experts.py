@@ -26,7 +26,7 @@ from lightning_lm.models.huggingface.families.family import (
     write_body,
 )
 from lightning_lm.models.huggingface.renames import Rename
-from lightning_lm.models.transformer import Layer, TransformerConfig
+from lightning_lm.models.transformer import TransformerConfig
 
 __all__ = ["EXPERT_FAMILIES", "expert_names"]
 
