@@ -104,9 +104,8 @@ def hidden_or_logits(model: nn.Module, batch: Batch, mask: Tensor | None = None)
         layer, empty if the values are logits.
     """
     inputs = next_token_inputs(batch)
-    whole = mask is None
-    values = hidden_or_whole_logits(model, inputs, target_mask(batch)) if whole else outputs_at(model, inputs, mask)
-    return values, output_layer(model) if is_language_model(model) else {}
+    x = hidden_or_whole_logits(model, inputs, target_mask(batch)) if mask is None else outputs_at(model, inputs, mask)
+    return x, output_layer(model) if is_language_model(model) else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
