@@ -1,5 +1,6 @@
 """Evaluations come when they should, are right, change nothing and keep to their share of the time."""
 
+import json
 import random
 import time
 
@@ -9,11 +10,12 @@ import torch
 from evaluation_stand_ins import Echo, NextLetter
 from split_runs import Rows, model_config, trainer_for, weights_of
 
-from lightning_lm.callbacks import Evaluate, evaluate
+from lightning_lm.callbacks import Evaluate, ScalingLaw, evaluate
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.evals import LocalModel, evaluate_tasks
 from lightning_lm.modules import PretrainModule
 from lightning_lm.optim import AdamW, Constant
+from lightning_lm.scaling import RunLedger
 from lightning_lm.tokenizers import CharacterTokenizer
 
 TOKENIZER = CharacterTokenizer("abcdefghijklmnopqrstuvwxyzAS \n0123456789")
@@ -114,3 +116,15 @@ def test_what_is_missing_is_refused_before_training():
         fit(Evaluate([], tokenizer=TOKENIZER))
     with pytest.raises(ConfigurationError, match="max_share"):
         Evaluate(TASKS, max_share=1.5)
+
+
+def test_the_ledger_has_the_scores_of_the_final_weights(tmp_path):
+    ledger = RunLedger(tmp_path / "ledger.jsonl")
+    watched = Evaluate(TASKS[:1], every=2, max_share=0.99, tokenizer=TOKENIZER)
+    fit(
+        ScalingLaw(ledger.path, name="small"), watched, steps=3
+    )  # before Evaluate: the run is recorded after its last score
+    (run,) = ledger.read()
+    assert run.tasks == {"next_letter": json.loads(json.dumps(watched.results["next_letter"].summary))}
+    assert run.tasks["next_letter"]["scores"]["acc"] == watched.results["next_letter"].main.value
+    assert run.tasks["next_letter"]["num_items"] == 6

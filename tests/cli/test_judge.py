@@ -1,6 +1,8 @@
 """The verb ``evaluate judge``: files in, a table and JSON out; a judge that breaks off, and mistakes."""
 
 import json
+import re
+import shlex
 
 import pytest
 from judge_stub import StubJudge, prefer, shown
@@ -134,3 +136,33 @@ def test_help_is_that_of_the_verb(capsys):
         judged("rank", "--help")
     assert ended.value.code == 0
     assert "--anchor" in capsys.readouterr().out
+
+
+def test_the_page_of_the_documentation_runs(files, monkeypatch, capsys, root):
+    """Its files are written, its commands are carried out in their order, with a judge in this process."""
+    save_huggingface(tiny_model(), files / "SmolLM2-135M", tiny_tokenizer())
+
+    def reply(said):
+        text = said if isinstance(said, str) else said[0]["content"]
+        if "grade the last answer" in text:
+            return "Fine.\nVerdict: 7"
+        return (
+            prefer(len)(text) if "Everything between marks" in text else "Verdict: A" if "Which" in text else "A word."
+        )
+
+    StubJudge(reply).install(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "100")
+    page = (root / "docs/how-to/judge.md").read_text(encoding="utf-8")
+    for language, title, body in re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', page, re.M | re.S):
+        if title:
+            (files / title).write_text(body)
+        elif language == "python":
+            exec(compile(body, "judge.md", "exec"), {})
+        else:
+            for line in filter(None, body.replace("\\\n", " ").splitlines()):
+                assert main(shlex.split(line)[1:]) == 0, line
+    assert {path.name for path in files.glob("*.json")} >= {
+        "pairwise.json", "grades.json", "ranking.json", "agreement.json", "short.json",
+    }  # fmt: skip
+    assert json.loads((files / "ranking.json").read_text())["usage"]["cached"] == 4
+    assert json.loads((files / "agreement.json").read_text())["result"]["people"] == 1.0
