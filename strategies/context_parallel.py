@@ -16,6 +16,7 @@ from lightning_lm.functional.attention import Documents
 from lightning_lm.functional.context_parallel import context_parallel_attention, shard_sequence
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models.attention import Attention, SelfAttention
+from lightning_lm.models.sink_attention import SinkSelfAttention
 from lightning_lm.modules.token_losses import ImitationLoss, TokenLossPart, next_token_inputs, next_token_targets
 from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.strategies.failure_reports import _ReportingStrategy
@@ -195,7 +196,9 @@ def _as_batch(local: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _mixers(module: LightningModule) -> list[SelfAttention]:
-    mixers = [part for part in module.modules() if isinstance(part, SelfAttention)]
+    mixers = [
+        part for part in module.modules() if isinstance(part, SelfAttention) and not isinstance(part, SinkSelfAttention)
+    ]
     blocks = [part for part in module.modules() if hasattr(part, "mixer")]
     strangers = {type(block.mixer).__name__ for block in blocks if block.mixer not in mixers}
     if strangers or not mixers:

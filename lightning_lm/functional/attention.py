@@ -61,14 +61,14 @@ def require_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
 def causal_attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
-    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys v_dim"],
     *,
     mask: Documents | Bool[Tensor, "#batch 1 queries keys"] | None = None,
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
-) -> Float[Tensor, "batch heads queries head_dim"]:
+) -> Float[Tensor, "batch heads queries v_dim"]:
     """Attend from each query to the keys up to its own place.
 
     The queries are the last of the keys, so that keys of earlier calls (a cache) may stand before them.
@@ -76,7 +76,7 @@ def causal_attention(
     Args:
         query: ``heads`` is a multiple of ``kv_heads``; each key head serves a group of neighbouring query heads.
         key: One per column seen so far.
-        value: Like ``key``.
+        value: One per key; its features may be of another number.
         mask: `Documents` confines each query to its own document. A boolean tensor decides everything: True is seen,
             and ``window`` is not looked at.
         window: Number of keys a query sees, itself included; ``None`` for all.
@@ -188,9 +188,9 @@ def biased_attention(
     """
     require_heads(query, key, value)
     if _is_slow(query):
-        wide = (x.float() for x in (query, key, value))
+        q, k, v = query.float(), key.float(), value.float()
         with torch.autocast("cpu", enabled=False):
-            mixed = biased_attention(*wide, bias, causal=causal, mask=mask, scale=scale, dropout=dropout)
+            mixed = biased_attention(q, k, v, bias, causal=causal, mask=mask, scale=scale, dropout=dropout)
         return mixed.to(query.dtype)
     options = _Options(None, query.size(-1) ** -0.5 if scale is None else scale, dropout, bias)
 
@@ -298,7 +298,7 @@ def _per_document(
             k, v = (torch.cat(pair, dim=1) for pair in zip(shared, (k, v), strict=True))
         mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), two_way[index])
         out.append(mixed.transpose(1, 2).flatten(0, 1))
-    return torch.cat(out).view(batch, -1, *query.shape[1::2]).transpose(1, 2)
+    return torch.cat(out).view(batch, -1, query.size(1), value.size(3)).transpose(1, 2)
 
 
 # Lengths differ from batch to batch, so a compiler must not specialise on them. `torch.compiler.disable` sets this very

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.attention import band, causal_attention, require_heads
+from lightning_lm.functional.attention import causal_attention, require_heads
+from lightning_lm.functional.documents import band
 
 __all__ = ["context_parallel_attention", "gather_sequence", "shard_sequence"]
 

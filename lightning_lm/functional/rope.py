@@ -83,6 +83,7 @@ def yarn_frequencies(
     original_context_length: int,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
+    truncate: bool = True,
 ) -> Float[Tensor, " planes"]:
     """Interpolate slow planes, keep fast ones, and ramp linearly over the plane's index in between.
 
@@ -93,17 +94,20 @@ def yarn_frequencies(
         original_context_length: Positions the model was first trained on.
         beta_fast: Planes with more turns than this in the original context are kept.
         beta_slow: Planes with fewer turns than this are slowed fully.
+        truncate: Let the ramp begin and end at whole planes, rounded outwards, as the paper's code does.
 
     Source:
-        Peng et al. 2023, arXiv:2309.00071, equations 17-20 (the ramp's ends are rounded outwards, as in its code).
+        Peng et al. 2023, arXiv:2309.00071, equations 17-20; ``truncate`` is in its code, and gpt-oss leaves it out.
     """
     planes = len(frequencies)
 
     def plane_with(turns: float) -> float:
         return planes * math.log(original_context_length / (turns * 2 * math.pi)) / math.log(base)
 
-    first = max(math.floor(plane_with(beta_fast)), 0)
-    last = min(math.ceil(plane_with(beta_slow)), 2 * planes - 1)
+    first, last = plane_with(beta_fast), plane_with(beta_slow)
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * planes - 1)
     index = torch.arange(planes, dtype=frequencies.dtype, device=frequencies.device)
     slow = ((index - first) / max(last - first, 0.001)).clamp(0, 1)
     return slow * frequencies / factor + (1 - slow) * frequencies

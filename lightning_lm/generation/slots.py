@@ -77,9 +77,9 @@ class _RowsOfLayer(LayerCache):
     def append(
         self,
         keys: Float[Tensor, "batch kv_heads new head_dim"],
-        values: Float[Tensor, "batch kv_heads new head_dim"],
+        values: Float[Tensor, "batch kv_heads new v_dim"],
         columns: Int[Tensor, "batch new"] | None = None,
-    ) -> tuple[Float[Tensor, "batch kv_heads seen head_dim"], Float[Tensor, "batch kv_heads seen head_dim"]]:
+    ) -> tuple[Float[Tensor, "batch kv_heads seen head_dim"], Float[Tensor, "batch kv_heads seen v_dim"]]:
         """Write the new columns of these rows; return all columns of them."""
         begin, end = self._first, self._first + len(keys)
         buffers = self._layer.fit(keys, values, *self._shape)

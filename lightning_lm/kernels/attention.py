@@ -41,19 +41,19 @@ register("attention")
 def attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
-    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys v_dim"],
     *,
     mask: Documents | Bool[Tensor, "#batch 1 queries keys"] | None = None,
     window: int | None = None,
     causal: bool = True,
     **options: Any,
-) -> Float[Tensor, "batch heads queries head_dim"]:
+) -> Float[Tensor, "batch heads queries v_dim"]:
     """Attend as `functional.attention.causal_attention` does, by what is fastest for the device and the shape.
 
     Args:
         query: The last of the keys; ``heads`` is a multiple of ``kv_heads``.
         key: One per column seen so far.
-        value: Like ``key``.
+        value: One per key; its features may be of another number.
         mask: `Documents` confines each query to its own document; a boolean tensor decides everything.
         window: Number of keys a query sees, itself included; ``None`` for all.
         causal: Queries see no later keys; otherwise `functional.attention.bidirectional_attention` attends.
@@ -64,7 +64,7 @@ def attention(
     require_heads(query, key, value)
     window = None if window is None or window >= key.size(2) else window
     softcap, scale, dropout = options.get("softcap"), options.get("scale"), options.get("dropout", 0.0)
-    reason = _reason_against(query, key, mask, dropout) or _plain(query, mask, window, softcap)
+    reason = _reason_against(query, key, value, mask, dropout) or _plain(query, mask, window, softcap)
     if _ours(query.device, reason):
         first = _first_keys(mask, window, query)
         return flash_attention(query, key, value, first=first, softcap=softcap, scale=scale)
@@ -74,7 +74,9 @@ def attention(
     return causal_attention(query, key, value, mask=mask, window=window, **options)
 
 
-def _reason_against(query: Tensor, key: Tensor, mask: Documents | Tensor | None, dropout: float) -> str | None:
+def _reason_against(
+    query: Tensor, key: Tensor, value: Tensor, mask: Documents | Tensor | None, dropout: float
+) -> str | None:
     """Return why our kernel cannot run, or nothing if it can."""
     if dropout:
         return f"dropout={dropout} of attention weights"
@@ -84,6 +86,8 @@ def _reason_against(query: Tensor, key: Tensor, mask: Documents | Tensor | None,
         return "documents that continue others"
     if isinstance(mask, Documents) and mask.prefix_lengths is not None:
         return "prefixes that see each other in both directions"
+    if value.size(-1) != key.size(-1):
+        return f"values of {value.size(-1)} features and keys of {key.size(-1)}"
     return supported(query, key)
 
 

@@ -37,6 +37,7 @@ from lightning_lm.models.huggingface.generation_config import (
 from lightning_lm.models.huggingface.peft_adapters import PretrainedAdapters, save_adapters
 from lightning_lm.models.huggingface.transformers_model import TransformersConfig, TransformersModel, as_language_model
 from lightning_lm.models.init import DepthScaled, FanIn, Init, Normal, TruncatedNormal
+from lightning_lm.models.latent_attention import LatentAttention
 from lightning_lm.models.lora import (
     AdapterPart,
     Adapters,
@@ -81,6 +82,7 @@ from lightning_lm.models.recurrent import (
     WindowMLP,
 )
 from lightning_lm.models.roles import Role, parameter_roles
+from lightning_lm.models.sink_attention import SinkAttention
 from lightning_lm.models.summary import (
     ModelDescription,
     describe,
@@ -116,6 +118,7 @@ __all__ = [
     "Init",
     "KVCache",
     "LaggedLoss",
+    "LatentAttention",
     "Layer",
     "LayerLoad",
     "LayerNorm",
@@ -155,6 +158,7 @@ __all__ = [
     "RotaryTable",
     "Router",
     "SequenceLoss",
+    "SinkAttention",
     "SinusoidalPositions",
     "TopK",
     "Transformer",

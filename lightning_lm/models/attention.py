@@ -172,7 +172,7 @@ class SelfAttention(MixerModule):
         q, k, v = self._project(x)
         if part.rope is not None:
             q, k = self.apply_rope(q, k, *context.rotations[part.rope, self.head_dim])
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         if state is not None:
             k, v = state.append(k, v, context.columns)
         mask = context.mask(k.size(2), part.window)
@@ -208,8 +208,7 @@ class SelfAttention(MixerModule):
             cos: From `functional.rope_table`.
             sin: Like ``cos``.
         """
-        assert self.part.rope is not None
-        interleaved = self.part.rope.interleaved
+        interleaved = cast(Rope, self.part.rope).interleaved
         return rotate(q, cos, sin, interleaved=interleaved), rotate(k, cos, sin, interleaved=interleaved)
 
     def _attend_with_bias(

@@ -112,9 +112,9 @@ class LayerCache(LayerState):
     def append(
         self,
         keys: Float[Tensor, "batch kv_heads new head_dim"],
-        values: Float[Tensor, "batch kv_heads new head_dim"],
+        values: Float[Tensor, "batch kv_heads new v_dim"],
         columns: Int[Tensor, "batch new"] | None = None,
-    ) -> tuple[Float[Tensor, "batch kv_heads seen head_dim"], Float[Tensor, "batch kv_heads seen head_dim"]]:
+    ) -> tuple[Float[Tensor, "batch kv_heads seen head_dim"], Float[Tensor, "batch kv_heads seen v_dim"]]:
         """Add new columns and return all that are held.
 
         Args:
@@ -143,7 +143,7 @@ class LayerCache(LayerState):
     @property
     def held(
         self,
-    ) -> tuple[Float[Tensor, "batch kv_heads held head_dim"], Float[Tensor, "batch kv_heads held head_dim"]]:
+    ) -> tuple[Float[Tensor, "batch kv_heads held head_dim"], Float[Tensor, "batch kv_heads held v_dim"]]:
         """Keys and values of the columns that are held."""
         assert self.keys is not None
         assert self.values is not None

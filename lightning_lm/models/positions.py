@@ -127,6 +127,7 @@ class YaRNScaling(
         beta_fast: Planes with more turns than this are kept.
         beta_slow: Planes with fewer turns than this are interpolated fully.
         attention_factor: Multiplies cosines and sines; ``None`` for ``0.1 ln(factor) + 1``.
+        truncate: Let the ramp begin and end at whole planes.
     """
 
     factor: float = 4.0
@@ -134,6 +135,7 @@ class YaRNScaling(
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     @property
     def table_scale(self) -> float:
@@ -151,6 +153,7 @@ class YaRNScaling(
             original_context_length=self.original_context_length,
             beta_fast=self.beta_fast,
             beta_slow=self.beta_slow,
+            truncate=self.truncate,
         )
 
 

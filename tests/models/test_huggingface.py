@@ -154,7 +154,6 @@ def test_a_family_can_be_asked_for():
         ({"hidden_act": "mish"}, ConfigurationError, "'mish' is not known"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ConfigurationError, "known kinds are default, lin"),
         ({"rope_scaling": {"full_attention": {"rope_type": "linear"}}}, ConfigurationError, "same in every layer"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, ConfigurationError, "truncate"),
         ({"partial_rotary_factor": 0.5}, ConfigurationError, "partial_rotary_factor=0.5"),
     ],
 )

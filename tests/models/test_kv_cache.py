@@ -4,13 +4,17 @@ import pytest
 import torch
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.functional.sink_attention import sink_attention
 from lightning_lm.models import (
     MLP,
     Attention,
     FanIn,
+    GatedAttention,
+    LatentAttention,
     Layer,
     LearnedPositions,
     Rope,
+    SinkAttention,
     SinusoidalPositions,
     TransformerConfig,
 )
@@ -28,6 +32,9 @@ LAYERS = {
     "local and global": (Attention(num_heads=4, window=4, rope=Rope(base=100.0)), Attention(num_heads=4)),
     "soft cap and norms": (Attention(num_heads=4, num_kv_heads=1, softcap=3.0, qk_norm="head", window=6),),
     "no positions": (Attention(num_heads=4, rope=None),),
+    "sinks and gate": (SinkAttention(num_heads=4, num_kv_heads=2, window=6), GatedAttention(num_heads=4)),
+    "latent": (LatentAttention(num_heads=4, kv_rank=6, q_rank=5, nope_dim=4, rope_dim=2, v_dim=3),),
+    "latent, expanded": (LatentAttention(num_heads=2, kv_rank=64, nope_dim=2, rope_dim=2, v_dim=2),),
 }
 layers = pytest.mark.parametrize("mixers", LAYERS.values(), ids=LAYERS)
 CHUNKS = {"at once": [30], "token by token": [1] * 30, "prompt": [17] + [1] * 13, "pieces": [2, 11, 1, 9, 1, 1, 5]}
@@ -146,3 +153,17 @@ def test_bad_use_is_said():
         model(tokens(2, 3), document_ids=torch.zeros(2, 3, dtype=torch.long), cache=cache)
     with pytest.raises(ConfigurationError, match="one column per row"):
         model.make_cache(2, 8, starts=torch.tensor([0, 1, 2]))
+
+
+def test_sinks_are_one_more_key_without_a_value():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 9, 4, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+    sinks = torch.randn(4, generator=generator, dtype=torch.float64)
+    mixed = sink_attention(q, k, v, sinks, window=5)
+    scores = q @ k.repeat_interleave(2, 1).mT / 2
+    distance = torch.arange(9)[:, None] - torch.arange(9)
+    weights = scores.exp() * ((distance >= 0) & (distance < 5))
+    weights = weights / (weights.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
+    torch.testing.assert_close(mixed, weights @ v.repeat_interleave(2, 1), atol=SAME, rtol=0)
+    nothing = sink_attention(q, k, v, torch.full((4,), 60.0, dtype=torch.float64))
+    assert nothing.abs().max() < 1e-15

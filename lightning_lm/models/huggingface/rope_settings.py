@@ -12,16 +12,20 @@ __all__ = ["positions_written", "read_rope", "write_rope"]
 _Settings = Mapping[str, Any]
 
 
-def read_rope(config: _Settings) -> Rope:
+def read_rope(config: _Settings, *, kind_of_layer: str | None = None, partial: bool = False) -> Rope:
     """Return the rotary part that a ``config.json`` describes, in its old or its new spelling.
 
     Args:
         config: Has ``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling``.
+        kind_of_layer: The layers to read for, where the settings differ between kinds of layers.
+        partial: Whether models of the family can rotate a fraction of a head.
 
     Raises:
         ConfigurationError: If the scaling is of a kind that has no part here.
     """
     settings: _Settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if kind_of_layer is not None and isinstance(settings.get(kind_of_layer), Mapping):
+        settings = settings[kind_of_layer]
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in _READERS or any(isinstance(value, Mapping) for value in settings.values()):
         raise ConfigurationError(
@@ -29,12 +33,13 @@ def read_rope(config: _Settings) -> Rope:
             "in every layer."
         )
     fraction = settings.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if fraction not in (None, 1, 1.0):
+    fraction = 1.0 if fraction is None else float(fraction)
+    if fraction != 1 and not partial:
         raise ConfigurationError(f"partial_rotary_factor={fraction} is not known in this family; only 1.0 is.")
     base = settings.get("rope_theta", config.get("rope_theta"))
     original = settings.get("original_max_position_embeddings", config["max_position_embeddings"])
     scaling = _READERS[kind](settings, int(original), int(config["max_position_embeddings"]))
-    return Rope(base=10_000.0 if base is None else float(base), scaling=scaling)
+    return Rope(base=10_000.0 if base is None else float(base), fraction=fraction, scaling=scaling)
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
@@ -81,8 +86,6 @@ def _read_llama3(settings: _Settings, original: int, longest: int) -> RopeScalin
 
 
 def _read_yarn(settings: _Settings, original: int, longest: int) -> RopeScaling:
-    if not settings.get("truncate", True):
-        raise ConfigurationError("YaRN with truncate=false is not known here: the ends of its ramp are always rounded.")
     factor = settings.get("factor")
     factor = longest / original if factor is None else float(factor)
     return YaRNScaling(
@@ -91,6 +94,7 @@ def _read_yarn(settings: _Settings, original: int, longest: int) -> RopeScaling:
         beta_fast=float(settings.get("beta_fast") or 32.0),
         beta_slow=float(settings.get("beta_slow") or 1.0),
         attention_factor=_yarn_attention_factor(settings, factor),
+        truncate=bool(settings.get("truncate", True)),
     )
 
 
@@ -116,14 +120,16 @@ def _write_llama3(scaling: Any) -> dict[str, Any]:
 
 
 def _write_yarn(scaling: Any) -> dict[str, Any]:
-    settings = {
+    settings: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": scaling.factor,
         "original_max_position_embeddings": scaling.original_context_length,
         "beta_fast": scaling.beta_fast,
         "beta_slow": scaling.beta_slow,
     }
-    return settings if scaling.attention_factor is None else settings | {"attention_factor": scaling.attention_factor}
+    if scaling.attention_factor is not None:
+        settings["attention_factor"] = scaling.attention_factor
+    return settings if scaling.truncate else {**settings, "truncate": False}
 
 
 _READERS: dict[str, Callable[[_Settings, int, int], RopeScaling | None]] = {
