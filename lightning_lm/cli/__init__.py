@@ -51,6 +51,7 @@ _VERBS = {
     "curate": _Verb("clean web archives, HTML, PDF and text into a corpus", "lightning_lm.cli.curate"),
     "tokenizer": _Verb("train, use or compare tokenizers", "lightning_lm.cli.tokenizer"),
     "ngram": _Verb("fit an n-gram model (Kneser-Ney), measure it, sample; ARPA files", "lightning_lm.cli.ngram"),
+    "word2vec": _Verb("train vectors of words; neighbours and analogies", "lightning_lm.cli.word2vec"),
     "road": _Verb("go through all stages, from text to an aligned model; a report", "lightning_lm.cli.road"),
     "sweep": _Verb("train many runs under one budget, into a ledger", "lightning_lm.cli.sweep"),
     "scaling": _Verb("fit a ledger of runs, and plan what to train next", "lightning_lm.cli.scaling"),
@@ -58,7 +59,7 @@ _VERBS = {
     "docs": _Verb("open the documentation, or print how to build it", "lightning_lm.cli.docs"),
 }
 _USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
-_WRITES_WHOLE = ("tokenizer", "ngram", "export", "import", "consolidate", "demo")
+_WRITES_WHOLE = ("tokenizer", "ngram", "word2vec", "export", "import", "consolidate", "demo")
 _TAKES_MODEL_LOADER = ("generate", "ngram", "serve", "chat")
 _NOT_TRAINING = "No step was under way; checkpoints are as they were."
 """Message for `fit`, which handles signals itself while it trains: it stops at the end of a step, saved."""

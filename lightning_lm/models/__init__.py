@@ -92,6 +92,7 @@ from lightning_lm.models.summary import (
     render,
 )
 from lightning_lm.models.transformer import Layer, Transformer, TransformerConfig
+from lightning_lm.models.word2vec import SkipGram, WordVectors
 
 __all__ = [
     "FFN",
@@ -160,6 +161,7 @@ __all__ = [
     "SequenceLoss",
     "SinkAttention",
     "SinusoidalPositions",
+    "SkipGram",
     "TopK",
     "Transformer",
     "TransformerConfig",
@@ -167,6 +169,7 @@ __all__ = [
     "TransformersModel",
     "TruncatedNormal",
     "WindowMLP",
+    "WordVectors",
     "YaRNScaling",
     "add_end_ids",
     "as_language_model",
