@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "local_model", "run", "tasks_of"]
 
 TAKES_SETTINGS = True  # those of lm-evaluation-harness
-_SETTINGS = ("shots", "num_samples", "vote")
+_SETTINGS = ("shots", "num_samples", "vote", "chain_of_thought")
 _VOTES = ("none", "majority", "weighted", "best")
 _DIGESTED = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*/*.jinja", "vocab.txt", "merges.txt")
 """Files of a folder that may change an answer: weights, settings, tokenizer and chat templates."""
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", dest="num_samples", type=COUNT, metavar="N", help="completions of each question: pass@k, maj@k"
     )
     tasks.add_argument("--vote", choices=_VOTES, help="what stands for the task, of several samples")
+    _add_reasoning_arguments(tasks)
     tasks.add_argument("--limit", type=COUNT, metavar="N", help="most items of a task, evenly spread over it")
     tasks.add_argument("--seed", type=WHOLE, default=0, metavar="N", help="of sampled completions (%(default)s)")
     output = parser.add_argument_group("results")
@@ -71,7 +72,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="words in common that count there (%(default)s)",
     )
+    output.add_argument("--curve", type=Path, metavar="FILE", help="draw accuracy against generated tokens")
     output.add_argument("--figure", type=Path, metavar="FILE", help="draw the scores")
+
+
+def _add_reasoning_arguments(tasks: argparse._ArgumentGroup) -> None:
+    tasks.add_argument(
+        "--chain-of-thought", action="store_const", const=True, help="let the model reason before it answers"
+    )
+    tasks.add_argument(
+        "--thinking-tokens", type=COUNT, nargs="+", default=[], metavar="N", help="budgets of reasoning, one or several"
+    )
+    tasks.add_argument(
+        "--waits", type=WHOLE, default=0, metavar="N", help="times that reasoning which ends early is told to go on"
+    )
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -98,7 +112,7 @@ def run(namespace: argparse.Namespace) -> int:
             "shows the tasks."
         )
     settings = {name: getattr(namespace, name) for name in _SETTINGS if getattr(namespace, name) is not None}
-    tasks = tasks_of(namespace.tasks, namespace.data, settings)
+    tasks = _with_budgets(tasks_of(namespace.tasks, namespace.data, settings), namespace)
     _evaluate(tasks, _server(namespace) if namespace.server else local_model(namespace, chat=namespace.chat), namespace)
     return 0
 
@@ -121,6 +135,23 @@ def tasks_of(wanted: str, data: Path | None, settings: dict[str, Any]) -> "list[
     if not found:
         raise ConfigurationError(f"{wanted!r} names no task; `lightning-lm evaluate --list` shows them.")
     return found
+
+
+def _with_budgets(tasks: "list[Task]", namespace: argparse.Namespace) -> "list[Task]":
+    """Return the tasks once for each budget of reasoning, named by it; without budgets as they are."""
+    if not namespace.thinking_tokens:
+        if namespace.waits:
+            raise UsageError("--waits lengthens reasoning up to a budget; name it: --thinking-tokens 512.")
+        return tasks
+    from lightning_lm.evals.reasoning import BudgetForcing
+    from lightning_lm.evals.tasks.registry import configured
+
+    budgets = [BudgetForcing(max_tokens=count, waits=namespace.waits) for count in namespace.thinking_tokens]
+    return [
+        configured(task, name=f"{task.name}@{budget.max_tokens}", reasoning=budget)
+        for task in tasks
+        for budget in budgets
+    ]
 
 
 def _file_of(name: str) -> Path | None:
@@ -207,6 +238,10 @@ def _evaluate(tasks: "list[Task]", model: "EvaluatedModel", namespace: argparse.
     if namespace.output is not None:
         _responses_beside(namespace.output).unlink(missing_ok=True)  # the next run may ask other weights
         print(f"Results: {namespace.output} ({results.duration_s:.0f} s)")
+    if namespace.curve is not None:
+        from lightning_lm.evals.compute_curve import save_curve
+
+        print(f"Curve: {save_curve(results, namespace.curve)}")
     if namespace.figure is not None:
         print(f"Figure: {save_figure(results, namespace.figure)}")
 

@@ -1,6 +1,7 @@
 """Evaluation of language models: perplexity, bits per byte, and the compressors these stand beside."""
 
 from lightning_lm.evals.compression import gzip_bits_per_byte, token_counts, unigram_bits_per_byte, xz_bits_per_byte
+from lightning_lm.evals.compute_curve import CurvePoint, compute_curve, save_curve
 from lightning_lm.evals.contamination import (
     ContaminationReport,
     find_contamination,
@@ -35,6 +36,7 @@ from lightning_lm.evals.local_model import LocalModel
 from lightning_lm.evals.ngram import evaluate_ngram
 from lightning_lm.evals.pass_at import pass_at
 from lightning_lm.evals.perplexity import TextScore, evaluate_perplexity
+from lightning_lm.evals.reasoning import BudgetForcing, ChainOfThought
 from lightning_lm.evals.requests import (
     Completions,
     EvaluatedModel,
@@ -116,12 +118,15 @@ __all__ = [
     "Arithmetic",
     "BoolQ",
     "BradleyTerry",
+    "BudgetForcing",
     "CachedServer",
+    "ChainOfThought",
     "Check",
     "ChoiceTask",
     "Completions",
     "ContaminationReport",
     "ContinuationTask",
+    "CurvePoint",
     "DocsChoice",
     "DocsCloze",
     "EvaluatedModel",
@@ -178,6 +183,7 @@ __all__ = [
     "compare_answers",
     "compare_results",
     "compare_with_people",
+    "compute_curve",
     "core_score",
     "evaluate_ngram",
     "evaluate_perplexity",
@@ -197,6 +203,7 @@ __all__ = [
     "pass_at",
     "rank_answers",
     "save_answers",
+    "save_curve",
     "score_of",
     "search_tasks",
     "standard_error",

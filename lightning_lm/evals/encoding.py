@@ -70,7 +70,7 @@ class Encoder:
         if not self.chat:
             return prompt.text
         apply: Any = self.tokenizer.apply_chat_template  # type: ignore[attr-defined]
-        return str(apply(prompt.messages, add_generation_prompt=True))
+        return str(apply(prompt.messages, add_generation_prompt=True)) + prompt.begun.lstrip()
 
     def rows(self, requests: Sequence[Likelihood | RollingLikelihood]) -> list[list[ScoredText]]:
         """Return the rows to score for each request: one, or the windows of a text longer than the context.

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from lightning_lm.evals.reasoning import ChainOfThought
 from lightning_lm.generation import Sampling
 
 __all__ = [
@@ -44,18 +45,20 @@ class Prompt:
         shots: Examples with answers.
         instructions: Text before the examples; the system message of a chat.
         separator: Text between examples, and before the question.
+        begun: Beginning of the model's own text, which it continues.
     """
 
     question: str
     shots: tuple[Shot, ...] = ()
     instructions: str = ""
     separator: str = "\n\n"
+    begun: str = ""
 
     @property
     def text(self) -> str:
         """The prompt as plain text."""
         shots = "".join(shot.question + shot.answer + self.separator for shot in self.shots)
-        return self.instructions + shots + self.question
+        return self.instructions + shots + self.question + self.begun
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -111,6 +114,7 @@ class Generation:
         max_new_tokens: Most tokens of a completion.
         num_samples: Completions of the prompt.
         sampling: Sampling settings.
+        reasoning: Reasoning before the answer, written in phases by `evaluate_tasks`.
         key: Number that, with the seed, decides the random draws; `evaluate_tasks` takes one from the name of the item.
     """
 
@@ -119,6 +123,7 @@ class Generation:
     max_new_tokens: int = 256
     num_samples: int = 1
     sampling: Sampling = Sampling(temperature=0)
+    reasoning: ChainOfThought | None = None
     key: int = dataclasses.field(default=0, repr=False)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lightning_lm.errors import DataError
+from lightning_lm.evals.compute_curve import compute_curve
 from lightning_lm.evals.core import core_score
 from lightning_lm.evals.statistics import (
     PairedDifference,
@@ -163,8 +164,11 @@ class Results:
         Args:
             path: File to write.
         """
-        core = None if self.core is None else dataclasses.asdict(self.core)
-        content = {"format": _FORMAT, "core": plain_json(core), **plain_json(dataclasses.asdict(self))}
+        derived = {
+            "core": None if self.core is None else dataclasses.asdict(self.core),
+            "curve": [dataclasses.asdict(point) for point in compute_curve(self.tasks)],
+        }
+        content = {"format": _FORMAT, **plain_json({**derived, **dataclasses.asdict(self)})}
         with replacing(Path(path)) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 

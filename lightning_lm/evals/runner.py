@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_lm import __version__
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.evals.completing import complete
 from lightning_lm.evals.journal import Journal
 from lightning_lm.evals.requests import EvaluatedModel, Generation, Likelihood, Request
 from lightning_lm.evals.results import ItemResult, Results, TaskResults, scores_of_items
@@ -215,7 +216,7 @@ def _answer(task: Task, items: Sequence[Item], model: EvaluatedModel, seed: int)
     if scored:
         answers.update(zip(scored, model.log_likelihoods([requests[place] for place in scored]), strict=True))  # type: ignore[misc]
     if written:
-        answers.update(zip(written, model.generate([requests[place] for place in written]), strict=True))  # type: ignore[misc]
+        answers.update(zip(written, complete(model, [requests[place] for place in written]), strict=True))  # type: ignore[misc]
     results, place = [], 0
     for item in items:
         own = [answers[place + index] for index in range(len(item.requests))]

@@ -221,6 +221,11 @@ class ServerModel:
         if sampling.seed is not None:
             body["seed"] = (sampling.seed + request.key) % 2**31
         dropped, cut = 0, False
+        if self._chat and prompt.begun:
+            raise ConfigurationError(
+                "/chat/completions begins a turn of its own and cannot go on with reasoning that is there. Evaluate "
+                "without chat, or a checkpoint."
+            )
         if self._chat:
             body["messages"] = prompt.messages
         elif self._encoder is None:

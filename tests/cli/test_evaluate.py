@@ -229,3 +229,18 @@ def test_a_list_has_settings_and_parts_of_published_tasks(tmp_path):
 def test_mistakes_have_a_remedy(words, status, message, workplace, capsys):
     assert evaluated(*words) == status
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_budgets_of_reasoning_make_a_curve(workplace, capsys):
+    words = ("--tasks", "arithmetic", "--limit", "2", "--samples", "2", "--vote", "majority", "--waits", "1")
+    assert evaluated(*words, "--thinking-tokens", "2", "4", "--output", "a.json", "--curve", "a.png") == 0
+    content = json.loads((workplace / "a.json").read_text())
+    assert [task["name"] for task in content["tasks"]] == ["arithmetic@2", "arithmetic@4"]
+    assert "Let's think step by step." in content["tasks"][0]["first_prompt"]
+    lines = {point["line"] for point in content["curve"]}
+    assert "arithmetic, exact_match_maj@2" in lines
+    assert (workplace / "a.png").stat().st_size > 5000
+    assert evaluated(*words) == 2
+    assert "--thinking-tokens 512" in capsys.readouterr().err
+    assert evaluated("--tasks", "quiz.yaml", "--chain-of-thought") == 1
+    assert "has no reasoning" in " ".join(capsys.readouterr().err.split())

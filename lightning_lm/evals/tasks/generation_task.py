@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.evals.pass_at import pass_at
+from lightning_lm.evals.reasoning import ChainOfThought
 from lightning_lm.evals.requests import Completions, Generation, Prompt
 from lightning_lm.evals.task import Answer, Item
 from lightning_lm.evals.tasks.record_task import Fields, RecordTask
@@ -44,6 +45,7 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
             the seed of the evaluation for several.
         ranking: Reward that ranks the completions of a question and weighs their votes, such as a reward model. It is
             not given the right answer.
+        reasoning: Reasoning before the answer, which alone is checked; by default the model answers at once.
         vote: The metric that stands for the task: of single completions, or of all of them with a ``majority`` vote, a
             vote ``weighted`` by the ranking, or the ``best`` by the ranking.
     """
@@ -56,7 +58,13 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
     num_samples: int = 1
     sampling: Sampling | None = None
     ranking: Reward | None = None
+    reasoning: ChainOfThought | None = None
     vote: Vote = "none"
+
+    answer_cue: ClassVar[str] = "\nTherefore, the answer is"
+    """Text between reasoning and answer."""
+    checks_cue: ClassVar[bool] = False
+    """True if the checks look for the cue before the answer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,12 +92,18 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
 
     def item(self, fields: Fields, prompt: Prompt) -> Item:
         """Return the item of a record."""
+        reasoning = self.reasoning
+        if reasoning is not None:
+            prompt = dataclasses.replace(prompt, begun=reasoning.cue)
+            cue = self.answer_cue if reasoning.answer is None else reasoning.answer
+            reasoning = dataclasses.replace(reasoning, answer=cue)
         request = Generation(
             prompt,
             stop=self.stop,
             max_new_tokens=self.max_new_tokens,
             num_samples=self.num_samples,
             sampling=self.sampling or Sampling(temperature=0.0 if self.num_samples == 1 else 0.7),
+            reasoning=reasoning,
         )
         return Item(id="", requests=(request,), gold=self.gold_of(fields))
 
@@ -125,17 +139,30 @@ class GenerationTask(RecordTask, limits={"max_new_tokens": Limit.COUNT, "num_sam
         return text
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Mapping[str, float]:
-        """Return the metrics of an item."""
+        """Return the metrics of an item; a ranking sees the reasoning, checks see the answer."""
         (answer,) = answers
         assert isinstance(answer, Completions)
         (request,) = item.requests
         assert isinstance(request, Generation)
-        texts, prompt = [self.completed(item, text) for text in answer.texts], request.prompt.text
-        ranks = self._ranks(texts, prompt)
+        prompt = request.prompt.text
+        ranks = self._ranks([self.completed(item, text) for text in answer.texts], prompt)
+        texts = [self.completed(item, text) for text in self.answers_only(request, answer.texts)]
         metrics: dict[str, float] = {}
         for name, check in self.checks.items():
             metrics |= sampled_metrics(name, check(texts, item.gold, prompt), ranks, votes=check.has_answers)
         return {**metrics, "tokens": math.fsum(answer.num_tokens) / len(answer.num_tokens)}
+
+    def answers_only(self, request: Generation, texts: Sequence[str]) -> list[str]:
+        """Return the answers of completions, without the reasoning before them.
+
+        Args:
+            request: The request.
+            texts: Its completions.
+        """
+        cue = request.reasoning.answer if request.reasoning else None
+        if not cue:
+            return list(texts)
+        return [(cue if self.checks_cue else "") + text.rpartition(cue)[2] for text in texts]
 
     def _ranks(self, texts: Sequence[str], prompt: str) -> list[float] | None:
         if self.ranking is None or len(texts) < 2:

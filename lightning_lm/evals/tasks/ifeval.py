@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from lightning_lm.errors import DataError
 from lightning_lm.evals.ifeval.instructions import INSTRUCTIONS, follows
-from lightning_lm.evals.requests import Completions
+from lightning_lm.evals.requests import Completions, Generation
 from lightning_lm.evals.task import Answer, Item
 from lightning_lm.evals.tasks.generation_task import GenerationTask
 from lightning_lm.evals.tasks.record_task import Fields
@@ -107,9 +107,11 @@ class IFEval(GenerationTask):
         (answer,) = answers
         assert isinstance(answer, Completions)
         assert isinstance(item.gold, list)
+        (request,) = item.requests
+        assert isinstance(request, Generation)
+        texts = self.answers_only(request, answer.texts)
         followed = {
-            f"followed_{measure}": sum(sum(check.followed(text, item.gold)) for text in answer.texts)
-            / len(answer.texts)
+            f"followed_{measure}": sum(sum(check.followed(text, item.gold)) for text in texts) / len(texts)
             for measure, check in (("strict", _STRICT), ("loose", _LOOSE))
         }
         return {**super().score(item, answers), **followed, "instructions": float(len(item.gold))}

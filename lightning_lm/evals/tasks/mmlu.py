@@ -105,6 +105,7 @@ class MMLUPro(GenerationTask):
     )
     shots: Shots = FirstShots(num=5, split="validation", same_subject=True)
 
+    checks_cue: ClassVar[bool] = True
     hub: ClassVar[str] = "TIGER-Lab/MMLU-Pro"
     folders: ClassVar[tuple[str, ...]] = ("MMLU-Pro",)
 

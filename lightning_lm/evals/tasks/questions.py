@@ -99,6 +99,8 @@ class GSM8K(GenerationTask):
     shots: Shots = FirstShots(num=5)
 
     hub: ClassVar[str] = "openai/gsm8k"
+    answer_cue: ClassVar[str] = "\n####"
+    checks_cue: ClassVar[bool] = True
 
     def files(self, split: str, *, text: bool = False) -> list[Path]:
         """Return the files of a split; the authors' folder has each question a second time, with Socratic solutions.
@@ -136,6 +138,7 @@ class MATH(GenerationTask):
     )
     shots: Shots = FirstShots(num=4)
 
+    checks_cue: ClassVar[bool] = True
     hub: ClassVar[str] = "EleutherAI/hendrycks_math"
     folders: ClassVar[tuple[str, ...]] = ("hendrycks_math", "competition_math")
 

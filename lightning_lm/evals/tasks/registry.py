@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.evals.reasoning import ChainOfThought
 from lightning_lm.evals.task import Task
 from lightning_lm.evals.tasks.few_shot import FirstShots, Shots
 from lightning_lm.evals.tasks.ifeval import IFEval
@@ -93,7 +94,8 @@ def configured(task: Task, *, data: str | Path | None = None, shots: Any = None,
         task: The task.
         data: Folder with the task's data; passed over by a task that needs none.
         shots: Number of examples before each question, or a way to choose them.
-        **settings: Values by field; parts may be described by ``class_path`` and ``init_args``.
+        **settings: Values by field; parts may be described by ``class_path`` and ``init_args``. Also ``samples``, for
+            ``num_samples``, and ``chain_of_thought=True``, for the reasoning of `ChainOfThought`.
 
     Raises:
         ConfigurationError: If it has no such field, or a part is unknown.
@@ -103,6 +105,8 @@ def configured(task: Task, *, data: str | Path | None = None, shots: Any = None,
         settings["data"] = str(data)
     if "samples" in settings:
         settings["num_samples"] = settings.pop("samples")
+    if settings.pop("chain_of_thought", False):
+        settings.setdefault("reasoning", ChainOfThought())
     if shots is not None:
         settings["shots"] = _shots(task, _built(shots))
     fields = {field.name for field in dataclasses.fields(task)}
