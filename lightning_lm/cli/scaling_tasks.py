@@ -38,6 +38,7 @@ def add_arguments(verbs: Any) -> None:
     chance.add_argument("--chance", type=_BELOW_ONE, metavar="P", help="accuracy of random answers (default: recorded)")
     chance.add_argument("--choices", type=COUNT, metavar="N", help="number of choices, of which one is right")
     tasks.add_argument("--ceiling", type=UP_TO_ONE, default=1.0, metavar="P", help="best accuracy (%(default)s)")
+    tasks.add_argument("--all-sizes", action="store_true", help="fit every run, not the best size of each budget alone")
     tasks.add_argument("--hold-out", type=WHOLE, default=1, metavar="N", help="largest runs that test it (%(default)s)")
     tasks.add_argument("--predict-flops", type=POSITIVE, nargs="+", default=[], metavar="FLOPS", help="budgets")
     tasks.add_argument("--plot", type=Path, metavar="FOLDER", help="write a figure and report.md there")
@@ -82,11 +83,11 @@ def predict_tasks(arguments: argparse.Namespace, records: "Sequence[RunRecord]")
     Raises:
         LightningLMError: If there are no scores, or too few.
     """
-    from lightning_lm.scaling import fit_accuracy, fit_cost, hold_out_scores
+    from lightning_lm.scaling import fit_accuracy, fit_cost, hold_out_scores, tasks_in
 
     task, runs = _runs(arguments, records)
     report = Report(f"{task} over compute, {arguments.ledger}")
-    report.table(_run_table(runs, task))
+    report.table(_run_table(runs, task, tasks_in(records)[task]))
     draws = arguments.bootstraps
     cost, accuracy, reasons, unusable = None, None, dict[str, str](), None
     try:
@@ -136,16 +137,21 @@ def _runs(arguments: argparse.Namespace, records: "Sequence[RunRecord]") -> "tup
         chance=chance,
         ceiling=arguments.ceiling,
         convention=arguments.convention,
+        all_sizes=arguments.all_sizes,
     )
     return task, runs
 
 
-def _run_table(runs: "TaskRuns", task: str) -> Any:
+def _run_table(runs: "TaskRuns", task: str, num_scored: int) -> Any:
     table = new_table(f"{task}: {len(runs)} runs", "run", "FLOPs", runs.cost_name, runs.metric, "SE", "items")
-    table.caption = f"Chance: {significant(runs.chance)}." if runs.chance else None
+    others = num_scored - len(runs)
+    notes = [f"Chance: {significant(runs.chance)}."] if runs.chance else []
+    if others:
+        notes.append(f"{others} runs of other sizes than the best of their budget are not used (--all-sizes).")
+    table.caption = "\n".join(notes) or None
     for index, error in enumerate(runs.standard_errors):
         table.add_row(
-            str(runs.names[index])[:24], f"{runs.flops[index]:.3g}", significant(runs.cost[index]),
+            str(runs.names[index])[:36], f"{runs.flops[index]:.3g}", significant(runs.cost[index]),
             f"{runs.accuracy[index]:.3f}", f"{error:.3f}", f"{runs.num_items[index]:,.0f}",
         )  # fmt: skip
     return table

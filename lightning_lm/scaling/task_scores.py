@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lightning_lm.errors import ConfigurationError, DataError
+from lightning_lm.scaling.fits.points import FLOPS_PER_PARAMETER_TOKEN, FloatArray, Points
 from lightning_lm.scaling.fits.task_runs import TaskRuns
 from lightning_lm.scaling.flop_conventions import check_convention
 from lightning_lm.scaling.ledger import RunRecord
@@ -38,8 +39,9 @@ def task_runs_of(
     chance: float | None = None,
     ceiling: float = 1.0,
     convention: str = "products",
+    all_sizes: bool = False,
 ) -> TaskRuns:
-    """Return the finished runs with scores of a task.
+    """Return the finished runs with scores of a task: of each budget those of the size with the lowest cost.
 
     Args:
         records: Records of a ledger.
@@ -50,6 +52,7 @@ def task_runs_of(
         chance: Accuracy of random answers; by default the one that was recorded.
         ceiling: Accuracy of a perfect model.
         convention: Convention of counting FLOPs.
+        all_sizes: Return the runs of every size of a budget; the cost is then no function of compute alone.
 
     Raises:
         ConfigurationError: If no run has scores of the task, or some lack the metric or the cost.
@@ -71,17 +74,35 @@ def task_runs_of(
     if chance is None and len(chances) > 1 and chances[-1] - chances[0] > 1e-6:
         raise DataError(f"Runs of {task} have different levels of chance, {chances}: other items. Give one: --chance.")
     pairs = list(zip(chosen, summaries, strict=True))
+    costs = np.array([_cost(*pair, source, task) for pair in pairs])
+    if not all_sizes:
+        kept = _best_sizes(chosen, costs, convention)
+        chosen, costs, pairs = [chosen[i] for i in kept], costs[kept], [pairs[i] for i in kept]
     return TaskRuns(
         flops=np.array([one.flops(convention) for one in chosen]),
-        cost=np.array([_cost(*pair, source, task) for pair in pairs]),
+        cost=costs,
         accuracy=np.array([_metric(*pair, wanted, task) for pair in pairs]),
-        num_items=np.array([float(one.get("num_items", 0)) for one in summaries]),
+        num_items=np.array([float(one.get("num_items", 0)) for _, one in pairs]),
         chance=chances[0] if chance is None else chance,
         ceiling=ceiling,
         names=[one.name or one.id for one in chosen],
         metric=wanted,
         cost_name=source,
     )
+
+
+def _best_sizes(records: Sequence[RunRecord], costs: FloatArray, convention: str) -> list[int]:
+    """Return the indices of the runs of the size with the lowest mean cost at each budget."""
+    sizes = np.array([one.flops_per_token[convention] / FLOPS_PER_PARAMETER_TOKEN for one in records])
+    tokens = np.array([float(one.tokens) for one in records])
+    order = np.lexsort((costs, tokens, sizes))  # as `Points` sorts its rows
+    points = Points.of(sizes[order], tokens[order], costs[order])
+    kept: list[int] = []
+    for rows in points.by_budget():
+        group = order[rows]
+        best = min(np.unique(sizes[group]), key=lambda size: float(costs[group][sizes[group] == size].mean()))
+        kept += group[sizes[group] == best].tolist()
+    return sorted(kept)
 
 
 def _metric(record: RunRecord, summary: Mapping[str, Any], name: str, task: str) -> float:

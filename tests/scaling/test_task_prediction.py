@@ -118,16 +118,20 @@ def test_runs_that_follow_no_law_are_refused_and_bends_are_named():
         fit_cost(altered(cost=runs.cost[::-1].copy()))
     with pytest.raises(DataError, match="Accuracy falls as the right answers become cheaper"):
         fit_accuracy(altered(accuracy=runs.accuracy[::-1].copy()))
+    with pytest.raises(DataError, match=r"1 of 8 runs are above chance \(0.25\) and 1 of these below the ceiling"):
+        fit_accuracy(altered(accuracy=np.array([CHANCE] * 7 + [0.5])))
+    with pytest.raises(DataError, match=r"2 of 8 runs are above chance.* and 0 of these"):
+        fit_accuracy(altered(accuracy=np.array([CHANCE] * 6 + [1.0] * 2)))
     with pytest.raises(DataError, match="at the ceiling"):
         fit_accuracy(altered(accuracy=np.full(8, 1.0)))
     bent = runs.cost.copy()
     bent[3] *= 1.5
     (finding,) = fit_cost(altered(cost=bent), num_bootstraps=0).findings
-    assert "not monotone: run 4 costs more than the smaller run 3" in finding
+    assert "not monotone: 4 costs more than the smaller 3" in finding
     dented = runs.accuracy.copy()
     dented[6] -= 0.3
     (finding,) = fit_accuracy(altered(accuracy=dented), num_bootstraps=0).findings
-    assert "run 7 is less accurate than the costlier run 6" in finding
+    assert "7 is less accurate than the costlier 6" in finding
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,24 @@ def test_columns_of_a_ledger():
     other = {"quiz": {**runs[0].tasks["quiz"], "chance": 0.5}}
     with pytest.raises(DataError, match="different levels of chance"):
         task_runs_of([*runs, record(4, {}, tasks=other)], "quiz")
+
+
+def test_of_each_budget_the_best_size_counts_and_its_repetitions():
+    def scored(size, tokens, cost, name):
+        return record(
+            0,
+            {"acc": 0.5, "gold_bits_per_byte": cost},
+            flops_per_token={"products": 6 * size},
+            tokens=tokens,
+            name=name,
+        )
+
+    runs = [
+        scored(100, 1000, 2.0, "best"), scored(100, 1001, 2.4, "again"), scored(50, 2000, 2.25, "small"),
+        scored(200, 4000, 1.5, "next"), scored(400, 2000, 1.4, "wide"),
+    ]  # fmt: skip
+    assert task_runs_of(runs, "quiz").names == ("best", "again", "wide")
+    assert len(task_runs_of(runs, "quiz", all_sizes=True)) == 5
 
 
 def test_the_figure_has_accuracy_and_cost_side_by_side():

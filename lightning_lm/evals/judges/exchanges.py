@@ -4,6 +4,7 @@ An exchange is a conversation of one or several turns of a user with a model's a
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def load_questions(path: Path | str) -> dict[str, Question]:
         found = question_of(record, place)
         if found is None:
             raise DataError(f"{place} has no prompt: give it turns, instruction, prompt, question or messages.")
+        found = _numbered(found, record, questions)
         _refuse_second(found.id, questions, place)
         questions[found.id] = found
     return questions
@@ -112,13 +114,14 @@ def load_answers(path: Path | str, questions: Mapping[str, Question] | None = No
         questions: Questions by id, for answers that come without their prompts, as MT-Bench's do.
 
     Raises:
-        DataError: If a record has no prompt or no answer, two have one prompt, or several models are in the file; names
+        DataError: If a record has no prompt or no answer, two have one id, or several models are in the file; names
             file, place and field.
     """
     path, models = Path(path), dict[str, Place]()
     exchanges: dict[str, Exchange] = {}
     for place, record in read_records(path):
         question = question_of(record, place) or _asked(record, questions, place)
+        question = _numbered(question, record, exchanges)
         answers = _answers(record, place)
         if len(answers) != len(question.turns):
             raise DataError(f"{place} has {len(answers)} answer(s) to the {len(question.turns)} turn(s) of its prompt.")
@@ -248,9 +251,17 @@ def _asked(record: Mapping[str, Any], questions: Mapping[str, Question] | None, 
     raise DataError(f"{place}: no question has the id {name!r}; {remedy}.")
 
 
+def _numbered(question: Question, record: Mapping[str, Any], known: Mapping[str, Any]) -> Question:
+    """Return the question with a number after its id if it has no id of its own and its prompt came before."""
+    if _first(record, _ID) is not None or question.id not in known:
+        return question
+    number = next(number for number in itertools.count(2) if f"{question.id} ({number})" not in known)
+    return dataclasses.replace(question, id=f"{question.id} ({number})")
+
+
 def _refuse_second(name: str, known: Mapping[str, Any], place: Place) -> None:
     if name in known:
-        raise DataError(f"{place} repeats {name[:60]!r}; give each prompt once, or ids that differ.")
+        raise DataError(f"{place} repeats {name[:60]!r}; give each prompt an id of its own.")
 
 
 def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:

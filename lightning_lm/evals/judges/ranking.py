@@ -51,7 +51,10 @@ def rank_answers(
     """
     names = [one.model for one in models]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ConfigurationError(f"Two models or more with different names are ranked, not {', '.join(names)}.")
+        raise ConfigurationError(
+            f"Two models or more with different names are ranked, not {', '.join(names)}. The name is the field model "
+            "of the records, or that of the file."
+        )
     if anchor is not None and anchor not in names:
         raise ConfigurationError(f"The anchor {anchor!r} is none of the models: {', '.join(names)}.")
     ids = matched(models, limit)

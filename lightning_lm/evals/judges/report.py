@@ -78,7 +78,10 @@ def _pairwise(result: PairwiseResult) -> Table:
         _row(table, f"  of {name or '(none)'}", score)
     counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count or name != "failures")
     lengths = "{:,.0f} and {:,.0f} characters".format(*result.mean_lengths)
-    table.caption = f"{counts[:1].upper()}{counts[1:]}. Mean lengths: {lengths}.\n{_bias_text(result.bias)}"
+    notes = [f"{counts[:1].upper()}{counts[1:]}. Mean lengths: {lengths}.", _bias_text(result.bias)]
+    if result.length_controlled is None:
+        notes.append("All answers differ in length by the same, so there is no rate at equal lengths.")
+    table.caption = "\n".join(notes)
     return table
 
 

@@ -34,6 +34,8 @@ _ERRORS_ABOVE_CHANCE = 2.0
 """Standard errors by which a run's accuracy must differ from chance to say something of the sigmoid."""
 _COST, _SIGMOID = 3, 2
 """Parameters of the stages."""
+_SHOWN = 3
+"""Bends that a remark names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +58,8 @@ class CostFit:
     def values(self) -> dict[str, Estimate]:
         """Floor E, coefficient K (of a budget of one FLOP) and exponent g, with their intervals."""
         e, k, g = self.theta.T
-        columns = {"E": np.exp(e), "K": np.exp(k + g * np.log(self.centre)), "g": g}
+        with np.errstate(over="ignore"):  # of bootstraps with a steep exponent
+            columns = {"E": np.exp(e), "K": np.exp(k + g * np.log(self.centre)), "g": g}
         return {name: _estimate(column) for name, column in columns.items()}
 
     def samples(self, flops: float) -> FloatArray:
@@ -188,12 +191,12 @@ def fit_accuracy(runs: TaskRuns, *, num_bootstraps: int = 1000, seed: int = 1) -
     """Fit accuracy over the cost of right answers; runs with more items weigh more.
 
     Args:
-        runs: At least three runs, two of which are not at chance.
+        runs: At least three runs, two of them above chance, and one of these below the ceiling.
         num_bootstraps: Resamplings of the residuals.
         seed: Seed of the resampling.
 
     Raises:
-        DataError: If there are too few runs, all are at chance or at the ceiling, or accuracy falls with the cost.
+        DataError: If too few runs are above chance or below the ceiling, or accuracy falls with the cost.
     """
     errors = runs.standard_errors
     _check_accuracy(runs, errors)
@@ -284,8 +287,12 @@ def _check_accuracy(runs: TaskRuns, errors: FloatArray) -> None:
         raise DataError(
             f"Every run's accuracy is at the ceiling ({runs.ceiling:.3g}): add smaller runs or a harder task."
         )
-    if above.sum() == 1 and len(runs) == _SIGMOID + 1:
-        raise DataError("One run of three is above chance, which fixes no slope; add runs between, or larger ones.")
+    between = above & (runs.accuracy < runs.ceiling - _ERRORS_ABOVE_CHANCE * errors)
+    if above.sum() < _SIGMOID or not between.any():
+        raise DataError(
+            f"{above.sum()} of {len(runs)} runs are above chance ({runs.chance:.3g}) and {between.sum()} of these below "
+            f"the ceiling; for the slope {_SIGMOID} and 1 are needed. Add larger runs, or runs between."
+        )
 
 
 def _start(runs: TaskRuns, costs: FloatArray) -> FloatArray:
@@ -316,13 +323,15 @@ def _sigmoid(theta: FloatArray, costs: FloatArray, chance: float, ceiling: float
 def _reversals(
     values: FloatArray, names: Sequence[str], allowed: FloatArray, what: str, *, up: bool = False
 ) -> tuple[str, ...]:
-    """Return a remark on each value that goes the wrong way against its predecessor, beyond the error of both."""
+    """Return a remark on values that go the wrong way against their predecessors, beyond the error of both."""
     wrong = np.diff(values) if up else -np.diff(values)
     beyond = wrong > np.hypot(allowed[1:], allowed[:-1])
-    return tuple(
-        f"not monotone: run {names[i + 1]} {what} run {names[i]} ({values[i + 1]:.4g} after {values[i]:.4g})."
+    found = [
+        f"{names[i + 1]} {what} {names[i]} ({values[i + 1]:.4g} after {values[i]:.4g})"
         for i in np.flatnonzero(beyond).tolist()
-    )
+    ]
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return (f"not monotone: {'; '.join(found[:_SHOWN])}{more}.",) if found else ()
 
 
 def _centred(residuals: FloatArray) -> FloatArray:

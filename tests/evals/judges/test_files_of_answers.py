@@ -64,7 +64,7 @@ def test_mt_bench_has_questions_in_a_file_of_their_own(tmp_path):
         ({"prompt": 3, "output": "a"}, "line 2, field 'prompt': expected a text"),
         ({"turns": ["a", "b"], "output": "x"}, r"line 2 has 1 answer\(s\) to the 2 turn"),
         ({"prompt": "a", "choices": []}, "line 2, field 'choices': expected"),
-        ({"prompt": "ok", "output": "x"}, "line 2 repeats 'ok'"),
+        ({"id": "ok", "prompt": "a", "output": "x"}, "line 2 repeats 'ok'"),
         ({"prompt": "a", "output": "x", "model": "other"}, "of the model 'file', .*line 2 of 'other'"),
         ({"prompt": "a", "output": "x", "reference": 3}, "line 2, field 'reference'"),
         ([1], "line 2: expected a JSON object"),
@@ -86,6 +86,8 @@ def test_models_must_have_answered_the_same(tmp_path):
     assert matched([one, other]) == ["4", "5", "6", "7", "8", "9"]
     assert matched([one, other], 3) == ["4", "6", "8"]
     strange = load_answers(written(tmp_path / "three.jsonl", [{"id": 4, "prompt": "Q", "output": "x"}]))
+    twice = load_answers(written(tmp_path / "twice.jsonl", [{"prompt": "P", "output": text} for text in "xyz"]))
+    assert list(twice.exchanges) == ["P", "P (2)", "P (3)"]
     with pytest.raises(DataError, match="another text in three"):
         matched([one, strange])
     with pytest.raises(DataError, match="No prompt was answered by all of 2 models"):
