@@ -290,8 +290,8 @@ def _check_accuracy(runs: TaskRuns, errors: FloatArray) -> None:
     between = above & (runs.accuracy < runs.ceiling - _ERRORS_ABOVE_CHANCE * errors)
     if above.sum() < _SIGMOID or not between.any():
         raise DataError(
-            f"{above.sum()} of {len(runs)} runs are above chance ({runs.chance:.3g}) and {between.sum()} of these below "
-            f"the ceiling; for the slope {_SIGMOID} and 1 are needed. Add larger runs, or runs between."
+            f"{above.sum()} of {len(runs)} runs are above chance ({runs.chance:.3g}) and {between.sum()} of these "
+            f"below the ceiling; the slope needs {_SIGMOID} and 1. Add larger runs, or runs between."
         )
 
 
