@@ -1,11 +1,10 @@
 """The Trainer's verbs end to end: mistakes, folders of runs, resuming, also after a kill."""
 
 import logging
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -278,25 +277,21 @@ def test_a_file_that_is_no_checkpoint_is_a_clear_error(tiny, capsys):
     assert "Traceback" not in printed
 
 
-KILLED = """
-import os, signal, sys
-from lightning.pytorch import Callback
-from lightning_lm.cli import main
-
-class Kill(Callback):
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == {step}:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.modules["killer"] = sys.modules["__main__"]
-Kill.__module__ = "killer"
-main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=9", "--trainer.callbacks+=killer.Kill"])
-"""
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(tiny):
-    killed = subprocess.run([sys.executable, "-c", KILLED.format(step=5)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_a_killed_run_goes_on_to_the_same_weights(tiny, monkeypatch):
+    (tiny / "killer.py").write_text(
+        "import os, signal\n"
+        "from lightning.pytorch import Callback\n"
+        "class Kill(Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
+        "        if trainer.global_step == 5:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.syspath_prepend(str(tiny))
+    child = os.fork()
+    if child == 0:
+        fit("--trainer.max_steps=9", "--trainer.callbacks+=killer.Kill")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert state("runs/tiny/version_0/checkpoints/last.ckpt")["global_step"] == 4
     assert fit("--trainer.max_steps=9", "--ckpt_path=last") == 0
     assert fit("--trainer.max_steps=9") == 0

@@ -67,7 +67,7 @@ OVERLAYS = {
     "chat": SMALL + "data: {rows: {context_length: 64}, batch_size: 4}\n",
     "own": SMALL,
     "sweep": "trainer: {accelerator: cpu, limit_val_batches: 2}\nmodel: {model: {context_length: 32}}\n"
-    + "data: {train: corpus, context_length: 32, batch_size: 4}\n"
+    + "data: {train: corpus, context_length: 32, batch_size: 16}\n"
     + "sweep: {flops: [1.5e+8, 3.0e+8, 6.0e+8], held_out_flops: 1.0e+9, models: [{model.model.d_model: 8}, "
     + "{model.model.d_model: 16}, {model.model.d_model: 32}]}\n",
 }
