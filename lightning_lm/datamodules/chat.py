@@ -19,7 +19,7 @@ from lightning_lm.data import (
 )
 from lightning_lm.datamodules.base import ResumableDataModule
 from lightning_lm.datamodules.corpus import make_tokenizer
-from lightning_lm.datamodules.loader import Loading, ValidationLoader
+from lightning_lm.datamodules.loader import Loading, RowStream, ValidationLoader
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import cache_folder
 from lightning_lm.tokenizers import TokenizerPart
@@ -76,7 +76,7 @@ class ChatDataModule(ResumableDataModule):
         self._given_tokenizer, self.template, self._rows, self._seed = tokenizer, template, rows, seed
         self.tokenizer: Tokenizer | None = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self.context_length = rows.context_length
-        self._validation: TokenStream | None = None
+        self._validation: RowStream | None = None
 
     def prepare_data(self) -> None:
         """Make the tokenizer and encode the examples, where the cache does not hold them. Runs on one rank a machine.
@@ -129,7 +129,7 @@ class ChatDataModule(ResumableDataModule):
 
         return stored(train), None if validation is None else stored(validation)
 
-    def _stream(self, store: SupervisedStore, *, shuffle: bool) -> TokenStream:
+    def _stream(self, store: SupervisedStore, *, shuffle: bool) -> RowStream:
         return TokenStream(
             store, row_length=self.context_length + 1, packing=self._rows.packing, seed=self._seed, shuffle=shuffle
         )

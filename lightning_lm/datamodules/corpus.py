@@ -45,6 +45,7 @@ class Corpus:
         tokenizer: A tokenizer, or a part that makes one; ``None`` for that of the checkpoint from which the model
             starts, or else a new `TrainBPE`.
         loading: Cache folder and number of tokenizing processes.
+        special_tokens: Further special tokens of a tokenizer that is trained because none is given.
 
     Raises:
         ConfigurationError: If the fraction is not between 0 and 1.
@@ -52,10 +53,17 @@ class Corpus:
     """
 
     def __init__(
-        self, train: Any, validation: Any, tokenizer: TokenizerPart | Tokenizer | None, loading: Loading
+        self,
+        train: Any,
+        validation: Any,
+        tokenizer: TokenizerPart | Tokenizer | None,
+        loading: Loading,
+        special_tokens: tuple[str, ...] = (),
     ) -> None:
         self._train, self._validation = _sides(as_source(train), validation)
         self._given = tokenizer
+        usual = _DEFAULT_TOKENIZER.special_tokens
+        self._default = dataclasses.replace(_DEFAULT_TOKENIZER, special_tokens=(*usual, *special_tokens))
         self.tokenizer = None if isinstance(tokenizer, TokenizerPart) else tokenizer
         self._loading = loading
         self._prepared: Prepared | None = None
@@ -84,7 +92,7 @@ class Corpus:
     def _prepare(self, show_progress: bool, trainer: Trainer | None) -> Prepared:
         cache = cache_folder(self._loading.cache_dir)
         if self.tokenizer is None:
-            chosen = choose_tokenizer(self._given, trainer, _DEFAULT_TOKENIZER)
+            chosen = choose_tokenizer(self._given, trainer, self._default)
             part = chosen if isinstance(chosen, TokenizerPart) else None
             self.tokenizer = self._build_tokenizer(part, cache / "tokenizers") if part else cast(Tokenizer, chosen)
         parts = self._train.sources if isinstance(self._train, Mixture) else (self._train,)

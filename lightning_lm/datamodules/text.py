@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_lm.data import BestFit, Packing, Source, StandardLibrary, TokenStore, TokenStream
 from lightning_lm.datamodules.base import ResumableDataModule
 from lightning_lm.datamodules.corpus import Corpus, Prepared
-from lightning_lm.datamodules.loader import Loading, ValidationLoader
+from lightning_lm.datamodules.loader import Loading, RowStream, ValidationLoader
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.evals import token_counts
 from lightning_lm.protocols import Tokenizer
@@ -49,6 +49,9 @@ class TextDataModule(ResumableDataModule):
         ConfigurationError: If a number is out of its range.
     """
 
+    special_tokens: ClassVar[tuple[str, ...]] = ()
+    """Further special tokens of a tokenizer that is trained because none is given."""
+
     def __init__(
         self,
         train: AnySource = StandardLibrary(),
@@ -64,11 +67,11 @@ class TextDataModule(ResumableDataModule):
         super().__init__(batch_size=batch_size, loading=loading)
         if context_length < 1:
             raise ConfigurationError(f"context_length must be at least 1, got {context_length}.")
-        self._corpus = Corpus(train, validation, tokenizer, loading)
+        self._corpus = Corpus(train, validation, tokenizer, loading, self.special_tokens)
         self.tokenizer: Tokenizer | None = self._corpus.tokenizer
         self.context_length = context_length
         self._packing, self._seed = packing, seed
-        self._validation: TokenStream | None = None
+        self._validation: RowStream | None = None
 
     def validation_texts(self) -> Iterator[str]:
         """Yield the documents for validation as they were before tokenizing."""
@@ -101,13 +104,21 @@ class TextDataModule(ResumableDataModule):
         """Open the result of `prepare_data` in the cache, and plan the rows."""
         prepared = self._corpus.prepare(show_progress=False, trainer=self.trainer)
         self.tokenizer = prepared.tokenizer
-        row_length = self.context_length + 1
-        self._train = TokenStream(prepared.train, row_length=row_length, packing=self._packing, seed=self._seed)
+        self._train = self.rows(prepared.train, packing=self._packing, seed=self._seed)
         if prepared.validation is not None:
-            self._validation = TokenStream(prepared.validation, row_length=row_length, shuffle=False)
+            self._validation = self.rows(prepared.validation, shuffle=False)
         self.attach(stage)
         if stage == "fit":
             self._report(prepared, self._train.rows_per_epoch)
+
+    def rows(self, stores: TokenStore | dict[TokenStore, float], **settings: Any) -> RowStream:
+        """Return the rows of stores.
+
+        Args:
+            stores: A store, or stores with weights.
+            settings: ``packing``, ``seed`` and ``shuffle`` of a `TokenStream`.
+        """
+        return TokenStream(stores, row_length=self.context_length + 1, **settings)
 
     def _report(self, prepared: Prepared, num_rows: int) -> None:
         """Report the size of the text and the number of epochs; warn if one batch repeats it."""

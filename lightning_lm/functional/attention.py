@@ -112,21 +112,21 @@ def causal_attention(
 
 
 def bidirectional_attention(
-    query: Float[Tensor, "batch heads seq head_dim"],
-    key: Float[Tensor, "batch kv_heads seq head_dim"],
-    value: Float[Tensor, "batch kv_heads seq head_dim"],
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys head_dim"],
     *,
-    mask: Documents | Bool[Tensor, "#batch 1 seq seq"] | None = None,
+    mask: Documents | Bool[Tensor, "#batch 1 #queries keys"] | None = None,
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
-) -> Float[Tensor, "batch heads seq head_dim"]:
+) -> Float[Tensor, "batch heads queries head_dim"]:
     """Attend from each query to keys on both sides, those of its own document.
 
     Args:
         query: ``heads`` is a multiple of ``kv_heads``; each key head serves a group of neighbouring query heads.
-        key: One per query.
+        key: One per query; without documents and a window any number (cross-attention).
         value: Like ``key``.
         mask: `Documents` confines each query to its own document. A boolean tensor decides everything.
         window: Keys at this distance and beyond, on either side, are not seen; ``None`` for all.

@@ -5,6 +5,9 @@ from lightning_lm.models.auxiliary import LayerLoad, collect_auxiliary
 from lightning_lm.models.cache import KVCache, LayerState
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.context import Context, make_context
+from lightning_lm.models.cross_attention import CrossAttention
+from lightning_lm.models.encoder import Encoder, EncoderConfig, PredictionHead
+from lightning_lm.models.encoder_decoder import ConditionedDecoder, EncoderDecoder, EncoderDecoderConfig, decoder_layers
 from lightning_lm.models.experts import (
     Balance,
     Groups,
@@ -104,10 +107,16 @@ __all__ = [
     "Adapters",
     "Attention",
     "Balance",
+    "ConditionedDecoder",
     "Context",
+    "CrossAttention",
     "Decay",
     "DeltaNet",
     "DepthScaled",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "FanIn",
     "FixedDecay",
     "GatedAttention",
@@ -145,6 +154,7 @@ __all__ = [
     "Normal",
     "Parallel",
     "Positions",
+    "PredictionHead",
     "PretrainedAdapters",
     "PretrainedCheckpoint",
     "RMSNorm",
@@ -177,6 +187,7 @@ __all__ = [
     "collect_auxiliary",
     "config_from_huggingface",
     "config_to_huggingface",
+    "decoder_layers",
     "describe",
     "describe_adapters",
     "end_ids",

@@ -39,6 +39,8 @@ class Context:
     """Columns of the tokens in the cache, int64 [batch, seq]; ``None`` where they are the same in all rows."""
     bias: PairBias | None = None
     """Bias of each score of self-attention by the distance of the two tokens, shared by all layers."""
+    target_ids: Tensor | None = None
+    """Index of the target that each token belongs to, int64 [batch, seq]; ``None`` for one target per row."""
     memory: Any = None
     """Encoded sources for cross-attention, a `models.cross_attention.Memory`."""
     token_type_ids: Tensor | None = None

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.models.encoder_decoder import ConditionedDecoder
 from lightning_lm.models.huggingface.transformers_model import TransformersModel, is_of_transformers, unsupported
 from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart, several_documents
 from lightning_lm.models.transformer import Transformer
@@ -107,7 +108,7 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
             f"The batch has prefix_lengths, and {type(model).__name__} does not take them: it would read prefixes "
             "causally. Train a model that a config of lightning_lm.models builds."
         )
-    if isinstance(model, Transformer | TransformersModel):
+    if isinstance(model, Transformer | TransformersModel | ConditionedDecoder):
         return dict(inputs)
     ids, documents = inputs["input_ids"], inputs.get("document_ids")
     if documents is not None and model not in _TRIED and several_documents(ids, documents):

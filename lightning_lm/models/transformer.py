@@ -5,7 +5,6 @@ each by itself. A variant is a new part, never a new field, and nothing depends 
 parallelism are applied from outside and never appear here.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -19,7 +18,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.attention import Documents
 from lightning_lm.models.attention import Attention
 from lightning_lm.models.cache import KVCache, LayerState
-from lightning_lm.models.config import ModelConfig
+from lightning_lm.models.config import ModelConfig, with_vocabulary
 from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.ffn import FFN, GLU
 from lightning_lm.models.init import Init, Normal
@@ -122,15 +121,7 @@ class TransformerConfig(
         Raises:
             ConfigurationError: If neither says how large the vocabulary is, or the config's is too small.
         """
-        size = self.vocab_size or vocab_size
-        if size is None:
-            raise ConfigurationError("vocab_size is not known. Set it in the config, or pass the tokenizer's.")
-        if vocab_size is not None and size < vocab_size:
-            raise ConfigurationError(
-                f"The config has vocab_size={size}, but the tokenizer has {vocab_size} ids. Leave it out, or set at "
-                f"least {vocab_size}."
-            )
-        return Transformer(dataclasses.replace(self, vocab_size=size))
+        return Transformer(with_vocabulary(self, vocab_size))
 
 
 class Transformer(nn.Module):
@@ -205,13 +196,20 @@ class Transformer(nn.Module):
         """
         context = make_context(input_ids, position_ids, document_ids, cache, prefix_lengths)
         context.counted = counted
-        return cast(Tensor, self.norm(self._run(input_ids, context)))
+        return cast(Tensor, self.norm(self.run(input_ids, context)))
 
-    def _run(self, input_ids: Tensor, context: Context) -> Tensor:
-        """Return the residual stream after the last layer."""
+    def run(self, input_ids: Int[Tensor, "batch seq"], context: Context) -> Float[Tensor, "batch seq d_model"]:
+        """Return the residual stream after the last layer, before the last norm.
+
+        Args:
+            input_ids: Tokens.
+            context: Their positions, documents and cache.
+        """
         for key, table in self._rotary.items():
             context.rotations[key] = table(context.positions, context.num_positions, input_ids.device)
         x, cache = self._embed(input_ids, context), context.cache
+        if self.training and self.config.dropout:
+            x = F.dropout(x, self.config.dropout)
         for index, block in enumerate(self.layers):
             x = block(x, context, None if cache is None else cache.layers[index])
         if cache is not None:
@@ -226,7 +224,7 @@ class Transformer(nn.Module):
             context.bias = self.positions
         elif self.positions is not None:
             x = x + self.positions(context.positions, context.num_positions, input_ids.device)
-        return F.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
+        return cast(Tensor, x)
 
     @property
     def is_causal(self) -> bool:

@@ -9,6 +9,7 @@ from lightning_lm.modules.dpo import DPOModule
 from lightning_lm.modules.gradient_normalization import GradientWindow
 from lightning_lm.modules.grpo import GRPOModule
 from lightning_lm.modules.kto import KTOModule
+from lightning_lm.modules.masked_lm import MaskedLMModule, MaskedNLL
 from lightning_lm.modules.metrics import MeasuredModule, RunningMetrics
 from lightning_lm.modules.pipeline import GPipe, OneForwardOneBackward, PipelineModule, PipelineSchedule
 from lightning_lm.modules.ppo import PPOModule
@@ -37,6 +38,7 @@ from lightning_lm.modules.rl.experience_loader import ExperienceLoader, PromptSo
 from lightning_lm.modules.rl.objective import Objective, ObjectiveTerms
 from lightning_lm.modules.rl.policy import PolicyModule
 from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine, RolloutPlan, Validation
+from lightning_lm.modules.seq2seq import Seq2SeqModule
 from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.signal_stop import SignalStop
 from lightning_lm.modules.token_losses import DFT, NLL, CrossEntropy, ImitationLoss, TokenLossPart, token_scores
@@ -65,6 +67,8 @@ __all__ = [
     "KTOModule",
     "LMModule",
     "LearnedReward",
+    "MaskedLMModule",
+    "MaskedNLL",
     "MeasuredModule",
     "ModelReward",
     "NumberedPairs",
@@ -88,6 +92,7 @@ __all__ = [
     "RolloutPlan",
     "RunningMetrics",
     "SFTModule",
+    "Seq2SeqModule",
     "SignalStop",
     "SlowSync",
     "TokenLossPart",
