@@ -177,4 +177,4 @@ class SourceAttention(MixerModule):
         return keys, values, memory.mask(context.target_ids)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return cast(Tensor, x.unflatten(-1, (self.num_heads, self.head_dim))).transpose(1, 2)

@@ -104,7 +104,7 @@ class EncoderDecoder(nn.Module):
         self.config = config
         self.decoder = config.decoder.build()
         self.encoder = config.encoder.build()
-        self.encoder.head = nn.Identity()  # it predicts nothing
+        self.encoder.head = nn.Identity()  # type: ignore[assignment]  # it predicts nothing
         if config.share_embeddings:
             self.encoder.embed = self.decoder.embed
         if not self.decoder.is_causal:
