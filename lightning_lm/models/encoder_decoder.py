@@ -125,6 +125,15 @@ class EncoderDecoder(nn.Module):
         """Return whether no target token depends on later ones."""
         return self.decoder.is_causal
 
+    @property
+    def embed(self) -> nn.Embedding:
+        """Embeddings of the target."""
+        return self.decoder.embed
+
+    def tie_weights(self) -> None:
+        """Let the head and the embeddings share their weight again, if the config says so."""
+        self.decoder.tie_weights()
+
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Re-initialise every parameter."""
         self.encoder.init_weights(generator)

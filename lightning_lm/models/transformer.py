@@ -144,8 +144,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in config.depth_pattern)
         self.norm = config.norm.build(config.d_model) if config.final_norm else nn.Identity()
         self.head = with_role(nn.Linear(config.d_model, config.vocab_size, bias=False), "head")
-        if config.tie_embeddings:
-            self.head.weight = self.embed.weight
+        self.tie_weights()
         self._rotary = self._rotary_tables()
         if not self.embed.weight.is_meta:
             self.init_weights()
@@ -242,6 +241,11 @@ class Transformer(nn.Module):
         mixers: list[Any] = [block.mixer for block in self.layers]
         layers = [mixer.make_state(max_length) for mixer in mixers]
         return KVCache(layers, batch_size=batch_size, max_length=max_length, starts=starts)
+
+    def tie_weights(self) -> None:
+        """Let the head and the embedding share their weight again, if the config says so."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embed.weight
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Re-initialise every parameter, for instance after ``to_empty`` of a model made on the meta device."""

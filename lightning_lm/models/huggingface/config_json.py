@@ -11,6 +11,7 @@ from torch import nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.rope import ntk_base
 from lightning_lm.models.attention import Attention
+from lightning_lm.models.encoder_decoder import EncoderDecoderConfig
 from lightning_lm.models.experts import LoadBias, MoE
 from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.huggingface.families import FAMILIES
@@ -23,8 +24,10 @@ from lightning_lm.models.transformer import Layer, TransformerConfig
 
 __all__ = ["config_from_huggingface", "config_to_huggingface"]
 
+OurConfig = TransformerConfig | EncoderDecoderConfig
 
-def config_from_huggingface(source: Mapping[str, Any] | str | Path) -> TransformerConfig:
+
+def config_from_huggingface(source: Mapping[str, Any] | str | Path) -> OurConfig:
     """Return the config that a ``config.json`` describes.
 
     Args:
@@ -44,7 +47,7 @@ def config_from_huggingface(source: Mapping[str, Any] | str | Path) -> Transform
     return FAMILIES[name].config(settings)
 
 
-def config_to_huggingface(config: TransformerConfig, *, family: str | None = None) -> dict[str, Any]:
+def config_to_huggingface(config: OurConfig, *, family: str | None = None) -> dict[str, Any]:
     """Return the content of a ``config.json`` that describes the same function.
 
     Args:
@@ -68,12 +71,14 @@ def config_to_huggingface(config: TransformerConfig, *, family: str | None = Non
     raise ConfigurationError(f"No family of transformers can express this config. {'; '.join(reasons)}.")
 
 
-def _written(config: TransformerConfig, name: str) -> dict[str, Any]:
+def _written(config: OurConfig, name: str) -> dict[str, Any]:
     """Write a config as a family, and read it back to see that nothing is lost."""
     family = FAMILIES[name]
+    if not isinstance(config, family.describes):
+        raise ConfigurationError(f"it describes a {family.describes.__name__}, not a {type(config).__name__}")
     settings = {"architectures": [family.architecture], "model_type": name, **family.write(config)}
     wanted, got = _function(config), _function(family.config(settings))
-    if config.positions is None:  # then no weight has the context length
+    if getattr(config, "positions", None) is None:  # then no weight has the context length
         got["context_length"] = wanted["context_length"]
     lost = list(_differences(wanted, got))
     if lost:
@@ -81,8 +86,11 @@ def _written(config: TransformerConfig, name: str) -> dict[str, Any]:
     return settings
 
 
-def _explicit(config: TransformerConfig) -> TransformerConfig:
+def _explicit(config: OurConfig) -> OurConfig:
     """Spell out what a config leaves to defaults."""
+    if isinstance(config, EncoderDecoderConfig):
+        parts = {name: _explicit(getattr(config, name)) for name in ("encoder", "decoder")}
+        return dataclasses.replace(config, **parts)  # type: ignore[arg-type]
     layers = tuple(
         Layer(mixer=_explicit_mixer(layer.mixer, config.d_model), ffn=_explicit_ffn(layer.ffn, config.d_model))
         for layer in config.depth_pattern
@@ -115,11 +123,19 @@ def _explicit_ffn(ffn: FFN | None, d_model: int) -> FFN | None:
     return dataclasses.replace(ffn, hidden_size=down.in_features)
 
 
-def _function(config: TransformerConfig) -> dict[str, Any]:
+def _plain(config: TransformerConfig) -> TransformerConfig:
+    """Return a config without what does not change the function of its weights."""
+    layers = tuple(dataclasses.replace(layer, ffn=_untrained(layer.ffn)) for layer in config.depth_pattern)
+    return dataclasses.replace(config, layers=layers, dropout=0.0, init=Normal())
+
+
+def _function(config: OurConfig) -> dict[str, Any]:
     """Return what decides the function that a model computes once its weights are given."""
     explicit = _explicit(config)
-    layers = tuple(dataclasses.replace(layer, ffn=_untrained(layer.ffn)) for layer in explicit.depth_pattern)
-    return dataclasses.replace(explicit, layers=layers, dropout=0.0, init=Normal()).to_dict()
+    if isinstance(explicit, EncoderDecoderConfig):
+        encoder, decoder = _plain(explicit.encoder), _plain(explicit.decoder)
+        return dataclasses.replace(explicit, encoder=encoder, decoder=decoder).to_dict()
+    return _plain(explicit).to_dict()
 
 
 def _untrained(ffn: FFN | None) -> FFN | None:

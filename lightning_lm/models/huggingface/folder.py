@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.config import ModelConfig
+from lightning_lm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.huggingface.families import FAMILIES, Family
 from lightning_lm.models.huggingface.generation_config import (
@@ -29,6 +30,7 @@ from lightning_lm.models.huggingface.transformers_model import TransformersModel
 from lightning_lm.models.huggingface.weights import (
     StoredTensor,
     read_json,
+    read_shapes,
     read_tensors,
     weight_files,
     write_json,
@@ -50,13 +52,17 @@ __all__ = [
 ]
 
 
+OurModel = Transformer | EncoderDecoder
+OurConfig = TransformerConfig | EncoderDecoderConfig
+
+
 def load_huggingface(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     context_length: int | None = None,
-) -> Transformer:
+) -> OurModel:
     """Return the model of a folder: its ``config.json`` and its safetensors, read one tensor at a time.
 
     Args:
@@ -74,6 +80,9 @@ def load_huggingface(
     """
     folder = Path(folder)
     settings = read_json(folder / "config.json")
+    if settings.get("model_type") == "t5" and "lm_head.weight" in read_shapes(folder):
+        settings = {"scale_decoder_outputs": settings.get("tie_word_embeddings", True), **settings}
+        settings["tie_word_embeddings"] = False  # whatever config.json says: this checkpoint has a head of its own
     config = config_from_huggingface(settings)
     if context_length is not None:
         config = dataclasses.replace(config, context_length=context_length)
@@ -107,7 +116,7 @@ def save_huggingface(
     Raises:
         ConfigurationError: If the model is no `Transformer`, no family can express it, or the tokenizer has more ids.
     """
-    if not isinstance(model, Transformer):
+    if not isinstance(model, Transformer | EncoderDecoder):
         raise ConfigurationError(
             f"save_huggingface writes a Transformer, not a {type(model).__name__}. Of a LightningModule give its "
             ".model; a model of transformers has save_pretrained."
@@ -205,7 +214,7 @@ def load_pretrained(
     context_length: int | None = None,
     *,
     base: str | Path | None = None,
-) -> Transformer | TransformersModel:
+) -> OurModel | TransformersModel:
     """Return the model of a folder: a `Transformer` if our parts can express it, else by ``transformers`` itself.
 
     Args:
@@ -221,7 +230,7 @@ def load_pretrained(
     if is_adapter_folder(folder):
         model = load_pretrained(adapter_base(folder, base), dtype, context_length)
         PretrainedAdapters(folder=str(folder), dropout=0.0).attach(model)
-        return cast(Transformer | TransformersModel, merge_adapters(model))
+        return cast(OurModel | TransformersModel, merge_adapters(model))
     _refuse_classifier(Path(folder))
     try:
         config_from_huggingface(folder)
@@ -264,13 +273,12 @@ def _refuse_classifier(folder: Path) -> None:
         )
 
 
-def _empty(config: TransformerConfig, dtype: torch.dtype, device: torch.device | str) -> Transformer:
+def _empty(config: OurConfig, dtype: torch.dtype, device: torch.device | str) -> OurModel:
     """Return a model whose parameters are taken but not set."""
     with torch.device("meta"):
         model = config.build()
     model = model.to(dtype).to_empty(device=device)
-    if config.tie_embeddings:  # replacing the parameters has parted them
-        model.head.weight = model.embed.weight
+    model.tie_weights()  # replacing the parameters has parted them
     modules: list[Any] = list(model.modules())
     for module in modules:
         if hasattr(module, "reset_buffers"):
@@ -278,14 +286,19 @@ def _empty(config: TransformerConfig, dtype: torch.dtype, device: torch.device |
     return model
 
 
+def _depth(model: OurModel) -> int:
+    return getattr(model.config, "num_layers", 0)
+
+
+def _is_tied(model: OurModel) -> bool:
+    return model.head.weight is model.embed.weight
+
+
 @torch.no_grad()
-def _fill(model: Transformer, family: Family, folder: Path) -> None:
+def _fill(model: OurModel, family: Family, folder: Path) -> None:
     """Copy the tensors of a folder into a model, and insist that each side has all that the other has."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    renames = {
-        entry.theirs: entry
-        for entry in renames_for(family.names_for(model.config), parameters, model.config.num_layers)
-    }
+    renames = {entry.theirs: entry for entry in renames_for(family.names_for(model.config), parameters, _depth(model))}
     assert {name for entry in renames.values() for name in entry.parameters} == parameters.keys()
     filled, unexpected = set(), []
     for name, tensor in read_tensors(folder):
@@ -293,7 +306,7 @@ def _fill(model: Transformer, family: Family, folder: Path) -> None:
         if entry is not None:
             _copy(entry, tensor, parameters, folder)
             filled.add(entry.theirs)
-        elif not (name.endswith(family.not_weights) or (name == "lm_head.weight" and model.config.tie_embeddings)):
+        elif not (name.endswith(family.not_weights) or (name == "lm_head.weight" and _is_tied(model))):
             unexpected.append(name)
     missing = [name for name in renames if name not in filled]
     if missing or unexpected:
@@ -315,10 +328,10 @@ def _copy(entry: Rename, tensor: Tensor, parameters: dict[str, Tensor], folder: 
         weight.copy_(piece)
 
 
-def _stored(model: Transformer, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
+def _stored(model: OurModel, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
     """Yield the weights under the family's names, each made when its file is written."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    for entry in renames_for(family.names_for(model.config), parameters, model.config.num_layers):
+    for entry in renames_for(family.names_for(model.config), parameters, _depth(model)):
         ours = [of_stack(name, parameters).detach() for name in entry.ours]
         num_bytes = sum(weight.numel() for weight in ours) * dtype.itemsize
         yield StoredTensor(entry.theirs, num_bytes, partial(_joined, entry, ours, dtype))
@@ -360,7 +373,7 @@ def export_model(
     inner: Any = model.model if isinstance(model, TransformersModel) else model
     if hasattr(inner, "peft_config"):  # a PeftModel, or adapters that were put on without one
         inner = merge_adapters(inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
-    if isinstance(inner, Transformer):
+    if isinstance(inner, Transformer | EncoderDecoder):
         save_huggingface(inner, folder, tokenizer, dtype=dtype, family=family)
         return
     if not hasattr(inner, "save_pretrained"):

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.attention import Attention
+from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.ffn import GLU, Activation
 from lightning_lm.models.huggingface.renames import Rename, module_names
 from lightning_lm.models.huggingface.rope_settings import positions_written, read_rope, write_rope
@@ -60,19 +61,21 @@ class Family:
         defaults: Defaults of its configuration class for keys that a ``config.json`` leaves out.
         read: From settings (defaults filled in) to a config.
         write: From a config to settings.
+        describes: Class of the configs that it writes.
         not_weights: Ends of names in its files that are no weights: tables that are computed.
     """
 
     architecture: str
     prefix: str
-    names: Sequence[Rename] | Callable[[TransformerConfig], Sequence[Rename]]
+    names: Sequence[Rename] | Callable[[Any], Sequence[Rename]]
     required: tuple[str, ...]
     defaults: Settings
-    read: Callable[[Settings], TransformerConfig]
-    write: Callable[[TransformerConfig], dict[str, Any]]
+    read: Callable[[Settings], Any]
+    write: Callable[[Any], dict[str, Any]]
+    describes: type[ModelConfig] = TransformerConfig
     not_weights: tuple[str, ...] = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
-    def names_for(self, config: TransformerConfig) -> Sequence[Rename]:
+    def names_for(self, config: Any) -> Sequence[Rename]:
         """Return the table of the weights' names.
 
         Args:
@@ -80,7 +83,7 @@ class Family:
         """
         return self.names(config) if callable(self.names) else self.names
 
-    def config(self, settings: Settings) -> TransformerConfig:
+    def config(self, settings: Settings) -> Any:
         """Return the config that settings of this family describe.
 
         Raises:
@@ -235,8 +238,8 @@ LLAMA_NAMES = module_names(
 def like_llama(
     architecture: str,
     defaults: Settings,
-    read: Callable[[Settings], TransformerConfig],
-    write: Callable[[TransformerConfig], dict[str, Any]],
+    read: Callable[[Settings], Any],
+    write: Callable[[Any], dict[str, Any]],
 ) -> Family:
     """Return a family whose weights have the names of Llama's.
 
