@@ -44,7 +44,8 @@ def config_from_huggingface(source: Mapping[str, Any] | str | Path) -> OurConfig
             f"The model_type {name!r} is not known here; known are {', '.join(FAMILIES)}. Any causal model of "
             "transformers can be used through lightning_lm.models.TransformersModel."
         )
-    return FAMILIES[name].config(settings)
+    config: OurConfig = FAMILIES[name].config(settings)
+    return config
 
 
 def config_to_huggingface(config: OurConfig, *, family: str | None = None) -> dict[str, Any]:

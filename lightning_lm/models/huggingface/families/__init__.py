@@ -4,12 +4,14 @@ A family is written by reading the parts, and the result is trusted only if read
 family cannot say is found that way, with its name, and never lost in silence.
 """
 
+from lightning_lm.models.huggingface.families.bert import BERT, MODERNBERT
 from lightning_lm.models.huggingface.families.experts import EXPERT_FAMILIES
 from lightning_lm.models.huggingface.families.family import Family
 from lightning_lm.models.huggingface.families.gpt2 import GPT2
 from lightning_lm.models.huggingface.families.llama import LLAMA_FAMILIES
 from lightning_lm.models.huggingface.families.mamba2 import MAMBA2
 from lightning_lm.models.huggingface.families.qwen3_next import QWEN3_NEXT
+from lightning_lm.models.huggingface.families.t5 import T5
 
 __all__ = ["FAMILIES", "Family"]
 
@@ -19,14 +21,8 @@ FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,
     "mamba2": MAMBA2,
     "qwen3_next": QWEN3_NEXT,
+    "bert": BERT,
+    "modernbert": MODERNBERT,
+    "t5": T5,
 }
-from lightning_lm.models.huggingface.families.bert import BERT, MODERNBERT
-from lightning_lm.models.huggingface.families.family import Family
-from lightning_lm.models.huggingface.families.gpt2 import GPT2
-from lightning_lm.models.huggingface.families.llama import LLAMA_FAMILIES
-from lightning_lm.models.huggingface.families.t5 import T5
-
-__all__ = ["FAMILIES", "Family"]
-
-FAMILIES: dict[str, Family] = {**LLAMA_FAMILIES, "gpt2": GPT2, "bert": BERT, "modernbert": MODERNBERT, "t5": T5}
 """By ``model_type``, the plainest first: a config is exported as the first family that can express it."""
