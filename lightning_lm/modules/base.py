@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -57,9 +57,6 @@ class LMModule(_ModelOwner, abc.ABC):
         activation_checkpointing: Activations that the backward pass recomputes to save memory.
     """
 
-    predicts_next: ClassVar[bool] = True
-    """True if targets are next tokens, so that the model must be causal."""
-
     def __init__(
         self,
         model: ModelConfig | nn.Module,
@@ -88,19 +85,6 @@ class LMModule(_ModelOwner, abc.ABC):
         self._grad_norm: Tensor | None = None
         self._watch = DivergenceWatch()
         self._trained.clear()
-
-    def configure_model(self) -> None:
-        """Build the model and prepare its layers, once.
-
-        Raises:
-            ConfigurationError: If tokens of the model see later ones, which are its targets.
-        """
-        super().configure_model()
-        if self.predicts_next and not getattr(self.model, "is_causal", True):
-            raise ConfigurationError(
-                f"{type(self).__name__} trains on the next token, and layers of the model see it "
-                "(Attention(causal=False)). Give the layers Attention(causal=True), or train with MaskedLMModule."
-            )
 
     def setup(self, stage: str) -> None:
         """Reset the counters, so that a new run starts its schedule at zero tokens; save without a copy in memory."""

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
@@ -33,6 +33,9 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         activation_checkpointing: Activations that the backward pass recomputes to save memory.
     """
 
+    predicts_next: ClassVar[bool] = True
+    """True if targets are next tokens, so that the model must be causal."""
+
     def __init__(
         self, model: ModelConfig | nn.Module, *, compile: Compile, activation_checkpointing: ActivationCheckpointing
     ) -> None:
@@ -56,6 +59,8 @@ class _ModelOwner(MeasuredModule, abc.ABC):
         if not self.model.training:
             self.model.train()  # what from_pretrained returns is in evaluation mode: no dropout
         _check_length(self.model, trainer_of(self), self.model_config)
+        if self.predicts_next:
+            _check_causal(self.model, type(self).__name__)
         self._configured = True
         recompute_blocks(self.model, self.activation_checkpointing)
         if self.compile_what == "blocks":
@@ -153,6 +158,15 @@ def _check_vocabulary(model: nn.Module, vocab_size: int | None) -> None:
             f"The model has {size} ids, but the tokenizer has {vocab_size}. Give the data the tokenizer that the model "
             f"was made for (--data.tokenizer LoadTokenizer --data.tokenizer.path FOLDER), or a model with at least "
             f"{vocab_size} ids."
+        )
+
+
+def _check_causal(model: nn.Module, module: str) -> None:
+    """Refuse a model whose tokens see later ones, which are its targets."""
+    if not getattr(model, "is_causal", True):
+        raise ConfigurationError(
+            f"{module} trains on the next token, and layers of the model see it (Attention(causal=False)). Give the "
+            "layers Attention(causal=True), or train with MaskedLMModule."
         )
 
 
