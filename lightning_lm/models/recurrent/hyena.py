@@ -238,7 +238,8 @@ class ImplicitFilter(nn.Module):
         # Roles as of convolutions: the weights read a few sines, and begin as those of torch's layers do.
         self.hidden = nn.ModuleList(with_role(nn.Linear(a, b), "conv") for a, b in pairwise(sizes))
         self.out = with_role(nn.Linear(part.filter_size, channels), "conv")
-        self.rates = Constants(torch.linspace(_SLOWEST, _FASTEST, channels).tolist())
+        step = (_FASTEST - _SLOWEST) / max(channels - 1, 1)
+        self.rates = Constants([_SLOWEST + step * channel for channel in range(channels)])
 
     def forward(self, taps: int) -> Float[Tensor, "taps channels"]:
         """Return the first weights, in float32 or better; all together begin with a norm of about one.

@@ -1,5 +1,6 @@
 """Models of recurrent mixers: packed rows, caches, padding, speculation and beams give what single rows give."""
 
+import dataclasses
 from typing import Literal
 
 import pytest
@@ -171,6 +172,20 @@ def test_a_mixture_of_layers() -> None:
     with torch.no_grad():
         parts = [model(part, cache=cache) for part in tokens.split([5, 4], 1)]
         torch.testing.assert_close(torch.cat(parts, 1), model(tokens), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", MIXERS)
+def test_a_model_made_without_values(case: str) -> None:
+    """FLOPs are counted on the meta device; afterwards every value can be set."""
+    config = dataclasses.replace(build(MIXERS[case]).config, init=FanIn())
+    with torch.device("meta"):
+        model = config.build()
+    assert flops_per_token(config, 16) > 0
+    model.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(0))
+    again = config.build()
+    again.init_weights(torch.Generator().manual_seed(0))
+    for (name, left), right in zip(model.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(left, right, msg=name)
 
 
 def test_state_stays_as_large() -> None:
