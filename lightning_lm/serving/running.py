@@ -37,6 +37,11 @@ class Running:
         sampling, most = request.sampling, request.ends.max_new_tokens
         self._sampler: Sampler | None = None
         self._uniforms: Tensor | None = None
+        self.settings: Sampling | None = None
+        """Settings that choose a token, which rows may share; ``None`` if the choice depends on earlier tokens."""
+        if not sampling.remembers:
+            fields = () if sampling.greedy else ("temperature", "top_k", "top_p", "min_p")
+            self.settings = Sampling(**({"temperature": 0.0} | {name: getattr(sampling, name) for name in fields}))
         if sampling.remembers:
             keys = [self.row.key]
             self._sampler = Sampler(sampling, [request.prompt_ids], keys=keys, max_new_tokens=most)
@@ -52,11 +57,6 @@ class Running:
     def is_done(self) -> bool:
         """True if nothing more is to be generated."""
         return self.row.finish_reason is not None or self.request.is_cancelled or self.request.is_done
-
-    @property
-    def settings(self) -> Sampling | None:
-        """Settings without a state, which rows can share; ``None`` if the choice depends on earlier tokens."""
-        return None if self._sampler is not None else self.request.sampling
 
     @property
     def uniform(self) -> float:
@@ -131,7 +131,7 @@ def choose(rows: Sequence[Running], logits: Tensor, num_ids: int) -> None:
     ids = [0] * len(rows)
     groups: dict[Sampling | int, list[int]] = {}
     for place, row in enumerate(rows):
-        groups.setdefault(_group(row, place), []).append(place)
+        groups.setdefault(place if row.settings is None else row.settings, []).append(place)
     for settings, places in groups.items():
         chosen = usable if len(places) == len(rows) else usable[places]
         with failing(rows[place].request for place in places):
@@ -142,16 +142,6 @@ def choose(rows: Sequence[Running], logits: Tensor, num_ids: int) -> None:
         if not row.is_done:
             with failing([row.request]):
                 row.take(ids[place], usable.shape[1], scores.get(place))
-
-
-def _group(row: Running, place: int) -> Sampling | int:
-    """Return a key that rows have in common if their tokens can be chosen together."""
-    if row.settings is None:
-        return place
-    if row.settings.greedy:
-        return Sampling(temperature=0)
-    fields = ("temperature", "top_k", "top_p", "min_p")
-    return Sampling(**{name: getattr(row.settings, name) for name in fields})
 
 
 def _choose_alike(rows: Sequence[Running], logits: Tensor, settings: Sampling | int) -> list[int]:

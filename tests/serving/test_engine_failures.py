@@ -1,5 +1,7 @@
 """Failures in the engine's steps end the requests that they concern, and nothing else."""
 
+import gc
+import random
 import threading
 
 import pytest
@@ -271,3 +273,39 @@ def test_requests_that_meet_the_end_of_the_engine_are_answered():
         if index not in refused:
             assert done.wait(60)
             assert isinstance(updates[-1].error, EngineStopped)
+
+
+def held_bytes():
+    """Return the memory of all tensors that are alive in this process. Bytes."""
+    gc.collect()
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    storages = [found.untyped_storage() for found in gc.get_objects() if type(found) in kinds]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_500_requests_many_of_them_cancelled_leave_no_memory_behind():
+    source, held = random.Random(0), []
+    model = tiny_model()
+    with Engine(model, Letters(), max_batch=16, max_waiting=500, prefix_bytes=20_000).running() as engine:
+        for _ in range(5):
+            left = threading.Semaphore(0)
+            for _ in range(100):
+                prompt = tuple(source.randrange(26) for _ in range(source.randint(1, 30)))
+                ((request, _, _),) = requests_and_results([{"prompt_ids": prompt, "max_new_tokens": 4}])
+                seen = [source.randint(1, 6)]  # some end before
+
+                def deliver(update, request=request, seen=seen, left=left):
+                    seen[0] -= 1
+                    if seen[0] == 0:
+                        request.is_cancelled = True
+                    if seen[0] == 0 or (update.is_last and seen[0] > 0):
+                        left.release()
+
+                request.deliver = deliver
+                engine.submit(request)
+            for _ in range(100):
+                assert left.acquire(timeout=60)
+            engine.change(lambda: None)  # runs once no row is left, and drops the prefixes
+            assert engine.num_running == engine._scheduler._forward.num_bytes == 0
+            held.append(held_bytes())
+    assert len(set(held)) == 1
