@@ -1,5 +1,6 @@
 """The end of a run: the model beside gzip and xz, where everything lies, and what to type next."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,6 +28,9 @@ __all__ = ["CompressionReport"]
 
 _NGRAM_TOKENS = 10_000_000
 _NGRAM = "-gram over tokens"
+_BETTER = (
+    "The n-gram model has read all of the training text; a network passes it on more text, with more steps, or larger."
+)
 
 
 class CompressionReport(RunReport):
@@ -80,7 +84,8 @@ class CompressionReport(RunReport):
         if model is None:
             notes = "The model itself was not measured: there was no validation with Perplexity."
         else:
-            notes, values[self._model_name(trainer)] = "", float(model)
+            ngram = min((value for name, value in values.items() if name.endswith(_NGRAM)), default=math.inf)
+            notes, values[self._model_name(trainer)] = _BETTER if ngram < float(model) else "", float(model)
         size = short(sum(len(text.encode()) for text in texts))
         title = f"Bits per byte of the validation text ({size}B), less is better"
         return Group(compression_table(values, title, ours="this model"), *([notes] if notes else []))

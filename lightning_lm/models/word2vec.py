@@ -243,7 +243,8 @@ class WordVectors:
                 unknown += 1
                 continue
             asked += 1
-            right += self.analogy(*given)[0][0] == expected
+            first, second, third = given
+            right += self.analogy(first, second, third)[0][0] == expected
         return right, asked, unknown
 
     def save(self, folder: Path | str) -> None:
@@ -284,7 +285,8 @@ class WordVectors:
             raise DataError(
                 f"{word!r} is none of the {len(self.words):,} words.{f' Did you mean {near[0]!r}?' if near else ''}"
             )
-        return self._directions[self._ids[word]]
+        direction: NDArray[np.float32] = self._directions[self._ids[word]]
+        return direction
 
     def _closest(self, wanted: NDArray[np.float32], without: set[str], count: int) -> list[tuple[str, float]]:
         cosines = self._directions @ wanted

@@ -90,7 +90,10 @@ def test_an_n_gram_model_of_the_training_text_stands_beside(
     logs = [model.log_probs(np.array([*text.encode(), 255])).sum() for text in TEXTS if text]
     expected = -sum(logs) / math.log(2) / len("".join(TEXTS).encode())
     assert values["report/ngram_bits_per_byte"] == pytest.approx(expected)
-    assert "3-gram over tokens" in console.file.getvalue()
+    shown = console.file.getvalue()
+    assert "3-gram over tokens" in shown
+    better = values["report/ngram_bits_per_byte"] < values["val/bits_per_byte"]
+    assert better == ("The n-gram model has read all" in shown)
     monkeypatch.setattr("lightning_lm.callbacks.compression_report._NGRAM_TOKENS", int(ends[0]))  # of a long text
     record = record_of()
     trainer_with(CompressionReport(ngram_order=3), logger=record, max_epochs=1).fit(foreign_module(), data)
