@@ -185,10 +185,15 @@ class _Work:
         loop = asyncio.get_running_loop()
 
         def deliver(index: int, update: Update) -> None:
+            if not call.stream:  # nobody reads before the end, so the event loop is woken for that only
+                self._updates[index].append(update)
+                if not update.is_last:
+                    return
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it every connection
                 loop.call_soon_threadsafe(self._queue.put_nowait, (index, update))
 
         self._requests: list[GenerationRequest] = call.requests(deliver, deadline_s)
+        self._updates: list[list[Update]] = [[] for _ in self._requests]
         self._left, self._deadline_s = len(self._requests), deadline_s
         engine.submit(*self._requests)
 
@@ -210,11 +215,10 @@ class _Work:
             yield await self.next()
 
     async def all(self) -> list[list[Update]]:
-        """Return all updates of each choice."""
-        updates: list[list[Update]] = [[] for _ in self._requests]
-        async for index, update in self.rest():
-            updates[index].append(update)
-        return updates
+        """Return all updates of each choice, for a call without streaming."""
+        async for _ in self.rest():
+            pass
+        return self._updates
 
     def cancel(self) -> None:
         """Give up what is not finished."""
