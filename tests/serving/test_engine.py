@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections import deque
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lightning_lm.generation import Generator, Sampling
 from lightning_lm.generation.prefix_cache import PrefixCache
 from lightning_lm.models.positions import LearnedPositions
 from lightning_lm.serving import Engine, EngineStopped, QueueFull, TimedOut
+from lightning_lm.serving.scheduler import ContinuousBatch
 
 
 def random_cases(count, longest, seed=0):
@@ -185,3 +187,14 @@ def test_prefix_cache_compares_tokens_and_drops_the_oldest():
     assert cache.num_bytes == 3 * 64
     cache.store(range(100, 140), block)  # longer than the cache: its beginning stays
     assert len(cache.find(range(100, 140))) == 3
+
+
+@pytest.mark.parametrize(("scored", "left"), [(False, 1), (True, 0)])
+def test_equal_beginnings_wait_for_each_other_only_if_the_second_can_use_the_first(scored, left):
+    batch = ContinuousBatch(tiny_model(), Letters(), max_rows=4, prefix_bytes=1 << 20, cache_bytes=1 << 30)
+    top = 0 if scored else None
+    cases = [{"prompt_ids": (1,) * 40, "prompt_logprobs": scored, "top_logprobs": top} for _ in range(2)]
+    waiting = deque(request for request, _, _ in requests_and_results(cases))
+    with torch.inference_mode():
+        batch.step(waiting)
+    assert len(waiting) == left
