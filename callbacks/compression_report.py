@@ -128,7 +128,7 @@ def _ngram(texts: list[str], datamodule: Any, order: int) -> dict[str, float]:
         return {}
     parts, room = [], _NGRAM_TOKENS
     for tokens, ends in datamodule.train_documents():
-        kept = ends[: max(1, int(np.searchsorted(ends, room, side="right")))]
+        kept = np.minimum(ends[: max(1, int(np.searchsorted(ends, room, side="right")))], room)
         if room > 0:
             parts.append((tokens[: kept[-1]], kept))
             room -= int(kept[-1])

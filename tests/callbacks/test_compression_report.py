@@ -94,15 +94,15 @@ def test_an_n_gram_model_of_the_training_text_stands_beside(
     assert "3-gram over tokens" in shown
     better = values["report/ngram_bits_per_byte"] < values["val/bits_per_byte"]
     assert better == ("The n-gram model has read all" in shown)
-    monkeypatch.setattr("lightning_lm.callbacks.compression_report._NGRAM_TOKENS", int(ends[0]))  # of a long text
-    record = record_of()
-    trainer_with(CompressionReport(ngram_order=3), logger=record, max_epochs=1).fit(foreign_module(), data)
-    values = dict(pair for _, m in record.metrics for pair in m.items())
-    model = fit_ngram([(train[: ends[0]], ends[:1])], order=3, vocab_size=256)
-    logs = [model.log_probs(np.array([*text.encode(), 255])).sum() for text in TEXTS if text]
-    assert values["report/ngram_bits_per_byte"] == pytest.approx(
-        -sum(logs) / math.log(2) / len("".join(TEXTS).encode())
-    )
+    for limit in (int(ends[0]), 50):  # of a long text the first documents, of a long document its beginning
+        monkeypatch.setattr("lightning_lm.callbacks.compression_report._NGRAM_TOKENS", limit)
+        record = record_of()
+        trainer_with(CompressionReport(ngram_order=3), logger=record, max_epochs=1).fit(foreign_module(), data)
+        values = dict(pair for _, m in record.metrics for pair in m.items())
+        model = fit_ngram([(train[:limit], np.array([limit]))], order=3, vocab_size=256)
+        logs = [model.log_probs(np.array([*text.encode(), 255])).sum() for text in TEXTS if text]
+        expected = -sum(logs) / math.log(2) / len("".join(TEXTS).encode())
+        assert values["report/ngram_bits_per_byte"] == pytest.approx(expected)
 
 
 def test_only_the_beginning_of_a_long_text_is_compressed(foreign_module, data, trainer_with, record_of, console):
