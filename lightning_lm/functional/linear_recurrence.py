@@ -24,7 +24,7 @@ from lightning_lm.errors import ConfigurationError
 
 __all__ = ["chunked_recurrence", "linear_recurrence", "number_documents", "parallel_recurrence", "stepwise_recurrence"]
 
-_CHUNK, _CHUNK_OF_VECTORS = 64, 16
+_CHUNK, _CHUNK_ON_CPU, _CHUNK_OF_VECTORS = 64, 32, 16
 """Tokens of a chunk with one decay per head, and with one per key feature, which takes a tensor of all pairs."""
 
 
@@ -194,7 +194,8 @@ def chunked_recurrence(
     given = _prepare(q, k, v, log_decay, beta, state)
     length, groups = q.size(1), v.size(2) // k.size(2)
     of_vectors = log_decay is not None and log_decay.dim() == 4
-    size = min(chunk_size or (_CHUNK_OF_VECTORS if of_vectors else _CHUNK), length)
+    usual = _CHUNK_OF_VECTORS if of_vectors else _CHUNK_ON_CPU if q.device.type == "cpu" else _CHUNK
+    size = min(chunk_size or usual, length)
     padding = -length % size
 
     def cut(x: Tensor) -> Tensor:  # [batch, seq, heads, dim] -> [batch, heads, chunks, size, dim]
