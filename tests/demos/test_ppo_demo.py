@@ -1,8 +1,9 @@
 """PPO on the reversal task: right answers, and a critic that comes to know which answers go wrong."""
 
 
-def test_twenty_rollouts_teach_policy_and_critic(warm_start, run_demo):
-    demo = run_demo("ppo/reverse", "ppo_reverse", "--trainer.limit_val_batches", "0")
+def test_twelve_rollouts_teach_policy_and_critic(warm_start, run_demo):
+    words = ("--trainer.max_steps", "24", "--trainer.limit_val_batches", "0")
+    demo = run_demo("ppo/reverse", "ppo_reverse", *words)
     assert warm_start.accuracy <= 0.40
     assert demo.accuracy >= 0.85
     explained = demo.curves["train/explained_variance"]

@@ -5,8 +5,8 @@ import random
 from lightning_lm.modules import LearnedReward
 
 
-def test_a_hundred_steps_teach_to_tell_right_from_wrong(run_demo):
-    words = ("--trainer.max_steps", "100", "--trainer.val_check_interval", "100")
+def test_sixty_steps_teach_to_tell_right_from_wrong(run_demo):
+    words = ("--trainer.max_steps", "60", "--trainer.val_check_interval", "60")
     demo = run_demo("reward/reverse", "reward_reverse", *words, answers=False)
     assert demo.curves["val/accuracy"][-1] >= 0.90
     numbers = held_out()
