@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     agreement.add_argument("labels", type=Path, metavar="LABELS", help="pairs of answers with preference or winner")
     for verb in (pairwise, grade, rank, agreement):
         _add_shared(verb, "the judge")
+        verb.add_argument(
+            "--by-likelihood", action="store_true", help="the likeliest verdict of --checkpoint, without reasons"
+        )
         verb.add_argument("--template", type=Path, metavar="FILE", help="Jinja template of its prompt")
         verb.add_argument(
             "--retries", type=WHOLE, default=1, metavar="N", help="reminders after a malformed verdict (%(default)s)"
@@ -84,6 +87,8 @@ def run(namespace: argparse.Namespace) -> int:
     """
     if (namespace.checkpoint is None) == (namespace.server is None):
         raise UsageError(f"lightning-lm evaluate judge {namespace.judge_verb} needs one of --server and --checkpoint.")
+    if getattr(namespace, "by_likelihood", False) and namespace.checkpoint is None:
+        raise UsageError("--by-likelihood needs the likelihoods of a --checkpoint; servers of chats return none.")
     verbs = {"answer": _answer, "pairwise": _pairwise, "grade": _grade, "rank": _rank, "agreement": _agreement}
     verbs[namespace.judge_verb](namespace)
     return 0
@@ -194,7 +199,7 @@ def _asked(namespace: argparse.Namespace, total: int, ask: "Callable[[Judge], An
 
 
 def _model(namespace: argparse.Namespace) -> "ChatModel":
-    from lightning_lm.evals.judges import LocalChat, ServerChat
+    from lightning_lm.evals.judges import LikelihoodChat, LocalChat, ServerChat
     from lightning_lm.generation import Sampling
 
     if namespace.server is not None:
@@ -211,6 +216,9 @@ def _model(namespace: argparse.Namespace) -> "ChatModel":
     from lightning_lm.cli.evaluate import local_model
 
     model = local_model(namespace, chat=None)
+    if getattr(namespace, "by_likelihood", False):
+        said = range(1, 11) if namespace.judge_verb == "grade" else ("A", "B", "tie")
+        return LikelihoodChat(model=model, options=tuple(f"Verdict: {verdict}" for verdict in said))
     sampling = Sampling(temperature=namespace.temperature, seed=namespace.seed)
     return LocalChat(model=model, max_tokens=namespace.max_tokens, sampling=sampling)
 

@@ -123,6 +123,11 @@ def test_a_checkpoint_answers_and_another_model_judges_it(files, monkeypatch, ca
         (("rank", "long.jsonl", "short.jsonl", *SERVER, "--output", "x", "--anchor", "best"), "'best' is none", 1),
         (("grade", "long.jsonl", *SERVER, "--output", "x", "--body", "[1]"), "no JSON object", 2),
         (("grade", "long.jsonl", *SERVER, "--output", "x", "--body", "{"), "no JSON", 2),
+        (
+            ("grade", "long.jsonl", *SERVER, "--output", "x", "--by-likelihood"),
+            "needs the likelihoods of a --checkpoint",
+            2,
+        ),
     ],
 )
 def test_mistakes_are_told(files, monkeypatch, capsys, words, message, status):
@@ -140,7 +145,7 @@ def test_help_is_that_of_the_verb(capsys):
 
 def test_the_page_of_the_documentation_runs(files, monkeypatch, capsys, root):
     """Its files are written, its commands are carried out in their order, with a judge in this process."""
-    save_huggingface(tiny_model(), files / "SmolLM2-135M", tiny_tokenizer())
+    save_huggingface(tiny_model(context_length=4096), files / "SmolLM2-135M", tiny_tokenizer())
 
     def reply(said):
         text = said if isinstance(said, str) else said[0]["content"]
@@ -162,7 +167,7 @@ def test_the_page_of_the_documentation_runs(files, monkeypatch, capsys, root):
             for line in filter(None, body.replace("\\\n", " ").splitlines()):
                 assert main(shlex.split(line)[1:]) == 0, line
     assert {path.name for path in files.glob("*.json")} >= {
-        "pairwise.json", "grades.json", "ranking.json", "agreement.json", "short.json",
+        "pairwise.json", "grades.json", "ranking.json", "agreement.json", "short.json", "small.json",
     }  # fmt: skip
     assert json.loads((files / "ranking.json").read_text())["usage"]["cached"] == 4
     assert json.loads((files / "agreement.json").read_text())["result"]["people"] == 1.0

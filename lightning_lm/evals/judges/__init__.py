@@ -3,7 +3,7 @@
 from lightning_lm.evals.judges.agreement import AgreementResult, cohens_kappa, compare_with_people
 from lightning_lm.evals.judges.answering import answer_questions, save_answers
 from lightning_lm.evals.judges.bradley_terry import Battle, BradleyTerry, Rating, fit_bradley_terry
-from lightning_lm.evals.judges.chats import ChatModel, LocalChat, Reply, ServerChat
+from lightning_lm.evals.judges.chats import ChatModel, LikelihoodChat, LocalChat, Reply, ServerChat
 from lightning_lm.evals.judges.exchanges import AnswerSet, Exchange, Question, load_answers, load_questions
 from lightning_lm.evals.judges.grading import AnswerGrade, GradingResult, grade_answers
 from lightning_lm.evals.judges.judge import Judge, Judgement, Prices, Usage
@@ -25,6 +25,7 @@ __all__ = [
     "Judgement",
     "LabelledPair",
     "LengthControl",
+    "LikelihoodChat",
     "LocalChat",
     "PairVerdict",
     "PairwiseResult",

@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning_lm.errors import ConfigurationError, RemoteError
 from lightning_lm.evals.local_model import LocalModel
-from lightning_lm.evals.requests import Generation, Prompt, Shot
+from lightning_lm.evals.requests import Generation, Likelihood, Prompt, Shot
 from lightning_lm.generation import Sampling
 from lightning_lm.json_http import JSONServer
 
-__all__ = ["Chat", "ChatModel", "Keep", "LocalChat", "Reply", "ServerChat"]
+__all__ = ["Chat", "ChatModel", "Keep", "LikelihoodChat", "LocalChat", "Reply", "ServerChat"]
 
 Chat = Sequence[Mapping[str, str]]
 """Turns with ``role`` and ``content``, the last one the user's."""
@@ -184,6 +184,46 @@ class LocalChat:
             for index, found in zip(block, self.model.generate([requests[index] for index in block]), strict=True):
                 tokens = found.num_tokens[0]
                 keep(index, Reply(found.texts[0], len(rows[index].ids), tokens, tokens >= self.max_tokens))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LikelihoodChat:
+    """A model in this process that replies with the likeliest of given lines, without reasons.
+
+    Small models rarely write a verdict in its form, and still prefer one of them; nothing is generated.
+
+    Args:
+        model: The model.
+        options: The lines, such as ``Verdict: A``.
+    """
+
+    model: LocalModel
+    options: tuple[str, ...]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Model, tokenizer and options."""
+        return {**self.model.description, "options": list(self.options)}
+
+    def reply(self, chats: Sequence[Chat], keep: Keep) -> None:
+        """Reply to conversations; one that does not fit into the context is refused.
+
+        Args:
+            chats: The conversations.
+            keep: Called with each reply.
+        """
+        for start in range(0, len(chats), self.model.batch_size):
+            prompts = [_prompt(chat) for chat in chats[start : start + self.model.batch_size]]
+            asked = [Likelihood(prompt, f"\n{option}") for prompt in prompts for option in self.options]
+            found = self.model.log_likelihoods(asked)
+            for place, prompt in enumerate(prompts):
+                scores = found[place * len(self.options) : (place + 1) * len(self.options)]
+                if any(score.is_truncated or score.dropped_shots for score in scores):
+                    most = self.model.encoder.max_length
+                    keep(start + place, Reply("", refusal=f"The conversation does not fit into {most} tokens."))
+                    continue
+                best = max(range(len(scores)), key=lambda index: scores[index].logprob)
+                keep(start + place, Reply(self.options[best], len(self.model.encoder.prompt(prompt, 1).ids)))
 
 
 def _prompt(chat: Chat) -> Prompt:

@@ -6,12 +6,13 @@ import pytest
 from judge_stub import StubJudge, prefer, shown
 
 from lightning_lm.errors import ConfigurationError, DataError, RemoteError
-from lightning_lm.evals import LocalModel
+from lightning_lm.evals import Likelihood, LocalModel, Prompt
 from lightning_lm.evals.judges import (
     AnswerSet,
     Exchange,
     Judge,
     LabelledPair,
+    LikelihoodChat,
     LocalChat,
     Prices,
     Question,
@@ -256,14 +257,39 @@ def test_a_local_model_judges_in_batches_and_refuses_what_does_not_fit():
     replies = judge.replies(chats)
     assert [bool(one.refusal) for one in replies] == [False, True, False, False]
     assert "512 tokens" in replies[1].refusal
-    assert replies[0].prompt_tokens == len(local.encoder._encode(local.encoder.text(_prompt("Hi"))))
+    assert replies[0].prompt_tokens == len(local.encoder._encode(local.encoder.text(Prompt("Hi"))))
     assert all(one.completion_tokens == 6 and one.is_truncated for one in replies if not one.refusal)
     alone = judge.replies(chats[:1])
     assert alone[0].text == replies[0].text
     assert json.dumps(judge.model.description)
 
 
-def _prompt(text):
-    from lightning_lm.evals import Prompt
+def test_the_likeliest_verdict_of_a_local_model():
+    from served_models import tiny_model, tiny_tokenizer
 
-    return Prompt(text)
+    local = LocalModel(tiny_model(context_length=256), tiny_tokenizer(), batch_size=2, chat=True)
+    options = ("Verdict: A", "Verdict: B", "Verdict: tie")
+    judge = Judge(LikelihoodChat(model=local, options=options), retries=0)
+    texts = ("Hi", "Hello", "x" * 300, "Which one?", "Go", "And now")
+    replies = judge.replies([[{"role": "user", "content": text}] for text in texts])
+    assert [bool(one.refusal) for one in replies] == [False, False, True, False, False, False]
+    for text, reply in zip(texts, replies, strict=True):
+        if not reply.refusal:
+            alone = {option: local.log_likelihoods([Likelihood(Prompt(text), option)])[0].logprob for option in options}
+            assert reply.text == max(alone, key=alone.get)
+            assert side_in(reply.text) is not None
+
+
+def test_our_own_server_is_asked_as_any_other():
+    from served_models import serving, tiny_model, tiny_tokenizer
+
+    with serving(tiny_model(), tiny_tokenizer()) as (address, _):
+        chat = ServerChat(server=JSONServer(f"{address}/v1"), model="tiny", max_tokens=4)
+        judge = Judge(chat, retries=0)
+        chats = [[{"role": "user", "content": text}] for text in ("Hi", "Hello", "x" * 2000)]
+        replies = judge.replies(chats)
+    assert [(one.completion_tokens, one.is_truncated) for one in replies[:2]] == [(4, True)] * 2
+    assert replies[0].prompt_tokens == len(
+        tiny_tokenizer().encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", allow_special=True)
+    )
+    assert replies[2].refusal, "longer than the context: this question fails, the others do not"
