@@ -1,11 +1,27 @@
 """``--help`` of the Trainer's verbs: one page each, written without importing torch or Lightning."""
 
+import textwrap
+
 __all__ = ["DATA_MODULES", "MODULES", "plan_page", "trainer_page"]
 
-MODULES = ("PretrainModule", "SFTModule", "RewardModule", "DPOModule", "KTOModule", "GRPOModule", "PPOModule")
+MODULES = (
+    "PretrainModule",
+    "MaskedLMModule",
+    "Seq2SeqModule",
+    "SFTModule",
+    "RewardModule",
+    "DPOModule",
+    "KTOModule",
+    "GRPOModule",
+    "PPOModule",
+)
 """Names that ``--model`` takes; the first is the default."""
 DATA_MODULES = (
     "TextDataModule",
+    "MaskedTextDataModule",
+    "DenoisingDataModule",
+    "PrefixTextDataModule",
+    "Seq2SeqDataModule",
     "ChatDataModule",
     "PreferenceDataModule",
     "UnpairedDataModule",
@@ -110,5 +126,4 @@ Figures of a GPU, for one that is not known, or other links:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    rows = [", ".join(names[start : start + 2]) for start in range(0, len(names), 2)]
-    return ",\n".join(f"{'':26}{row}" for row in rows)
+    return textwrap.fill(", ".join(names), 80, initial_indent=" " * 26, subsequent_indent=" " * 26)
