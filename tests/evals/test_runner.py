@@ -98,7 +98,7 @@ def test_tables_fit_into_80_columns_and_say_what_was_cut(tmp_path):
 
 def test_sampled_completions_of_an_item_depend_on_the_seed_and_on_the_item_alone(monkeypatch):
     lm = LocalModel(model(), ByteTokenizer(), batch_size=4)
-    tasks = [Reverse(num_items=6, num_samples=2, max_new_tokens=4, sampling=Sampling(temperature=5.0))]
+    tasks = [Reverse(num_items=6, num_samples=2, num_digits=3, max_new_tokens=4, sampling=Sampling(temperature=5.0))]
     written, complete = [], LocalModel.generate
     monkeypatch.setattr(LocalModel, "generate", lambda self, asked: kept(written, complete(self, asked)))
     whole = evaluate_tasks(tasks, lm)

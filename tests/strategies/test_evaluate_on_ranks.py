@@ -15,7 +15,7 @@ TOKENIZER = CharacterTokenizer("abcdefghijklmnopqrstuvwxyzAS \n0123456789")
 
 
 def evaluated(strategy, counted=None):
-    tasks = [NextLetter(count=6), Echo(), Reverse(num_items=4, num_samples=2, max_new_tokens=2)]
+    tasks = [NextLetter(count=6), Echo(), Reverse(num_items=4, num_samples=2, num_digits=2, max_new_tokens=3)]
     watched = Evaluate(tasks, every=2, max_share=0.99, batch_size=4, tokenizer=TOKENIZER)
     ask = LocalModel.log_likelihoods
     with pytest.MonkeyPatch.context() as patch:

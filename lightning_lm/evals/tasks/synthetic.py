@@ -31,9 +31,17 @@ class Reverse(GenerationTask, limits={"num_items": Limit.COUNT, "num_digits": Li
     delimiter: str = ""
     separator: str = "\n"
     stop: tuple[str, ...] = ("\n",)
-    max_new_tokens: int = 16
+    max_new_tokens: int = 8
     num_items: int = 200
     num_digits: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens <= self.num_digits:
+            raise ConfigurationError(
+                f"max_new_tokens={self.max_new_tokens} may not be enough for num_digits={self.num_digits} and the end; "
+                f"set max_new_tokens={self.num_digits + 2}."
+            )
 
     def records(self, split: str) -> Iterator[Placed]:
         """Yield the numbers of a split, each once."""
