@@ -7,15 +7,22 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     OlmoeConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
@@ -44,6 +51,11 @@ SIZES = {
     "max_position_embeddings": 64,
     **NO_TOKENS,
 }
+LATENT = {
+    "kv_lora_rank": 20, "q_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
 GPT2_SIZES = {"vocab_size": 97, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, **NO_TOKENS}
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3}
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -73,6 +85,44 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2 with windows in the upper layers": Qwen2Config(
         **{**SIZES, "num_hidden_layers": 3}, use_sliding_window=True, sliding_window=7, max_window_layers=1
     ),
+    "gemma3": Gemma3TextConfig(
+        **{**SIZES, "num_hidden_layers": 3, "max_position_embeddings": 64},
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+        },
+    ),
+    "gemma3 with a soft cap": Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=7, final_logit_softcapping=3.0),
+    "olmo2": Olmo2Config(**SIZES),
+    "olmo3 with YaRN in the layers without a window": Olmo3Config(
+        **{**SIZES, "num_hidden_layers": 4},
+        sliding_window=7,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            "full_attention": {**YARN, "rope_theta": 500.0},
+        },
+    ),
+    "smollm3": SmolLM3Config(**{**SIZES, "num_hidden_layers": 4}, no_rope_layers=[1, 1, 1, 0]),
+    "smollm3 without positions in each second layer": SmolLM3Config(
+        **{**SIZES, "num_hidden_layers": 4}, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=7
+    ),
+    "phi3": Phi3Config(**SIZES, sliding_window=7),
+    "phi3 with half of a head rotated": Phi3Config(
+        **SIZES, rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    ),
+    "glm4": Glm4Config(**SIZES, head_dim=16),
+    "deepseek_v3": DeepseekV3Config(**{**SIZES, "num_key_value_heads": 4}, **LATENT),
+    "deepseek_v3 without groups, with YaRN": DeepseekV3Config(
+        **{**SIZES, "num_key_value_heads": 4},
+        **{**LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None},
+        attention_bias=True,
+        rope_interleave=False,
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+    ),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "qwen3 with alternating windows": Qwen3Config(
         **{**SIZES, "num_hidden_layers": 4},
@@ -98,6 +148,9 @@ def randomised(model):
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise * 0.15 if parameter.dim() > 1 else parameter + noise * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # of routers, which training moves
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
     return model.eval()
 
 

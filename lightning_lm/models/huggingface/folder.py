@@ -5,6 +5,7 @@ Neither direction needs ``transformers``: the weights are safetensors, the rest 
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -297,16 +298,17 @@ def _is_tied(model: OurModel) -> bool:
 @torch.no_grad()
 def _fill(model: OurModel, family: Family, folder: Path) -> None:
     """Copy the tensors of a folder into a model, and insist that each side has all that the other has."""
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    renames = {entry.theirs: entry for entry in renames_for(family.names_for(model.config), parameters, _depth(model))}
-    assert {name for entry in renames.values() for name in entry.parameters} == parameters.keys()
+    weights = _weights(model)
+    spelt = renames_for(family.names_for(model.config), weights, _depth(model))
+    renames = {entry.theirs: entry for entry in spelt}
+    assert {name for entry in spelt for name in entry.parameters} >= dict(model.named_parameters()).keys()
     filled, unexpected = set(), []
     for name, tensor in read_tensors(folder):
         entry = renames.get(name) or renames.get(family.prefix + name)
         if entry is not None:
-            _copy(entry, tensor, parameters, folder)
+            _copy(entry, tensor, weights, folder)
             filled.add(entry.theirs)
-        elif not (name.endswith(family.not_weights) or (name == "lm_head.weight" and _is_tied(model))):
+        elif not _is_unread(name, model, family):
             unexpected.append(name)
     missing = [name for name in renames if name not in filled]
     if missing or unexpected:
@@ -316,8 +318,23 @@ def _fill(model: OurModel, family: Family, folder: Path) -> None:
         )
 
 
-def _copy(entry: Rename, tensor: Tensor, parameters: dict[str, Tensor], folder: Path) -> None:
-    ours = [of_stack(name, parameters) for name in entry.ours]
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return what checkpoints hold by name, tied weights once: parameters, and buffers such as biases of routers."""
+    held = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in held}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def _is_unread(name: str, model: OurModel, family: Family) -> bool:
+    """Return whether a name in a file means no weight of the model: a computed table, a copy, a layer beyond it."""
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    if family.predicts_further and layer is not None and int(layer[1]) >= _depth(model):
+        return True
+    return name.endswith(family.not_weights) or (name == "lm_head.weight" and _is_tied(model))
+
+
+def _copy(entry: Rename, tensor: Tensor, weights: dict[str, Tensor], folder: Path) -> None:
+    ours = [of_stack(name, weights) for name in entry.ours]
     pieces = entry.split(tensor, [weight.shape for weight in ours])
     for name, weight, piece in zip(entry.ours, ours, pieces, strict=True):
         if piece.shape != weight.shape:
@@ -330,11 +347,12 @@ def _copy(entry: Rename, tensor: Tensor, parameters: dict[str, Tensor], folder: 
 
 def _stored(model: OurModel, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
     """Yield the weights under the family's names, each made when its file is written."""
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    for entry in renames_for(family.names_for(model.config), parameters, _depth(model)):
-        ours = [of_stack(name, parameters).detach() for name in entry.ours]
-        num_bytes = sum(weight.numel() for weight in ours) * dtype.itemsize
-        yield StoredTensor(entry.theirs, num_bytes, partial(_joined, entry, ours, dtype))
+    weights, trained = _weights(model), dict(model.named_parameters()).keys()
+    for entry in renames_for(family.names_for(model.config), weights, _depth(model)):
+        ours = [of_stack(name, weights).detach() for name in entry.ours]
+        kept = dtype if entry.parameters[0] in trained else ours[0].dtype  # a bias of loads is lost in bfloat16
+        num_bytes = sum(weight.numel() for weight in ours) * kept.itemsize
+        yield StoredTensor(entry.theirs, num_bytes, partial(_joined, entry, ours, kept))
 
 
 def _joined(entry: Rename, ours: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.positions import LinearScaling, Llama3Scaling, Rope, RopeScaling, YaRNScaling
 
-__all__ = ["positions_written", "read_rope", "write_rope"]
+__all__ = ["positions_written", "read_rope", "write_layer_ropes", "write_rope"]
 
 _Settings = Mapping[str, Any]
 
@@ -54,6 +54,25 @@ def write_rope(rope: Rope) -> dict[str, Any]:
             f"{rope.scaling} has no counterpart in transformers; use one of its scalings, or none."
         )
     return {"rope_theta": rope.base, "rope_scaling": write(rope.scaling)}
+
+
+def write_layer_ropes(ropes: Mapping[str, Rope | None]) -> dict[str, Any]:
+    """Return ``rope_parameters`` of a family whose settings differ between kinds of layers.
+
+    Args:
+        ropes: Rotary part of each kind of layers.
+
+    Raises:
+        ConfigurationError: If a kind has none, or its scaling has no name in ``transformers``.
+    """
+    settings = {}
+    for kind, rope in ropes.items():
+        if rope is None:
+            raise ConfigurationError("there are layers without rotary positions")
+        written = write_rope(rope)
+        scaling = written["rope_scaling"] or {"rope_type": "default"}
+        settings[kind] = {**scaling, "rope_theta": written["rope_theta"]}
+    return settings
 
 
 def positions_written(context_length: int, scaling: RopeScaling | None) -> int:

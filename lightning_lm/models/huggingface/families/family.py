@@ -63,6 +63,7 @@ class Family:
         write: From a config to settings.
         describes: Class of the configs that it writes.
         not_weights: Ends of names in its files that are no weights: tables that are computed.
+        predicts_further: Its files may have layers beyond the depth, which predict further tokens; they are not read.
     """
 
     architecture: str
@@ -74,6 +75,7 @@ class Family:
     write: Callable[[Any], dict[str, Any]]
     describes: type[ModelConfig] = TransformerConfig
     not_weights: tuple[str, ...] = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+    predicts_further: bool = False
 
     def names_for(self, config: Any) -> Sequence[Rename]:
         """Return the table of the weights' names.
