@@ -123,7 +123,7 @@ def test_ntk_scaling_is_written_as_the_base_it_is(tmp_path, ids):
         (mixed(qk_norm="full"), "qwen3: it has no layers.0.mixer.qk_norm=full"),
         (mixed(rope=None), "llama: there are no rotary positions"),
         (mixed(rope=Rope(interleaved=True)), "interleaved=True"),
-        (mixed(rope=Rope(fraction=0.5)), r"fraction=0\.5"),
+        (mixed(rope=Rope(fraction=0.5, interleaved=True)), r"fraction=0\.5"),
         (replace(LLAMA, layers=Layer(mixer=Attention(num_heads=4), ffn=MLP())), "ffn is a MLP, not a GLU"),
         (replace(LLAMA, layers=Layer(mixer=Attention(num_heads=4), ffn=None)), "ffn is a NoneType"),
         (replace(LLAMA, norm=LayerNorm()), "norm is a LayerNorm"),
@@ -141,7 +141,7 @@ def test_a_family_can_be_asked_for():
     with pytest.raises(ConfigurationError, match="qwen3: it has no layers"):
         config_to_huggingface(LLAMA, family="qwen3")
     with pytest.raises(ConfigurationError, match="known are llama"):
-        config_to_huggingface(LLAMA, family="bert")
+        config_to_huggingface(LLAMA, family="rwkv")
     with pytest.raises(ConfigurationError, match=r"model\.config"):
         config_to_huggingface(replace(LLAMA, vocab_size=None))
 
@@ -149,7 +149,7 @@ def test_a_family_can_be_asked_for():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model_type": "bert"}, ConfigurationError, "'bert' is not known.*TransformersModel"),
+        ({"model_type": "qwen4_moe"}, ConfigurationError, "'qwen4_moe' is not known.*qwen3_moe.*TransformersModel"),
         ({"hidden_size": None}, CheckpointError, "lacks hidden_size"),
         ({"hidden_act": "mish"}, ConfigurationError, "'mish' is not known"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ConfigurationError, "known kinds are default, lin"),

@@ -98,7 +98,8 @@ def test_pretraining_tuning_generation_and_export(published, data, capsys, name)
     with torch.no_grad():
         for path in (folder, data / "exported"):
             theirs = kind.from_pretrained(path).eval()
-            assert type(theirs) is type(kind.from_config(FAMILIES[name]))
+            written_as = "llama" if (name, path.name) == ("phi3", "exported") else name  # the plainest of one function
+            assert type(theirs) is type(kind.from_config(FAMILIES[written_as]))
             torch.testing.assert_close(CheckpointModel(str(path)).build().eval()(ids), theirs(ids).logits)
             logits.append(theirs(ids).logits)
         torch.testing.assert_close(load_model(tuned)[0](ids), logits[1])

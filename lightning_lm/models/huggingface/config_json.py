@@ -1,6 +1,7 @@
 """``config.json`` of Hugging Face to `TransformerConfig` and back."""
 
 import dataclasses
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ def config_from_huggingface(source: Mapping[str, Any] | str | Path) -> OurConfig
     settings = source if isinstance(source, Mapping) else read_json(Path(source) / "config.json")
     name = settings.get("model_type")
     if name not in FAMILIES:
+        near = difflib.get_close_matches(str(name), FAMILIES, n=1)
+        nearest = f" The nearest is {near[0]}, which computes something else." if near else ""
         raise ConfigurationError(
-            f"The model_type {name!r} is not known here; known are {', '.join(FAMILIES)}. Any causal model of "
+            f"The model_type {name!r} is not known here; known are {', '.join(FAMILIES)}.{nearest} Any causal model of "
             "transformers can be used through lightning_lm.models.TransformersModel."
         )
     config: OurConfig = FAMILIES[name].config(settings)

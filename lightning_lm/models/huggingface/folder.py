@@ -5,34 +5,29 @@ Neither direction needs ``transformers``: the weights are safetensors, the rest 
 
 import copy
 import dataclasses
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_lm.errors import CheckpointError, ConfigurationError
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
-from lightning_lm.models.huggingface.families import FAMILIES, Family
+from lightning_lm.models.huggingface.families import FAMILIES
 from lightning_lm.models.huggingface.generation_config import (
     exported_settings,
     read_generation_settings,
     set_generation_settings,
 )
 from lightning_lm.models.huggingface.peft_adapters import PretrainedAdapters, adapter_base, is_adapter_folder
-from lightning_lm.models.huggingface.renames import Rename, of_stack, renames_for
+from lightning_lm.models.huggingface.transfer import OurModel, few, fill, stored
 from lightning_lm.models.huggingface.transformers_model import TransformersModel
 from lightning_lm.models.huggingface.weights import (
-    StoredTensor,
     read_json,
     read_shapes,
-    read_tensors,
     weight_files,
     write_json,
     write_tensors,
@@ -53,7 +48,6 @@ __all__ = [
 ]
 
 
-OurModel = Transformer | EncoderDecoder
 OurConfig = TransformerConfig | EncoderDecoderConfig
 
 
@@ -88,7 +82,7 @@ def load_huggingface(
     if context_length is not None:
         config = dataclasses.replace(config, context_length=context_length)
     model = _empty(config, dtype, device)
-    _fill(model, FAMILIES[settings["model_type"]], folder)
+    fill(model, FAMILIES[settings["model_type"]], folder)
     set_generation_settings(model, read_generation_settings(folder))
     return model
 
@@ -129,7 +123,7 @@ def save_huggingface(
         )
     settings = config_to_huggingface(model.config, family=family)
     dtype = dtype or model.embed.weight.dtype
-    tensors = list(_stored(model, FAMILIES[settings["model_type"]], dtype))
+    tensors = list(stored(model, FAMILIES[settings["model_type"]], dtype))
     with filling(Path(folder), known_by=known_by(tokenizer)) as fresh:
         write_tensors(fresh, tensors, max_shard_bytes=max_shard_bytes)
         generation = write_companions(model, fresh, tokenizer, max_length=model.config.context_length)
@@ -257,7 +251,7 @@ def _by_transformers(folder: Path, dtype: torch.dtype, reason: ConfigurationErro
         raise CheckpointError(f"transformers cannot read the model in {folder}: {error}") from error
     if loading["missing_keys"]:
         raise CheckpointError(
-            f"{folder} has no weights for {_few(sorted(loading['missing_keys']))}, which transformers would draw at "
+            f"{folder} has no weights for {few(sorted(loading['missing_keys']))}, which transformers would draw at "
             f"random. Is it a {type(model).__name__}, as its config.json reads?"
         )
     return TransformersModel(model.train())
@@ -285,83 +279,6 @@ def _empty(config: OurConfig, dtype: torch.dtype, device: torch.device | str) ->
         if hasattr(module, "reset_buffers"):
             module.reset_buffers()
     return model
-
-
-def _depth(model: OurModel) -> int:
-    return getattr(model.config, "num_layers", 0)
-
-
-def _is_tied(model: OurModel) -> bool:
-    return model.head.weight is model.embed.weight
-
-
-@torch.no_grad()
-def _fill(model: OurModel, family: Family, folder: Path) -> None:
-    """Copy the tensors of a folder into a model, and insist that each side has all that the other has."""
-    weights = _weights(model)
-    spelt = renames_for(family.names_for(model.config), weights, _depth(model))
-    renames = {entry.theirs: entry for entry in spelt}
-    assert {name for entry in spelt for name in entry.parameters} >= dict(model.named_parameters()).keys()
-    filled, unexpected = set(), []
-    for name, tensor in read_tensors(folder):
-        entry = renames.get(name) or renames.get(family.prefix + name)
-        if entry is not None:
-            _copy(entry, tensor, weights, folder)
-            filled.add(entry.theirs)
-        elif not _is_unread(name, model, family):
-            unexpected.append(name)
-    missing = [name for name in renames if name not in filled]
-    if missing or unexpected:
-        raise CheckpointError(
-            f"The weights in {folder} do not fit its config.json: missing {_few(missing)}, not expected "
-            f"{_few(unexpected)}. Are both from the same model?"
-        )
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return what checkpoints hold by name, tied weights once: parameters, and buffers such as biases of routers."""
-    held = model.state_dict()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in held}
-    return {**dict(model.named_parameters()), **buffers}
-
-
-def _is_unread(name: str, model: OurModel, family: Family) -> bool:
-    """Return whether a name in a file means no weight of the model: a computed table, a copy, a layer beyond it."""
-    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    if family.predicts_further and layer is not None and int(layer[1]) >= _depth(model):
-        return True
-    return name.endswith(family.not_weights) or (name == "lm_head.weight" and _is_tied(model))
-
-
-def _copy(entry: Rename, tensor: Tensor, weights: dict[str, Tensor], folder: Path) -> None:
-    ours = [of_stack(name, weights) for name in entry.ours]
-    pieces = entry.split(tensor, [weight.shape for weight in ours])
-    for name, weight, piece in zip(entry.ours, ours, pieces, strict=True):
-        if piece.shape != weight.shape:
-            raise CheckpointError(
-                f"{entry.theirs} in {folder} gives {name} the shape {tuple(piece.shape)}, but its config.json asks for "
-                f"{tuple(weight.shape)}. Are both from the same model?"
-            )
-        weight.copy_(piece)
-
-
-def _stored(model: OurModel, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
-    """Yield the weights under the family's names, each made when its file is written."""
-    weights, trained = _weights(model), dict(model.named_parameters()).keys()
-    for entry in renames_for(family.names_for(model.config), weights, _depth(model)):
-        ours = [of_stack(name, weights).detach() for name in entry.ours]
-        kept = dtype if entry.parameters[0] in trained else ours[0].dtype  # a bias of loads is lost in bfloat16
-        num_bytes = sum(weight.numel() for weight in ours) * kept.itemsize
-        yield StoredTensor(entry.theirs, num_bytes, partial(_joined, entry, ours, kept))
-
-
-def _joined(entry: Rename, ours: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return entry.join(ours).to("cpu", dtype)
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) or "nothing"
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def export_model(
