@@ -52,8 +52,17 @@ SHARED_FOLDERS = ("strategies", "demos")
 """Folders below tests whose files share what is costly to make: ranks that wait for work, a trained model."""
 OF_THE_WHEEL = ("tests/test_architecture.py", "tests/test_packaging.py")
 """Files that share the wheel."""
-LONGEST_FIRST = (*SHARED_FOLDERS, "kernels", "modules", "docs", "cli")
-"""Folders whose tests run first, so that two workers end at the same time."""
+LONGEST_FIRST = (*SHARED_FOLDERS, "kernels", "modules", "docs", "cli", "test_architecture.py", "test_packaging.py")
+LONGEST_FIRST += (
+    "test_readme.py",
+    "test_written_before.py",
+    "recipes",
+    "parity",
+    "robustness",
+    "foreign",
+    "benchmarks",
+)
+"""Folders and files whose tests run first, so that two workers end at the same time."""
 
 
 def unit_of(nodeid: str) -> str:
@@ -82,7 +91,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the folders that take longest."""
     order = {f"tests/{name}": place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get("/".join(item.nodeid.split("/")[:2]), len(order)))
+    items.sort(key=lambda item: order.get("/".join(item.nodeid.partition("::")[0].split("/")[:2]), len(order)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,8 +1,10 @@
 """A server in this process over a tiny model, as clients meet it."""
 
 import contextlib
+import itertools
 import socket
 import threading
+from unittest import mock
 
 import torch
 import uvicorn
@@ -42,8 +44,16 @@ def tiny_model(seed=0, *, context_length=512):
 
 @contextlib.contextmanager
 def serving(model, tokenizer, *, engine=None, **settings):
-    """Yield the address of a server, such as ``http://127.0.0.1:1234``, and its engine."""
-    with Engine(model, tokenizer, **(engine or {})).running() as running, socket.create_server(("127.0.0.1", 0)) as at:
+    """Yield the address of a server, such as ``http://127.0.0.1:1234``, and its engine.
+
+    A request without a seed gets a number that counts up: no test meets an end of text that another run does not.
+    """
+    seeds = itertools.count()
+    with (
+        mock.patch("secrets.randbits", side_effect=seeds),
+        Engine(model, tokenizer, **(engine or {})).running() as running,
+        socket.create_server(("127.0.0.1", 0)) as at,
+    ):
         app = Server(running, "tiny", **settings).app
         config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
