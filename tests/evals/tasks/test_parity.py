@@ -8,9 +8,11 @@ import pytest
 import torch
 from evals.tasks.small_data import write_lines
 
+from lightning_lm.evals import LocalModel, evaluate_tasks
 from lightning_lm.evals.requests import Generation
 from lightning_lm.evals.tasks import by_name
 from lightning_lm.evals.tasks.choice import best_choices
+from lightning_lm.tokenizers import PretrainedTokenizer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "dogs", "ran", "past", "two", "red", "houses", "and"]
 
@@ -142,3 +144,23 @@ def test_prompts_and_predictions_are_those_of_the_harness(both, name):
 def arguments_of(row):
     arguments = row["arguments"]
     return [list(each.values()) for each in arguments.values()] if isinstance(arguments, dict) else arguments
+
+
+@pytest.mark.parametrize("name", ["lambada", "gsm8k"])
+def test_a_models_answers_are_those_that_the_harness_gets(both, name):
+    folder, peer, samples = both
+    config = json.dumps({"eos_token": "</s>"})
+    tokenizer = PretrainedTokenizer(peer.tokenizer.backend_tokenizer.to_str(), config=config)
+    model = LocalModel(peer.model, tokenizer, batch_size=3)
+    settings = {"max_new_tokens": 8} if name == "gsm8k" else {}
+    task = by_name(name, data=folder, shots=SHOTS.get(name, 0), **settings)
+    items, rows = evaluate_tasks([task], model)[name].items, harness(samples, name)
+    if name == "lambada":
+        for item, row in zip(items, rows, strict=True):
+            ((logprob, is_greedy),) = row["filtered_resps"]
+            assert item.scores["logprob"] == pytest.approx(float(logprob), abs=1e-3)
+            assert item.scores["acc"] == row["acc"] == float(is_greedy in (True, "True"))
+        return
+    texts = [answer.texts[0] for answer in model.generate([item.requests[0] for item in task.items()])]
+    assert texts == [row["resps"][0][0] for row in rows]
+    assert [item.scores["strict_match"] for item in items] == [row["exact_match"] for row in rows]
