@@ -69,7 +69,7 @@ def test_an_answer_that_ends_early_is_tried_again(client):
 def test_a_server_that_hangs_or_trickles_is_left_at_the_deadline(client, step):
     server, scenario = client(step, timeout_s=1.0)
     begin = time.monotonic()
-    with pytest.raises(RemoteError, match=r"timeout_s=1\.0") as caught:
+    with pytest.raises(RemoteError, match="timeout_s=1") as caught:
         server.post("x", {})
     assert caught.value.status is None
     assert 0.9 < time.monotonic() - begin < 60  # the upper bound leaves room for a busy machine
