@@ -184,9 +184,9 @@ def overlay(recipe: str) -> dict:
 @pytest.mark.parametrize(
     ("recipe", "limits", "read_apart"),
     [
-        ("grpo/reverse", (544, 685, 999), ("models", "generation")),
-        ("dpo/reverse", (195, 335, 474), ("models",)),
-        ("pretrain/quickstart", (264, 523, 906), ()),
+        ("grpo/reverse", (545, 686, 1000), ("models", "generation")),
+        ("dpo/reverse", (195, 336, 475), ("models",)),
+        ("pretrain/quickstart", (294, 562, 986), ()),
     ],
 )
 def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monkeypatch):

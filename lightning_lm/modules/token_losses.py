@@ -69,12 +69,9 @@ class CrossEntropy(TokenLossPart, limits={"z_loss": Limit.NON_NEGATIVE, "label_s
 
 def next_token_inputs(batch: Batch) -> dict[str, Tensor]:
     """Return the arguments of the model: all positions but the last, which predicts nothing."""
-    names = ("input_ids", "position_ids", "document_ids")
-    inputs = {name: batch[name][:, :-1] for name in names if batch.get(name) is not None}
-    prefixes = batch.get("prefix_lengths")
-    if prefixes is not None:
-        inputs["prefix_lengths"] = prefixes if prefixes.dim() == 1 else prefixes[:, :-1]
-    return inputs
+    names = ("input_ids", "position_ids", "document_ids", "prefix_lengths")
+    given = {name: batch[name] for name in names if batch.get(name) is not None}
+    return {name: value[:, :-1] if value.dim() > 1 else value for name, value in given.items()}
 
 
 def next_token_targets(batch: Batch) -> Tensor:
