@@ -24,6 +24,7 @@ from lightning_lm.callbacks.memory_report import MemoryReport
 from lightning_lm.callbacks.perplexity import Perplexity
 from lightning_lm.callbacks.profile import Profile
 from lightning_lm.callbacks.progress_bar import LMProgressBar
+from lightning_lm.callbacks.router_stats import RouterStats
 from lightning_lm.callbacks.run_report import RunReport
 from lightning_lm.callbacks.sample_text import SampleText
 from lightning_lm.callbacks.scaling_law import ScalingLaw
@@ -47,6 +48,7 @@ __all__ = [
     "Perplexity",
     "PretrainedAdapters",
     "Profile",
+    "RouterStats",
     "RunReport",
     "SampleText",
     "ScalingLaw",

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning_lm.callbacks.batches import model_context, row_length, rows_per_device
 from lightning_lm.callbacks.flops import training_flops_per_token
 from lightning_lm.callbacks.hooks import LeanHooks
-from lightning_lm.models.summary import ModelDescription, memory_estimate, parameter_table, render
+from lightning_lm.models.summary import ModelDescription, active_parameters, memory_estimate, parameter_table, render
 from lightning_lm.parts import Limit, check_numbers
 
 __all__ = ["LMSummary"]
@@ -53,7 +53,13 @@ class LMSummary(LeanHooks, ModelSummary):
             autocast=str(trainer.precision).endswith("mixed"),
         )
         table = tuple(parameter_table(pl_module))
-        description = ModelDescription(rows=table, context_length=length, flops_per_token=flops, memory=memory)
+        description = ModelDescription(
+            rows=table,
+            context_length=length,
+            flops_per_token=flops,
+            memory=memory,
+            active_parameters=active_parameters(pl_module),
+        )
         rich.get_console().print(render(description))
 
 

@@ -88,6 +88,7 @@ from lightning_lm.models.roles import Role, parameter_roles
 from lightning_lm.models.sink_attention import SinkAttention
 from lightning_lm.models.summary import (
     ModelDescription,
+    active_parameters,
     describe,
     flops_per_token,
     memory_estimate,
@@ -181,6 +182,7 @@ __all__ = [
     "WindowMLP",
     "WordVectors",
     "YaRNScaling",
+    "active_parameters",
     "add_end_ids",
     "as_language_model",
     "attach_adapters",

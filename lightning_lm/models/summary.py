@@ -19,6 +19,7 @@ __all__ = [
     "MemoryEstimate",
     "ModelDescription",
     "ParameterRow",
+    "active_parameters",
     "attention_shapes",
     "cast_bytes",
     "describe",
@@ -82,12 +83,14 @@ class ModelDescription:
         context_length: Tokens of a row; ``None`` if unknown.
         flops_per_token: Training FLOPs per token at that length; see `flops_per_token`. ``None`` if not counted.
         memory: Memory of a training step.
+        active_parameters: Parameters that a token uses, where there are experts; ``None`` for all.
     """
 
     rows: tuple[ParameterRow, ...]
     context_length: int | None
     flops_per_token: float | None
     memory: MemoryEstimate
+    active_parameters: int | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -203,7 +206,19 @@ def describe(model: nn.Module, context_length: int, *, rows: int = 1) -> ModelDe
         context_length=context_length,
         flops_per_token=flops_per_token(model, context_length),
         memory=memory_estimate(model, rows * context_length),
+        active_parameters=active_parameters(model),
     )
+
+
+def active_parameters(model: nn.Module) -> int:
+    """Return the number of parameters that a token uses: of a stack of experts, the share that it is multiplied with.
+
+    Args:
+        model: Any module; without experts these are all parameters.
+    """
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "active_share")]
+    shares = {id(weight): float(m.active_share) for m in modules for weight in m.parameters(recurse=False)}
+    return round(sum(weight.numel() * shares.get(id(weight), 1.0) for weight in model.parameters()))
 
 
 def render(description: ModelDescription) -> "Table":
@@ -214,7 +229,10 @@ def render(description: ModelDescription) -> "Table":
     """
     from rich.table import Table
 
-    table = Table(title=f"{_short(description.num_parameters).strip()} parameters", caption=_caption(description))
+    title = f"{_short(description.num_parameters).strip()} parameters"
+    if description.active_parameters not in (None, description.num_parameters):
+        title += f", {_short(description.active_parameters or 0).strip()} of them active per token"
+    table = Table(title=title, caption=_caption(description))
     table.add_column("role")
     for name in ("tensors", "parameters", "share", "memory"):
         table.add_column(name, justify="right")
