@@ -98,7 +98,7 @@ READINGS = {
         Reading(PolicyModule.collect, (20, 24), (40, 50)),
     ),
     "dpo/reverse": (Reading(LMModule.training_step, (13, 17), (23, 34)),),
-    "pretrain/quickstart": (Reading(LMModule.training_step, (19, 26), (27, 50)),),
+    "pretrain/quickstart": (Reading(LMModule.training_step, (21, 28), (31, 54)),),
 }
 
 
