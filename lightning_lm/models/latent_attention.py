@@ -203,7 +203,7 @@ class LatentSelfAttention(MixerModule):
             q_rope: Rotated queries, [batch, heads, new, rope_dim].
             latent: Compressed vectors, [batch, seen, kv_rank].
             k_rope: Rotated keys, [batch, seen, rope_dim].
-            mask: What the queries see, [batch, 1, new, seen]; ``None`` for all up to their own places.
+            mask: Keys that the queries see, [batch, 1, new, seen]; ``None`` for all up to their own places.
         """
         heads, new, seen = q.size(1), q.size(2), latent.size(1)
         k_up = self.k_up.weight.unflatten(0, (heads, -1)).to(q.dtype)

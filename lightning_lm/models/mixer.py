@@ -1,4 +1,4 @@
-"""What every layer that mixes tokens has in common, whether it attends or carries a state along."""
+"""Base of the layers that mix tokens, whether they attend or carry a state along."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

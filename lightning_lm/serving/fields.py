@@ -158,7 +158,7 @@ def shown(value: Any) -> str:
     """Return a value for an error message, cut short.
 
     Args:
-        value: Of a JSON body; it may be large, or nested deeply.
+        value: Value of a JSON body; it may be large, or nested deeply.
     """
     text = _REPR.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

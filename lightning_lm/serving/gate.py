@@ -1,4 +1,4 @@
-"""Who may send requests: holders of the API key, and of all web pages this server's own one only."""
+"""The gate of the server: holders of the API key may send requests, and of all web pages this server's own one only."""
 
 import hmac
 import ipaddress

@@ -84,7 +84,7 @@ class Rename:
         theirs: Name in the file; ``{i}`` stands for the index of a layer.
         ours: Names in our state dict; ``name[3]`` is the fourth matrix of a stack.
         transposed: True if matrices are stored ``[in, out]``.
-        layout: How theirs holds several of ours.
+        layout: Order in which theirs holds several of ours.
     """
 
     theirs: str

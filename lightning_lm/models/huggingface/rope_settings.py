@@ -18,7 +18,7 @@ def read_rope(config: _Settings, *, kind_of_layer: str | None = None, partial: b
     Args:
         config: Has ``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling``.
         kind_of_layer: The layers to read for, where the settings differ between kinds of layers.
-        partial: Whether models of the family can rotate a fraction of a head.
+        partial: True if models of the family can rotate a fraction of a head.
 
     Raises:
         ConfigurationError: If the scaling is of a kind that has no part here.

@@ -1,4 +1,4 @@
-"""What the files of the families share: a family itself, and settings that Llama's descendants have in common."""
+"""Common ground of the families: a family itself, and settings that Llama's descendants share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,7 +170,7 @@ def expect(kind: type[_Part], part: object, name: str) -> _Part:
 
     Args:
         kind: Class that the family knows.
-        part: What the config has.
+        part: Part of the config.
         name: Field of the config, for the error.
 
     Raises:
