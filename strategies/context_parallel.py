@@ -16,6 +16,7 @@ from lightning_lm.functional.attention import Documents
 from lightning_lm.functional.context_parallel import context_parallel_attention, shard_sequence
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.models.attention import Attention, SelfAttention
+from lightning_lm.models.experts.moe import MixtureOfExperts
 from lightning_lm.models.sink_attention import SinkSelfAttention
 from lightning_lm.modules.token_losses import ImitationLoss, TokenLossPart, next_token_inputs, next_token_targets
 from lightning_lm.parts import Limit, check_numbers
@@ -205,6 +206,11 @@ def _mixers(module: LightningModule) -> list[SelfAttention]:
         raise ConfigurationError(
             "ContextParallelStrategy can share rows in layers of Attention only, and found "
             f"{sorted(strangers) or 'none'}. Use a model of lightning_lm.models, or another strategy."
+        )
+    if any(isinstance(part, MixtureOfExperts) for part in module.modules()):
+        raise ConfigurationError(
+            "ContextParallelStrategy does not add up the loads of experts over the ranks that share a row. Train a "
+            "model that has MoE layers with another strategy."
         )
     if not all(mixer.is_causal for mixer in mixers):
         raise ConfigurationError("ContextParallelStrategy attends causally; Attention(causal=False) needs another.")

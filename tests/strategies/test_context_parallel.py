@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.context_parallel import context_parallel_attention, gather_sequence, shard_sequence
-from lightning_lm.models import Attention, Layer, TransformerConfig
+from lightning_lm.models import GLU, Attention, Layer, MoE, SinkAttention, TransformerConfig
 from lightning_lm.modules import PretrainModule, SFTModule
 from lightning_lm.optim import AdamW, Constant
 from lightning_lm.strategies import ContextParallelStrategy
@@ -172,10 +172,15 @@ def fit_refused(module, size, message):
 
 
 def test_what_cannot_be_cut_is_refused(ranks):
-    dropping = TransformerConfig(vocab_size=31, d_model=16, num_layers=1, layers=Layer(mixer=Attention(dropout=0.1)))
+    def small(layer):
+        return TransformerConfig(vocab_size=31, d_model=16, num_layers=1, layers=layer)
+
+    dropping = small(Layer(mixer=Attention(dropout=0.1)))
     for module, size, message in (
         (PretrainModule(config()), 3, "context_parallel_size=3 does not divide the 2 ranks"),
         (PretrainModule(dropping), 2, "cannot drop attention weights"),
+        (PretrainModule(small(Layer(ffn=MoE(experts=GLU(hidden_size=16), num_experts=4)))), 2, "loads of experts"),
+        (PretrainModule(small(Layer(mixer=SinkAttention(num_heads=2)))), 2, r"layers of Attention only.*SinkSelfAtt"),
         (Foreign(torch.nn.Linear(2, 2)), 2, "layers of Attention only"),
         (Foreign(config().build()), 2, "Foreign has no such 'loss'"),
     ):
