@@ -146,6 +146,30 @@ def test_every_callback_has_a_row():
     assert rows == {name for name, value in exported.items() if isinstance(value, type) and issubclass(value, Callback)}
 
 
+def test_every_part_of_the_table_exists():
+    from lightning_lm import models, modules
+
+    table = README.partition("| part | choices |")[2].partition("\n\n")[0]
+    names = set(re.findall(r"`([A-Z]\w+)`", table))
+    assert len(names) > 15
+    assert [name for name in names if not (hasattr(models, name) or hasattr(modules, name))] == []
+
+
+def test_every_mixer_and_feed_forward_part_has_a_place():
+    from lightning_lm import models
+
+    parts = {value for value in vars(models).values() if isinstance(value, type) and issubclass(value, models.Mixer)}
+    parts |= {value for value in vars(models).values() if isinstance(value, type) and issubclass(value, models.FFN)}
+    hidden = {
+        "Mixer",
+        "FFN",
+        "RecurrentPart",
+        "MuPAttention",
+        "CrossAttention",
+    }  # bases; two that other sections and parts bring along
+    assert {part.__name__ for part in parts} - hidden <= set(re.findall(r"`(\w+)`", README))
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
