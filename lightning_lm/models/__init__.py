@@ -3,6 +3,7 @@
 from lightning_lm.models.attention import Attention
 from lightning_lm.models.auxiliary import LayerLoad, collect_auxiliary
 from lightning_lm.models.cache import KVCache, LayerState
+from lightning_lm.models.clamped_glu import ClampedGLU
 from lightning_lm.models.config import ModelConfig
 from lightning_lm.models.context import Context, make_context
 from lightning_lm.models.cross_attention import CrossAttention
@@ -108,6 +109,7 @@ __all__ = [
     "Adapters",
     "Attention",
     "Balance",
+    "ClampedGLU",
     "ConditionedDecoder",
     "Context",
     "CrossAttention",

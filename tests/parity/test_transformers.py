@@ -11,6 +11,7 @@ from transformers import (
     Gemma3TextConfig,
     Glm4Config,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -122,6 +123,15 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         attention_bias=True,
         rope_interleave=False,
         rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+    ),
+    "gpt_oss": GptOssConfig(
+        **{**SIZES, "intermediate_size": 24},
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=7,
+        swiglu_limit=1.5,
+        rope_parameters={**YARN, "truncate": False},
     ),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "qwen3 with alternating windows": Qwen3Config(

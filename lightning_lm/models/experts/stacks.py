@@ -92,12 +92,21 @@ class ExpertStack(nn.Module):
         if self.gate is None:
             hidden = self.activation(up)
         else:
-            hidden = self.activation(_plus(self.gate(rows, counts), self.gate.row_biases(counts))) * up
+            hidden = self.gated(_plus(self.gate(rows, counts), self.gate.row_biases(counts)), up)
         factor = weights[:, None].to(hidden.dtype)
         biases = self.down.row_biases(counts)
         # The weight is a factor of the narrower side: the layer is linear.
         out: Tensor = self.down(hidden * factor, counts)
         return out if biases is None else out + biases.to(out.dtype) * factor
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return the features between the projections, [rows, hidden].
+
+        Args:
+            gate: What is activated.
+            up: What it multiplies.
+        """
+        return self.activation(gate) * up
 
 
 def _plus(x: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Joined", "PerGroup", "Rename", "Separated", "module_names", "of_stack", "renames_for"]
+__all__ = ["Flattened", "Joined", "PerGroup", "Rename", "Separated", "module_names", "of_stack", "renames_for"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,25 @@ class Separated(Joined):
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return their weight from ours; see `Joined.join`."""
         return super().join(tensors).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Flattened(PerGroup):
+    """Vectors of ours that theirs holds as the rows of a matrix.
+
+    Args:
+        rows: Rows of theirs.
+    """
+
+    rows: int = 1
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return our weights from theirs; see `Joined.split`."""
+        return super().split(tensor.flatten(), sizes)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return their weight from ours; see `Joined.join`."""
+        return super().join(tensors).unflatten(0, (self.rows, -1))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from lightning_lm.models.huggingface.families.family import Family
 from lightning_lm.models.huggingface.families.fused import GLM4, PHI3
 from lightning_lm.models.huggingface.families.gemma3 import GEMMA3
 from lightning_lm.models.huggingface.families.gpt2 import GPT2
+from lightning_lm.models.huggingface.families.gpt_oss import GPT_OSS
 from lightning_lm.models.huggingface.families.llama import LLAMA_FAMILIES
 from lightning_lm.models.huggingface.families.mamba2 import MAMBA2
 from lightning_lm.models.huggingface.families.olmo import OLMO_FAMILIES
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     **OLMO_FAMILIES,
     **EXPERT_FAMILIES,
     "deepseek_v3": DEEPSEEK_V3,
+    "gpt_oss": GPT_OSS,
     "gpt2": GPT2,
     "mamba2": MAMBA2,
     "qwen3_next": QWEN3_NEXT,
