@@ -19,14 +19,14 @@ from lightning_lm import callbacks, cli, datamodules, modules, strategies
 from lightning_lm.errors import ConfigurationError, DataError
 from lightning_lm.functional import KLPenalty, Sigmoid
 from lightning_lm.json_http import JSONServer
-from lightning_lm.models import Adapters, Attention, TransformerConfig
+from lightning_lm.models import Adapters, Attention, Layer, TransformerConfig, decoder_layers
 from lightning_lm.modules import CrossEntropy
 from lightning_lm.optim import SGD, WSD, AdamW, Cosine, Muon
 from lightning_lm.parts import Limit, Part, check_numbers
 from lightning_lm.scaling import DropSmallestBudgets, Estimator, IsoFlop, RandomSearch
 
 SIGNED = {"threshold", "target_margin", "presence_penalty", "frequency_penalty", "scale", "embed_scale", "offset"}
-SIGNED |= {"entropy_coefficient", "seed", "lowest", "reward_weights", "weights"}
+SIGNED |= {"forget_bias", "entropy_coefficient", "seed", "lowest", "reward_weights", "weights"}
 """Names of numbers that may be negative."""
 PACKAGES = ("curation", "data", "datamodules", "functional", "generation", "models", "modules", "optim", "rewards")
 PACKAGES += ("scaling", "strategies", "tokenizers")
@@ -35,6 +35,7 @@ NOT_BUILT = {"GradientAverager", "ShardedOptimizer", "ModelReward", "Rollout"}
 """Classes that code makes, not a user's settings."""
 GIVEN = {
     "model": TransformerConfig(d_model=8, num_layers=1),
+    TransformerConfig: TransformerConfig(d_model=8, num_layers=1),
     "server": JSONServer("http://localhost:1/v1"),
     "url": "http://localhost:1/v1",
     "texts": ["x"],
@@ -49,6 +50,9 @@ GIVEN = {
 """Values by the name or the type of an argument."""
 MADE_WITH: dict[str, dict[str, Any]] = {"ImportanceResampling": {"fraction": 0.5}, "Language": {"languages": "en"}}
 MADE_WITH |= {"WordList": {"words": ["x"]}, "DocumentedFunctions": {"questions": {"card": 1}}}
+_BOTH_WAYS = TransformerConfig(d_model=8, num_layers=1, layers=Layer(mixer=Attention(causal=False)))
+_READING = TransformerConfig(d_model=8, num_layers=2, layers=decoder_layers())
+MADE_WITH |= {"EncoderDecoderConfig": {"encoder": _BOTH_WAYS, "decoder": _READING}}
 """Values that a class needs although they have defaults."""
 
 

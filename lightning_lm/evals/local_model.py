@@ -25,6 +25,7 @@ from lightning_lm.generation.generator import evaluating
 from lightning_lm.generation.prompt_checks import check_ids, stated_context_length
 from lightning_lm.kernels import linear_target_scores, output_layer
 from lightning_lm.models import as_language_model
+from lightning_lm.models.position_bias import PositionBias
 from lightning_lm.protocols import Tokenizer, is_language_model
 
 __all__ = ["LocalModel"]
@@ -205,7 +206,8 @@ class _Reader:
         self.device = model.head.weight.device
         longest = max((len(row.ids) for row in rows), default=1)
         cache = model.make_cache(1, longest) if hasattr(model, "make_cache") else None
-        self.can_share = cache is not None and cache.can_join and cache.can_rewind
+        biased = any(isinstance(module, PositionBias) for module in model.modules())
+        self.can_share = cache is not None and cache.can_join and cache.can_rewind and not biased
         self._trunk: tuple[NDArray[np.uint32], Any] | None = None
 
     def read(self, batch: Batch) -> Iterator[_Found]:

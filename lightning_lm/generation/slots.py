@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_lm.generation.forward import head_logits
 from lightning_lm.models.cache import KVCache, LayerCache
+from lightning_lm.models.position_bias import PositionBias
 from lightning_lm.protocols import LanguageModel
 
 __all__ = ["Block", "SlotForward", "supports_slots"]
@@ -38,6 +39,8 @@ def supports_slots(model: Any) -> bool:
     if not hasattr(model, "make_cache") or not isinstance(model, LanguageModel):
         return False
     own: Any = model
+    if any(isinstance(module, PositionBias) for module in own.modules()):  # rows end in columns of their own
+        return False
     cache = own.make_cache(1, 1)
     return isinstance(cache, KVCache) and all(type(layer) is LayerCache for layer in cache.layers)
 

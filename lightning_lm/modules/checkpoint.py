@@ -30,6 +30,7 @@ from lightning_lm.models import (
 )
 from lightning_lm.models.huggingface.folder import load_pretrained
 from lightning_lm.models.huggingface.peft_adapters import adapter_base, is_adapter_folder
+from lightning_lm.parts import Part
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.storage import check_archive, resolve_checkpoint
 from lightning_lm.tokenizers import load_tokenizer, tokenizer_from_files
@@ -291,12 +292,21 @@ def check_config(found: Mapping[str, Any] | None, wanted: Mapping[str, Any] | No
     """
     differences: list[str] = []
     if found is not None and wanted is not None:  # training adds the ends of its template to the generation settings
-        differences = _differences({**found, "generation": None}, {**wanted, "generation": None})
+        differences = _differences(_spelt_out(found), _spelt_out(wanted))
     if differences:
         raise CheckpointError(
             f"The checkpoint holds another model: {'; '.join(differences)}. Resume with the configuration that "
             "wrote it, or start without the checkpoint."
         )
+
+
+def _spelt_out(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a description with the fields that its parts did not have yet when it was written."""
+    plain = {name: value for name, value in description.items() if name != "generation"}
+    try:
+        return Part.from_dict(plain).to_dict()
+    except ConfigurationError:  # of a part that is not known here, or of none
+        return plain
 
 
 def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:

@@ -47,6 +47,7 @@ OTHERS = {
     "vllm",
     "bash",
     "curl",
+    "mkdir",
     "srun",
     "pytest",
 }

@@ -222,9 +222,10 @@ def stopped_at(texts, place):
 def test_a_signal_ends_tokenizing_with_its_processes_and_the_next_call_goes_on(tmp_path, num_workers):
     texts, tokenizer = [f"text {number}" for number in range(5000)], ByteTokenizer()
     settings = {"num_workers": num_workers, "show_progress": False}
+    others = set(multiprocessing.active_children())  # ranks of earlier tests, which are kept
     with pytest.raises(RunStopped), stop_signals.handled():
         tokenize(stopped_at(texts, 4000), tokenizer, tmp_path / "store", **settings)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
     store = tokenize(texts, tokenizer, tmp_path / "store", **settings)
     assert len(store) == 5000
     assert store[4321].tolist() == [*b"text 4321", tokenizer.eos_id]

@@ -151,7 +151,8 @@ class MixtureOfExperts(nn.Module):
         Args:
             counts: Choices of each expert over all ranks and micro-batches.
         """
-        if self.balance is not None:
+        trained = any(parameter.requires_grad for parameter in self.router.parameters())
+        if self.balance is not None and trained:  # a frozen base under adapters stays as it is
             self.balance.update(counts)
 
     def _shared_output(self, x: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Groups(Part, limits={"count": Limit.COUNT, "chosen": Limit.COUNT, "best": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopK(Router):
+class TopK(Router, limits={"scale": Limit.FINITE}):
     """The ``k`` experts with the best scores.
 
     Args:

@@ -103,8 +103,8 @@ class ExpertStack(nn.Module):
         """Return the features between the projections, [rows, hidden].
 
         Args:
-            gate: What is activated.
-            up: What it multiplies.
+            gate: Factor that is activated.
+            up: The other factor.
         """
         return self.activation(gate) * up
 

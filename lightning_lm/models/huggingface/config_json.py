@@ -18,6 +18,7 @@ from lightning_lm.models.ffn import FFN, GLU, MLP
 from lightning_lm.models.huggingface.families import FAMILIES
 from lightning_lm.models.huggingface.weights import read_json
 from lightning_lm.models.init import Normal
+from lightning_lm.models.latent_attention import LatentAttention
 from lightning_lm.models.mixer import Mixer
 from lightning_lm.models.positions import NTKScaling
 from lightning_lm.models.recurrent.mixer import RecurrentPart
@@ -105,6 +106,9 @@ def _explicit(config: OurConfig) -> OurConfig:
 def _explicit_mixer(mixer: Mixer, d_model: int) -> Mixer:
     if isinstance(mixer, RecurrentPart):
         return mixer.spelt_out(d_model)
+    if isinstance(mixer, LatentAttention):
+        scale = (mixer.nope_dim + mixer.rope_dim) ** -0.5 if mixer.scale is None else mixer.scale
+        return dataclasses.replace(mixer, scale=scale)
     if not isinstance(mixer, Attention):
         return mixer
     head_dim = mixer.head_dim or d_model // mixer.num_heads
@@ -146,7 +150,7 @@ def _untrained(ffn: FFN | None) -> FFN | None:
     """Leave out of experts what matters in training only; a bias on their choice is part of the function."""
     if not isinstance(ffn, MoE):
         return ffn
-    balance = ffn.balance if isinstance(ffn.balance, LoadBias) else None
+    balance = LoadBias() if isinstance(ffn.balance, LoadBias) else None
     return dataclasses.replace(ffn, balance=balance, z_loss=0.0, capacity_factor=None)
 
 

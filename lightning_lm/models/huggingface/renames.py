@@ -92,7 +92,8 @@ class Flattened(PerGroup):
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return their weight from ours; see `Joined.join`."""
-        return super().join(tensors).unflatten(0, (self.rows, -1))
+        joined = super().join(tensors)
+        return joined.view(self.rows, -1)
 
 
 @dataclass(frozen=True)
