@@ -1,5 +1,6 @@
 """`Generator` on a Markov chain whose distribution is known, and against transformers' own generation."""
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -12,6 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
+from lightning_lm.generation.slots import supports_slots
+from lightning_lm.models import ALiBi, Attention, Layer, TransformerConfig
 from lightning_lm.models.huggingface.transformers_model import TransformersModel
 
 GREEDY = Sampling(temperature=0)
@@ -393,3 +396,10 @@ class TestBeginMark:
     def test_can_be_chosen(self):
         (completion,) = Generator(alphabet(), Letters(), prefix_ids=[3]).generate(["a"], max_new_tokens=1)
         assert completion.prompt_ids == (3, 0)
+
+
+def test_models_with_biases_by_distance_are_not_batched_continuously():
+    layers = Layer(mixer=Attention(num_heads=2, rope=None))
+    plain = TransformerConfig(vocab_size=31, d_model=16, num_layers=1, layers=layers)
+    assert supports_slots(plain.build())
+    assert not supports_slots(dataclasses.replace(plain, positions=ALiBi(num_heads=2)).build())

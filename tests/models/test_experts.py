@@ -224,3 +224,14 @@ def test_ids_are_spread_over_experts_and_each_goes_to_different_ones():
 def test_what_cannot_work_is_refused_with_a_remedy(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+def test_the_bias_of_a_frozen_router_stays():
+    layer = MoE(experts=GLU(hidden_size=8), num_experts=4, balance=LoadBias(rate=0.1)).build(8)
+    loads = torch.tensor([9.0, 1.0, 1.0, 1.0])
+    layer.router.requires_grad_(False)
+    layer.end_step(loads)
+    assert torch.equal(layer.balance.bias, torch.zeros(4))
+    layer.router.requires_grad_(True)
+    layer.end_step(loads)
+    assert layer.balance.bias[0] < 0

@@ -6,7 +6,8 @@ import torch
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.rope import rope_frequencies
-from lightning_lm.models import LatentAttention, Layer, Rope, TransformerConfig
+from lightning_lm.models import GLU, LatentAttention, Layer, LoadBias, MoE, Rope, TransformerConfig
+from lightning_lm.models.huggingface.config_json import config_to_huggingface
 from lightning_lm.models.lora import attach_adapters
 from lightning_lm.models.norms import RMSNorm
 from lightning_lm.models.summary import flops_per_token
@@ -121,3 +122,10 @@ def test_flops_are_those_of_the_products():
 def test_a_fraction_of_the_rotated_part_is_refused():
     with pytest.raises(ConfigurationError, match="rope_dim says"):
         LatentAttention(rope=Rope(fraction=0.5))
+
+
+def test_a_deepseek_of_defaults_is_exported_whatever_moved_its_bias():
+    experts = MoE(experts=GLU(hidden_size=8), num_experts=4, balance=LoadBias(rate=5e-3), shared=GLU(hidden_size=8))
+    config = TransformerConfig(vocab_size=31, d_model=12, num_layers=2, layers=Layer(mixer=PART, ffn=experts))
+    settings = config_to_huggingface(config)
+    assert (settings["model_type"], settings["kv_lora_rank"]) == ("deepseek_v3", PART.kv_rank)
