@@ -173,8 +173,10 @@ def memory_estimate(
     roles = _roles_by_weight(model)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     inner = [module for module in linear if roles[id(module.weight)] not in ("head", "embedding")]
+    stacks = _expert_stacks(model)
     outputs = sum(module.out_features for module in inner)
-    copies = cast_bytes(module.weight for module in inner) if autocast and tokens else 0
+    outputs += sum(round(stack.weight.size(0) * stack.active_share) * stack.weight.size(1) for stack in stacks)
+    copies = cast_bytes(module.weight for module in (*inner, *stacks)) if autocast and tokens else 0
     return MemoryEstimate(
         parameters=sum(parameter.nbytes for parameter in model.parameters()),
         gradients=trainable,
@@ -216,8 +218,7 @@ def active_parameters(model: nn.Module) -> int:
     Args:
         model: Any module; without experts these are all parameters.
     """
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "active_share")]
-    shares = {id(weight): float(m.active_share) for m in modules for weight in m.parameters(recurse=False)}
+    shares = _active_shares(model)
     return round(sum(weight.numel() * shares.get(id(weight), 1.0) for weight in model.parameters()))
 
 
@@ -266,9 +267,18 @@ def _multiplied_weights(model: nn.Module) -> float:
     roles = _roles_by_weight(model)
     own = [p for p in model.parameters() if roles[id(p)] not in ("embedding", "vector")]
     tied = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and roles[id(m.weight)] == "embedding"]
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "active_share")]
-    shares = {id(weight): float(m.active_share) for m in modules for weight in m.parameters(recurse=False)}
+    shares = _active_shares(model)
     return sum(weight.numel() * shares.get(id(weight), 1.0) for weight in own + tied)
+
+
+def _expert_stacks(model: nn.Module) -> list[Any]:
+    """Return the modules whose ``weight`` is a stack of matrices, [stack, out, in], of which a token meets a share."""
+    return [module for module in model.modules() if hasattr(module, "active_share")]
+
+
+def _active_shares(model: nn.Module) -> dict[int, float]:
+    """Return the share of a parameter that a token meets, by its identity; those that it meets whole are left out."""
+    return {id(p): float(s.active_share) for s in _expert_stacks(model) for p in s.parameters(recurse=False)}
 
 
 def _roles_by_weight(model: nn.Module) -> dict[int, Role]:

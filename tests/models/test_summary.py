@@ -10,7 +10,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from lightning_lm.models import GLU, MLP, Attention, Layer, LayerNorm, LearnedPositions, TransformerConfig, presets
+from lightning_lm.models import (
+    GLU,
+    MLP,
+    Attention,
+    Layer,
+    LayerNorm,
+    LearnedPositions,
+    MoE,
+    TopK,
+    TransformerConfig,
+    presets,
+)
 from lightning_lm.models.huggingface.transformers_model import TransformersModel
 from lightning_lm.models.summary import describe, flops_per_token, memory_estimate, parameter_table, render
 
@@ -183,3 +194,14 @@ def test_weights_that_only_some_tokens_meet_are_counted_by_their_share():
     experts = nn.Module()
     experts.weight, experts.active_share = nn.Parameter(torch.empty(8, 4, 4)), 2 / 8
     assert flops_per_token(nn.Sequential(experts), 16) == 3 * 2 * (2 * 4 * 4)
+
+
+def test_activations_of_experts_are_those_of_a_dense_layer_of_the_active_width():
+    def activations(ffn):
+        layer = Layer(mixer=Attention(num_heads=2), ffn=ffn)
+        model = TransformerConfig(vocab_size=64, d_model=32, num_layers=2, layers=layer).build()
+        return memory_estimate(model, 100, autocast=False).activations
+
+    experts = activations(MoE(experts=GLU(hidden_size=48), num_experts=8, router=TopK(k=2)))
+    second_output = 2 * 2 * 32 * 100 * 4  # each of two experts has an output; the router's few logits are left out
+    assert experts == activations(GLU(hidden_size=96)) + second_output

@@ -209,6 +209,8 @@ def _convolve(
 ) -> tuple[Tensor, Tensor]:
     """Return a long convolution, and its inputs so far: zeros for those that are not of the last token's document."""
     new = value.size(1)
+    if history is not None:  # going back may have left zeros before the longest text
+        history = history[:, max(history.size(1) + new - len(taps), 0) :]
     if history is not None and new == 1:
         inputs = torch.cat((history, value), 1)
         return torch.einsum("btc,tc->bc", inputs, taps[: inputs.size(1)].flip(0).to(value.dtype))[:, None], inputs

@@ -137,6 +137,16 @@ def test_generation_of_a_batch_is_that_alone(model: Transformer) -> None:
     assert [row.token_ids for row in drafted] == [row.token_ids for row in together]
 
 
+def test_speculation_of_long_filters_reaches_the_end_of_the_text() -> None:
+    """Going back leaves room in front of the shorter rows, for which the filters have no weights."""
+    model = build(Hyena(length=32), layers=1)
+    draft = Speculation(draft=build(Hyena(length=32), Layer(mixer=Hyena(length=32), ffn=None), layers=2), num_tokens=3)
+    prompts, greedy = [ids(1, length)[0].tolist() for length in (3, 2)], Sampling(temperature=0.0)
+    plain = Generator(model).generate(prompts, sampling=greedy, max_new_tokens=20)
+    drafted = Generator(model, speculation=draft).generate(prompts, sampling=greedy, max_new_tokens=20)
+    assert [row.token_ids for row in drafted] == [row.token_ids for row in plain]
+
+
 @torch.no_grad()
 def test_beams_follow_the_model(model: Transformer) -> None:
     prompt = ids(1, 5)
