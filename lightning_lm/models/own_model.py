@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.encoder_decoder import ConditionedDecoder
 from lightning_lm.models.huggingface.transformers_model import TransformersModel, is_of_transformers, unsupported
+from lightning_lm.models.mixer import MixerModule
 from lightning_lm.models.packing_trial import ONE_PER_ROW, keeps_documents_apart, several_documents
 from lightning_lm.models.transformer import Transformer
 from lightning_lm.protocols import is_language_model
@@ -103,10 +104,10 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
         model: Any; one with `hidden` and `head` is asked for what `hidden` takes.
         inputs: ``input_ids``, ``position_ids``, ``document_ids``.
     """
-    if "prefix_lengths" in inputs and not _takes_keyword(model, "prefix_lengths"):
+    if "prefix_lengths" in inputs and not _reads_prefixes(model):
         raise ConfigurationError(
-            f"The batch has prefix_lengths, and {type(model).__name__} does not take them: it would read prefixes "
-            "causally. Train a model that a config of lightning_lm.models builds."
+            f"The batch has prefix_lengths, and {type(model).__name__} does not take them, or no layer of it attends: it "
+            "would read prefixes causally. Train a model with layers of attention, from a config of lightning_lm.models."
         )
     if isinstance(model, Transformer | TransformersModel | ConditionedDecoder):
         return dict(inputs)
@@ -118,6 +119,13 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
                 f"The rows hold packed documents, and {type(model).__name__} {how}. {ONE_PER_ROW}", stacklevel=2
             )
     return {name: value for name, value in inputs.items() if name == "input_ids" or _takes_keyword(model, name)}
+
+
+def _reads_prefixes(model: nn.Module) -> bool:
+    """Return whether tokens of a prefix see later ones: a recurrent layer passes over what the model is told of them."""
+    mixers = [module for module in model.modules() if isinstance(module, MixerModule)]
+    attends = not mixers or any(mixer.attention_shape is not None for mixer in mixers)
+    return attends and _takes_keyword(model, "prefix_lengths")
 
 
 def mixed_documents(model: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:

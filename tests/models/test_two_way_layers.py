@@ -7,7 +7,16 @@ import torch
 
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.generation import Generator, Sampling
-from lightning_lm.models import ALiBi, Attention, Layer, RelativeBias, TransformerConfig, flops_per_token
+from lightning_lm.models import (
+    ALiBi,
+    Attention,
+    GatedDeltaNet,
+    Layer,
+    RelativeBias,
+    TransformerConfig,
+    flops_per_token,
+)
+from lightning_lm.models.own_model import accepted_inputs
 from lightning_lm.models.positions import Positions
 
 TINY = TransformerConfig(vocab_size=40, d_model=16, num_layers=2, context_length=64)
@@ -104,3 +113,15 @@ def test_flops_count_the_keys_of_both_sides() -> None:
     causal, both = (_model(Attention(num_heads=2, causal=causal)) for causal in (True, False))
     assert flops_per_token(both, 12, causal=True) > flops_per_token(causal, 12, causal=True)
     assert flops_per_token(both, 12, causal=True) == flops_per_token(causal, 12, causal=False)
+
+
+@pytest.mark.parametrize(("mixer", "takes"), [(GatedDeltaNet(num_heads=2), False), (Attention(num_heads=2), True)])
+def test_prefixes_need_a_layer_that_attends(mixer, takes):
+    layers = Layer(mixer=mixer, ffn=None)
+    model = TransformerConfig(vocab_size=40, d_model=16, num_layers=2, layers=layers).build()
+    inputs = {"input_ids": torch.zeros(1, 6, dtype=torch.int64), "prefix_lengths": torch.tensor([3])}
+    if takes:
+        assert accepted_inputs(model, inputs).keys() == inputs.keys()
+    else:
+        with pytest.raises(ConfigurationError, match="no layer of it attends.*layers of attention"):
+            accepted_inputs(model, inputs)
