@@ -106,8 +106,8 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
     """
     if "prefix_lengths" in inputs and not _reads_prefixes(model):
         raise ConfigurationError(
-            f"The batch has prefix_lengths, and {type(model).__name__} does not take them, or no layer of it attends: it "
-            "would read prefixes causally. Train a model with layers of attention, from a config of lightning_lm.models."
+            f"The batch has prefix_lengths, and {type(model).__name__} does not take them, or no layer of it attends: "
+            "it would read prefixes causally. Train a model of lightning_lm.models with layers of attention."
         )
     if isinstance(model, Transformer | TransformersModel | ConditionedDecoder):
         return dict(inputs)
@@ -122,7 +122,7 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
 
 
 def _reads_prefixes(model: nn.Module) -> bool:
-    """Return whether tokens of a prefix see later ones: a recurrent layer passes over what the model is told of them."""
+    """Return whether tokens of a prefix see later ones; a recurrent layer passes over what it is told of them."""
     mixers = [module for module in model.modules() if isinstance(module, MixerModule)]
     attends = not mixers or any(mixer.attention_shape is not None for mixer in mixers)
     return attends and _takes_keyword(model, "prefix_lengths")

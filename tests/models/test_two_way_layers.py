@@ -123,5 +123,5 @@ def test_prefixes_need_a_layer_that_attends(mixer, takes):
     if takes:
         assert accepted_inputs(model, inputs).keys() == inputs.keys()
     else:
-        with pytest.raises(ConfigurationError, match="no layer of it attends.*layers of attention"):
+        with pytest.raises(ConfigurationError, match=r"no layer of it attends.*layers of attention"):
             accepted_inputs(model, inputs)
