@@ -29,6 +29,7 @@ from lightning_lm.callbacks.run_report import RunReport
 from lightning_lm.callbacks.sample_text import SampleText
 from lightning_lm.callbacks.scaling_law import ScalingLaw
 from lightning_lm.callbacks.summary import LMSummary
+from lightning_lm.callbacks.text_metrics import TextMetric, TextMetrics, text_scores
 from lightning_lm.callbacks.throughput import Throughput
 
 __all__ = [
@@ -52,9 +53,12 @@ __all__ = [
     "RunReport",
     "SampleText",
     "ScalingLaw",
+    "TextMetric",
+    "TextMetrics",
     "Throughput",
     "has_adapters",
     "load_merged",
     "merge_adapters",
     "save_adapters",
+    "text_scores",
 ]
