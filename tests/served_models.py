@@ -55,7 +55,9 @@ def serving(model, tokenizer, *, engine=None, **settings):
         socket.create_server(("127.0.0.1", 0)) as at,
     ):
         app = Server(running, "tiny", **settings).app
-        config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        # Without a configuration of its own, which closes all log handlers: absl's closes the stream it was made with.
+        quiet = {"log_config": None, "log_level": "warning"}
+        config = uvicorn.Config(app, lifespan="off", timeout_graceful_shutdown=1, **quiet)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
         thread.start()

@@ -147,7 +147,12 @@ def _serve(engine: "Engine", namespace: argparse.Namespace, listening: socket.so
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     address = f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
     config = uvicorn.Config(
-        server.app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_S
+        server.app,
+        log_config=None,  # uvicorn's own closes the log handlers of every other package
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE_S,
     )
     begun = time.monotonic()
     with engine.running():
