@@ -1,10 +1,10 @@
 """Lines that repeat across documents, such as menus and notices: all copies are removed, or all but the first.
 
-Lines are compared by 64-bit hashes without the spaces at their ends. A shard is summarized in one pass over the bytes
-of all its texts.
+Lines are compared by 64-bit hashes without the spaces at their ends.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,9 +18,6 @@ from lightning_lm.curation.step import Arrays
 from lightning_lm.parts import Limit, Part
 
 __all__ = ["DuplicateLines"]
-
-_MARKS = (b"\t", b"\r", b"\x0b", b"\x0c")
-"""White space other than a space that may stand at the end of a line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +46,12 @@ class DuplicateLines(Part, limits={"max_copies": Limit.COUNT, "min_characters": 
         Args:
             documents: Documents of a shard.
         """
-        lines = _lines("\n".join(document.text for document in documents)) if documents else []
-        hashes, compared = self._hashes(lines)
+        texts = [_lines(document.text) for document in documents]
+        hashes, compared = self._hashes(list(itertools.chain.from_iterable(texts)))
         if self.keep == "none":
             distinct, copies = np.unique(hashes[compared], return_counts=True)
             return {"lines": distinct, "copies": copies}
-        counts = np.array([document.text.count("\n") + 1 for document in documents], np.int64)
-        rows = np.repeat(np.arange(len(documents)), counts)[compared]
+        rows = np.repeat(np.arange(len(documents)), list(map(len, texts)))[compared]
         distinct, first, copies = np.unique(hashes[compared], return_index=True, return_counts=True)
         return {"lines": distinct, "copies": copies, "rows": rows[first], "ids": ids_of(documents)}
 
@@ -103,7 +99,7 @@ class DuplicateLines(Part, limits={"max_copies": Limit.COUNT, "min_characters": 
             return Removed(document, "duplicate_lines", int(repeated.sum()))
         return dataclasses.replace(document, text=text)
 
-    def _hashes(self, lines: list[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    def _hashes(self, lines: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Return the hash of each line, and whether it is compared."""
         hashes = hash_bytes(lines)
         compared = hashes != hash_bytes([b""])[0]
@@ -113,12 +109,5 @@ class DuplicateLines(Part, limits={"max_copies": Limit.COUNT, "min_characters": 
 
 
 def _lines(text: str) -> list[bytes]:
-    """Return lines without spaces at their ends; few texts have any, which a search in the bytes finds out."""
-    data = text.encode("utf-8", "surrogatepass")
-    lines = data.split(b"\n")
-    codes = np.frombuffer(b"\n" + data + b"\n", np.uint8)
-    breaks = np.flatnonzero(codes == ord("\n"))
-    has_spaces = (codes[breaks[:-1] + 1] == ord(" ")) | (codes[breaks[1:] - 1] == ord(" "))
-    if has_spaces.any() or any(mark in data for mark in _MARKS):
-        return list(map(bytes.strip, lines))
-    return lines
+    """Return lines without spaces at their ends."""
+    return list(map(bytes.strip, text.encode("utf-8", "surrogatepass").split(b"\n")))

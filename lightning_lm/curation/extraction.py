@@ -11,6 +11,9 @@ import html
 import re
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lightning_lm.curation.document import Document, Removed
 from lightning_lm.curation.markdown import markdown_of
 from lightning_lm.curation.pages import text_of_pages
@@ -22,9 +25,8 @@ from lightning_lm.parts import Limit, Part
 __all__ = ["Extract", "ExtractMarkdown", "ExtractPrecise"]
 
 _TITLE = re.compile(r"<title[^>]{0,200}>(.{0,1000}?)</title", re.IGNORECASE | re.DOTALL)
-_NESTING = re.compile(
-    r"<(/?)(?:div|section|article|main|span|table|tr|td|ul|ol|li|blockquote|p|b|i|font)\b", re.IGNORECASE
-)
+_NESTED = "a>,a ,ar,as,b>,b ,bi,bl,ce,ci,co,de,di,em,fi,fo,he,i>,i ,ma,na,ol,s>,se,sm,sp,st,su,ta,u>,ul"
+"""First two characters of elements that nest. Paragraphs, items, rows and cells end where the next one begins."""
 _FEW_TAGS = 512
 _HEAD = 1 << 16
 
@@ -64,9 +66,9 @@ class Extract(Part, limits={"max_nesting": Limit.COUNT}):
                 return Removed(document, "nesting", depth, self.max_nesting)
             metadata |= _title(document.text)
             text = self._extracted(document)
-        if not text.strip():
+        if not text or text.isspace():
             return Removed(document, "no_text")
-        return dataclasses.replace(document, text=text, metadata=metadata)
+        return Document(document.id, text, document.url, metadata)
 
     def _extracted(self, document: Document) -> str:
         return self._plain(document.text, preserve_formatting=True)
@@ -135,11 +137,22 @@ def _title(markup: str) -> dict[str, str]:
 
 def _depth(markup: str) -> int:
     """Return an estimate of the depth of elements, 0 where too few tags are there to be deep."""
-    tags = markup.count("<")
-    if tags <= _FEW_TAGS or (tags <= 4 * _FEW_TAGS and markup.count("</") <= _FEW_TAGS):
+    if markup.count("<") <= _FEW_TAGS:
         return 0
-    depth = deepest = 0
-    for tag in _NESTING.finditer(markup):
-        depth = max(0, depth - 1) if tag[1] else depth + 1
-        deepest = max(deepest, depth)
-    return deepest
+    codes = np.frombuffer(markup.encode("utf-8", "replace") + b"   ", np.uint8)
+    tags = np.flatnonzero(codes[:-3] == ord("<"))
+    ends = codes[tags + 1] == ord("/")
+    names = tags + 1 + ends
+    first, second = codes[names] | 32, codes[names + 1] | 32
+    nests = _nesting().take(first.astype(np.uint16) << 8 | second)
+    depths = np.cumsum(np.where(ends, -1, 1)[nests])
+    floors = np.minimum.accumulate(np.minimum(depths, 0))  # an end tag without its element closes nothing
+    return int((depths - floors).max(initial=0))
+
+
+@functools.cache
+def _nesting() -> NDArray[np.bool_]:
+    """Return whether elements nest by their first two characters in lower case."""
+    table = np.zeros(1 << 16, bool)
+    table[[int.from_bytes(name.encode(), "big") for name in _NESTED.split(",")]] = True
+    return table

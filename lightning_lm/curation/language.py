@@ -1,8 +1,18 @@
-"""Language of a text by py3langid, whose model comes with the package (Lui and Baldwin 2012)."""
+"""Language of a text by the model of py3langid (Lui and Baldwin 2012), which comes with the package.
+
+The model is naive Bayes on byte n-grams, which an automaton finds: its state after each byte stands for the longest
+n-gram, of a few bytes at most, that ends there. So the states after all bytes of a text are found at once, each by that
+many transitions from the first state, where py3langid walks from byte to byte. Labels are the same, probabilities equal
+up to rounding.
+"""
 
 import dataclasses
 import functools
-from typing import Any
+import math
+import unicodedata
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_lm.curation.document import Document, Removed
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
@@ -25,17 +35,92 @@ def identify_language(text: str, *, max_characters: int = 4000) -> tuple[str, fl
     text = text[start : start + max_characters]
     if not any(map(str.isalpha, text)):
         return "und", 0.0
-    label, probability = _identifier().classify(text.encode("utf-8", "replace").decode())
-    return str(label), float(probability)
+    text = unicodedata.normalize("NFC", text.lower() if text.isupper() else text)
+    probabilities = _model().probabilities(text.encode("utf-8", "replace"))
+    best = int(probabilities.argmax())
+    return _model().labels[best], float(probabilities[best])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Model:
+    """Naive Bayes on byte n-grams.
+
+    Args:
+        transitions: Next state by row of the state and byte.
+        rows: Beginning of the row of each state, int64 [states].
+        features: N-gram that ends in each state, -1 for none.
+        depth: Bytes of the longest n-gram.
+        log_likelihoods: float32 [n-grams, classes].
+        log_priors: float32 [classes].
+        labels: Languages; one may have several classes, for its scripts.
+        label_of_class: Index of the language of each class.
+    """
+
+    transitions: NDArray[np.uint32]
+    rows: NDArray[np.int64]
+    features: NDArray[np.int32]
+    depth: int
+    log_likelihoods: NDArray[np.float32]
+    log_priors: NDArray[np.float32]
+    labels: list[str]
+    label_of_class: NDArray[np.int64]
+
+    def probabilities(self, text: bytes) -> NDArray[np.float64]:
+        """Return the probability of each language, at a temperature of the root of the text's length."""
+        features = self.features.take(self._states(np.frombuffer(text, np.uint8)))
+        found, counts = np.unique(features[features >= 0], return_counts=True)
+        scores = np.zeros_like(self.log_priors)
+        if len(found):
+            scores = np.log1p(counts.astype(np.float32)) @ self.log_likelihoods[found] + self.log_priors
+        scores /= np.float32(math.sqrt(len(text)))
+        weights: NDArray[np.float64] = np.bincount(self.label_of_class, np.exp(scores - scores.max()))
+        weights /= weights.sum()
+        return weights
+
+    def _states(self, codes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+        """Return the state after each byte."""
+        states = np.zeros(len(codes), np.uint32)
+        for distance in reversed(range(min(self.depth, len(codes)))):
+            places = self.rows.take(states[distance:]) + codes[: len(codes) - distance]
+            states[distance:] = self.transitions.take(places)
+        return states
 
 
 @functools.cache
-def _identifier() -> Any:
+def _model() -> _Model:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError as error:
         raise MissingDependencyError("py3langid", "identify languages", "curation") from error
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    model = LanguageIdentifier.from_model_file(MODEL_FILE)
+    transitions = np.frombuffer(model.tk_nextmove, model.tk_nextmove.typecode)
+    rows = np.array(model.tk_row, np.int64) << 8
+    labels = list(model.labels)
+    return _Model(
+        transitions=transitions,
+        rows=rows,
+        features=np.array(model.tk_output, np.int32),
+        depth=_depth(transitions, rows),
+        log_likelihoods=model.nb_ptc.astype(np.float32),
+        log_priors=model.nb_pc,
+        labels=labels,
+        label_of_class=np.array([labels.index(name) for name in model.nb_classes]),
+    )
+
+
+def _depth(transitions: NDArray[np.uint32], rows: NDArray[np.int64]) -> int:
+    """Return the most bytes that lead to a state on the shortest way from the first one. States may share a row."""
+    seen, visited = np.zeros(len(rows), bool), np.zeros(len(transitions), bool)
+    front, depth = np.array([0]), -1
+    while len(front):
+        seen[front] = True
+        begins = np.unique(rows[front])
+        begins = begins[~visited[begins]]
+        visited[begins] = True
+        after = np.zeros(len(rows), bool)
+        after[transitions[begins[:, None] + np.arange(256)]] = True
+        front, depth = np.flatnonzero(after & ~seen), depth + 1
+    return depth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

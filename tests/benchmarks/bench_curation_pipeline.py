@@ -5,9 +5,10 @@
 
 The archives are written here: pages of about 9 kB, pieces of Python's language reference between menus and notices, one
 in ten a copy of an earlier page with words exchanged. Both run with two processes. datatrove's steps are those nearest
-to ours: its WARC reader, the same extraction by resiliparse (its own, trafilatura, is ten times slower), the same
-language model, its Gopher, C4 and FineWeb filters with words between white space, its masks, and its four stages of
-MinHash with 16 x 8. Memory is the proportional set size (PSS) of all processes together, sampled five times a second.
+to ours: its WARC reader, the same extraction by resiliparse (its own, trafilatura, is ten times slower), py3langid on
+as many characters (its own, fastText, downloads its model), its Gopher, C4 and FineWeb filters with words between white
+space, its masks, and its four stages of MinHash with 16 x 8. Memory is the proportional set size (PSS) of all processes
+together, sampled five times a second.
 """
 
 import argparse
@@ -75,9 +76,9 @@ def datatrove(archives: Path, output: Path) -> int:
         gopher_repetition_filter,
     )
     from datatrove.pipeline.formatters import PIIFormatter
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
     from resiliparse.extract.html2text import extract_plain_text
 
-    from lightning_lm.curation import identify_language
     from lightning_lm.curation.terminal_punctuation import num_sentences
 
     for module in (gopher_quality_filter, gopher_repetition_filter, fineweb_quality_filter):
@@ -93,6 +94,12 @@ def datatrove(archives: Path, output: Path) -> int:
                 document.text = extract_plain_text(document.text, main_content=True)
                 yield document
 
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+    def is_english(document) -> bool:
+        start = max(len(document.text) - 4000, 0) // 2
+        return identifier.classify(document.text[start : start + 4000])[0] == "en"
+
     off = {"filter_no_terminal_punct": False, "filter_curly_bracket": False, "filter_javascript": False}
     c4 = filters.C4QualityFilter(split_paragraph=True, min_words_per_line=-1, filter_policy=False, **off)
     pages, signatures, kept = (str(output / name) for name in ("pages", "signatures", "kept"))
@@ -102,7 +109,7 @@ def datatrove(archives: Path, output: Path) -> int:
         [
             readers.WarcReader(str(archives)),
             Extractor(),
-            filters.LambdaFilter(lambda document: identify_language(document.text)[0] == "en"),
+            filters.LambdaFilter(is_english),
             filters.GopherRepetitionFilter(),
             filters.GopherQualityFilter(),
             c4,

@@ -33,7 +33,7 @@ from lightning_lm.curation import (
 )
 from lightning_lm.curation.terminal_punctuation import num_sentences
 
-DOCUMENTS, CHARACTERS, ROUNDS = 400, 5000, 3
+DOCUMENTS, CHARACTERS, ROUNDS = 400, 5000, 7
 
 
 def texts() -> list[str]:

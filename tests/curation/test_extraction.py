@@ -53,6 +53,12 @@ def test_a_page_nested_too_deep_is_removed_at_once(tag):
     removed = Extract()(html(f"<{tag}>" * 100_000 + "text" + f"</{tag}>" * 100_000))
     assert (removed.rule, removed.value, removed.limit) == ("nesting", 100_000, 512)
     assert isinstance(Extract()(html("<div>" * 100_000)), Removed)
+    assert isinstance(Extract()(html("</div></p>" * 100_000 + "<DIV class=a></p>" * 600)), Removed)
+
+
+@pytest.mark.parametrize("tag", ["p", "li", "br", "tr", "td", "dd"])
+def test_elements_that_end_where_the_next_begins_are_not_nested(tag):
+    assert "last" in Extract(main_content=False)(html(f"<{tag}>some text\n" * 600 + "last")).text
 
 
 def test_pages_without_text_are_removed_and_plain_text_passes():

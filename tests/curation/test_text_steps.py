@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from lightning_lm.curation import (
     BloomFilter,
@@ -58,6 +59,19 @@ def test_the_languages_of_sentences_are_found():
 def test_a_text_without_letters_has_no_language(text):
     assert identify_language(text) == ("und", 0.0)
     assert Language("en")(as_document(text)).rule == "language"
+
+
+def test_labels_and_probabilities_are_those_of_py3langid():
+    peer = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    random = np.random.default_rng(0)
+    together = " ".join(LANGUAGES.values())
+    texts = [*LANGUAGES.values(), "a", "Ω", "THE QUICK", "cafe\u0301", "x" * 4000, "\U0001f600 ok"]
+    for size in random.integers(1, 300, 60):
+        start = int(random.integers(len(together)))
+        texts += [together[start : start + size] + "a", "".join(map(chr, random.integers(0x61, 0x3000, size))) + "a"]
+    for text in texts:
+        label, probability = peer.classify(text)
+        assert identify_language(text) == (label, pytest.approx(probability, rel=1e-3))
 
 
 def test_the_language_is_kept_or_removed_and_written_down():

@@ -11,7 +11,7 @@ from lightning_lm.parts import Part
 
 __all__ = ["fingerprint_of"]
 
-_VERSION = 1
+_VERSION = 2
 """Counted up when the same steps give other documents, so that results of an older version are not reused."""
 
 
