@@ -18,7 +18,7 @@ from lightning_lm.callbacks.hooks import LeanHooks
 from lightning_lm.callbacks.prompts import sample_prompts
 from lightning_lm.data import Plain
 from lightning_lm.modules import LMModule, RewardModule
-from lightning_lm.modules.checkpoint import with_trained_template
+from lightning_lm.modules.as_trained import with_trained_template
 
 __all__ = ["Left", "RunReport", "commands", "left_by"]
 

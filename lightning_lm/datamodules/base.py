@@ -47,6 +47,11 @@ class ResumableDataModule(LightningDataModule):
         self._begin_step: int | None = None
 
     @property
+    def prompt_is_prefix(self) -> bool:
+        """True if rows begin with a prefix whose tokens see each other in both directions."""
+        return False
+
+    @property
     def samples_consumed(self) -> int:
         """Rows that the optimizer has been given since training began."""
         if self._begin_step is None or self.trainer is None:

@@ -188,6 +188,11 @@ class PrefixTextDataModule(DenoisingDataModule):
             loading=loading,
         )
 
+    @property
+    def prompt_is_prefix(self) -> bool:
+        """True unless the objective has no sources, as `FillInTheMiddle`."""
+        return self.objective.sizes(self.context_length).source > 0
+
 
 class Seq2SeqDataModule(ChatDataModule):
     """Records of a prompt and a completion as sources and targets, for `Seq2SeqModule`.

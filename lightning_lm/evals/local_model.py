@@ -24,7 +24,7 @@ from lightning_lm.generation.forward import pass_cost
 from lightning_lm.generation.generator import evaluating
 from lightning_lm.generation.prompt_checks import check_ids, stated_context_length
 from lightning_lm.kernels import linear_target_scores, output_layer
-from lightning_lm.models import as_language_model
+from lightning_lm.models import as_language_model, prompt_is_prefix
 from lightning_lm.models.position_bias import PositionBias
 from lightning_lm.protocols import Tokenizer, is_language_model
 
@@ -207,7 +207,9 @@ class _Reader:
         longest = max((len(row.ids) for row in rows), default=1)
         cache = model.make_cache(1, longest) if hasattr(model, "make_cache") else None
         biased = any(isinstance(module, PositionBias) for module in model.modules())
-        self.can_share = cache is not None and cache.can_join and cache.can_rewind and not biased
+        self._is_prefix = prompt_is_prefix(model)
+        joins = cache is not None and cache.can_join and cache.can_rewind
+        self.can_share = joins and not biased and not self._is_prefix
         self._trunk: tuple[NDArray[np.uint32], Any] | None = None
 
     def read(self, batch: Batch) -> Iterator[_Found]:
@@ -215,7 +217,8 @@ class _Reader:
         stems = batch.stems
         branching = any(stem.has_leaves for stem in stems) and self.can_share
         cache = self._cache(batch, branching)
-        hidden = self._hidden([stem.ids[batch.trunk :] for stem in stems], cache)
+        prefixes = [stem.context for stem in stems] if self._is_prefix else None
+        hidden = self._hidden([stem.ids[batch.trunk :] for stem in stems], cache, prefixes)
         if batch.is_last:
             self._trunk = None
         yield self._scores(hidden, [target for target in self._stem_targets(batch)])
@@ -264,12 +267,13 @@ class _Reader:
         ]
         return self._scores(hidden, targets)
 
-    def _hidden(self, rows: Sequence[NDArray[np.uint32]], cache: Any) -> Tensor:
+    def _hidden(self, rows: Sequence[NDArray[np.uint32]], cache: Any, prefixes: Sequence[int] | None = None) -> Tensor:
         """Return the hidden states of rows padded on the right, which no token of a row sees."""
         ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = row
-        hidden: Tensor = self._model.hidden(torch.from_numpy(ids).to(self.device), cache=cache)
+        lengths = {} if prefixes is None else {"prefix_lengths": torch.tensor(prefixes, device=self.device)}
+        hidden: Tensor = self._model.hidden(torch.from_numpy(ids).to(self.device), cache=cache, **lengths)
         return hidden
 
     def _scores(self, hidden: Tensor, targets: Sequence[tuple[int, int, int, int]]) -> _Found:

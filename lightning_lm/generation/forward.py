@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.models import prompt_is_prefix
 from lightning_lm.protocols import LanguageModel
 
 __all__ = ["CachedForward", "Forward", "PrefixForward", "ReversibleForward", "forward_for", "head_logits", "pass_cost"]
@@ -76,7 +77,7 @@ class CachedForward:
         most_rewound: int = 0,
     ) -> None:
         self._model, self._prompts, self._steps_agree = model, prompts, steps_agree
-        self._device = _device(model)
+        self._device, self._is_prefix = _device(model), prompt_is_prefix(model)
         self._width = max(map(len, prompts))
         # The last generated token is never read, so the cache is one shorter than the text.
         self._cache = self._empty_cache(prompts, max_new_tokens - 1)
@@ -123,10 +124,16 @@ class CachedForward:
         model, width = self._model, max(map(len, prompts))
         rows = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.int64)
         ids = rows.to(self._device)
+        inputs = {"cache": cache, **self._prefixes(prompts)}
         if not isinstance(model, LanguageModel):
-            return _logits(model(ids, cache=cache))[:, -1]
+            return _logits(model(ids, **inputs))[:, -1]
         # Only the last position goes through the head: all logits of a long prompt may not fit into memory.
-        return head_logits(model, model.hidden(ids, cache=cache)[:, -1])
+        return head_logits(model, model.hidden(ids, **inputs)[:, -1])
+
+    def _prefixes(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return the input by which a model reads prompts in both directions, if it does."""
+        lengths = [len(prompt) for prompt in prompts]
+        return {"prefix_lengths": torch.tensor(lengths, device=self._device)} if self._is_prefix else {}
 
     def step(self, ids: Tensor) -> Tensor:
         """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
@@ -160,12 +167,13 @@ class PrefixForward:
         max_new_tokens: Most tokens that will be generated after a prompt.
     """
 
-    def __init__(self, model: Callable[[Tensor], Any], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    def __init__(self, model: Callable[..., Any], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._model = model
         width = max(len(prompt) for prompt in prompts) + max_new_tokens
         ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], dtype=torch.int64)
         self._ids = ids.to(_device(model))
         self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._ids.device)
+        self._prefixes = self._lengths.clone() if prompt_is_prefix(model) else None
 
     def prefill(self) -> Tensor:
         """Read the prompts; return logits [rows, vocab]."""
@@ -189,13 +197,15 @@ class PrefixForward:
 
     def _newest(self, columns: int) -> Tensor:
         """Return the logits at the last places of each row, [rows, columns, vocab]."""
-        logits = _logits(self._model(self._ids[:, : int(self._lengths.max())]))
+        prefixes = {} if self._prefixes is None else {"prefix_lengths": self._prefixes}
+        logits = _logits(self._model(self._ids[:, : int(self._lengths.max())], **prefixes))
         places = self._lengths[:, None] + torch.arange(-columns, 0, device=logits.device)
         return logits.gather(1, places[:, :, None].expand(-1, -1, logits.shape[-1]))
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows with these indices, int64; an index may occur several times."""
         self._ids, self._lengths = self._ids[rows], self._lengths[rows]
+        self._prefixes = None if self._prefixes is None else self._prefixes[rows]
 
 
 def forward_for(

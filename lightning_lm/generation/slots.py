@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_lm.generation.forward import head_logits
+from lightning_lm.models import prompt_is_prefix
 from lightning_lm.models.cache import KVCache, LayerCache
 from lightning_lm.models.position_bias import PositionBias
 from lightning_lm.protocols import LanguageModel
@@ -40,6 +41,8 @@ def supports_slots(model: Any) -> bool:
         return False
     own: Any = model
     if any(isinstance(module, PositionBias) for module in own.modules()):  # rows end in columns of their own
+        return False
+    if prompt_is_prefix(own):  # a beginning that prompts share is read differently for each
         return False
     cache = own.make_cache(1, 1)
     return isinstance(cache, KVCache) and all(type(layer) is LayerCache for layer in cache.layers)

@@ -36,7 +36,9 @@ from lightning_lm.models.huggingface.generation_config import (
     add_end_ids,
     end_ids,
     generation_settings,
+    prompt_is_prefix,
     set_generation_settings,
+    set_prompt_is_prefix,
 )
 from lightning_lm.models.huggingface.peft_adapters import PretrainedAdapters, save_adapters
 from lightning_lm.models.huggingface.transformers_model import TransformersConfig, TransformersModel, as_language_model
@@ -213,6 +215,7 @@ __all__ = [
     "mistral",
     "parameter_roles",
     "parameter_table",
+    "prompt_is_prefix",
     "qwen2",
     "qwen3",
     "read_arpa",
@@ -222,6 +225,7 @@ __all__ = [
     "save_huggingface",
     "save_ngram",
     "set_generation_settings",
+    "set_prompt_is_prefix",
     "tinystories",
     "write_arpa",
 ]

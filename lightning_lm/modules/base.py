@@ -24,7 +24,8 @@ from lightning_lm.models import (
     parameter_roles,
 )
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
-from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights, stop_where_trained
+from lightning_lm.modules.as_trained import read_as_trained, stop_where_trained
+from lightning_lm.modules.checkpoint import ENTRY, VERSION, check_config, check_weights
 from lightning_lm.modules.checkpoint_files import save_to_files
 from lightning_lm.modules.divergence import DivergenceWatch, require_finite_weights
 from lightning_lm.modules.expert_loads import LoadWindow, expert_layers
@@ -125,6 +126,7 @@ class LMModule(_ModelOwner, abc.ABC):
                 "tokens cannot be made exact. Use DDP, FSDP2 or one of lightning_lm.strategies."
             )
         stop_where_trained(self.model, self._tokenizer(), self._datamodule())
+        read_as_trained(self.model, self._datamodule())
         self.tokens_seen = self.tokens_seen.to(self.device)
         self._interval = None if self._interval is None else self._interval.to(self.device)
         log_hyper_parameters(self.trainer, self)

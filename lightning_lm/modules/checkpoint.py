@@ -16,13 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_lm.data import ChatTemplate
-from lightning_lm.data.post_training.chat_program import chat_program
 from lightning_lm.errors import CheckpointError, ConfigurationError, TokenizerError
 from lightning_lm.models import (
     ModelConfig,
     PretrainedCheckpoint,
-    add_end_ids,
     attach_adapters,
     grow_vocabulary,
     merge_adapters,
@@ -48,9 +45,7 @@ __all__ = [
     "read_checkpoint",
     "reading",
     "saved_adapters",
-    "stop_where_trained",
     "tokenizer_of_folder",
-    "with_trained_template",
 ]
 
 ENTRY = "lightning_lm"
@@ -183,33 +178,6 @@ def is_reward_model(path: Path | str) -> bool:
     with reading(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return any(name.startswith("model.backbone.") for name in checkpoint.get("state_dict", ()))
-
-
-def with_trained_template(tokenizer: Any, datamodule: object) -> Any:
-    """Return the tokenizer with the chat template of the training data, as checkpoints and exported folders carry it.
-
-    Args:
-        tokenizer: Returned as it is if the data has no template of its own.
-        datamodule: Has the `data.ChatTemplate` as ``template``, or none.
-    """
-    template = getattr(datamodule, "template", None)
-    if not isinstance(template, ChatTemplate) or not hasattr(tokenizer, "with_chat_template"):
-        return tokenizer
-    program = chat_program(template, tokenizer)
-    return tokenizer if program is None else tokenizer.with_chat_template(program)
-
-
-def stop_where_trained(model: nn.Module, tokenizer: Tokenizer | None, datamodule: object) -> None:
-    """Let the tokens that end a completion in the training data end the model's generation.
-
-    Args:
-        model: Carries its `models.generation_settings`.
-        tokenizer: Tokenizer of the data.
-        datamodule: Has the `data.ChatTemplate` as ``template``, or none.
-    """
-    template = getattr(datamodule, "template", None)
-    if tokenizer is not None and isinstance(template, ChatTemplate):
-        add_end_ids(model, template.stop_ids(tokenizer), tokenizer)
 
 
 def load_config(path: Path | str, given: object = None) -> ModelConfig | None:

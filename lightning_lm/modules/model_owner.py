@@ -14,7 +14,8 @@ from lightning_lm._lightning import trainer_of, warn_of_kept_values
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.models import ModelConfig, as_language_model, attach_adapters
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing, compile_blocks, recompute_blocks
-from lightning_lm.modules.checkpoint import load_config, saved_adapters, with_trained_template
+from lightning_lm.modules.as_trained import with_trained_template
+from lightning_lm.modules.checkpoint import load_config, saved_adapters
 from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.parts import Part
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.huggingface.weights import read_json
 
 __all__ = [
@@ -18,13 +19,17 @@ __all__ = [
     "end_ids",
     "exported_settings",
     "generation_settings",
+    "prompt_is_prefix",
     "read_generation_settings",
     "set_generation_settings",
+    "set_prompt_is_prefix",
 ]
 
 FILE = "generation_config.json"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ATTRIBUTE = "generation_settings"
+_PREFIX = "prompt_is_prefix"
+"""Our own setting: tokens of a prompt see each other in both directions."""
 _GUESSED = "_from_model_config"
 """Marks ids that nobody chose for generation: they were taken from the configuration of the model."""
 
@@ -102,13 +107,43 @@ def add_end_ids(model: nn.Module, ids: Iterable[int], tokenizer: Any = None) -> 
         set_generation_settings(model, {**kept, "eos_token_id": joined[0] if len(joined) == 1 else joined})
 
 
+def prompt_is_prefix(model: Any) -> bool:
+    """Return whether generation reads prompts in both directions, as a prefix language model was trained to.
+
+    Args:
+        model: As in `generation_settings`.
+    """
+    return bool(generation_settings(model).get(_PREFIX, False))
+
+
+def set_prompt_is_prefix(model: nn.Module, value: bool) -> None:
+    """Let generation read prompts in both directions, or causally again.
+
+    Args:
+        model: A model whose forward takes ``prefix_lengths``.
+        value: True for both directions.
+    """
+    settings = generation_settings(model)
+    settings.pop(_PREFIX, None)
+    set_generation_settings(model, {**settings, _PREFIX: True} if value else settings)
+
+
 def exported_settings(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Return the content of the ``generation_config.json`` of a model that is exported with its tokenizer.
 
     Args:
         model: As in `generation_settings`.
         tokenizer: Its end of text ends generation too.
+
+    Raises:
+        ConfigurationError: If the model reads prompts in both directions, which no causal model elsewhere does.
     """
+    if prompt_is_prefix(model):
+        raise ConfigurationError(
+            "The model was trained to read prompts in both directions (prefix language modelling), and after an export "
+            "it would read them causally. Train it on causally first, or export it all the same after "
+            "lightning_lm.models.set_prompt_is_prefix(model, False)."
+        )
     settings = _trusted(generation_settings(model), tokenizer)
     ends = list(_listed(settings.get("eos_token_id")))
     if tokenizer is not None and tokenizer.eos_id is not None and tokenizer.eos_id not in ends:
