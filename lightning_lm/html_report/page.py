@@ -25,6 +25,7 @@ code, pre { font-size: .85rem;
   font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem; margin: .5rem 0;
   white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
+mark { background: color-mix(in srgb, var(--s1) 28%, transparent); color: inherit; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .9rem; min-width: min(100%, 24rem); }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }

@@ -33,7 +33,7 @@ from lightning_lm.curation.step import Arrays
 from lightning_lm.storage import discard, rename, temporary_for
 from lightning_lm.storage.json_text import parse_json
 
-__all__ = ["KEPT", "PART", "REMOVED", "SUMMARY", "ReadTask", "ShardTask", "TaskResult"]
+__all__ = ["KEPT", "PART", "REMOVED", "SUMMARY", "ReadTask", "ShardTask", "TaskResult", "load_arrays"]
 
 KEPT, PART, REMOVED, SUMMARY = "kept.jsonl", "part.jsonl", "removed.jsonl", "summary"
 _RESULT = "result.json"

@@ -1,5 +1,8 @@
-"""The report as a self-contained page: the funnel, distributions with their limits, samples, pairs of duplicates."""
+"""The report as a self-contained page: the funnel, distributions with their limits, samples, clusters of duplicates."""
 
+import difflib
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,12 +125,12 @@ def _chart(name: str, found: Histogram) -> Html:
 
 
 def _rule(step: StepReport, rule: str, samples: Sequence[_Sample]) -> Html:
-    """Return ten removed documents of a rule beside ten that were kept, or pairs of duplicates side by side."""
+    """Return ten removed documents of a rule beside ten that were kept, or clusters of duplicates side by side."""
     count = step.reasons.get(rule, 0)
     title = element("summary", f"{rule}: {count:,} removed, {step.reason_bytes.get(rule, 0) / 1e6:,.2f} MB")
     if any("kept" in sample for sample in samples):
-        rows = [(_shown(sample), _shown(sample["kept"]), sample.get("value")) for sample in samples if "kept" in sample]
-        return element("details", title, table(("removed", "kept in its place", "value"), rows))
+        clusters = {sample["duplicate_of"]: sample for sample in reversed(samples) if "kept" in sample}
+        return element("details", title, *(_cluster(sample) for sample in reversed(clusters.values())))
     kept = [sample for sample in step.kept if rule in sample["measures"]] or list(step.kept)
     columns = ("removed", "value", "limit", "kept", "value")
     rows_of_rule = []
@@ -145,3 +148,48 @@ def _shown(sample: _Sample) -> Html:
     more = " ..." if int(sample["length"]) > _SHOWN else ""
     origin = sample.get("url") or str(sample.get("id", ""))[:8]
     return element("div", element("small", f"{origin}, {int(sample['length']):,} characters"), code(text + more))
+
+
+def _cluster(sample: _Sample) -> Html:
+    """Return the document that was kept beside its copies, in which words that it does not have are marked."""
+    copies = [sample, *sample.get("copies", ())]
+    number = int(sample.get("num_copies", len(copies)))
+    texts = [str(document["text"]) for document in (sample["kept"], *copies)]
+    begin = _first_shown(texts)
+    shown = [_excerpt(text, begin) for text in texts]
+    blocks = [element("div", _origin(sample["kept"], "kept"), element("pre", shown[0]))]
+    for copy, text in zip(copies, shown[1:], strict=True):
+        words = _marked(texts[0][begin : begin + 2 * _SHOWN], text)
+        blocks.append(element("div", _origin(copy, "removed"), element("pre", *words)))
+    value = sample.get("value")
+    more = f", {len(copies)} of them shown" if number > len(copies) else ""
+    title = f"{number:,} cop{'y' if number == 1 else 'ies'} removed{more}{'' if value is None else f', {value}'}"
+    return element("section", element("h3", title), figures(*blocks))
+
+
+def _first_shown(texts: Sequence[str]) -> int:
+    """Return where to begin, so that the first difference is in what is shown; 0 if there is none."""
+    same = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
+    return same - _SHOWN // 3 if _SHOWN // 2 < same < min(map(len, texts)) else 0
+
+
+def _excerpt(text: str, begin: int) -> str:
+    """Return a part of a text, up to the end of a word."""
+    part = text[begin : begin + _SHOWN]
+    return part if len(text) <= begin + _SHOWN else re.sub(r"\S+\Z", "...", part)
+
+
+def _marked(kept: str, text: str) -> list[Html | str]:
+    """Return pieces of a text; those that differ from the text that was kept are marked."""
+    words, others = re.findall(r"\s+|\S+", kept), re.findall(r"\s+|\S+", text.removesuffix("..."))
+    changes = difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes()
+    pieces: list[Html | str] = []
+    for kind, _, _, first, last in changes:
+        piece = "".join(others[first:last])
+        pieces.append(piece if kind == "equal" or not piece.strip() else element("mark", piece))
+    return [*pieces, "..."] if text.endswith("...") else pieces
+
+
+def _origin(sample: _Sample, word: str) -> Html:
+    origin = sample.get("url") or str(sample.get("id", ""))[:8]
+    return element("small", f"{word}: {origin}, {int(sample['length']):,} characters")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_lm.curation import Document, Extract, Pipeline, Reading, Removed, Report, as_document
+from lightning_lm.curation import Document, Extract, NearDuplicates, Pipeline, Reading, Removed, Report, as_document
 from lightning_lm.curation.execution import stages
 from lightning_lm.curation.step import Bounds, Filter
 from lightning_lm.data import Files
@@ -129,6 +130,23 @@ def test_the_report_counts_every_document(tmp_path):
     assert all(sample["value"] < 20 == sample["limit"] for sample in words.removed["num_words"])
     assert Report.read(tmp_path / "clean").steps[0].reasons == words.reasons
     assert "<script" not in (tmp_path / "clean" / "report.html").read_text()
+
+
+def test_the_report_shows_clusters_of_duplicates_side_by_side(tmp_path):
+    words = [f"word{number}" for number in range(200)]
+    copies = [" ".join([*words[:150], f"changed{number}", *words[151:]]) for number in range(4)]
+    single = " ".join(reversed(words))
+    report = Pipeline([NearDuplicates()]).run([*copies, single], tmp_path / "clean", num_workers=1, shard_bytes=3000)
+    (samples,) = report.steps[0].removed.values()
+    assert len(samples) == 3 == {sample["num_copies"] for sample in samples}.pop()
+    for sample in samples:
+        shown = [sample, sample["kept"], *sample["copies"]]
+        assert sorted(document["text"] for document in shown) == sorted(copies)
+    page = (tmp_path / "clean" / "report.html").read_text()
+    kept = samples[0]["kept"]["text"].split()[150]
+    marked = re.findall("<mark>(.*?)</mark>", page)
+    assert sorted([*marked, kept]) == [f"changed{number}" for number in range(4)]
+    assert page.count("3 copies removed") == 1
 
 
 def test_training_reads_the_output_and_nothing_beside_it(tmp_path):
