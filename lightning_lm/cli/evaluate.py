@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning_lm.evals.task import Task
     from lightning_lm.protocols import Tokenizer
 
-__all__ = ["add_arguments", "local_model", "run", "tasks_of"]
+__all__ = ["add_arguments", "asked_tasks", "local_model", "run", "tasks_of"]
 
 TAKES_SETTINGS = True  # those of lm-evaluation-harness
 _SETTINGS = ("shots", "num_samples", "vote", "chain_of_thought")
@@ -111,10 +111,23 @@ def run(namespace: argparse.Namespace) -> int:
             "lightning-lm evaluate needs --tasks and one of --checkpoint and --server. `lightning-lm evaluate --list` "
             "shows the tasks."
         )
-    settings = {name: getattr(namespace, name) for name in _SETTINGS if getattr(namespace, name) is not None}
-    tasks = _with_budgets(tasks_of(namespace.tasks, namespace.data, settings), namespace)
+    tasks = asked_tasks(namespace)
     _evaluate(tasks, _server(namespace) if namespace.server else local_model(namespace, chat=namespace.chat), namespace)
     return 0
+
+
+def asked_tasks(namespace: argparse.Namespace) -> "list[Task]":
+    """Return the tasks as a command line asks them: with its settings, once for each budget of reasoning.
+
+    Args:
+        namespace: Parsed arguments of `add_arguments`.
+
+    Raises:
+        ConfigurationError: If a task is unknown, or a setting does not fit it.
+        UsageError: If arguments do not fit together.
+    """
+    settings = {name: getattr(namespace, name) for name in _SETTINGS if getattr(namespace, name) is not None}
+    return _with_budgets(tasks_of(namespace.tasks, namespace.data, settings), namespace)
 
 
 def tasks_of(wanted: str, data: Path | None, settings: dict[str, Any]) -> "list[Task]":

@@ -4,18 +4,21 @@ The model, prompts, reward and settings are those of `grpo/reasoning_gym`: SmolL
 Gym in the same order, 8 a rollout with 8 completions of at most 3 tokens each, one update of all 64 a rollout, Dr. GRPO
 without scale, AdamW (2e-5, five steps of warm-up, no decay), clipping at 1. Both sample from one distribution, each
 with its own generator, so that the reward rises alike and the cost of an update decides. TRL reads a prompt once for
-each of its completions, ours once for all of them. Loading is outside the time.
+each of its completions, ours once for all of them. Loading is outside the time. The record is written after each
+update, so that a run that is cut keeps what it has measured; both are compared over the updates that both have done.
 
     lightning-lm demo smollm2 --output smollm2
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_trl_reasoning_gym.py --checkpoint smollm2 \
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_trl_reasoning_gym.py --checkpoint smollm2 --updates 20 \
       --output tests/benchmarks/results/trl_reasoning_gym.json
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -42,14 +45,18 @@ SOURCE = PromptedExamples(
     prompt=EXAMPLE + "\n\n{question}\nAnswer:",
 )
 REWARD = ReasoningGymAnswer(extractors=(LastNumber(),), sandbox=None)
+Curve = list[dict[str, float]]
 
 
 class Clock:
-    """CPU and wall seconds of updates, with the mean reward of each."""
+    """CPU and wall seconds of updates, with the mean reward of each; `done` gets the curve after an update."""
 
-    def __init__(self) -> None:
-        self.curve: list[dict[str, float]] = []
+    def __init__(self, done: Callable[[Curve], None]) -> None:
+        self.curve: Curve = []
         self.rewards: list[float] = []
+        self._done = done
+
+    def start(self) -> None:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def reward(self, *, prompts, completions, **columns) -> list[float]:
@@ -60,16 +67,16 @@ class Clock:
     def update(self) -> None:
         cpu_s, wall_s = time.process_time() - self._cpu, time.perf_counter() - self._wall
         self.curve.append({"reward": self.rewards[-1], "cpu_s": round(cpu_s, 2), "wall_s": round(wall_s, 2)})
+        self._done(self.curve)
 
 
 def data_of(tokenizer: object, seed: int) -> PromptDataModule:
     return PromptDataModule(SOURCE, 0, tokenizer=tokenizer, batch_size=PROMPTS, seed=seed)
 
 
-def ours(checkpoint: Path, updates: int, seed: int) -> list[dict[str, float]]:
+def ours(checkpoint: Path, updates: int, seed: int, clock: Clock) -> None:
     seed_everything(seed, verbose=False)
     model, tokenizer = load_model(checkpoint)
-    clock = Clock()
 
     class Timed(Callback):
         def on_train_batch_end(self, trainer, module, *_):
@@ -99,12 +106,11 @@ def ours(checkpoint: Path, updates: int, seed: int) -> list[dict[str, float]]:
         enable_model_summary=False,
         callbacks=[Timed()],
     )
-    clock.__init__()
+    clock.start()
     trainer.fit(module, datamodule=data_of(tokenizer, seed))
-    return clock.curve
 
 
-def theirs(checkpoint: Path, updates: int, seed: int) -> list[dict[str, float]]:
+def theirs(checkpoint: Path, updates: int, seed: int, clock: Clock) -> None:
     data = data_of(load_model(checkpoint)[1], seed)
     data.setup("fit")
     records = []
@@ -115,7 +121,6 @@ def theirs(checkpoint: Path, updates: int, seed: int) -> list[dict[str, float]]:
             records.append({"prompt": f"<|im_end|>{prompt}", **fields})
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    clock = Clock()
 
     class Timed(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):
@@ -146,14 +151,26 @@ def theirs(checkpoint: Path, updates: int, seed: int) -> list[dict[str, float]]:
             processing_class=tokenizer,
             callbacks=[Timed()],
         )
-        clock.__init__()
+        clock.start()
         trainer.train()
-    return clock.curve
 
 
-def per_cpu_second(curve: list[dict[str, float]]) -> float:
-    """Reward of all updates over the CPU-seconds that they took."""
-    return sum(point["reward"] for point in curve) / curve[-1]["cpu_s"]
+def compared(curves: dict[str, Curve]) -> dict[str, float]:
+    """How many times as much TRL takes, and reward per CPU-second of ours over its, for the updates both have done."""
+    done = min(map(len, curves.values()))
+    if not done:
+        return {}
+    cpu_s = {name: curve[done - 1]["cpu_s"] for name, curve in curves.items()}
+    reward = {name: statistics.fmean(point["reward"] for point in curve[:done]) for name, curve in curves.items()}
+    costs = cpu_s["trl"] / cpu_s["lightning_lm"]
+    gains = reward["lightning_lm"] / max(reward["trl"], 1e-9)
+    return {
+        "updates_compared": done,
+        "mean_reward_ours": round(reward["lightning_lm"], 4),
+        "mean_reward_trl": round(reward["trl"], 4),
+        "cpu_s_of_trl_over_ours": round(costs, 3),
+        "reward_per_cpu_second_over_trls": round(costs * gains, 3),
+    }
 
 
 def main() -> None:
@@ -164,17 +181,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    curves = {}
+    curves: dict[str, Curve] = {"lightning_lm": [], "trl": []}
     for name, run in (("lightning_lm", ours), ("trl", theirs)):
-        curves[name] = run(args.checkpoint, args.updates, args.seed)
-        print(name, curves[name], flush=True)
-    mine, its = curves["lightning_lm"], curves["trl"]
-    ratios = {
-        "cpu_s_of_trl_over_ours": round(its[-1]["cpu_s"] / mine[-1]["cpu_s"], 3),
-        "reward_per_cpu_second_over_trls": round(per_cpu_second(mine) / max(per_cpu_second(its), 1e-9), 3),
-    }
-    print(ratios)
-    write_record(args.output, command=" ".join(["python", *sys.argv]), results={"curves": curves, **ratios})
+
+        def record(curve: Curve, name: str = name) -> None:
+            curves[name] = curve
+            print(name, len(curve), curve[-1], compared(curves), flush=True)
+            results = {"curves": curves, "updates_asked": args.updates, "load": os.getloadavg()[0], **compared(curves)}
+            write_record(args.output, command=" ".join(["python", *sys.argv]), results=results)
+
+        run(args.checkpoint, args.updates, args.seed, Clock(record))
 
 
 if __name__ == "__main__":

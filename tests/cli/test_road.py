@@ -57,6 +57,7 @@ scores:
       data.batch_size: 4
       data.train.num_examples: 40
       data.validation.num_examples: 8
+  tasks: {command: evaluate --tasks reverse --limit 4 --shots 1, metrics: [reverse/exact_match]}
 """
 
 
@@ -137,7 +138,7 @@ def test_a_tiny_road_is_killed_resumed_reported_and_not_run_twice(workplace, cap
     assert pretrain["attempts"] == 2
     assert stages["grpo"]["curves"]["train/reward"]["steps"]
     assert all(set(stages[name]["scores"]) == set(report["metrics"]) for name in ("pretrain", "sft", "dpo", "grpo"))
-    assert report["untrained"]["scores"].keys() == {"val/bits_per_byte"}
+    assert report["untrained"]["scores"].keys() == {"val/bits_per_byte", "reverse/exact_match"}
     assert all(len(stage["samples"]) == 2 for stage in (report["untrained"], *report["stages"][2:]))
     assert report["totals"]["cpu_s"] == pytest.approx(2.0 + 4 * 2.5 + 2 * 2.5 + 5 * 2.5, abs=2.6)
 

@@ -89,6 +89,18 @@ def test_a_digest_follows_the_file_that_another_verb_reads(tmp_path, option):
         ("stages: {pre: {config: x}, b: {config: x, from: per}}", "'b' starts from 'per'.* Did you mean 'pre'"),
         ("stages: {a: {command: x}, b: {config: x, from: a}}", "'b' starts from 'a', which is no stage of training"),
         ("stages: {a: {config: x}}\nscores: {s: {config: x}}", "'s' in .*line 2 needs config:, a recipe, and metrics:"),
+        (
+            "stages: {a: {config: x}}\nscores: {s: {command: evaluate --tasks x}}",
+            "'s' in .*line 2 needs config:, a recipe",
+        ),
+        (
+            "stages: {a: {config: x}}\nscores: {s: {command: validate, metrics: [a]}}",
+            "command: of the score 's' in .*line 2 must be evaluate --tasks A,B",
+        ),
+        (
+            "stages: {a: {config: x}}\nscores: {s: {command: evaluate, metrics: [a], settings: {b: 1}}}",
+            "command: of the score 's' in .*line 2 must be evaluate --tasks A,B and its options, without settings:",
+        ),
         ("stages: {a: {config: x}}\nprompts: [[1]]", "prompts: in .* must be a list of texts"),
         ("stages: {a: {config: x}}\nprompts: 3", "prompts: in .* must be a list of texts"),
         ("stages: {a: {config: x}}\ntemperature: hot", "temperature: in .* must be 0 or more, got 'hot'"),

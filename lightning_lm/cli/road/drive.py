@@ -207,7 +207,8 @@ class Drive:
         words = [*stage.command(self.output, verb="validate"), "--trainer.logger", "false"]
         same = [score for score in self.road.scores if score.config == stage.config]
         commands = {s.name: ([*words, *s.options(self.output)], list(s.metrics)) for s in same}
-        return commands or {UNTRAINED: (words, [])}
+        tasks = {s.name: (s.evaluation(self.output), list(s.metrics)) for s in self.road.scores if s.config is None}
+        return {**(commands or {UNTRAINED: (words, [])}), **tasks}
 
     def _runs(self, stage: Stage) -> list[Path]:
         runs = (self.output / "runs" / stage.name).glob("version_*")

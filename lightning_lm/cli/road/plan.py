@@ -10,7 +10,6 @@ stage of training starts from the one before it, unless it names another with ``
       dpo: null
 """
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -22,13 +21,14 @@ from typing import Any
 
 from lightning_lm.cli.config.overlays import Overlay, Setting, check_command, plain, read_overlays
 from lightning_lm.cli.recipes import find_recipe, road_names
+from lightning_lm.cli.road.entries import check_keys, command_words, nearest, settings_of, text_of, value_of
 from lightning_lm.errors import UsageError
 
 __all__ = ["Road", "Score", "Stage", "nearest", "read_road"]
 
 _KEYS = ("title", "prompts", "temperature", "stages", "scores")
 _STAGE_KEYS = ("config", "command", "from", "settings", "expected_s")
-_SCORE_KEYS = ("config", "metrics", "settings")
+_SCORE_KEYS = ("config", "command", "metrics", "settings")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _BEFORE = "the stage before"
 
@@ -79,17 +79,19 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A measurement of every checkpoint: the validation of a recipe.
+    """A measurement of every checkpoint: the validation of a recipe, or tasks of ``evaluate``.
 
     Args:
         name: Its name.
-        config: Recipe or YAML file whose validation is run.
-        metrics: Logged names that are reported.
+        config: Recipe or YAML file whose validation is run; ``None`` for tasks.
+        words: Words after ``lightning-lm`` of an evaluation, without the checkpoint.
+        metrics: Logged names that are reported; those of tasks are ``TASK/METRIC``.
         settings: Options after the config, dotted.
     """
 
     name: str
-    config: str
+    config: str | None = None
+    words: tuple[str, ...] = ()
     metrics: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -100,8 +102,18 @@ class Score:
             output: Folder of the road.
             checkpoint: Checkpoint, or folder of the runs of a stage.
         """
+        if self.config is None:
+            return [*self.evaluation(output), "--checkpoint", str(checkpoint)]
         words = ["validate", "--config", self.config, "--trainer.logger", "false", *_checkpoint_words(checkpoint)]
         return [*words, *self.options(output)]
+
+    def evaluation(self, output: Path) -> list[str]:
+        """Return the words of an evaluation, without the checkpoint.
+
+        Args:
+            output: Folder of the road.
+        """
+        return [word.replace("{output}", str(output)) for word in self.words]
 
     def options(self, output: Path) -> list[str]:
         """Return the settings as options.
@@ -188,17 +200,6 @@ class Road:
         return {stage.name for stage in self.stages[begin : end + 1]}
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return a question about the choice that is nearest to a word, or nothing.
-
-    Args:
-        word: A word that is none of the choices.
-        choices: Names.
-    """
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def read_road(name: str) -> Road:
     """Read a road, and before it those that it names as its base.
 
@@ -216,7 +217,7 @@ def read_road(name: str) -> Road:
     overlays = read_overlays(name)
     check_command(overlays, "stages")
     root = _merged(overlays)
-    _check_keys(root, _KEYS, "a road")
+    check_keys(root, _KEYS, "a road")
     stages = _stages(root)
     if not stages:
         raise UsageError(
@@ -290,18 +291,18 @@ def _entries(root: Setting, key: str) -> list[tuple[str, Setting]]:
 def _stages(root: Setting) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     for name, entry in _entries(root, "stages"):
-        _check_keys(entry, _STAGE_KEYS, f"the stage {name!r}")
-        config, command = (_text(entry, key) for key in ("config", "command"))
+        check_keys(entry, _STAGE_KEYS, f"the stage {name!r}")
+        config, command = (text_of(entry, key) for key in ("config", "command"))
         if (config is None) == (command is None):
             raise UsageError(
                 f"The stage {name!r} in {entry.place} needs either config:, a recipe of fit, or command:, another verb."
             )
-        expected_s = _value(entry, "expected_s", 60.0)
+        expected_s = value_of(entry, "expected_s", 60.0)
         if not isinstance(expected_s, int | float) or isinstance(expected_s, bool) or not 0 < expected_s < 1e9:
             raise UsageError(f"expected_s of the stage {name!r} in {entry.place} must be seconds, got {expected_s!r}.")
-        words = () if command is None else _command_words(command, name, entry)
+        words = () if command is None else command_words(command, name, entry)
         start = None if config is None else _start(entry, name, stages)
-        settings = _settings(entry, name)
+        settings = settings_of(entry, name)
         if config is None and settings:
             raise UsageError(f"The stage {name!r} in {entry.place} has settings:, which belong to config:.")
         stages.append(
@@ -310,22 +311,9 @@ def _stages(root: Setting) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _command_words(command: str, name: str, entry: Setting) -> tuple[str, ...]:
-    import shlex
-
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UsageError(f"command: of {name!r} in {entry.place} cannot be split into words: {error}.") from error
-    words = words[1:] if words[:1] == ["lightning-lm"] else words
-    if not words or words[0] == "road":
-        raise UsageError(f"command: of the stage {name!r} in {entry.place} must be a verb and its options.")
-    return tuple(words)
-
-
 def _start(entry: Setting, name: str, before: Sequence[Stage]) -> str | None:
     trained = [stage.name for stage in before if stage.config is not None]
-    wanted = _value(entry, "from", _BEFORE)
+    wanted = value_of(entry, "from", _BEFORE)
     if wanted == _BEFORE:
         return trained[-1] if trained else None
     if wanted is not None and wanted not in trained:
@@ -338,45 +326,24 @@ def _start(entry: Setting, name: str, before: Sequence[Stage]) -> str | None:
 
 
 def _score(name: str, entry: Setting) -> Score:
-    _check_keys(entry, _SCORE_KEYS, f"the score {name!r}")
-    config, metrics = _text(entry, "config"), _value(entry, "metrics", None)
-    if config is None or not isinstance(metrics, list) or not metrics:
+    check_keys(entry, _SCORE_KEYS, f"the score {name!r}")
+    config, command, metrics = text_of(entry, "config"), text_of(entry, "command"), value_of(entry, "metrics", None)
+    if (config is None) == (command is None) or not isinstance(metrics, list) or not metrics:
         raise UsageError(
-            f"The score {name!r} in {entry.place} needs config:, a recipe, and metrics:, a list such as [val/pass@1]."
+            f"The score {name!r} in {entry.place} needs config:, a recipe, and metrics:, a list such as [val/pass@1]; "
+            "or command:, as evaluate --tasks reverse, and metrics: [reverse/exact_match]."
         )
     names = tuple(str(plain(metric)) for metric in metrics)
-    return Score(name=name, config=config, metrics=names, settings=_settings(entry, name))
-
-
-def _check_keys(entry: Setting, known: Sequence[str], owner: str) -> None:
-    for key, setting in entry.value.items():
-        if key not in known:
-            raise UsageError(
-                f"Unknown key {key!r} in {owner}.{nearest(key, known)}\n  Written in {setting.place}.\n"
-                f"  {owner[0].upper()}{owner[1:]} takes: {', '.join(known)}."
-            )
-
-
-def _value(entry: Setting, key: str, default: Any) -> Any:
-    return entry.value[key].value if key in entry.value else default
-
-
-def _text(entry: Setting, key: str) -> str | None:
-    value = _value(entry, key, None)
-    if value is not None and not isinstance(value, str):
-        raise UsageError(f"{key}: in {entry.value[key].place} must be a text, got {plain(entry.value[key])!r}.")
-    return value
-
-
-def _settings(entry: Setting, name: str) -> dict[str, Any]:
-    settings = entry.value.get("settings", Setting({}))
-    if settings.value is None:
-        return {}
-    if not isinstance(settings.value, dict):
+    settings = settings_of(entry, name)
+    if command is None:
+        return Score(name=name, config=config, metrics=names, settings=settings)
+    words = command_words(command, name, entry)
+    if words[0] != "evaluate" or settings:
         raise UsageError(
-            f"settings: of {name!r} in {settings.place} must hold options of fit, such as trainer.max_steps: 100."
+            f"command: of the score {name!r} in {entry.place} must be evaluate --tasks A,B and its options, without "
+            "settings: besides; the checkpoint is added."
         )
-    return dict(plain(settings))
+    return Score(name=name, words=words, metrics=names)
 
 
 def _configs(words: Sequence[str]) -> list[str]:
