@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_lm.cli.evaluate import tasks_of
 from lightning_lm.cli.road.plan import read_road
 from lightning_lm.cli.road.progress import clock, time_left_s
 from lightning_lm.errors import UsageError
@@ -153,3 +154,10 @@ def test_a_road_that_does_not_exist_names_those_that_do():
         UsageError, match=r"'raod/offline' is .* Did you mean 'road/offline'\? The roads are: road/offline,"
     ):
         read_road("raod/offline")
+
+
+@pytest.mark.parametrize("name", ["road/offline", "road/small"])
+def test_roads_report_the_main_metrics_of_the_tasks_that_they_ask(name):
+    (score,) = (score for score in read_road(name).scores if score.config is None)
+    tasks = tasks_of(score.words[score.words.index("--tasks") + 1], None, {})
+    assert score.metrics == tuple(f"{task.name}/{task.main_metric}" for task in tasks)

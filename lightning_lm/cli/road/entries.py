@@ -49,7 +49,7 @@ def check_keys(entry: Setting, known: Sequence[str], owner: str) -> None:
     Args:
         entry: Keys and their values.
         known: Keys that there are.
-        owner: What has them, for the message.
+        owner: Name of their owner, for the message.
 
     Raises:
         UsageError: If there is another.
