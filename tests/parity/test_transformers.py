@@ -1,10 +1,12 @@
 """Our models against those of transformers: the same weights must give the same logits, in both directions."""
 
+import copy
 import logging
 import warnings
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
@@ -26,6 +28,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from lightning_lm.errors import ConfigurationError, LightningLMError
 from lightning_lm.models.huggingface.config_json import config_from_huggingface, config_to_huggingface
 from lightning_lm.models.huggingface.folder import load_huggingface, save_huggingface
 
@@ -108,6 +111,13 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         },
     ),
     "smollm3": SmolLM3Config(**{**SIZES, "num_hidden_layers": 4}, no_rope_layers=[1, 1, 1, 0]),
+    "smollm3 with windows in other layers than those without positions": SmolLM3Config(
+        **{**SIZES, "num_hidden_layers": 3},
+        no_rope_layers=[1, 0, 1],
+        use_sliding_window=True,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    ),
     "smollm3 without positions in each second layer": SmolLM3Config(
         **{**SIZES, "num_hidden_layers": 4}, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=7
     ),
@@ -226,3 +236,94 @@ def test_both_spellings_of_the_rotary_settings_mean_the_same():
 def test_what_a_config_json_leaves_out_is_what_transformers_assumes(name):
     config = CONFIGS[name]
     assert config_from_huggingface(config.to_diff_dict()) == config_from_huggingface(config.to_dict())
+
+
+# Every field is changed alone. Where our reading is then the same as before, so must be the logits of transformers.
+
+NOT_COMPUTED = {
+    *("architectures", "model_type", "transformers_version", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "vocab_size"),
+    *("is_encoder_decoder", "problem_type", "id2label", "label2id", "num_labels", "initializer_range"),
+    *("output_router_logits", "router_aux_loss_coef"),
+}
+"""Fields of training, of files and of interfaces."""
+REFUSED = (
+    LightningLMError,
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+"""Ways in which we and transformers say that a value cannot be."""
+FAMILIES = {config.model_type: config for config in reversed(CONFIGS.values())}
+
+
+def changed(value):
+    """Return other values of a field's kind."""
+    match value:
+        case bool():
+            return [not value]
+        case int() | float():
+            return [value * 2, value / 2 if isinstance(value, float) else max(value // 2, 1)] if value else [1, 2]
+        case None:
+            return [1, 3, True, 0.5]
+        case [str(), *_]:
+            return [value[::-1], ["full_attention"] * len(value), ["sliding_attention"] * len(value)]
+        case [int(), *_]:
+            return [value[::-1], [1 - entry for entry in value]]
+        case {"rope_type": _}:
+            return [{**value, "rope_theta": 77.0}, {**value, "partial_rotary_factor": 0.25}]
+        case _:
+            return []
+
+
+def logits_of(config, ids):
+    model = randomised(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+    return model(ids).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fields_that_are_passed_over_change_nothing_in_transformers(family):
+    config = FAMILIES[family]
+    ids = torch.randint(0, 97, (1, 24), generator=torch.Generator().manual_seed(1))
+    given, num_read = config.to_dict(), 0
+    before, expected = config_from_huggingface(given), logits_of(config, ids)
+    for name, value in given.items():
+        for other in changed(value) if name not in NOT_COMPUTED else ():
+            fields = {**copy.deepcopy(given), name: other}
+            try:
+                same = config_from_huggingface(fields) == before
+            except REFUSED:
+                continue
+            num_read += not same
+            if not same:
+                continue
+            fields.pop("model_type")
+            try:
+                theirs = type(config)(**fields)
+                found = logits_of(theirs, ids)
+            except REFUSED:
+                continue
+            assert torch.equal(found, expected), (name, other)
+    assert num_read > 10
+
+
+def test_settings_that_a_file_leaves_out_or_spells_in_the_old_way():
+    sizes = {name: value for name, value in SIZES.items() if name not in NO_TOKENS}
+    mixtral = config_from_huggingface(
+        {"model_type": "mixtral", **sizes, "num_local_experts": 4, "num_experts_per_tok": 2}
+    )
+    assert mixtral.layers.mixer.rope.base == 1_000_000.0
+    gpt_oss = {"model_type": "gpt_oss", **sizes, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+    scaling = config_from_huggingface(gpt_oss).depth_pattern[0].mixer.rope.scaling
+    assert (scaling.factor, scaling.original_context_length, scaling.truncate) == (32.0, 4096, False)
+    yarn = {"model_type": "llama", **sizes, "rope_scaling": dict(YARN), "original_max_position_embeddings": 32}
+    assert config_from_huggingface(yarn).layers.mixer.rope.scaling.original_context_length == 32
+    for family in ("olmo3", "gemma3_text"):
+        with pytest.raises(ConfigurationError, match="one object for each kind of layers"):
+            config_from_huggingface({"model_type": family, **sizes, "head_dim": 16, "rope_parameters": YARN})

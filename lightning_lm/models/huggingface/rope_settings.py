@@ -24,7 +24,12 @@ def read_rope(config: _Settings, *, kind_of_layer: str | None = None, partial: b
         ConfigurationError: If the scaling is of a kind that has no part here.
     """
     settings: _Settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if kind_of_layer is not None and isinstance(settings.get(kind_of_layer), Mapping):
+    if kind_of_layer is not None and config.get("rope_parameters"):
+        if not isinstance(settings.get(kind_of_layer), Mapping):
+            raise ConfigurationError(
+                f"rope_parameters {dict(settings)} name no settings of {kind_of_layer}; this family has one object for "
+                "each kind of layers."
+            )
         settings = settings[kind_of_layer]
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in _READERS or any(isinstance(value, Mapping) for value in settings.values()):
@@ -38,6 +43,8 @@ def read_rope(config: _Settings, *, kind_of_layer: str | None = None, partial: b
         raise ConfigurationError(f"partial_rotary_factor={fraction} is not known in this family; only 1.0 is.")
     base = settings.get("rope_theta", config.get("rope_theta"))
     original = settings.get("original_max_position_embeddings", config["max_position_embeddings"])
+    if kind_of_layer is None:  # as transformers has it, and only there
+        original = config.get("original_max_position_embeddings") or original
     scaling = _READERS[kind](settings, int(original), int(config["max_position_embeddings"]))
     return Rope(base=10_000.0 if base is None else float(base), fraction=fraction, scaling=scaling)
 

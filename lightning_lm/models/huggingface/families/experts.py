@@ -181,7 +181,7 @@ EXPERT_FAMILIES = {
     "mixtral": _family(
         "MixtralForCausalLM",
         _DEFAULTS | {"rms_norm_eps": 1e-5, "max_position_embeddings": 131_072, "sliding_window": None}
-        | {"num_local_experts": 8, "num_key_value_heads": 8},
+        | {"num_local_experts": 8, "num_key_value_heads": 8, "rope_theta": 1_000_000.0},
         _read_mixtral,
         _write_mixtral,
         _MIXTRAL_NAMES,

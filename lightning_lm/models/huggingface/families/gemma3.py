@@ -61,12 +61,14 @@ def _read(data: Settings) -> TransformerConfig:
 
 def _rope_settings(data: Settings, kind: str, base: float) -> dict[str, Any]:
     """Return settings with a base for one kind of layers, in their old spelling or their new one."""
+    base = data.get("rope_theta" if kind == "full_attention" else "rope_local_base_freq") or base
     new = data.get("rope_parameters")
     if new:
+        flat = sorted(name for name, value in new.items() if value is not None and not isinstance(value, dict))
+        if flat:
+            raise ConfigurationError(f"rope_parameters of Gemma 3 has one object for each kind of layers, not {flat}.")
         return {**data, "rope_parameters": {kind: {"rope_theta": base, **(new.get(kind) or {})}}}
-    if kind == "sliding_attention":
-        return {**data, "rope_theta": data.get("rope_local_base_freq") or base, "rope_scaling": None}
-    return {**data, "rope_theta": data.get("rope_theta") or base}
+    return {**data, "rope_theta": base, "rope_scaling": data.get("rope_scaling") if kind[0] == "f" else None}
 
 
 def _bias(data: Settings) -> Any:

@@ -29,6 +29,9 @@ from lightning_lm.models.transformer import Layer, TransformerConfig
 
 __all__ = ["GPT_OSS"]
 
+_ROPE = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+"""Rotary settings where a file names none."""
+
 
 def _read(data: Settings) -> TransformerConfig:
     if data.get("quantization_config"):
@@ -36,6 +39,8 @@ def _read(data: Settings) -> TransformerConfig:
             "The experts of this gpt-oss are quantized, which is not read here. Save it once in bfloat16: "
             "AutoModelForCausalLM.from_pretrained(FOLDER, dtype='bfloat16').dequantize().save_pretrained(OTHER)."
         )
+    if not (data.get("rope_parameters") or data.get("rope_scaling")):
+        data = {**data, "rope_parameters": _ROPE}
     weight = float(data["router_aux_loss_coef"] or 0.0) if data["output_router_logits"] else 0.0
     experts = MoE(
         experts=ClampedGLU(

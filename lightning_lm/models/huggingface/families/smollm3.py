@@ -1,4 +1,4 @@
-"""SmolLM3: Llama with every fourth layer without positions."""
+"""SmolLM3: Llama with every fourth layer without positions, and with windows in any of the layers."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,9 +24,14 @@ def _read(data: Settings) -> TransformerConfig:
     rotates = data["no_rope_layers"] or [
         int((index + 1) % data["no_rope_layer_interval"] != 0) for index in range(depth)
     ]
-    window = data["sliding_window"] if data["use_sliding_window"] else None
+    slides = [bool(data["use_sliding_window"]) and not has for has in rotates[:depth]]
+    if data["layer_types"]:
+        slides = [kind == "sliding_attention" for kind in data["layer_types"][:depth]]
     attention = read_attention(data, bias="all" if data["attention_bias"] else "none")
-    mixers = (attention if has else replace(attention, rope=None, window=window) for has in rotates[:depth])
+    mixers = (
+        replace(attention, rope=attention.rope if has else None, window=data["sliding_window"] if local else None)
+        for has, local in zip(rotates, slides, strict=False)
+    )
     return read_body(data, *mixers, bias=data["mlp_bias"])
 
 
@@ -57,6 +62,7 @@ SMOLLM3 = like_llama(
         "no_rope_layer_interval": 4,
         "use_sliding_window": False,
         "sliding_window": None,
+        "layer_types": None,
     },
     _read,
     _write,
