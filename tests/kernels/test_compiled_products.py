@@ -3,6 +3,7 @@
 ``FEW_SHAPES`` in the environment leaves out small heads and most of float32: for another Triton than the installed one.
 """
 
+import importlib
 import inspect
 import json
 import os
@@ -18,12 +19,15 @@ from lightning_lm.kernels import newton_schulz
 from lightning_lm.kernels.flash_attention import operation, triton_kernels
 from lightning_lm.kernels.runtime.launch import is_installed
 
+grouped = importlib.import_module("lightning_lm.kernels.grouped_linear")  # the package has a function of that name
 pytestmark = pytest.mark.skipif(not is_installed(), reason="Triton is not installed")
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 PRODUCTS = {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTC",)}
 FLASH = {"forward_kernel": "flash_attention", "query_kernel": "flash_attention_queries"}
 FLASH["key_kernel"] = "flash_attention_keys"
-WIDE = dict.fromkeys(("lse_ptr", "along_ptr"), "*fp32") | dict.fromkeys(("first_ptr", "last_ptr"), "*i32")
+WIDE = dict.fromkeys(("lse_ptr", "along_ptr"), "*fp32") | dict.fromkeys(
+    ("first_ptr", "last_ptr", "expert_ptr", "end_ptr"), "*i32"
+)
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 HALF = [
     ("bf16", size, capability) for size, capability in ((128, 80), (64, 80), (128, 90), (64, 90), (128, 100), (64, 100))
@@ -36,6 +40,7 @@ SINGLE = [
     ("ieee", 64, 90),
     ("ieee", 128, 100),
 ]
+GROUPED = [("_product_kernel", "bf16", 90), ("_weight_kernel", "bf16", 90), ("_product_kernel", "tf32", 90)]
 SHAPES, KINDS = [*HALF, *SINGLE], (*DTYPES,)
 if os.environ.get("FEW_SHAPES"):
     SHAPES, KINDS = [*(shape for shape in HALF if shape[1] == 128), ("tf32", 128, 90)], ("bf16",)
@@ -46,7 +51,7 @@ def job(module, kernel, constants, options, capability, kind):
     pointer = "*bf16" if kind == "bf16" else "*fp32"
     kinds = {name: "fp32" if name in ("scale", "factor", "cap", "alpha", "beta") else "i32" for name in names}
     kinds |= {name: WIDE.get(name, pointer) for name in names if name.endswith("_ptr")}
-    endings = ("_row", "_head", "_batch", "num_rows", "num_columns")
+    endings = ("_row", "_head", "_batch", "_matrix", "num_rows", "num_columns", "inner", "width", "height")
     return {
         "module": module.__name__,
         "kernel": kernel,
@@ -73,6 +78,14 @@ def symmetric_job(kind, capability):
     return job(newton_schulz, "_symmetric_kernel", constants, tile, capability, kind)
 
 
+def grouped_job(kernel, kind, capability):
+    weight = torch.empty(8, 256, 128, dtype=DTYPES[kind])
+    tile = grouped._tiles(weight, weight)
+    constants = {name: tile.pop(name) for name in ("BLOCK", "BLOCK_K", "PRECISION")}
+    constants |= {"TRANSPOSED": True} if kernel == "_product_kernel" else {}
+    return job(grouped, kernel, constants, tile, capability, kind)
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     jobs = {}
@@ -82,6 +95,10 @@ def compiled(tmp_path_factory):
     torch.set_float32_matmul_precision("highest")
     for kind in KINDS:
         jobs |= {("_symmetric_kernel", kind, 0, capability): symmetric_job(kind, capability) for capability in SHARED}
+    for kernel, kind, capability in GROUPED:
+        torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+        jobs[kernel, kind, 0, capability] = grouped_job(kernel, kind, capability)
+    torch.set_float32_matmul_precision("highest")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     command = [sys.executable, Path(__file__).with_name("aot.py")]

@@ -18,6 +18,7 @@ __all__ = [
     "architecture",
     "choices",
     "force_backend",
+    "forced_backend",
     "report",
     "unavailable",
     "unsupported_dtype",
@@ -74,7 +75,7 @@ def use_triton(operation: str, device: torch.device, unsupported: str | None) ->
     Raises:
         ConfigurationError: If Triton is forced by `force_backend` and cannot be used.
     """
-    forced = _forced[-1] if _forced else None
+    forced = forced_backend()
     reason = _operations[operation] = "torch was forced" if forced == "torch" else unavailable(device) or unsupported
     if forced == "triton" and reason is not None:
         raise ConfigurationError(f"{operation} was forced to run in Triton and cannot: {reason}.")
@@ -107,6 +108,11 @@ def force_backend(backend: Literal["triton", "torch"]) -> Iterator[None]:
         yield
     finally:
         _forced.pop()
+
+
+def forced_backend() -> str | None:
+    """Return the implementation that `force_backend` asks for, or nothing."""
+    return _forced[-1] if _forced else None
 
 
 def register(operation: str, *, functions: Sequence[str] = ()) -> None:
