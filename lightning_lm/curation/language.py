@@ -73,9 +73,8 @@ class _Model:
         if len(found):
             scores = np.log1p(counts.astype(np.float32)) @ self.log_likelihoods[found] + self.log_priors
         scores /= np.float32(math.sqrt(len(text)))
-        weights: NDArray[np.float64] = np.bincount(self.label_of_class, np.exp(scores - scores.max()))
-        weights /= weights.sum()
-        return weights
+        weights = np.bincount(self.label_of_class, np.exp(scores - scores.max())).astype(np.float64)
+        return np.divide(weights, weights.sum(), dtype=np.float64)
 
     def _states(self, codes: NDArray[np.uint8]) -> NDArray[np.uint32]:
         """Return the state after each byte."""

@@ -15,6 +15,8 @@ _EDGE_LINES = 3
 _MIN_PAGES = 3
 _MIN_FRACTION = 0.3
 _FULL_LINE = 0.75
+_MAX_NUMBERS = 4
+"""Numbers of a header with words: a date and a page. Without words it has two, the page and the number of pages."""
 _DIGITS = re.compile(r"\d+|\b[ivxlc]+\b", re.IGNORECASE)
 _HYPHENATED = re.compile(r"(\w+)-$")
 _STARTS = re.compile(r"[\-*\u2022\u2013\u25aa\u25cf\u25e6\u2043]\s|\(?\d{1,3}[.)]\s|[A-Za-z][.)]\s")
@@ -53,7 +55,10 @@ def _edges(page: Sequence[str]) -> Iterable[int]:
 
 
 def _pattern(line: str) -> str:
-    return " ".join(_DIGITS.sub("#", line).split()).lower()
+    """Return a line without its numbers, a table's row with them: rows look alike but do not repeat."""
+    pattern, count = _DIGITS.subn("#", line)
+    is_row = count > (_MAX_NUMBERS if re.search(r"\w", pattern) else 2)
+    return " ".join((line if is_row else pattern).split()).lower()
 
 
 def _repeated(pages: Sequence[Sequence[str]]) -> set[str]:

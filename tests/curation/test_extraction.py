@@ -106,3 +106,14 @@ def test_markdown_of_lists_numbers_items_and_indents_inner_lists():
     markup = "<p>Text &lt;</p>\n\n<ol>\n <li>one</li>\n <li>two\n<ul>\n <li>inner</li>\n</ul></li>\n</ol>\n<p>end</p>"
     assert markdown_of(markup) == "Text <\n\n1. one\n2. two\n  - inner\n\nend"
     assert markdown_of("<pre>a ``` b</pre>") == "````\na ``` b\n````"
+
+
+def test_rows_of_a_table_are_no_running_lines():
+    pages = [
+        "\n".join([f"Yearbook {page}", "", *(f"{page}{row} 7 {row} 12.5" for row in range(4)), "", f"{page} / 9"])
+        for page in range(9)
+    ]
+    found = text_of_pages("\f".join(pages))
+    assert [f"{page}{row} 7 {row} 12.5" in found for page in range(9) for row in range(4)] == [True] * 36
+    assert "Yearbook" not in found
+    assert "/ 9" not in found
