@@ -13,7 +13,6 @@ from lightning_lm.datamodules.base import ResumableDataModule
 from lightning_lm.datamodules.corpus import Corpus, Prepared
 from lightning_lm.datamodules.loader import Loading, RowStream, ValidationLoader
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.evals import token_counts
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart
 
@@ -79,6 +78,8 @@ class TextDataModule(ResumableDataModule):
 
     def train_token_counts(self) -> npt.NDArray[np.int64]:
         """Return how often each token id occurs in the training text, int64 [vocab_size]."""
+        from lightning_lm.evals import token_counts  # the tasks are not needed to train
+
         assert self.tokenizer is not None, "setup() comes first"
         stores = self._corpus.prepare(show_progress=False).train
         total = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)

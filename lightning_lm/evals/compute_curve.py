@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_lm.evals.statistics import Score
-from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
 from lightning_lm.storage import replacing
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ def save_curve(results: "Results", path: Path | str) -> Path:
     lines: dict[str, list[CurvePoint]] = {}
     for point in compute_curve(results.tasks):
         lines.setdefault(point.line, []).append(point)
+    from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
+
     figure = new_figure(7.0, 4.5)
     axes = figure.add_subplot()
     plain(axes, "Accuracy against generated tokens")

@@ -9,7 +9,6 @@ item is searched by the values of its record, without the words of the prompt's 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from lightning_lm.curation import EvaluationIndex
 from lightning_lm.data import TokenStore
 from lightning_lm.errors import ConfigurationError
 from lightning_lm.evals.requests import RollingLikelihood
@@ -110,6 +109,8 @@ def search_tasks(
     """
     names = [(task, item.id) for task, items in tasks.items() for item in items]
     texts = (_text(item) for items in tasks.values() for item in items)
+    from lightning_lm.curation import EvaluationIndex
+
     index = EvaluationIndex(texts, ngram=ngram, min_words=min_words)
     overlaps: dict[str, dict[str, float]] = {task: {} for task in tasks}
     number = 0

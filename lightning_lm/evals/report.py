@@ -10,7 +10,6 @@ from rich.text import Text
 
 from lightning_lm.evals.results import Results, TaskResults
 from lightning_lm.evals.statistics import PairedDifference, Score
-from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
 from lightning_lm.storage import replacing
 
 __all__ = ["comparison_table", "interval_text", "number_text", "results_table", "save_figure", "score_table"]
@@ -87,6 +86,8 @@ def save_figure(results: Results, path: Path | str) -> Path:
         MissingDependencyError: If matplotlib is not installed.
     """
     rows = list(_rows(results.tasks))
+    from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
+
     figure = new_figure(7.0, 1.2 + 0.3 * len(rows))
     axes = figure.add_subplot()
     plain(axes, "Scores with 95 % intervals")

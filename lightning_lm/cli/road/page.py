@@ -89,7 +89,7 @@ def _scores(report: Mapping[str, Any]) -> Html:
     ]
     return section(
         "Scores after each stage",
-        prose("Each checkpoint is measured on the same held-out text and task."),
+        prose("Each checkpoint is measured on the same held-out text and tasks."),
         table(["model", *map(_short_name, metrics)], rows),
         figures(*(_bars(metric, rows, column) for column, metric in enumerate(metrics, start=1))),
     )

@@ -2,8 +2,6 @@
 
 import re
 
-from lightning_lm.curation import identify_language
-
 __all__ = ["capital_words", "count_sentences", "count_words", "is_language", "paragraphs"]
 
 _ABBREVIATIONS = re.compile(
@@ -67,6 +65,8 @@ def is_language(text: str, language: str) -> bool:
         text: A text.
         language: ISO 639-1 code.
     """
+    from lightning_lm.curation import identify_language
+
     found, _ = identify_language(text)
     wanted = language.lower().split("-")[0]
     return found == "und" or found in _CLOSELY_RELATED.get(wanted, {wanted})

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from lightning_lm.distributed import Ranks
-from lightning_lm.evals import pass_at
 from lightning_lm.functional.logprobs import TokenScores
 from lightning_lm.modules.metrics import MeasuredModule
 from lightning_lm.modules.rl.objective import ObjectiveTerms
@@ -62,6 +61,8 @@ def record_validation(module: MeasuredModule, rollout: Rollout, validation: Vali
         rollout: The completions.
         validation: Rule for correct completions.
     """
+    from lightning_lm.evals import pass_at  # the tasks are not needed to train
+
     counted = [group for group, counts in enumerate(rollout.prompts["counted"]) if counts]
     rollout = rollout.take(counted)
     record_rewards(module, rollout)
