@@ -259,7 +259,7 @@ REFUSED = (
     RuntimeError,
 )
 """Ways in which we and transformers say that a value cannot be."""
-FAMILIES = {config.model_type: config for config in reversed(CONFIGS.values())}
+FAMILIES = {config.model_type: config for config in CONFIGS.values()}
 
 
 def changed(value):
