@@ -88,7 +88,7 @@ def _validations_first(commands: Mapping[str, _Command]) -> list[tuple[str, _Com
     return sorted(commands.items(), key=lambda item: item[1][0][0] == "evaluate")
 
 
-def _task_scores(words: Sequence[str], job: Job, built: _Measured | None) -> dict[str, float]:
+def _task_scores(words: Sequence[str], job: Job, built: _Measured | None) -> Mapping[str, float]:
     """Return the scores of an evaluation as ``TASK/METRIC``."""
     parser = argparse.ArgumentParser(prog="lightning-lm evaluate", exit_on_error=False)
     evaluate.add_arguments(parser)
