@@ -74,7 +74,8 @@ class _Model:
             scores = np.log1p(counts.astype(np.float32)) @ self.log_likelihoods[found] + self.log_priors
         scores /= np.float32(math.sqrt(len(text)))
         weights = np.bincount(self.label_of_class, np.exp(scores - scores.max())).astype(np.float64)
-        return np.divide(weights, weights.sum(), dtype=np.float64)
+        probabilities: NDArray[np.float64] = weights / weights.sum()
+        return probabilities
 
     def _states(self, codes: NDArray[np.uint8]) -> NDArray[np.uint32]:
         """Return the state after each byte."""
