@@ -26,7 +26,16 @@ from lightning_lm.parts import Limit, Part, check_numbers
 from lightning_lm.scaling import DropSmallestBudgets, Estimator, IsoFlop, RandomSearch
 
 SIGNED = {"threshold", "target_margin", "presence_penalty", "frequency_penalty", "scale", "embed_scale", "offset"}
-SIGNED |= {"forget_bias", "output_scale", "entropy_coefficient", "seed", "lowest", "reward_weights", "weights"}
+SIGNED |= {
+    "forget_bias",
+    "output_scale",
+    "residual_scale",
+    "entropy_coefficient",
+    "seed",
+    "lowest",
+    "reward_weights",
+    "weights",
+}
 """Names of numbers that may be negative."""
 PACKAGES = ("curation", "data", "datamodules", "functional", "generation", "models", "modules", "optim", "rewards")
 PACKAGES += ("scaling", "strategies", "tokenizers")

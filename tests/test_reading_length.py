@@ -186,7 +186,7 @@ def overlay(recipe: str) -> dict:
     [
         ("grpo/reverse", (545, 686, 1000), ("models", "generation")),
         ("dpo/reverse", (195, 336, 475), ("models",)),
-        ("pretrain/quickstart", (294, 562, 986), ()),
+        ("pretrain/quickstart", (294, 562, 990), ()),
     ],
 )
 def test_from_the_recipe_to_the_loss(recipe, limits, read_apart, tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ class Encoder(Transformer):
         """
         context = make_context(input_ids, position_ids, document_ids, None)
         context.token_type_ids = token_type_ids
-        return cast(Tensor, self.norm(self.run(input_ids, context)))
+        return self.finish(self.run(input_ids, context))
 
     def hidden(
         self,

@@ -228,9 +228,9 @@ class ConditionedDecoder(nn.Module):
         decoder = self.model.decoder
         context = make_context(input_ids, position_ids, document_ids, cache)
         context.counted, context.target_ids, context.memory = counted, document_ids, self._rows(len(input_ids))
-        features = decoder.norm(decoder.run(input_ids, context))
+        features = decoder.finish(decoder.run(input_ids, context))
         scale = self.model.config.output_scale
-        return cast(Tensor, features if scale is None else features * scale)
+        return features if scale is None else features * scale
 
     def forward(
         self,

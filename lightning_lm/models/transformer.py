@@ -56,6 +56,8 @@ class TransformerConfig(
         "logit_softcap": Limit.POSITIVE,
         "dropout": Limit.BELOW_ONE,
         "embed_scale": Limit.FINITE,
+        "residual_scale": Limit.FINITE,
+        "output_scale": Limit.FINITE,
     },
 ):
     """A decoder-only transformer. The defaults are Llama's.
@@ -75,6 +77,8 @@ class TransformerConfig(
             share; rotary positions belong to the attention.
         tie_embeddings: Share the head's weight with the embedding.
         embed_scale: Multiplies the embeddings (Gemma: ``sqrt(d_model)``).
+        residual_scale: Multiplies what a sublayer adds to the residual stream (Granite).
+        output_scale: Multiplies the features before the head, and so the logits (Granite).
         final_norm: Normalise the residual stream before the head.
         logit_softcap: Logits are squeezed to ``logit_softcap * tanh(logit / logit_softcap)``.
         dropout: Probability with which a feature of the embeddings or of a sublayer's output is dropped in training.
@@ -93,6 +97,8 @@ class TransformerConfig(
     positions: Positions | None = None
     tie_embeddings: bool = False
     embed_scale: float | None = None
+    residual_scale: float | None = None
+    output_scale: float | None = None
     final_norm: bool = True
     logit_softcap: float | None = None
     dropout: float = 0.0
@@ -195,7 +201,7 @@ class Transformer(nn.Module):
         """
         context = make_context(input_ids, position_ids, document_ids, cache, prefix_lengths)
         context.counted = counted
-        return cast(Tensor, self.norm(self.run(input_ids, context)))
+        return self.finish(self.run(input_ids, context))
 
     def run(self, input_ids: Int[Tensor, "batch seq"], context: Context) -> Float[Tensor, "batch seq d_model"]:
         """Return the residual stream after the last layer, before the last norm.
@@ -207,13 +213,21 @@ class Transformer(nn.Module):
         for key, table in self._rotary.items():
             context.rotations[key] = table(context.positions, context.num_positions, input_ids.device)
         x, cache = self._embed(input_ids, context), context.cache
-        if self.training and self.config.dropout:
-            x = F.dropout(x, self.config.dropout)
+        x = F.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
         for index, block in enumerate(self.layers):
             x = block(x, context, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.advance(input_ids.size(1))
         return x
+
+    def finish(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+        """Return the features that ``head`` reads: the residual stream after the last layer, normalised and scaled.
+
+        Args:
+            x: From `run`.
+        """
+        scale = self.config.output_scale
+        return self.norm(x) if scale is None else self.norm(x) * scale
 
     def _embed(self, input_ids: Tensor, context: Context) -> Tensor:
         x = self.embed(input_ids)
@@ -269,7 +283,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: Layer) -> None:
         super().__init__()
-        self.residual, self.dropout = config.residual, config.dropout
+        self.residual, self.dropout, self.residual_scale = config.residual, config.dropout, config.residual_scale
         self.mixer_norm = config.norm.build(config.d_model)
         self.mixer = layer.mixer.build(config.d_model, norm=config.norm)
         self.ffn_norm = nn.Identity() if layer.ffn is None else config.norm.build(config.d_model)
@@ -302,7 +316,7 @@ class Block(nn.Module):
         if self.ffn is None:
             return self._join(x, mix, self.mixer_norm, self.mixer_post_norm)
         if self.residual == "parallel":
-            return x + self._drop(mix(self.mixer_norm(x))) + self._drop(transform(self.ffn_norm(x)))
+            return x + self._added(mix(self.mixer_norm(x))) + self._added(transform(self.ffn_norm(x)))
         x = self._join(x, mix, self.mixer_norm, self.mixer_post_norm)
         return self._join(x, transform, self.ffn_norm, self.ffn_post_norm)
 
@@ -310,14 +324,16 @@ class Block(nn.Module):
         """Add what a sublayer makes of the stream to the stream."""
         match self.residual:
             case "post":
-                joined = norm(x + self._drop(sublayer(x)))
+                joined = norm(x + self._added(sublayer(x)))
             case "reordered":
-                joined = x + self._drop(norm(sublayer(x)))
+                joined = x + self._added(norm(sublayer(x)))
             case "sandwich":
-                joined = x + self._drop(post_norm(sublayer(norm(x))))
+                joined = x + self._added(post_norm(sublayer(norm(x))))
             case _:
-                joined = x + self._drop(sublayer(norm(x)))
+                joined = x + self._added(sublayer(norm(x)))
         return cast(Tensor, joined)
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+    def _added(self, x: Tensor) -> Tensor:
+        """Return what is added to the residual stream of a sublayer's output."""
+        x = F.dropout(x, self.dropout) if self.training and self.dropout else x
+        return x if self.residual_scale is None else x * self.residual_scale

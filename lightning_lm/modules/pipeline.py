@@ -358,6 +358,7 @@ def keep_stage(model: Transformer, place: _Place) -> None:
         model.config = dataclasses.replace(model.config, embed_scale=None, positions=None, dropout=0.0)
     if not place.last:
         model.norm, model.head = _Elsewhere(), _Elsewhere()  # type: ignore[assignment]
+        model.config = dataclasses.replace(model.config, output_scale=None)
 
 
 def _whole_micro_batches(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

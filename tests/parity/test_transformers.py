@@ -14,6 +14,7 @@ from transformers import (
     Glm4Config,
     GPT2Config,
     GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -121,9 +122,27 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "smollm3 without positions in each second layer": SmolLM3Config(
         **{**SIZES, "num_hidden_layers": 4}, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=7
     ),
+    "smollm3 with windows in layers that rotate": SmolLM3Config(
+        **SIZES,
+        use_sliding_window=True,
+        sliding_window=7,
+        no_rope_layers=[1, 0],
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "phi3": Phi3Config(**SIZES, sliding_window=7),
     "phi3 with half of a head rotated": Phi3Config(
         **SIZES, rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    ),
+    "granite": GraniteConfig(
+        **SIZES, embedding_multiplier=6.0, residual_multiplier=0.22, attention_multiplier=0.3, logits_scaling=1.7
+    ),
+    "granite without multipliers, tied, with biases": GraniteConfig(
+        **SIZES,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        logits_scaling=3.0,
+        embedding_multiplier=2.0,
     ),
     "glm4": Glm4Config(**SIZES, head_dim=16),
     "deepseek_v3": DeepseekV3Config(**{**SIZES, "num_key_value_heads": 4}, **LATENT),

@@ -114,7 +114,7 @@ def require_equal(stages, single, *, tolerance=1e-9):
         (
             3,
             OneForwardOneBackward(micro_batches=3),
-            config(4, positions=LearnedPositions(), embed_scale=5.0, logit_softcap=4.0),
+            config(4, positions=LearnedPositions(), embed_scale=5.0, output_scale=0.5, logit_softcap=4.0),
             {"optimizer": AdamW(lr=1e-3, eps=1e-5), "activation_checkpointing": "blocks", "gradient_clip_val": 0.05},
         ),
         (1, GPipe(micro_batches=6), config(), {"loss": CrossEntropy(z_loss=1e-3, label_smoothing=0.1)}),

@@ -12,6 +12,7 @@ from lightning_lm.models.huggingface.families.fused import GLM4, PHI3
 from lightning_lm.models.huggingface.families.gemma3 import GEMMA3
 from lightning_lm.models.huggingface.families.gpt2 import GPT2
 from lightning_lm.models.huggingface.families.gpt_oss import GPT_OSS
+from lightning_lm.models.huggingface.families.granite import GRANITE
 from lightning_lm.models.huggingface.families.llama import LLAMA_FAMILIES
 from lightning_lm.models.huggingface.families.mamba2 import MAMBA2
 from lightning_lm.models.huggingface.families.olmo import OLMO_FAMILIES
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": SMOLLM3,
     "phi3": PHI3,
     "glm4": GLM4,
+    "granite": GRANITE,
     "gemma3_text": GEMMA3,
     **OLMO_FAMILIES,
     **EXPERT_FAMILIES,

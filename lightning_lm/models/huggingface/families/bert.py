@@ -32,6 +32,11 @@ def _read_bert(data: Settings) -> EncoderConfig:
             f"position_embedding_type={kind!r} with is_decoder={data['is_decoder']} of this BERT is not known here; "
             "only absolute positions of an encoder are."
         )
+    if not data["tie_word_embeddings"]:
+        raise ConfigurationError(
+            "tie_word_embeddings=false of this BERT is not known here: its files then have two biases of the output "
+            "layer, of which only one is used. Tie them, or take ModernBERT."
+        )
     act = activation(data["hidden_act"])
     attention = Attention(
         num_heads=data["num_attention_heads"],
@@ -149,6 +154,11 @@ def _read_modernbert(data: Settings) -> EncoderConfig:
     every, depth = data["global_attn_every_n_layers"], data["num_hidden_layers"]
     kinds = data["layer_types"] or ["sliding_attention" if i % every else "full_attention" for i in range(depth)]
     half = data["local_attention"] // 2
+    if data.get("sliding_window") not in (None, half):
+        raise ConfigurationError(
+            f"sliding_window={data['sliding_window']} of this ModernBERT is not half of "
+            f"local_attention={data['local_attention']}; leave it out, or change one."
+        )
     ffn = GLU(hidden_size=data["intermediate_size"], activation=act, bias=bias)
 
     def layer(kind: str) -> Layer:

@@ -29,7 +29,19 @@ from lightning_lm.models.transformer import TransformerConfig
 __all__ = ["DEEPSEEK_V3"]
 
 
+_ONLY = {"moe_layer_freq": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+
+
+def _check(data: Settings) -> None:
+    """Refuse settings that the model's first code reads and ``transformers`` passes over, where they would matter."""
+    only = {**_ONLY, "head_dim": data["qk_rope_head_dim"]}
+    for name, known in only.items():
+        if data.get(name) not in (None, known):
+            raise ConfigurationError(f"{name}={data[name]!r} of this DeepSeek-V3 is not known here; only {known!r} is.")
+
+
 def _read(data: Settings) -> TransformerConfig:
+    _check(data)
     key_dim = data["qk_nope_head_dim"] + data["qk_rope_head_dim"]
     attention = LatentAttention(
         num_heads=data["num_attention_heads"],

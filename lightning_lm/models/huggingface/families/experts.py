@@ -58,6 +58,10 @@ def expert_names(
 
 
 def _read_mixtral(data: Settings) -> TransformerConfig:
+    if data["router_jitter_noise"]:
+        raise ConfigurationError(
+            f"router_jitter_noise={data['router_jitter_noise']} of this Mixtral is not known here; set it to 0."
+        )
     attention = replace(read_attention(data), window=data["sliding_window"])
     experts = _read_experts(data, data["num_local_experts"], data["intermediate_size"], normalise=True)
     return _with_experts(read_body(data, attention), experts)
@@ -181,7 +185,8 @@ EXPERT_FAMILIES = {
     "mixtral": _family(
         "MixtralForCausalLM",
         _DEFAULTS | {"rms_norm_eps": 1e-5, "max_position_embeddings": 131_072, "sliding_window": None}
-        | {"num_local_experts": 8, "num_key_value_heads": 8, "rope_theta": 1_000_000.0},
+        | {"num_local_experts": 8, "num_key_value_heads": 8, "rope_theta": 1_000_000.0}
+        | {"router_jitter_noise": 0.0},
         _read_mixtral,
         _write_mixtral,
         _MIXTRAL_NAMES,

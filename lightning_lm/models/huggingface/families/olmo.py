@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.models.huggingface.families.family import (
     LLAMA_DEFAULTS,
     LLAMA_NAMES,
@@ -20,6 +21,8 @@ from lightning_lm.models.transformer import TransformerConfig
 
 __all__ = ["OLMO_FAMILIES"]
 
+_THETA = 500_000.0
+
 
 def _read_olmo2(data: Settings) -> TransformerConfig:
     attention = replace(read_attention(data, bias="all" if data["attention_bias"] else "none"), qk_norm="full")
@@ -34,6 +37,7 @@ def _read_olmo3(data: Settings) -> TransformerConfig:
     kinds = data["layer_types"] or [
         "sliding_attention" if (index + 1) % 4 else "full_attention" for index in range(data["num_hidden_layers"])
     ]
+    _check_base(data)
     plain = {**data, "rope_parameters": None, "rope_scaling": None}
     attention = replace(read_attention(plain, bias="all" if data["attention_bias"] else "none"), qk_norm="full")
     mixers = {
@@ -45,6 +49,17 @@ def _read_olmo3(data: Settings) -> TransformerConfig:
         for kind in set(kinds)
     }
     return replace(read_body(data, *(mixers[kind] for kind in kinds)), residual="reordered")
+
+
+def _check_base(data: Settings) -> None:
+    """Refuse an old spelling that releases of transformers read as different functions."""
+    theta = data.get("rope_theta") or _THETA
+    if not data.get("rope_parameters") and theta != _THETA:
+        raise ConfigurationError(
+            f"rope_theta={theta} of this OLMo 3 does not say what its layers with a window rotate by, and releases of "
+            "transformers disagree. Give both kinds: rope_parameters: "
+            f"{{'sliding_attention': {{'rope_type': 'default', 'rope_theta': {theta}}}, 'full_attention': {{...}}}}."
+        )
 
 
 def _write_olmo3(config: TransformerConfig) -> dict[str, Any]:
@@ -80,7 +95,7 @@ OLMO_FAMILIES = {
         "model.",
         _NAMES,
         LLAMA_REQUIRED,
-        _DEFAULTS | {"rope_theta": 500_000.0, "sliding_window": 4096, "layer_types": None},
+        _DEFAULTS | {"rope_theta": _THETA, "sliding_window": 4096, "layer_types": None},
         _read_olmo3,
         _write_olmo3,
     ),

@@ -14,6 +14,7 @@ from lightning_lm.models.huggingface.families.family import (
     THEIR_ACTIVATIONS,
     Family,
     Settings,
+    activation,
     expect,
     read_attention,
     read_body,
@@ -33,6 +34,11 @@ _MIXER = "layers.{i}.mixer."
 
 def _read(data: Settings) -> TransformerConfig:
     num_layers = data["num_hidden_layers"]
+    if activation(data["hidden_act"]) != "silu":
+        raise ConfigurationError(
+            f"hidden_act={data['hidden_act']!r} of this Qwen3-Next is not known here: it is that of the convolutions "
+            "too, which have silu."
+        )
     experts = [
         index
         for index in range(num_layers)

@@ -27,6 +27,13 @@ def _read_t5(data: Settings) -> EncoderDecoderConfig:
     kind, _, name = data["feed_forward_proj"].rpartition("-")
     if kind not in ("", "gated"):
         raise ConfigurationError(f"feed_forward_proj={data['feed_forward_proj']!r} of this T5 is not known here.")
+    theirs = "gelu_new" if (kind, name) == ("gated", "gelu") else name
+    for key, known in (("is_encoder_decoder", True), ("is_gated_act", bool(kind)), ("dense_act_fn", theirs)):
+        if data.get(key) not in (None, known):
+            raise ConfigurationError(
+                f"{key}={data[key]!r} of this T5 does not fit feed_forward_proj={data['feed_forward_proj']!r} of an "
+                f"encoder-decoder; only {known!r} does."
+            )
     act = "gelu_tanh" if (kind, name) == ("gated", "gelu") else activation(name)
     ffn: FFN = (GLU if kind else MLP)(hidden_size=data["d_ff"], activation=act)
     heads, size, dropout = data["num_heads"], data["d_kv"], float(data["dropout_rate"])
