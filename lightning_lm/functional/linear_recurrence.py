@@ -22,7 +22,14 @@ from torch import Tensor
 
 from lightning_lm.errors import ConfigurationError
 
-__all__ = ["chunked_recurrence", "linear_recurrence", "number_documents", "parallel_recurrence", "stepwise_recurrence"]
+__all__ = [
+    "Scan",
+    "chunked_recurrence",
+    "linear_recurrence",
+    "number_documents",
+    "parallel_recurrence",
+    "stepwise_recurrence",
+]
 
 _CHUNK, _CHUNK_ON_CPU, _CHUNK_OF_VECTORS = 64, 32, 16
 """Tokens of a chunk with one decay per head, and with one per key feature, which takes a tensor of all pairs."""
@@ -52,6 +59,7 @@ def number_documents(document_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "bat
     return changes.cumsum(1)
 
 
+@_full_precision
 def linear_recurrence(
     q: Float[Tensor, "batch seq key_heads key_dim"],
     k: Float[Tensor, "batch seq key_heads key_dim"],
@@ -61,6 +69,7 @@ def linear_recurrence(
     beta: Float[Tensor, "batch seq heads"] | None = None,
     document_ids: Int[Tensor, "batch seq"] | None = None,
     state: Float[Tensor, "batch heads key_dim value_dim"] | None = None,
+    scan: "Scan | None" = None,
 ) -> tuple[Float[Tensor, "batch seq heads value_dim"], Float[Tensor, "batch heads key_dim value_dim"]]:
     """Run the recurrence by the fastest of its forms; see `chunked_recurrence` for the arguments.
 
@@ -72,9 +81,14 @@ def linear_recurrence(
         beta: Writing strength of the delta rule; ``None`` for plain linear attention.
         document_ids: Documents of packed rows; ``None`` if each row is one.
         state: Memory before the first token.
+        scan: Kernel that passes the state from chunk to chunk; ``None`` for a loop.
     """
-    run = stepwise_recurrence if q.size(1) == 1 else chunked_recurrence
-    return run(q, k, v, log_decay, beta=beta, document_ids=document_ids, state=state)
+    if scan is None or q.size(1) == 1:
+        run = stepwise_recurrence if q.size(1) == 1 else chunked_recurrence
+        return run(q, k, v, log_decay, beta=beta, document_ids=document_ids, state=state)
+    given = _prepare(q, k, v, log_decay, beta, state)
+    mixed, state = _in_chunks(given, document_ids, _usual_chunk(q, log_decay), scan)
+    return mixed.to(v.dtype), state
 
 
 @_full_precision
@@ -192,10 +206,20 @@ def chunked_recurrence(
         arXiv:2412.06464 with decays.
     """
     given = _prepare(q, k, v, log_decay, beta, state)
-    length, groups = q.size(1), v.size(2) // k.size(2)
-    of_vectors = log_decay is not None and log_decay.dim() == 4
-    usual = _CHUNK_OF_VECTORS if of_vectors else _CHUNK_ON_CPU if q.device.type == "cpu" else _CHUNK
-    size = min(chunk_size or usual, length)
+    mixed, state = _in_chunks(given, document_ids, chunk_size or _usual_chunk(q, log_decay), None)
+    return mixed.to(v.dtype), state
+
+
+def _usual_chunk(q: Tensor, log_decay: Tensor | None) -> int:
+    if log_decay is not None and log_decay.dim() == 4:
+        return _CHUNK_OF_VECTORS
+    return _CHUNK_ON_CPU if q.device.type == "cpu" else _CHUNK
+
+
+def _in_chunks(given: "_Given", document_ids: Tensor | None, size: int, scan: "Scan | None") -> tuple[Tensor, Tensor]:
+    """Return the outputs in float32 or better, and the state after the last token."""
+    length, groups = given.q.size(1), given.v.size(2) // given.k.size(2)
+    size = min(size, length)
     padding = -length % size
 
     def cut(x: Tensor) -> Tensor:  # [batch, seq, heads, dim] -> [batch, heads, chunks, size, dim]
@@ -204,27 +228,56 @@ def chunked_recurrence(
     queries, keys, values = cut(given.q), cut(given.k), cut(given.v)
     edges = _document_edges(document_ids, size, padding)
     cumulative = None if given.log_decay is None else cut(given.log_decay).cumsum(3)
-    seen = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+    seen = torch.ones(size, size, dtype=torch.bool, device=given.q.device).tril()
     pairs = _pairs(cumulative, seen if edges is None else seen & edges.together, groups)
-    scores = pairs(queries, keys).unbind(2)
     into, out, keep = _boundaries(cumulative, edges)
-
+    scores = pairs(queries, keys)
     queries, wide_keys = (x.repeat_interleave(groups, 1) for x in (queries, keys))
-    removed: tuple[Tensor, ...] | None = None
+    removed: Tensor | None = None
     if given.beta is not None:
         targets = torch.cat((values, into(wide_keys)), -1)
-        values, corrections = _solve(pairs(keys, keys), cut(given.beta), targets).split((v.size(-1), k.size(-1)), -1)
-        removed = corrections.unbind(2)
+        solved = _solve(pairs(keys, keys), cut(given.beta), targets)
+        values, removed = solved.split((given.v.size(-1), given.k.size(-1)), -1)
+    reads, writes = into(queries), out(wide_keys)
+    if scan is None:
+        outputs, state = _loop(reads, scores, _Chunks(values, removed, writes, keep, given.state))
+    else:
+        states, values, state = scan(*_Chunks(values, removed, writes, keep, given.state))
+        outputs = reads @ states + scores @ values
+    return outputs.movedim(1, 3).flatten(1, 2)[:, :length], state
+
+
+class _Chunks(NamedTuple):
+    """Operands of the pass through the chunks: [batch, heads, chunks, ...]."""
+
+    values: Tensor
+    """Values to write, [size, value_dim]; under the delta rule without what the state before the chunk holds."""
+    removed: Tensor | None
+    """Keys whose values in that state are taken off, [size, key_dim]."""
+    keys: Tensor
+    """Keys to write by, decayed to the end of the chunk, [size, key_dim]."""
+    keep: Tensor | None
+    """Factor on the state, [1 or key_dim, 1]."""
+    state: Tensor
+    """State before the first chunk, [batch, heads, key_dim, value_dim]."""
+
+
+Scan = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From the fields of chunks, the state before each, the values that each writes, and the state after the last."""
+
+
+def _loop(reads: Tensor, scores: Tensor, chunks: _Chunks) -> tuple[Tensor, Tensor]:
+    """Return the outputs of all chunks, and the state after the last."""
     # Slices inside the loop would each cost a zero-filled tensor in the backward pass: unbound before, they do not.
-    reads, writes, new = into(queries).unbind(2), out(wide_keys).mT.unbind(2), values.unbind(2)
-    state, outputs = given.state, []
-    for index, value in enumerate(new):
+    removed, keep = (None if x is None else x.unbind(2) for x in (chunks.removed, chunks.keep))
+    queries, pairs, writes = reads.unbind(2), scores.unbind(2), chunks.keys.mT.unbind(2)
+    state, outputs = chunks.state, []
+    for index, value in enumerate(chunks.values.unbind(2)):
         if removed is not None:
             value = value - removed[index] @ state
-        outputs.append(reads[index] @ state + scores[index] @ value)
-        state = keep(state, index) + writes[index] @ value
-    mixed = torch.stack(outputs, 2).movedim(1, 3).flatten(1, 2)[:, :length]
-    return mixed.to(v.dtype), state
+        outputs.append(queries[index] @ state + pairs[index] @ value)
+        state = (state if keep is None else state * keep[index]) + writes[index] @ value
+    return torch.stack(outputs, 2), state
 
 
 class _Given(NamedTuple):
@@ -308,10 +361,8 @@ def _pairs(cumulative: Tensor | None, seen: Tensor, groups: int) -> Callable[[Te
 Scaled = Callable[[Tensor], Tensor]
 
 
-def _boundaries(
-    cumulative: Tensor | None, edges: _Edges | None
-) -> tuple[Scaled, Scaled, Callable[[Tensor, int], Tensor]]:
-    """Return how queries reach the state before a chunk, keys the state after it, and a state the next one."""
+def _boundaries(cumulative: Tensor | None, edges: _Edges | None) -> tuple[Scaled, Scaled, Tensor | None]:
+    """Return how queries reach the state before a chunk, keys the state after it, and the factor to the next one."""
 
     def into(x: Tensor) -> Tensor:
         x = x if cumulative is None else x * cumulative.exp()
@@ -321,13 +372,9 @@ def _boundaries(
         x = x if cumulative is None else x * (cumulative[..., -1:, :] - cumulative).exp()
         return x if edges is None else x * edges.to_after
 
-    whole = None if cumulative is None else cumulative[..., -1, :].exp()[..., None].unbind(2)
-    through = None if edges is None else edges.through.unbind(2)
-
-    def keep(state: Tensor, index: int) -> Tensor:
-        state = state if whole is None else state * whole[index]
-        return state if through is None else state * through[index]
-
+    keep = None if cumulative is None else cumulative[..., -1, :, None].exp()
+    if edges is not None:
+        keep = edges.through if keep is None else keep * edges.through
     return into, out, keep
 
 

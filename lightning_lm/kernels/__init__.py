@@ -12,6 +12,7 @@ from lightning_lm.kernels.lm_head.head import output_layer
 from lightning_lm.kernels.lm_head.linear_cross_entropy import linear_cross_entropy, measured_cross_entropy
 from lightning_lm.kernels.lm_head.linear_logprob import linear_logprob, linear_nll, linear_target_scores
 from lightning_lm.kernels.newton_schulz import symmetric_product
+from lightning_lm.kernels.recurrence.operation import linear_recurrence
 from lightning_lm.kernels.relu_squared import relu_squared
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
@@ -34,6 +35,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_logprob",
     "linear_nll",
+    "linear_recurrence",
     "linear_target_scores",
     "measured_cross_entropy",
     "output_layer",

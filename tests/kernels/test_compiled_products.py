@@ -17,6 +17,7 @@ import torch
 
 from lightning_lm.kernels import newton_schulz
 from lightning_lm.kernels.flash_attention import operation, triton_kernels
+from lightning_lm.kernels.recurrence import chunk_scan
 from lightning_lm.kernels.runtime.launch import is_installed
 
 grouped = importlib.import_module("lightning_lm.kernels.grouped_linear")  # the package has a function of that name
@@ -41,6 +42,7 @@ SINGLE = [
     ("ieee", 128, 100),
 ]
 GROUPED = [("_product_kernel", "bf16", 90), ("_weight_kernel", "bf16", 90), ("_product_kernel", "tf32", 90)]
+SCANS = [("_forward_kernel", "tf32", 90), ("_backward_kernel", "tf32", 90)]
 SHAPES, KINDS = [*HALF, *SINGLE], (*DTYPES,)
 if os.environ.get("FEW_SHAPES"):
     SHAPES, KINDS = [*(shape for shape in HALF if shape[1] == 128), ("tf32", 128, 90)], ("bf16",)
@@ -51,7 +53,7 @@ def job(module, kernel, constants, options, capability, kind):
     pointer = "*bf16" if kind == "bf16" else "*fp32"
     kinds = {name: "fp32" if name in ("scale", "factor", "cap", "alpha", "beta") else "i32" for name in names}
     kinds |= {name: WIDE.get(name, pointer) for name in names if name.endswith("_ptr")}
-    endings = ("_row", "_head", "_batch", "_matrix", "num_rows", "num_columns", "inner", "width", "height")
+    endings = ("_row", "_head", "_batch", "_matrix", "num_rows", "num_columns", "inner", "width", "height", "_dim")
     return {
         "module": module.__name__,
         "kernel": kernel,
@@ -86,6 +88,14 @@ def grouped_job(kernel, kind, capability):
     return job(grouped, kernel, constants, tile, capability, kind)
 
 
+def scan_job(kernel, kind, capability):
+    keys = torch.empty(1, 1, 1, 64, 128)
+    tile = chunk_scan._tiles(keys, keys)
+    names = "SIZE", "BLOCK_K", "BLOCK_V", "PRECISION"
+    constants = {name: tile.pop(name) for name in names} | {"REMOVED": True}
+    return job(chunk_scan, kernel, constants, tile, capability, kind)
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     jobs = {}
@@ -98,6 +108,8 @@ def compiled(tmp_path_factory):
     for kernel, kind, capability in GROUPED:
         torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
         jobs[kernel, kind, 0, capability] = grouped_job(kernel, kind, capability)
+    for kernel, kind, capability in SCANS:
+        jobs[kernel, kind, 0, capability] = scan_job(kernel, kind, capability)
     torch.set_float32_matmul_precision("highest")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))

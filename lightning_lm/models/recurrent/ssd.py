@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
-from lightning_lm.functional.linear_recurrence import linear_recurrence
+from lightning_lm.kernels.recurrence.operation import linear_recurrence
 from lightning_lm.models.init import residual_output
 from lightning_lm.models.norms import Norm
 from lightning_lm.models.recurrent.layers import GroupNorm, ShortConvolution, Skip, TimeStep
