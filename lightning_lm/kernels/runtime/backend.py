@@ -75,7 +75,7 @@ def use_triton(operation: str, device: torch.device, unsupported: str | None) ->
     Raises:
         ConfigurationError: If Triton is forced by `force_backend` and cannot be used.
     """
-    forced = forced_backend()
+    forced = _forced[-1] if _forced else None
     reason = _operations[operation] = "torch was forced" if forced == "torch" else unavailable(device) or unsupported
     if forced == "triton" and reason is not None:
         raise ConfigurationError(f"{operation} was forced to run in Triton and cannot: {reason}.")
