@@ -77,6 +77,10 @@ def _questions(datamodule: Any, tokenizer: Tokenizer | None) -> Iterator[Prompt]
         return
     if "texts" in batch:
         yield from (Prompt(text) for text in batch["texts"])
+    elif "source_ids" in batch:
+        for row, documents in zip(batch["source_ids"], batch["source_document_ids"], strict=True):
+            ids = row[documents == 0][:_MOST_TOKENS].tolist()
+            yield Prompt(tokenizer.decode([token for token in ids if token != tokenizer.eos_id]), ids)
     elif isinstance(batch.get("labels"), Tensor):
         for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
             first = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), 0)

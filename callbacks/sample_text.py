@@ -2,20 +2,19 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.text import Text
-from torch import Tensor
 
 from lightning_lm.callbacks.batches import logits_of
 from lightning_lm.callbacks.formatting import visible
 from lightning_lm.callbacks.hooks import Attempt, LeanHooks, clocks_stopped, reason_of, without_side_effects
 from lightning_lm.callbacks.prompts import Prompt, find_tokenizer, sample_prompts
-from lightning_lm.generation import Generator, Sampling
+from lightning_lm.generation import Generator, Sampling, read_sources
 from lightning_lm.generation.prompt_checks import room_for
 from lightning_lm.modules import LMModule, PipelineModule
 from lightning_lm.parts import Limit, check_numbers
@@ -34,11 +33,12 @@ class SampleText(LeanHooks, Callback):
     gathers the weights for generation has ``generation_context(module)``.
 
     Works with any module: its ``model`` if that is a `lightning_lm.protocols.LanguageModel` or the model of an
-    `LMModule`, otherwise its own ``forward(input_ids)``. An error in generation is reported once and does not end the
-    run.
+    `LMModule`, otherwise its own ``forward(input_ids)``. To an encoder-decoder the prompts are sources. An error in
+    generation is reported once and does not end the run.
 
     Args:
-        prompts: Texts to continue; by default two prompts of the validation data, or the beginnings of its texts.
+        prompts: Texts to continue; by default two prompts or sources of the validation data, or the beginnings of its
+            texts.
         every_n_steps: Optimizer steps between samples; by default after each validation.
         max_new_tokens: Longest completion, tokens; by default 64, or as many as the context length leaves.
         sampling: Sampling settings; the seed is 0 by default, so that samples differ only by the model.
@@ -119,26 +119,31 @@ class SampleText(LeanHooks, Callback):
             rank_zero_warn(f"SampleText shows nothing in this run: generating failed ({reason_of(attempt.error)})")
         elif trainer.is_global_zero:
             shown = [prompt.text for prompt in self._prompts]
+            if hasattr(getattr(pl_module, "model", None), "given"):
+                shown = [f"{source} -> " for source in shown]
             _print(trainer.global_step, shown, texts)
             _write(trainer, shown, texts)
 
     def _complete(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
-        generator = Generator(_language_model(trainer, pl_module), self._find_tokenizer(trainer))
+        tokenizer = self._find_tokenizer(trainer)
+        model: Any = _language_model(trainer, pl_module)
         gather = getattr(trainer.strategy, "generation_context", contextlib.nullcontext)
         precision = trainer.precision_plugin.val_step_context()
         with without_side_effects(pl_module, pl_module.device), gather(pl_module), precision:
-            given = [prompt.ids or prompt.text for prompt in self._prompts]
-            length = self._max_new_tokens or room_for(generator.model, self._find_tokenizer(trainer), given, _LENGTH)
-            completions = generator.generate(given, sampling=self._sampling, max_new_tokens=length)
+            given: Sequence[str | list[int]] = [prompt.ids or prompt.text for prompt in self._prompts]
+            if hasattr(model, "given"):
+                model, given = read_sources(model, tokenizer, given)
+            length = self._max_new_tokens or room_for(model, tokenizer, given, _LENGTH)
+            completions = Generator(model, tokenizer).generate(given, sampling=self._sampling, max_new_tokens=length)
         return [completion.text for completion in completions]
 
     def _find_tokenizer(self, trainer: Trainer) -> Tokenizer:
         return find_tokenizer(trainer, self._tokenizer, "SampleText")
 
 
-def _language_model(trainer: Trainer, pl_module: LightningModule) -> LanguageModel | Callable[[Tensor], Tensor]:
+def _language_model(trainer: Trainer, pl_module: LightningModule) -> Any:
     model = getattr(pl_module, "model", None)
-    if isinstance(model, LanguageModel):
+    if isinstance(model, LanguageModel) or hasattr(model, "given"):
         return model
     forward: Any = model if isinstance(pl_module, LMModule) else pl_module
     return lambda input_ids: logits_of(trainer, forward, input_ids)

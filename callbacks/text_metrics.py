@@ -15,6 +15,7 @@ from lightning_lm.distributed import Ranks, runs_alone, whole_model
 from lightning_lm.errors import ConfigurationError, MissingDependencyError
 from lightning_lm.generation import Generator, Sampling, beam_search
 from lightning_lm.generation.prompt_checks import room_for
+from lightning_lm.generation.sources import padded_sources
 from lightning_lm.parts import Limit, check_numbers
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.types import IGNORE_INDEX
@@ -237,7 +238,7 @@ class TextMetrics(LeanHooks, Callback):
     def _write(self, pl_module: LightningModule, batch: list[_Example], tokenizer: Tokenizer) -> list[Sequence[int]]:
         """Return the ids that the model writes to each source."""
         model: Any = pl_module.model
-        lm = model.given(*(part.to(pl_module.device) for part in _padded([example.source for example in batch])))
+        lm = model.given(*(part.to(pl_module.device) for part in padded_sources([example.source for example in batch])))
         prompts = [example.target[:1] for example in batch]
         length = self._max_new_tokens or room_for(lm, tokenizer, prompts, _LENGTH)
         if self._num_beams == 1:
@@ -267,16 +268,6 @@ def _examples(batch: Mapping[str, Tensor], batch_idx: int, rank: int) -> Iterato
             source = sources[row][source_documents[row] == number].tolist()
             target = [int(ids[row][own][0]), *labels[row][own & wanted].tolist()]
             yield _Example((batch_idx, row, rank, number), source, target)
-
-
-def _padded(sources: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Return sources padded on the right, and their document ids: 1 for the padding."""
-    width = max(1, *map(len, sources))
-    ids, documents = (torch.full((len(sources), width), fill) for fill in (0, 1))
-    for row, source in enumerate(sources):
-        ids[row, : len(source)] = torch.tensor(source, dtype=torch.int64)
-        documents[row, : len(source)] = 0
-    return ids, documents
 
 
 def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

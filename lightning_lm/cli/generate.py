@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="prompts",
         metavar="TEXT",
-        help="text to continue, '-' for standard input; may be repeated (default: the beginning of a document)",
+        help="text to continue, or source of an encoder-decoder, '-' for standard input; may be repeated (default: the "
+        "beginning of a document)",
     )
     parser.add_argument(
         "--chat", action="store_true", help="each prompt is a user's turn, written by the model's chat template"
@@ -89,8 +90,12 @@ def run(namespace: argparse.Namespace, load_model: LoadModel) -> int:
     try:
         sampling = _sampling(namespace)
         prompts = [_prompt(text) for text in namespace.prompts or [""]]
-        generator = load_generator(namespace, load_model)
+        generator = load_generator(namespace, load_model, reads_sources=True)
         inputs = _inputs(prompts, generator, namespace)
+        if hasattr(generator.model, "given"):
+            sources = inputs if namespace.chat else prompts
+            generator, inputs = _after_sources(generator, sources)
+            prompts = [""] if len(prompts) == 1 else [f"{text}\n" for text in prompts]
         if namespace.max_new_tokens is None:
             from lightning_lm.generation.prompt_checks import room_for
 
@@ -135,16 +140,18 @@ def _prompt(text: str) -> str:
     return sys.stdin.read() if text == "-" else text
 
 
-def load_generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Generator":
+def load_generator(namespace: argparse.Namespace, load_model: LoadModel, *, reads_sources: bool = False) -> "Generator":
     """Return the model that the arguments name, on its device and with its tokenizer.
 
     Args:
         namespace: Parsed arguments of `add_model_arguments`.
         load_model: See `run`.
+        reads_sources: True if an encoder-decoder can be used.
 
     Raises:
         CheckpointError: If the path holds no usable model.
-        ConfigurationError: If no tokenizer is known, or another one than that of the training.
+        ConfigurationError: If no tokenizer is known, or another one than that of the training, or the model does not
+            continue texts.
     """
     import torch
 
@@ -164,6 +171,11 @@ def load_generator(namespace: argparse.Namespace, load_model: LoadModel) -> "Gen
     if tokenizer is None:
         raise ConfigurationError(f"{path} holds no tokenizer; name the one of its training with --tokenizer PATH.")
     _check_vocabulary(model, tokenizer)
+    if hasattr(model, "given") and not reads_sources:
+        raise ConfigurationError(
+            f"{path} is an encoder-decoder: it writes targets to sources and does not continue texts. Use "
+            "lightning-lm generate, or TextMetrics in trainer.test for BLEU, chrF and ROUGE."
+        )
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = torch.device(namespace.device) if namespace.device else accelerator
     return Generator(model.to(device or "cpu"), tokenizer)
@@ -217,6 +229,20 @@ def _inputs(prompts: list[str], generator: "Generator", namespace: argparse.Name
         )
         for text in prompts
     ]
+
+
+def _after_sources(
+    generator: "Generator", sources: Sequence[str | list[int]]
+) -> tuple["Generator", list[str | list[int]]]:
+    """Return a generator of the targets of sources, and its prompts."""
+    from lightning_lm.generation import Generator, read_sources
+
+    tokenizer = generator.tokenizer
+    assert tokenizer is not None
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ended = [text if isinstance(text, str) else [*text, *end] for text in sources]
+    model, prompts = read_sources(generator.model, tokenizer, ended)
+    return Generator(model, tokenizer), list(prompts)
 
 
 def _read_messages(path: Path) -> list[dict[str, Any]]:

@@ -18,11 +18,11 @@ from lightning_lm.data import (
     Vocabulary,
 )
 from lightning_lm.data.objectives import MASK, SENTINELS
-from lightning_lm.data.tokens import begin_id
 from lightning_lm.datamodules.chat import ChatDataModule
 from lightning_lm.datamodules.loader import Loading, RowStream
 from lightning_lm.datamodules.text import AnySource, TextDataModule
 from lightning_lm.errors import ConfigurationError
+from lightning_lm.generation.sources import target_begin
 from lightning_lm.protocols import Tokenizer
 from lightning_lm.tokenizers import TokenizerPart
 
@@ -143,7 +143,7 @@ class DenoisingDataModule(TextDataModule):
         self.objective.check(vocabulary, self._text_length)
         stream = TokenStream(stores, row_length=self._text_length + 1, **settings)
         kind = PrefixStream if self.target_follows else SourceTargetStream
-        return kind(stream, self.objective, vocabulary, begin_id=target_begin(self.tokenizer), seed=self._seed)
+        return kind(stream, self.objective, vocabulary, begin_id=_begin(self.tokenizer), seed=self._seed)
 
 
 class PrefixTextDataModule(DenoisingDataModule):
@@ -205,23 +205,14 @@ class Seq2SeqDataModule(ChatDataModule):
         stream = super()._stream(store, shuffle=shuffle)
         assert isinstance(stream, TokenStream)
         vocabulary = _vocabulary(self.tokenizer)
-        return SourceTargetStream(stream, None, vocabulary, begin_id=target_begin(self.tokenizer), seed=0)
-
-
-def target_begin(tokenizer: Tokenizer | None) -> int:
-    """Return the id before a target: the padding of a tokenizer that names one and no begin (T5), else the begin.
-
-    Args:
-        tokenizer: Tokenizer of the run.
-    """
-    assert tokenizer is not None, "setup() comes first"
-    named = getattr(tokenizer, "named_tokens", {})
-    if getattr(tokenizer, "bos_id", None) is None and "pad_token" in named:
-        return tokenizer.special_tokens[named["pad_token"]]
-    begin = begin_id(tokenizer)
-    return 0 if begin is None else begin
+        return SourceTargetStream(stream, None, vocabulary, begin_id=_begin(self.tokenizer), seed=0)
 
 
 def _vocabulary(tokenizer: Tokenizer | None) -> Vocabulary:
     assert tokenizer is not None, "setup() comes first"
     return Vocabulary.of(tokenizer)
+
+
+def _begin(tokenizer: Tokenizer | None) -> int:
+    assert tokenizer is not None, "setup() comes first"
+    return target_begin(tokenizer)

@@ -13,6 +13,7 @@ from lightning_lm.generation.decoding_loop import FinishReason
 from lightning_lm.generation.generator import Completion, Generator
 from lightning_lm.generation.openai_client import HTTPGenerator
 from lightning_lm.generation.sampling import Sampling
+from lightning_lm.generation.sources import read_sources
 from lightning_lm.generation.speculative import Speculation
 from lightning_lm.generation.transformers import TransformersGenerator
 from lightning_lm.generation.weight_push import WeightPush
@@ -34,4 +35,5 @@ __all__ = [
     "TransformersGenerator",
     "WeightPush",
     "beam_search",
+    "read_sources",
 ]

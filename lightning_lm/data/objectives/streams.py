@@ -101,7 +101,7 @@ class _ExampleStream(_ObjectiveStream):
         stream: The rows; of a `SupervisedStore` if there is no denoiser.
         denoiser: Makes source and target of each text; ``None`` if the labels tell the target.
         vocabulary: Facts about the tokenizer.
-        begin_id: Id before each target; in front of a text of the stream it is dropped.
+        begin_id: Id before each target; in front of a text, or of a source, of the stream it is dropped.
         seed: Seed of the random choices.
     """
 
@@ -129,7 +129,8 @@ class _ExampleStream(_ObjectiveStream):
                 continue
             if self._denoiser is None:
                 first = int(targets.argmax())
-                examples.append(Example(cells[:first], cells[first:]))
+                marked = int(first > 1 and cells[0] == self._begin[0])
+                examples.append(Example(cells[marked:first], cells[first:]))
                 continue
             text = cells[targets]
             ends = text[-1:] if len(self._end) and text[-1] == self._end[0] else text[:0]
