@@ -40,7 +40,8 @@ def read_sources(
         >>> decoder = TransformerConfig(d_model=8, num_layers=2, layers=pair)
         >>> model = EncoderDecoderConfig(encoder=encoder, decoder=decoder, context_length=32).build(260)
         >>> writer, prompts = read_sources(model, ByteTokenizer(), ["a long text", "another"])
-        >>> written = Generator(writer, ByteTokenizer()).generate(prompts, sampling=Sampling(temperature=0), max_new_tokens=8)
+        >>> generator = Generator(writer, ByteTokenizer())
+        >>> written = generator.generate(prompts, sampling=Sampling(temperature=0), max_new_tokens=8)
         >>> len(written)
         2
     """
