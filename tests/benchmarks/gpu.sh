@@ -73,7 +73,7 @@ fi
 
 check() { step "$1" "$2" "$python" "$here/bench_gpu_checks.py" "$1" --output "$output/$1.json"; } # name, budget
 if [ -n "$dry" ]; then
-  step correct 300 "$python" "$here/bench_kernels.py" --correct --only "rms_norm*" "linear_cross*" --output "$output/correct.json"
+  step correct 300 "$python" "$here/bench_kernels.py" --correct --only "rms_norm*" "linear_cross*" "grouped_linear*" "ssd*" "gated_delta*" --output "$output/correct.json"
   step training 300 "$python" "$here/bench_training_kernels.py" --models 124M --rounds 1 --steps 1 --output "$output/training.json"
   step tune 300 "$python" -m lightning_lm.cli kernels tune rms_norm:64 --interpret --output "$output/tables.json"
   # One process for all checks: to import torch takes longer than they do.

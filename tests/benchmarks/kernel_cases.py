@@ -26,7 +26,10 @@ from lightning_lm import kernels
 from lightning_lm.functional import Documents
 from lightning_lm.functional.attention import first_visible
 from lightning_lm.functional.flash_attention import flash_attention as readable_attention
+from lightning_lm.functional.linear_recurrence import linear_recurrence
 from lightning_lm.functional.rope import rope_frequencies, rope_table, rotate
+from lightning_lm.kernels.recurrence.chunk_scan import scan_chunks
+from lightning_lm.kernels.recurrence.flash_linear_attention import run_flash_linear_attention
 from lightning_lm.optim.muon import orthogonalize
 
 ON_GPU = torch.cuda.is_available()
@@ -286,7 +289,58 @@ def iterations() -> Iterator[Case]:
         )  # fmt: skip
 
 
+def experts() -> Iterator[Case]:
+    for number, rows, inner, outer in sizes(((128, 65536, 2048, 768), (32, 65536, 768, 2048)), (4, 24, 16, 32)):
+        share = torch.arange(number, dtype=torch.float64)  # the first has no rows, the last twice its share
+        counts = (share / share.sum() * rows).long()
+        counts[-1] += rows - counts.sum()
+        listed, counts = counts.tolist(), counts.to(DEVICE)
+        eager = lambda x, w, listed=listed: torch.cat(  # noqa: E731
+            [part @ matrix.t() for part, matrix in zip(x.split(listed), w.unbind(), strict=True)]
+        )
+        ours = lambda x, w, counts=counts: kernels.grouped_linear(x, w, counts)  # noqa: E731
+        triton = lambda x, w, counts=counts: kernels.grouped_linear(x, w, counts, prefer_triton=True)  # noqa: E731
+        products = rows * inner * outer
+        yield Case(
+            f"grouped_linear {number}x{rows}x{inner}x{outer}",
+            lambda n=number, rows=rows, i=inner, o=outer: [randn(rows, i), randn(n, o, i, scale=i**-0.5)],
+            {"ours": ours, "triton": triton, "torch": eager},
+            eager, Work("flops", 2 * products, 4 * products), (Floor(BOTH, 0.5), Faster(BOTH, "torch", 1.5)),
+        )  # fmt: skip
+
+
+def recurrences() -> Iterator[Case]:
+    batch, length, heads, dim = (2, 8192, 16, 128) if ON_GPU else (1, 96, 2, 16)
+    ids = (torch.arange(length, device=DEVICE) // (length // 3)).expand(batch, -1)
+    vectors = lambda: [randn(batch, length, heads, dim) for _ in "qkv"]  # noqa: E731
+    made = {
+        "ssd": lambda: [*vectors(), randn(batch, length, heads)],
+        "gated_delta": lambda: [*vectors(), randn(batch, length, heads), randn(batch, length, heads)],
+    }
+
+    def of(run: Callable[..., Any], **options: Any) -> Callable[..., Tensor]:
+        def call(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor | None = None) -> Tensor:
+            strength = None if b is None else b.sigmoid()
+            given = {"beta": strength, "document_ids": ids, "state": None, **options}
+            return run(q * dim**-0.5, F.normalize(k, dim=-1), v, -F.softplus(wide(g)), **given)[0]
+
+        return call
+
+    for kind, inputs in made.items():
+        # Pairs inside chunks of 64 tokens, and the state read and written once, for the delta rule corrected too.
+        products = batch * heads * length * dim * (2 * 64 + 2 * dim) * (1.5 if kind == "gated_delta" else 1)
+        yield Case(
+            f"{kind} {batch}x{length}x{heads}x{dim}", inputs,
+            {
+                "ours": of(linear_recurrence, scan=scan_chunks), "chosen": of(kernels.linear_recurrence),
+                "torch": of(linear_recurrence), "flash_linear_attention": of(run_flash_linear_attention),
+            },
+            of(linear_recurrence), Work("flops", 2 * products, 4 * products),
+            (Faster(BOTH, "torch", 2.0), Faster(BOTH, "flash_linear_attention", 0.5)), slow=True,
+        )  # fmt: skip
+
+
 def cases() -> Iterator[Case]:
     """Yield every case, the quick ones first."""
-    for family in (norms, activations, softmaxes, rotations, losses, attentions, iterations):
+    for family in (norms, activations, softmaxes, rotations, losses, attentions, experts, recurrences, iterations):
         yield from family()
