@@ -226,8 +226,8 @@ class Transformer(nn.Module):
         Args:
             x: From `run`.
         """
-        scale = self.config.output_scale
-        return self.norm(x) if scale is None else self.norm(x) * scale
+        scale, features = self.config.output_scale, cast(Tensor, self.norm(x))
+        return features if scale is None else features * scale
 
     def _embed(self, input_ids: Tensor, context: Context) -> Tensor:
         x = self.embed(input_ids)
