@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_lm.errors import ConfigurationError
@@ -129,6 +129,7 @@ class Encoder(Transformer):
         position_ids: Int[Tensor, "batch seq"] | None = None,
         document_ids: Int[Tensor, "batch seq"] | Documents | None = None,
         token_type_ids: Int[Tensor, "batch seq"] | None = None,
+        counted: Bool[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Return the features of each token, before the prediction head.
 
@@ -137,9 +138,10 @@ class Encoder(Transformer):
             position_ids: Place of each token in its document; counted by default.
             document_ids: Equal inside a document; no token sees another document's. Padding is a document of its own.
             token_type_ids: Segment of each token; the first by default.
+            counted: Tokens that count for the loads of experts and auxiliary losses; by default all.
         """
         context = make_context(input_ids, position_ids, document_ids, None)
-        context.token_type_ids = token_type_ids
+        context.token_type_ids, context.counted = token_type_ids, counted
         return self.finish(self.run(input_ids, context))
 
     def hidden(
@@ -151,7 +153,7 @@ class Encoder(Transformer):
         token_type_ids: Int[Tensor, "batch seq"] | None = None,
         prefix_lengths: Int[Tensor, "..."] | None = None,
         cache: KVCache | None = None,
-        counted: Tensor | None = None,  # noqa: ARG002  (balance of experts: all tokens count)
+        counted: Bool[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Return the features that ``head`` turns into logits. The arguments are those of `encode`.
 
@@ -165,7 +167,11 @@ class Encoder(Transformer):
                 "prefixes; use a TransformerConfig with Attention(causal=True)."
             )
         features = self.encode(
-            input_ids, position_ids=position_ids, document_ids=document_ids, token_type_ids=token_type_ids
+            input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            token_type_ids=token_type_ids,
+            counted=counted,
         )
         return features if self.prediction is None else cast(Tensor, self.prediction(features))
 

@@ -82,17 +82,25 @@ def with_counted(
     Those are the tokens that a wanted position depends on: the others are padding.
 
     Args:
-        model: Causal language model.
+        model: Language model; if it reads in both directions, a wanted position depends on its whole document.
         inputs: ``input_ids``, and what else the model may take.
         wanted: Mask of the positions whose outputs are used.
     """
-    if not any(getattr(module, "takes_context", False) for module in model.modules()):
+    has_experts = any(getattr(module, "takes_context", False) for module in model.modules())
+    if not has_experts or not _takes_keyword(model, "counted"):
         return dict(inputs)
+    documents = inputs.get("document_ids", torch.zeros_like(wanted, dtype=torch.int64))
+    counted = _precede(wanted, documents)
+    if not getattr(model, "is_causal", True):
+        counted |= _precede(wanted.flip(1), documents.flip(1)).flip(1)
+    return {**inputs, "counted": counted}
+
+
+def _precede(wanted: Tensor, documents: Tensor) -> Tensor:
+    """Return a mask of the tokens at or after which a wanted position stands in the same document."""
     columns = torch.arange(wanted.size(1), device=wanted.device).expand_as(wanted)
     later = torch.where(wanted, columns, wanted.size(1) - 1).flip(1).cummin(1).values.flip(1)
-    documents = inputs.get("document_ids", torch.zeros_like(columns))
-    counted = wanted.gather(1, later) & (documents.gather(1, later) == documents)
-    return {**inputs, "counted": counted}
+    return wanted.gather(1, later) & (documents.gather(1, later) == documents)
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -146,7 +146,7 @@ class LMModule(_ModelOwner, abc.ABC):
         except (KeyError, TypeError, AttributeError) as error:
             raise batch_error(error, batch, self) from None
         if loads:
-            loss = self._loads.add(loads, loss, num_targets)
+            loss = self._loads.add(loads, loss)
         positions = batch["labels" if "labels" in batch else "input_ids"].numel()
         return self._window.add(loss, positions=positions, trainer=trainer, num_targets=num_targets)
 
@@ -171,7 +171,7 @@ class LMModule(_ModelOwner, abc.ABC):
         skipped = self._skip_if_bad(optimizer)
         if self._has_experts:
             left_out = scaled and not bool(torch.isfinite(self._grad_norm))  # type: ignore[arg-type]
-            self._loads.close(self, trainer, skipped=skipped or left_out)
+            self._loads.close(self, trainer, totals.num_tokens, skipped=skipped or left_out)
         if not skipped:
             self._watch.add(trainer.global_step + 1, totals.nll_sum, None if scaled else self._grad_norm)
         if logs:
@@ -249,6 +249,7 @@ class LMModule(_ModelOwner, abc.ABC):
             "recorded": self._trained.state_dict(self.trainer.strategy),
             "skipped_steps": self.skipped_steps,
             "norm_history": self._history.state_dict(),
+            "counts_per_token": self._loads.state_dict(self),
             "seed": self._seed,
         }
 
@@ -274,6 +275,7 @@ class LMModule(_ModelOwner, abc.ABC):
             self._trained.load_state_dict(entry["recorded"], device=self.device)
         self.skipped_steps, self._seed = entry["skipped_steps"], entry["seed"]
         self._history = NormHistory(**entry["norm_history"])
+        self._loads.load_state_dict(entry.get("counts_per_token", {}), self, self.device)
 
 
 def _steps_of(trainer: Trainer, schedule: Schedule) -> int:

@@ -11,6 +11,7 @@ from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss
 from lightning_lm.kernels import measured_cross_entropy, output_layer
 from lightning_lm.models import ModelConfig
+from lightning_lm.models.own_model import with_counted
 from lightning_lm.modules.activation_checkpointing import ActivationCheckpointing
 from lightning_lm.modules.base import Compile, LMModule
 from lightning_lm.modules.token_losses import ImitationLoss
@@ -37,8 +38,8 @@ class MaskedNLL(ImitationLoss):
             batch: A `types.MaskedBatch`.
         """
         encoder: Any = model
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
         mask = batch["labels"] != IGNORE_INDEX
+        inputs = with_counted(model, {name: value for name, value in batch.items() if name != "labels"}, mask)
         terms: dict[str, Any] = {"z_loss": self.z_loss, "label_smoothing": self.label_smoothing}
         return measured_cross_entropy(
             encoder.hidden(**inputs)[mask], targets=batch["labels"][mask], **terms, **output_layer(encoder)

@@ -8,9 +8,11 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from recorded_gradients import Record
 
+from lightning_lm.functional.preference import SimPO
 from lightning_lm.models import (
     GLU,
     Attention,
+    EncoderConfig,
     HashRouter,
     LaggedLoss,
     Layer,
@@ -20,7 +22,7 @@ from lightning_lm.models import (
     TopK,
     collect_auxiliary,
 )
-from lightning_lm.modules import PretrainModule, SFTModule
+from lightning_lm.modules import DPOModule, MaskedNLL, PretrainModule, SFTModule
 from lightning_lm.optim import AdamW, Constant, SkipRule
 from lightning_lm.types import IGNORE_INDEX
 
@@ -43,16 +45,19 @@ def lengths(labels):
 
 
 def exact(config, windows, part):
-    """Gradients and loads of each window in float64, every row alone and without its padding."""
+    """Gradients and loads of each window in float64, every row alone and without its padding.
+
+    Auxiliary losses are means over tokens, up to the number of targets per token, which is that of the window before.
+    """
     torch.manual_seed(0)
     model = config.build().double()
     seen, routers = [], [layer.ffn.router for layer in model.layers]
     for router in routers:
         router.register_forward_hook(lambda router, given, routed: seen.append(routed))
-    fractions = [torch.full((EXPERTS,), 1 / EXPERTS, dtype=torch.float64) for _ in routers]
+    ratio, fractions = None, [torch.full((EXPERTS,), 1 / EXPERTS, dtype=torch.float64) for _ in routers]
     for rows in windows:
         model.zero_grad()
-        total, counts = 0.0, [torch.zeros(EXPERTS) for _ in routers]
+        total, auxiliary, counts = 0.0, 0.0, [torch.zeros(EXPERTS) for _ in routers]
         for ids, labels, length in zip(rows["input_ids"], rows["labels"], lengths(rows["labels"]), strict=True):
             if not length:
                 continue
@@ -64,12 +69,15 @@ def exact(config, windows, part):
                 counts[layer] += loads
                 if isinstance(part.balance, LaggedLoss):
                     shares = scores.sigmoid() / scores.sigmoid().sum(-1, keepdim=True)
-                    total = total + part.balance.weight * EXPERTS * (shares @ fractions[layer]).sum()
-                    total = total + part.z_loss * scores.exp().sum(-1).log().square().sum()
+                    auxiliary = auxiliary + part.balance.weight * EXPERTS * (shares @ fractions[layer]).sum()
+                    auxiliary = auxiliary + part.z_loss * scores.exp().sum(-1).log().square().sum()
                 if isinstance(part.balance, SequenceLoss):
                     shares = scores.softmax(-1).mean(0)
-                    total = total + length * EXPERTS / (K * length) * (loads * shares).sum()
-        (total / int((rows["labels"] != IGNORE_INDEX).sum())).backward()
+                    auxiliary = auxiliary + length * EXPERTS / (K * length) * (loads * shares).sum()
+        targets, tokens = int((rows["labels"] != IGNORE_INDEX).sum()), sum(lengths(rows["labels"]))
+        ratio = targets / tokens if ratio is None else ratio
+        ((total + ratio * auxiliary) / targets).backward()
+        ratio = targets / tokens
         fractions = [(count / count.sum()).double() for count in counts]
         for layer, count in zip(model.layers, counts, strict=True):
             if isinstance(part.balance, LoadBias):
@@ -148,6 +156,58 @@ def test_padding_that_is_packed_away_counts_for_nothing(config, rows, loader, ma
     assert load.counts.sum() == K * load.tokens
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_auxiliary_losses_are_means_over_tokens_where_few_are_targets(config, rows, loader, make_trainer, accumulate):
+    part = dataclasses.replace(BALANCED["sequence"], z_loss=0.5, balance=LaggedLoss(weight=2.0), router=TopK(k=K))
+    config, data = with_experts(config, part), rows(ROWS)
+    data["labels"][:, 1:4] = IGNORE_INDEX
+    torch.manual_seed(0)
+    module = SFTModule(config, optimizer=Record())
+    trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate)
+    trainer.fit(module, loader(data, WINDOW // accumulate))
+    windows = [{name: value[cut] for name, value in data.items()} for cut in (slice(WINDOW), slice(WINDOW, ROWS))]
+    wanted = [gradients for gradients, _ in exact(config, windows, part)]
+    seen = trainer.optimizers[0].children[0].seen
+    if accumulate == 1:  # in the first step, which no other precedes, each micro-batch has its own ratio
+        assert distance(seen[0], wanted[0]) < 1e-6
+    assert distance(seen[1], wanted[1]) < 1e-6
+
+
+def test_auxiliary_losses_are_means_over_tokens_where_pairs_are_counted(config, loader, make_trainer):
+    pairs = {"input_ids": torch.arange(36).view(4, 9) % 31, "labels": torch.arange(36).view(4, 9) % 31}
+    pairs["labels"][:, :5] = IGNORE_INDEX
+    pairs["labels"][1, 7:] = IGNORE_INDEX
+    config = dataclasses.replace(config, num_layers=1)
+    router, tokens, found = "model.layers.0.ffn.router.weight", sum(lengths(pairs["labels"])), []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        part = dataclasses.replace(PART, balance=None, z_loss=weight)
+        module = DPOModule(with_experts(config, part), loss=SimPO(), optimizer=Record())
+        trainer = make_trainer(max_steps=2)
+        trainer.fit(module, loader({name: value.repeat(2, 1) for name, value in pairs.items()}, 4))
+        found.append([seen[router.removeprefix("model.")] for seen in trainer.optimizers[0].children[0].seen])
+    model, logits = module.model, []
+    model.layers[0].ffn.router.register_forward_hook(lambda router, given, routed: logits.append(routed.logits))
+    for ids, length in zip(pairs["input_ids"], lengths(pairs["labels"]), strict=True):
+        model(ids[None, :length])
+    mean = torch.cat(logits).logsumexp(-1).square().sum() / tokens
+    wanted = torch.autograd.grad(mean, module.get_parameter(router))[0]
+    for plain, weighed in zip(*found, strict=True):
+        torch.testing.assert_close(weighed - plain, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_masked_rows_count_the_tokens_of_documents_with_a_target(config):
+    config = EncoderConfig(**{**vars(config), "layers": Layer(mixer=Attention(num_heads=2, causal=False), ffn=PART)})
+    labels = torch.full((2, 8), IGNORE_INDEX)
+    labels[0, 3] = labels[1, 0] = 7
+    documents = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 1, 1, 1]])
+    batch = {"input_ids": torch.arange(16).view(2, 8), "labels": labels, "document_ids": documents}
+    with collect_auxiliary() as loads:
+        MaskedNLL()(config.build(), batch)
+    assert [load.sums[0].item() for load in loads] == [8, 8]
+    assert all(load.counts.sum() == 8 * K for load in loads)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Always(SkipRule):
     def reason(self, grad_norm, history):
@@ -166,11 +226,13 @@ def test_a_resumed_run_goes_on_bit_for_bit(config, row_data, make_trainer, tmp_p
     part = dataclasses.replace(PART, balance=LaggedLoss(weight=0.1), z_loss=0.01)
     cycle = (Layer(mixer=Attention(num_heads=2), ffn=PART), Layer(mixer=Attention(num_heads=2), ffn=part))
     config, states = dataclasses.replace(config, layers=cycle), []
+    data = row_data()
+    data.train_rows["labels"][:, 1:4] = IGNORE_INDEX  # so that tokens and targets differ
     for steps, resume in ((4, None), (2, None), (4, tmp_path / "two.ckpt")):
         torch.manual_seed(0)
         module = PretrainModule(config, optimizer=AdamW(), schedule=Constant())
         trainer = make_trainer(max_steps=steps, accumulate_grad_batches=2)
-        trainer.fit(module, datamodule=row_data(), ckpt_path=resume)
+        trainer.fit(module, datamodule=data, ckpt_path=resume)
         if steps == 2:
             trainer.save_checkpoint(tmp_path / "two.ckpt")
         states.append(module.state_dict())

@@ -131,7 +131,8 @@ class MixtureOfExperts(nn.Module):
         weights = choices.weights.flatten().index_select(0, assignment.order)
         rows = self.run_experts(collect_tokens(tokens, assignment), assignment.counts, weights)
         out = combine(rows, assignment, len(tokens)).view(x.shape)
-        if context is not None and context.auxiliary is not None and self.training and torch.is_grad_enabled():
+        # Not `self.training`: objectives that compare with a reference train in evaluation mode, without dropout.
+        if context is not None and context.auxiliary is not None and torch.is_grad_enabled():
             context.auxiliary.append(self._load(routed, assignment, context, counted))
         return out if self.shared is None else out + self._shared_output(x)
 
