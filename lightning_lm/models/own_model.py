@@ -86,14 +86,19 @@ def with_counted(
         inputs: ``input_ids``, and what else the model may take.
         wanted: Mask of the positions whose outputs are used.
     """
-    has_experts = any(getattr(module, "takes_context", False) for module in model.modules())
-    if not has_experts or not _takes_keyword(model, "counted"):
+    if not any(getattr(module, "takes_context", False) for module in model.modules()):
         return dict(inputs)
+    return {**inputs, **_counted(model, inputs, wanted)}
+
+
+def _counted(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor) -> dict[str, Tensor]:
+    if not _takes_keyword(model, "counted"):
+        return {}
     documents = inputs.get("document_ids", torch.zeros_like(wanted, dtype=torch.int64))
     counted = _precede(wanted, documents)
     if not getattr(model, "is_causal", True):
         counted |= _precede(wanted.flip(1), documents.flip(1)).flip(1)
-    return {**inputs, "counted": counted}
+    return {"counted": counted}
 
 
 def _precede(wanted: Tensor, documents: Tensor) -> Tensor:

@@ -62,14 +62,13 @@ class LoadWindow:
             sums = torch.cat((to_accumulate(load.counts), load.sums))
             known = self._sums.get(load.layer)
             self._sums[load.layer] = sums if known is None else known + sums
-        losses = [load.loss * self._ratio(load, loss.num_tokens) for load in loads if load.loss is not None]
+        losses = [x.loss * self._ratio(x, loss.num_tokens).to(x.loss) for x in loads if x.loss is not None]
         return loss._replace(loss_sum=loss.loss_sum + torch.stack(losses).sum()) if losses else loss
 
     def _ratio(self, load: LayerLoad, num_tokens: Tensor) -> Tensor:
         """Return what the loss counts per token of a layer; in the first step, in the micro-batch itself."""
         known = self._ratios.get(load.layer)
-        ratio = num_tokens / load.sums[0].clamp(min=1) if known is None else known
-        return ratio.to(load.loss)
+        return num_tokens / load.sums[0].clamp(min=1) if known is None else known
 
     def close(self, module: nn.Module, trainer: Trainer, num_tokens: Tensor, *, skipped: bool) -> None:
         """Add up over ranks and hand the loads to the layers, unless the step is skipped. Collective.
