@@ -57,7 +57,8 @@ def pass_cost(device_type: str) -> int:
 class CachedForward:
     """Reads each token once. Prompts are aligned on the right, so that all rows append to the same column.
 
-    Prompts of very different lengths are read in groups of similar ones: padding costs as much as text.
+    Prompts of very different lengths are read in groups of similar ones: padding costs as much as text. What all
+    prompts begin with, such as the examples of a few-shot task, is read once.
 
     Args:
         model: Has ``make_cache`` as `lightning_lm.models.Transformer` has it.
@@ -88,30 +89,51 @@ class CachedForward:
         """Read the prompts; return logits [rows, vocab]."""
         if not getattr(self._cache, "can_join", False):
             return self._read(self._prompts, self._cache)
-        groups = _similar_lengths([len(prompt) for prompt in self._prompts], pass_cost(self._device.type))
-        logits = self._read(self._prompts, self._cache) if len(groups) == 1 else self._read_groups(groups)
-        self._run_along(len(groups))
+        cost = pass_cost(self._device.type)
+        groups = _similar_lengths([len(prompt) for prompt in self._prompts], cost)
+        prefix = self._read_prefix(cost)
+        passes = len(groups) + (prefix is not None)
+        if prefix is not None:
+            self._pass_follows()
+        logits = (
+            self._read(self._prompts, self._cache, prefix) if len(groups) == 1 else self._read_groups(groups, prefix)
+        )
+        self._run_along(passes)
         return logits
 
-    def _read_groups(self, groups: list[list[int]]) -> Tensor:
+    def _read_prefix(self, cost: int) -> Any:
+        """Return a cache of one row with what all prompts begin with; ``None`` where reading it apart saves nothing."""
+        length = _common_length(self._prompts)
+        if (len(self._prompts) - 1) * length <= cost or not self._cache.can_rewind or self._is_prefix:
+            return None  # where a prompt is read in both directions, its beginning depends on its end
+        prefix = self._prompts[0][:length]
+        cache = self._empty_cache([prefix], 0)
+        self._read([prefix], cache)
+        return cache
+
+    def _read_groups(self, groups: list[list[int]], prefix: Any) -> Tensor:
         """Read each group into a cache of its own, and let the common one take these over."""
         logits, parts = [], []
         for index, rows in enumerate(groups):
             prompts = [self._prompts[row] for row in rows]
             part = self._empty_cache(prompts, 0)
-            logits.append(self._read(prompts, part))
+            logits.append(self._read(prompts, part, prefix))
             parts.append((torch.tensor(rows, device=self._device), part))
-            if self._steps_agree is not None and index + 1 < len(groups):
-                self._steps_agree(True)
+            if index + 1 < len(groups):
+                self._pass_follows()
         self._cache.join(parts, self._width)
         return torch.cat(logits)[torch.cat([rows for rows, _ in parts]).argsort()]
 
-    def _run_along(self, groups: int) -> None:
-        """Run passes over one token until all ranks have read their groups, at most one for each prompt."""
+    def _pass_follows(self) -> None:
         if self._steps_agree is not None:
-            while self._steps_agree(False) and groups < len(self._prompts):
+            self._steps_agree(True)
+
+    def _run_along(self, passes: int) -> None:
+        """Run passes over one token until all ranks have read their prompts, at most one for each and for a prefix."""
+        if self._steps_agree is not None:
+            while self._steps_agree(False) and passes <= len(self._prompts):
                 self._read([[0]], self._empty_cache([[0]], 0))
-                groups += 1
+                passes += 1
 
     def _empty_cache(self, prompts: Sequence[Sequence[int]], more: int) -> Any:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
@@ -119,11 +141,14 @@ class CachedForward:
         starts = None if min(map(len, prompts)) == width else width - lengths
         return self._model.make_cache(len(prompts), width + more, starts=starts)
 
-    def _read(self, prompts: Sequence[Sequence[int]], cache: Any) -> Tensor:
-        """Read prompts into an empty cache; return logits [rows, vocab]."""
+    def _read(self, prompts: Sequence[Sequence[int]], cache: Any, prefix: Any = None) -> Tensor:
+        """Read prompts into an empty cache, behind a prefix that was read; return logits [rows, vocab]."""
+        if prefix is not None:
+            return self._read_behind(prefix, prompts, cache)
         model, width = self._model, max(map(len, prompts))
-        rows = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.int64)
-        ids = rows.to(self._device)
+        # A row is padded with a token of its own: a mask hides padding, but NaN of another token would come through.
+        rows = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
         inputs = {"cache": cache, **self._prefixes(prompts)}
         if not isinstance(model, LanguageModel):
             return _logits(model(ids, **inputs))[:, -1]
@@ -134,6 +159,22 @@ class CachedForward:
         """Return the input by which a model reads prompts in both directions, if it does."""
         lengths = [len(prompt) for prompt in prompts]
         return {"prefix_lengths": torch.tensor(lengths, device=self._device)} if self._is_prefix else {}
+
+    def _read_behind(self, prefix: Any, prompts: Sequence[Sequence[int]], cache: Any) -> Tensor:
+        """Read the rest of prompts, padded on the right so that it follows the prefix, and then align the rows."""
+        model, width = self._model, max(map(len, prompts))
+        padding = torch.tensor([width - len(prompt) for prompt in prompts], device=self._device)
+        rows = [[*prompt[prefix.length :], *[prompt[-1]] * (width - len(prompt))] for prompt in prompts]
+        ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        cache.begin_with(prefix)
+        last = torch.arange(len(prompts), device=self._device), ids.size(1) - 1 - padding
+        if isinstance(model, LanguageModel):
+            logits = head_logits(model, model.hidden(ids, cache=cache)[last])
+        else:
+            logits = _logits(model(ids, cache=cache))[last]
+        if min(map(len, prompts)) < width:
+            cache.align_right(padding)
+        return logits
 
     def step(self, ids: Tensor) -> Tensor:
         """Append one id per row, int64 [rows]; return logits [rows, vocab]."""
@@ -245,6 +286,13 @@ def _similar_lengths(lengths: Sequence[int], padding: int) -> list[list[int]]:
             used = 0
         groups[-1].append(row)
     return groups
+
+
+def _common_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Return the number of ids that all prompts begin with alike; the last id of each is left to be read."""
+    first, last = min(prompts), max(prompts)  # in lexicographic order; what these share, all do
+    most = min(map(len, prompts)) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
 
 
 def _device(model: Any) -> torch.device:

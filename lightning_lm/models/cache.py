@@ -75,6 +75,17 @@ class LayerState:
         """
         return
 
+    def align_right(self, padding: Int[Tensor, "batch"]) -> None:
+        """Move the newest columns of each row, which are padding, in front of the others.
+
+        Args:
+            padding: Number of them in each row.
+
+        Raises:
+            ConfigurationError: If the layer cannot go back.
+        """
+        self.rewind_rows(padding, 0)
+
     def join(self, parts: Sequence[tuple[Tensor, Any]], batch_size: int, length: int) -> None:
         """Take what others hold for some of the rows each, aligned on the right; this one is empty so far.
 
@@ -185,6 +196,22 @@ class LayerCache(LayerState):
             )
         self.used -= columns
 
+    def align_right(self, padding: Int[Tensor, "batch"]) -> None:
+        """Move the newest columns of each row, which are padding, in front of the others.
+
+        Args:
+            padding: Number of them in each row.
+
+        Raises:
+            ConfigurationError: If this layer drops columns.
+        """
+        self.rewind(0)
+        columns = torch.arange(self.used, device=padding.device)
+        old = (columns - padding[:, None]) % self.used
+        rows = torch.arange(len(padding), device=padding.device)[:, None]
+        for held in self.held:
+            held.copy_(held.transpose(1, 2)[rows, old].transpose(1, 2))
+
     def join(self, parts: Sequence[tuple[Tensor, "LayerCache"]], batch_size: int, length: int) -> None:
         """Take the columns that others hold for some of the rows each; see `KVCache.join`."""
         keys = right_aligned([(rows, part.held[0]) for rows, part in parts], batch_size, length)
@@ -285,6 +312,28 @@ class KVCache:
     def can_rewind(self) -> bool:
         """Return whether no layer drops columns, so that any number of them can be forgotten."""
         return all(layer.can_rewind for layer in self.layers)
+
+    def begin_with(self, prefix: "KVCache") -> None:
+        """Let every row of this cache, which is empty so far, begin with the same tokens, in column 0.
+
+        Args:
+            prefix: A cache of one row that holds them.
+        """
+        self.starts, self.last_start = None, 0
+        self.join([(torch.arange(self.batch_size), prefix)], prefix.length)
+
+    def align_right(self, padding: Int[Tensor, "batch"]) -> None:
+        """Let all rows end in the same column, and begin in one of their own.
+
+        Args:
+            padding: Newest columns of each row that are no tokens.
+
+        Raises:
+            ConfigurationError: If a layer drops columns.
+        """
+        for layer in self.layers:
+            layer.align_right(padding)
+        self.starts, self.last_start = padding, int(padding.max())
 
     def join(self, parts: Sequence[tuple[Tensor, "KVCache"]], length: int) -> None:
         """Take over what caches of fewer and narrower rows hold, aligned on the right; this one is empty so far.

@@ -7,11 +7,15 @@ from lightning_lm.generation import Generator, Sampling, forward
 from lightning_lm.generation.forward import CachedForward, PrefixForward
 from lightning_lm.models import (
     MLP,
+    ALiBi,
     Attention,
+    LatentAttention,
     Layer,
     LayerNorm,
     LearnedPositions,
+    LinearAttention,
     Normal,
+    Parallel,
     SinusoidalPositions,
     TransformerConfig,
 )
@@ -29,7 +33,14 @@ VARIANTS = {
     "learned": Layer(mixer=Attention(num_heads=4, rope=None, bias="all"), ffn=MLP()),
     "sinusoidal": Layer(mixer=Attention(num_heads=4, rope=None)),
 }
+OTHERS = {
+    "alibi": Layer(mixer=Attention(num_heads=4, rope=None)),
+    "latent": Layer(mixer=LatentAttention(num_heads=4, kv_rank=8, nope_dim=8, rope_dim=4, v_dim=8)),
+    "parallel": Layer(mixer=Parallel((Attention(num_heads=4), Attention(num_heads=2)))),
+    "recurrent": Layer(mixer=LinearAttention(num_heads=4)),
+}
 OPTIONS = {
+    "alibi": {"positions": ALiBi(num_heads=4)},
     "learned": {"positions": LearnedPositions(), "norm": LayerNorm(), "tie_embeddings": True},
     "sinusoidal": {"positions": SinusoidalPositions(), "logit_softcap": 3.0},
 }
@@ -42,7 +53,7 @@ def model_of(variant):
         d_model=32,
         num_layers=2,
         context_length=64,
-        layers=VARIANTS[variant],
+        layers=(VARIANTS | OTHERS)[variant],
         init=Normal(std=0.3),
         **OPTIONS.get(variant, {}),
     )
@@ -146,17 +157,67 @@ def test_prompts_of_similar_length_are_read_together():
     cached.prefill()
     assert sum(rows * width for rows, width in model.passes) <= sum(map(len, prompts)) + 64 * len(model.passes)
     assert len(model.passes) == 2
-    equal = CachedForward(model, [prompts[1]] * 9, 2)
+    equal = CachedForward(model, [prompts[1]] * 2, 2)
     equal.prefill()
-    assert model.passes[2:] == [(9, 60)]
+    assert model.passes[2:] == [(2, 60)]
 
 
-@pytest.mark.parametrize("groups_of_others", [1, 3, 6])
+EXAMPLES = prompts_of(20)[0]
+"""What prompts begin with."""
+
+
+def behind_examples(*lengths):
+    return [EXAMPLES + prompt for prompt in prompts_of(*lengths)]
+
+
+@pytest.mark.usefixtures("read")
+@pytest.mark.parametrize("lengths", [(7, 7, 7, 7, 7), (3, 23, 1, 12, 22, 2)])
+@pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS])
+@torch.no_grad()
+def test_prompts_that_begin_alike_get_the_logits_of_whole_prompts(variant, lengths, monkeypatch):
+    monkeypatch.setitem(forward._PASS_COSTS, "cpu", min(forward._PASS_COSTS["default"], 64))
+    model, prompts = model_of(variant), behind_examples(*lengths)
+    cached, whole = CachedForward(model, prompts, 8), PrefixForward(uncached(model), prompts, 8)
+    torch.testing.assert_close(cached.prefill(), whole.prefill(), **TOLERANCE)
+    rows = torch.arange(len(prompts))
+    for step in range(7):
+        torch.testing.assert_close(cached.step(rows + step), whole.step(rows + step), **TOLERANCE)
+        if step == 3:
+            rows = rows[1:]
+            cached.select(rows)
+            whole.select(rows)
+
+
+@torch.no_grad()
+def test_what_prompts_begin_with_is_read_once():
+    model = Counted(model_of("full"))
+    CachedForward(model, behind_examples(5, 9, 7, 6, 9), 2).prefill()
+    assert model.passes == [(1, 20), (5, 9)]
+    model.passes.clear()
+    CachedForward(model, behind_examples(5, 9), 2).prefill()  # a pass would cost as much as it saves
+    assert model.passes == [(2, 29)]
+
+
+@torch.no_grad()
+def test_nan_of_a_token_reaches_no_row_without_it():
+    """Padding is a token of the row itself: the mask would hide others, but not their NaN."""
+    model = model_of("full")
+    whole = PrefixForward(uncached(model), behind_examples(3, 9, 5, 7, 6), 2).prefill()
+    model.embed.weight[0] = float("nan")
+    torch.testing.assert_close(CachedForward(model, behind_examples(3, 9, 5, 7, 6), 2).prefill(), whole, **TOLERANCE)
+    apart = prompts_of(3, 9)
+    expected = PrefixForward(uncached(model), apart[1:], 2).prefill()
+    torch.testing.assert_close(CachedForward(model, apart, 2).prefill()[1:], expected, **TOLERANCE)
+    assert CachedForward(model, apart, 2).prefill().isfinite().all()
+
+
+@pytest.mark.parametrize("prompts_with", [prompts_of, behind_examples])
+@pytest.mark.parametrize("groups_of_others", [1, 3, 7])
 @pytest.mark.usefixtures("read")
 @torch.no_grad()
-def test_ranks_run_equally_many_passes_over_prompts(groups_of_others):
+def test_ranks_run_equally_many_passes_over_prompts(groups_of_others, prompts_with):
     """As a collective would have it: each call is answered by whether any rank has prompts left."""
-    model, prompts, calls = Counted(model_of("full")), prompts_of(3, 23, 1, 12, 22, 2), []
+    model, prompts, calls = Counted(model_of("full")), prompts_with(3, 23, 1, 12, 22, 2), []
 
     def any_rank(unfinished):
         calls.append(unfinished)

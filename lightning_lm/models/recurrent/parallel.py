@@ -129,6 +129,15 @@ class ParallelState(LayerState):
         for state in self.states:
             state.rewind_rows(columns, surplus)
 
+    def align_right(self, padding: Int[Tensor, "batch"]) -> None:
+        """Move the newest columns of each row, which are padding, in front of the others.
+
+        Args:
+            padding: Number of them in each row.
+        """
+        for state in self.states:
+            state.align_right(padding)
+
     def join(self, parts: Sequence[tuple[Tensor, Any]], batch_size: int, length: int) -> None:
         """Take what others hold for some of the rows each.
 
