@@ -53,6 +53,13 @@ from lightning_lm.models.lora import (
     remove_adapters,
 )
 from lightning_lm.models.mixer import Mixer, MixerModule
+from lightning_lm.models.multi_token import (
+    AheadHeads,
+    MultiTokenConfig,
+    MultiTokenTransformer,
+    ParallelHeads,
+    SequentialHeads,
+)
 from lightning_lm.models.mup import MuP, MuPAttention
 from lightning_lm.models.ngram import NgramModel, fit_ngram, load_ngram, read_arpa, save_ngram, write_arpa
 from lightning_lm.models.ngram_classifier import NgramClassifier
@@ -109,6 +116,7 @@ __all__ = [
     "ALiBi",
     "AdapterPart",
     "Adapters",
+    "AheadHeads",
     "Attention",
     "Balance",
     "ClampedGLU",
@@ -151,6 +159,8 @@ __all__ = [
     "ModelDescription",
     "MuP",
     "MuPAttention",
+    "MultiTokenConfig",
+    "MultiTokenTransformer",
     "NTKScaling",
     "NgramClassifier",
     "NgramModel",
@@ -158,6 +168,7 @@ __all__ = [
     "Norm",
     "Normal",
     "Parallel",
+    "ParallelHeads",
     "Positions",
     "PredictionHead",
     "PretrainedAdapters",
@@ -174,6 +185,7 @@ __all__ = [
     "RotaryTable",
     "Router",
     "SequenceLoss",
+    "SequentialHeads",
     "SinkAttention",
     "SinusoidalPositions",
     "SkipGram",

@@ -51,6 +51,8 @@ class Context:
     """Tokens that count for auxiliary losses and loads of experts; ``None`` for all."""
     auxiliary: list[LayerLoad] | None = field(default_factory=collected.get)
     """Reports of layers in a training step beside their output; ``None`` where nobody asks."""
+    before_last: Tensor | None = None
+    """Residual stream before the last layer, [batch, seq, d_model], once that has been run."""
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def mask(self, num_keys: int, window: int | None) -> Documents | Bool[Tensor, "#batch 1 queries keys"] | None:

@@ -215,6 +215,7 @@ class Transformer(nn.Module):
         x, cache = self._embed(input_ids, context), context.cache
         x = F.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
         for index, block in enumerate(self.layers):
+            context.before_last = x
             x = block(x, context, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.advance(input_ids.size(1))

@@ -41,7 +41,15 @@ from lightning_lm.modules.rl.rollout import Rollout, RolloutEngine, RolloutPlan,
 from lightning_lm.modules.seq2seq import Seq2SeqModule
 from lightning_lm.modules.sft import SFTModule
 from lightning_lm.modules.signal_stop import SignalStop
-from lightning_lm.modules.token_losses import DFT, NLL, CrossEntropy, ImitationLoss, TokenLossPart, token_scores
+from lightning_lm.modules.token_losses import (
+    DFT,
+    NLL,
+    CrossEntropy,
+    ImitationLoss,
+    MultiToken,
+    TokenLossPart,
+    token_scores,
+)
 
 __all__ = [
     "DFT",
@@ -71,6 +79,7 @@ __all__ = [
     "MaskedNLL",
     "MeasuredModule",
     "ModelReward",
+    "MultiToken",
     "NumberedPairs",
     "Objective",
     "ObjectiveTerms",

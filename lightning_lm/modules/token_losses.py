@@ -3,15 +3,17 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_lm.errors import ConfigurationError
 from lightning_lm.functional.cross_entropy import MeasuredLoss, TokenLoss, token_cross_entropy
 from lightning_lm.functional.logprobs import TokenScores, entropy, token_logprobs
 from lightning_lm.kernels import linear_cross_entropy, linear_logprob, measured_cross_entropy, output_layer
-from lightning_lm.models.own_model import hidden_or_whole_logits
+from lightning_lm.models.multi_token import MultiTokenTransformer
+from lightning_lm.models.own_model import hidden_or_whole_logits, with_counted
 from lightning_lm.models.unpadding import outputs_at
 from lightning_lm.parts import Limit, Part
 from lightning_lm.protocols import is_language_model
@@ -22,6 +24,7 @@ __all__ = [
     "NLL",
     "CrossEntropy",
     "ImitationLoss",
+    "MultiToken",
     "TokenLossPart",
     "hidden_or_logits",
     "next_token_inputs",
@@ -65,6 +68,73 @@ class CrossEntropy(TokenLossPart, limits={"z_loss": Limit.NON_NEGATIVE, "label_s
         values, head = hidden_or_logits(model, batch)
         loss = linear_cross_entropy if head else token_cross_entropy
         return loss(values, targets=targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing, **head)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiToken(CrossEntropy, limits={"weight": Limit.NON_NEGATIVE}):
+    """Cross-entropy of the next token and, in training, of those after it.
+
+    The sums of all further tokens are divided by the number of next tokens, so no micro-batch counts more than another,
+    and by the number of heads. No token of another document is a target. Metrics are of the next token alone.
+
+    Source:
+        DeepSeek-V3, arXiv:2412.19437, equations 24 and 25.
+    """
+
+    weight: float = 0.3
+    """Weight of the mean over the further tokens; 0.3 and then 0.1 in DeepSeek-V3. Unitless."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> TokenLoss:
+        """Return the sums of a batch.
+
+        Args:
+            model: Built from `models.MultiTokenConfig`.
+            batch: A `types.TokenBatch`.
+
+        Raises:
+            ConfigurationError: If the model has no heads of further tokens, or the batch has prefixes.
+        """
+        if not model.training:
+            return super().__call__(model, batch)
+        model = cast(MultiTokenTransformer, _with_heads(model, batch))
+        terms: dict[str, Any] = {"z_loss": self.z_loss, "label_smoothing": self.label_smoothing, **output_layer(model)}
+        inputs = with_counted(model, next_token_inputs(batch), target_mask(batch))
+        found = [
+            linear_cross_entropy(values, targets=later_targets(batch, ahead), **terms)
+            for ahead, values in enumerate(model.hidden_ahead(**inputs))
+        ]
+        further = sum((loss.loss_sum for loss in found[1:]), torch.zeros_like(found[0].loss_sum))
+        return found[0]._replace(loss_sum=found[0].loss_sum + self.weight / len(model.ahead) * further)
+
+
+def _with_heads(model: nn.Module, batch: Batch) -> nn.Module:
+    if not hasattr(model, "hidden_ahead"):
+        raise ConfigurationError(
+            f"MultiToken needs heads of further tokens, and {type(model).__name__} has none. Describe the model with "
+            "--model.model.class_path MultiTokenConfig, or train with CrossEntropy."
+        )
+    if batch.get("prefix_lengths") is not None:
+        raise ConfigurationError(
+            "The batch has prefix_lengths, and the heads of further tokens would read targets in a prefix. Train a "
+            "prefix language model with CrossEntropy."
+        )
+    return model
+
+
+def later_targets(batch: Batch, ahead: int) -> Tensor:
+    """Return the token that comes ``ahead`` places after the next one of each position, or ``IGNORE_INDEX``.
+
+    Args:
+        batch: A `types.TokenBatch`.
+        ahead: Places after the next token; at 0 these are `next_token_targets`.
+    """
+    targets = batch["labels"][:, ahead + 1 :]
+    documents = batch.get("document_ids")
+    if documents is None or not ahead:
+        return targets
+    begun = torch.zeros_like(documents)
+    begun[:, 1:] = (documents[:, 1:] != documents[:, :-1]).cumsum(dim=1)
+    return targets.masked_fill(begun[:, ahead + 1 :] != begun[:, : -ahead - 1], IGNORE_INDEX)
 
 
 def next_token_inputs(batch: Batch) -> dict[str, Tensor]:

@@ -190,7 +190,9 @@ def shard_over_data(module: nn.Module, mesh: DeviceMesh, *, reshard_after_forwar
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
         if isinstance(model, LanguageModel):
-            register_fsdp_forward_method(model, "hidden")
+            for name in ("hidden", "hidden_ahead"):
+                if hasattr(model, name):
+                    register_fsdp_forward_method(model, name)
 
 
 def models_of(module: nn.Module) -> Iterator[nn.Module]:

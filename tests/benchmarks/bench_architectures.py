@@ -27,11 +27,18 @@ from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
 CONTEXT, ROWS = 256, 8
 
 
-def name_of(layer: dict[str, Any]) -> str:
-    """Return the name of a layer's mixer."""
-    mixer = layer["mixer"]
+Layers = dict[str, Any] | list[dict[str, Any]]
+"""The layer of a model, or the layers that are cycled over its depth."""
+
+
+def name_of(layers: Layers) -> str:
+    """Return the names of the layers' mixers, and of feed-forwards that are not dense."""
+    if isinstance(layers, list):
+        return ", ".join(name_of(layer) for layer in layers)
+    mixer, ffn = layers["mixer"], layers["ffn"]["class_path"]
     settings = mixer.get("init_args", {})
-    return " + ".join([mixer["class_path"], *(str(settings[key]) for key in ("decay", "cell") if settings.get(key))])
+    chosen = [str(settings[key]) for key in ("decay", "cell") if settings.get(key)]
+    return " + ".join([mixer["class_path"], *chosen, *([] if ffn == "GLU" else [ffn])])
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
@@ -45,17 +52,25 @@ def tensors_of(value: object) -> Iterator[Tensor]:
         yield from tensors_of(list(vars(value).values()))
 
 
-def build(layer: dict[str, Any]) -> Transformer:
+def build(layers: Layers) -> Transformer:
     """Return the model of a run, with new weights."""
-    described = {"part": "Layer", "mixer": _part(layer["mixer"]), "ffn": _part(layer["ffn"])}
+    described = [
+        {"part": "Layer", "mixer": _part(layer["mixer"]), "ffn": _part(layer["ffn"])}
+        for layer in (layers if isinstance(layers, list) else [layers])
+    ]
     plain_config = TransformerConfig(vocab_size=256, d_model=64, num_layers=2, context_length=CONTEXT).to_dict()
     return TransformerConfig.from_dict({**plain_config, "layers": described}).build()
 
 
 def _part(data: dict[str, Any]) -> dict[str, Any]:
     settings = data.get("init_args", {})
-    nested = {key: {"part": value} if key == "decay" else value for key, value in settings.items()}
-    return {"part": data["class_path"], **nested}
+    return {"part": data["class_path"], **{key: _nested(key, value) for key, value in settings.items()}}
+
+
+def _nested(key: str, value: Any) -> Any:
+    if isinstance(value, dict) and "class_path" in value:
+        return _part(value)
+    return {"part": value} if key == "decay" else value
 
 
 def training_step(model: Transformer) -> Callable[[], None]:
