@@ -103,7 +103,7 @@ class MultiTokenConfig(TransformerConfig):
         Args:
             vocab_size: That of the tokenizer, for a config that leaves its own out.
         """
-        return MultiTokenTransformer(cast(MultiTokenConfig, with_vocabulary(self, vocab_size)))
+        return MultiTokenTransformer(with_vocabulary(self, vocab_size))
 
 
 class SequentialHead(nn.Module):
