@@ -290,7 +290,7 @@ def _similar_lengths(lengths: Sequence[int], padding: int) -> list[list[int]]:
 
 def _common_length(prompts: Sequence[Sequence[int]]) -> int:
     """Return the number of ids that all prompts begin with alike; the last id of each is left to be read."""
-    first, last = min(prompts), max(prompts)  # in lexicographic order; what these share, all do
+    first, last = min(prompts, key=list), max(prompts, key=list)  # in lexicographic order: what these share, all do
     most = min(map(len, prompts)) - 1
     return next((place for place in range(most) if first[place] != last[place]), most)
 

@@ -197,7 +197,7 @@ class MultiTokenTransformer(Transformer):
         stream = self.run(input_ids, context)
         trunk = context.before_last
         assert trunk is not None
-        found = [self.norm(stream)]
+        found, scale = [self.finish(stream)], self.config.output_scale or 1.0
         for k, head in enumerate(cast(Any, self.ahead), start=1):
             if k == input_ids.size(1):
                 break
@@ -206,7 +206,7 @@ class MultiTokenTransformer(Transformer):
             context.counted = None if counted is None else counted[:, :-k]
             tokens = self.embed(input_ids[:, k:]) * (self.config.embed_scale or 1.0)
             stream, features = head(stream[:, : tokens.size(1)], trunk[:, : tokens.size(1)], tokens, context)
-            found.append(features)
+            found.append(features * scale)
         return found
 
     def _head_context(self, input_ids: Tensor, position_ids: Tensor | None, document_ids: Tensor | None) -> Context:

@@ -121,10 +121,10 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     figure = new_figure(11, 0.45 * len(rows) + 1.2)
     panels = figure.subplots(1, 4, sharey=True)
     columns = {
-        "loss": "Loss, nats per byte",
-        "step_cpu_ms": "Training step, CPU ms",
-        "token_cpu_ms": "Decoding, CPU ms per token",
-        "state_bytes": "State of a row, bytes",
+        "loss": "Loss, nats a byte",
+        "step_cpu_ms": "Step, CPU ms",
+        "token_cpu_ms": "Token, CPU ms",
+        "state_bytes": "State, bytes",
     }
     names = list(rows)[::-1]
     for axes, (key, title) in zip(panels, columns.items(), strict=True):
