@@ -104,7 +104,8 @@ class CachedForward:
     def _read_prefix(self, cost: int) -> Any:
         """Return a cache of one row with what all prompts begin with; ``None`` where reading it apart saves nothing."""
         length = _common_length(self._prompts)
-        if (len(self._prompts) - 1) * length <= cost or not self._cache.can_rewind or self._is_prefix:
+        able = getattr(self._cache, "can_rewind", False) and hasattr(self._cache, "begin_with")
+        if (len(self._prompts) - 1) * length <= cost or not able or self._is_prefix:
             return None  # where a prompt is read in both directions, its beginning depends on its end
         prefix = self._prompts[0][:length]
         cache = self._empty_cache([prefix], 0)

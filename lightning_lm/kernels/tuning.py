@@ -21,9 +21,11 @@ from torch import Tensor
 from lightning_lm.errors import DataError, UsageError
 from lightning_lm.functional.rope import rope_frequencies, rope_table
 from lightning_lm.kernels.flash_attention.operation import flash_attention
+from lightning_lm.kernels.grouped_linear import grouped_linear
 from lightning_lm.kernels.layer_norm import layer_norm
 from lightning_lm.kernels.lm_head.cross_entropy import cross_entropy
 from lightning_lm.kernels.newton_schulz import symmetric_product
+from lightning_lm.kernels.recurrence.chunk_scan import scan_chunks
 from lightning_lm.kernels.relu_squared import relu_squared
 from lightning_lm.kernels.rms_norm import rms_norm
 from lightning_lm.kernels.rope import rope
@@ -134,9 +136,26 @@ def _symmetric(bench: Bench, rows: int, columns: int) -> Run:
     return lambda: (symmetric_product(x, least_rows=1),)
 
 
+def _grouped(bench: Bench, experts: int, out_features: int, in_features: int) -> Run:
+    rows = max(bench.tokens // experts, 1)
+    counts = torch.full((experts,), rows, device=bench.device)
+    shapes = (experts * rows, in_features), (experts, out_features, in_features)
+    return bench.both(lambda x, weight: grouped_linear(x, weight, counts, prefer_triton=True), *shapes)
+
+
+def _recurrence(bench: Bench, key_dim: int, value_dim: int) -> Run:
+    size = min(bench.tokens, 64)
+    chunks = 1, 16, bench.tokens // size, size
+    shapes = (*chunks, value_dim), (*chunks, key_dim), (*chunks, key_dim), (1, 16, key_dim, value_dim)
+    # Small keys: else the state grows from chunk to chunk.
+    return bench.both(lambda v, w, k, state: scan_chunks(v, 0.05 * w, 0.05 * k, None, state), *shapes)
+
+
 _WARPS = (1, 2, 4, 8, 16)
 _TILES = {"BLOCK_Q": (16, 32, 64, 128), "BLOCK_K": (16, 32, 64, 128), "num_warps": (4, 8), "num_stages": (1, 2, 3)}
 _SQUARES = {"BLOCK": (64, 128), "BLOCK_K": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
+_GROUPED = {"BLOCK": (64, 128), "BLOCK_K": (32, 64), "num_warps": (4, 8), "num_stages": (2, 3)}
+_STATES = {"BLOCK_V": (16, 32, 64), "num_warps": (4, 8), "num_stages": (1, 2)}
 _ROPE = {"num_warps": _WARPS}
 _VOCABULARY = {"BLOCK": (1024, 2048, 4096, 8192), "num_warps": (4, 8, 16)}
 
@@ -164,6 +183,10 @@ TUNABLE = {
         "heads x kv_heads x head_dim", [(32, 8, 128), (16, 16, 64)], (4, 2, 16), {"num_warps": _WARPS}, _rope
     ),
     "vocabulary": Tunable("vocabulary", [(50304,), (128256,)], (300,), _VOCABULARY, _cross_entropy),
+    "grouped_linear": Tunable(
+        "experts x out_features x in_features", [(32, 768, 2048), (8, 4096, 4096)], (3, 40, 24), _GROUPED, _grouped
+    ),
+    "linear_recurrence": Tunable("key_dim x value_dim", [(64, 64), (128, 128)], (16, 16), _STATES, _recurrence),
     "newton_schulz": Tunable("rows x columns", [(1024, 4096), (2048, 2048)], (70, 40), _SQUARES, _symmetric),
     **dict.fromkeys(
         ("flash_attention", "flash_attention_queries", "flash_attention_keys"),

@@ -124,7 +124,7 @@ def test_every_checkpoint_is_exported_with_the_template_and_the_ends_that_were_t
 
 
 def test_a_model_of_transformers_and_the_weights_that_a_server_is_sent(published, tmp_path):
-    model = transformers.AutoModelForCausalLM.from_pretrained(published("granite"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(published("olmo"))
     module, data = WAYS["grpo"](model)
     data.tokenizer = load_tokenizer(tmp_path / "published")
     fitted(module, data, tmp_path)
@@ -142,7 +142,7 @@ def test_the_ends_of_one_stage_are_kept_by_the_next(published, tmp_path):
     check(exported(tmp_path))
 
 
-@pytest.mark.parametrize("family", ["llama", "granite"])
+@pytest.mark.parametrize("family", ["llama", "olmo"])
 def test_adapters_of_one_stage_go_on_into_the_next(published, tmp_path, family):
     """Merged: each stage begins with exactly the model that the one before has left."""
     source, left = published(family), None
@@ -223,7 +223,7 @@ def test_the_defaults_of_a_configuration_end_nothing(tmp_path):
     assert (found.eos_token_id, found.bos_token_id) == (256, None)
 
 
-@pytest.mark.parametrize("family", ["llama", "granite"])
+@pytest.mark.parametrize("family", ["llama", "olmo"])
 def test_every_file_has_the_mode_of_a_new_file(published, tmp_path, family):
     published(family)
     module, _ = WAYS["sft"](CheckpointModel(checkpoint=str(tmp_path / "published")))
