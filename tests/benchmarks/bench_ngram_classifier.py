@@ -28,8 +28,8 @@ from lightning_lm.models import NgramClassifier
 from lightning_lm.modules import ClassificationModule
 from lightning_lm.optim import AdamW, Linear
 
-WORDS, EPOCHS, BUCKETS, FEATURES, ROUNDS = 20, 5, 1 << 18, 16, 3
-RATES = (0.1, 0.5, 1.0)
+WORDS, EPOCHS, BUCKETS, FEATURES, ROUNDS = 20, 5, 1 << 18, 16, 2
+RATES = (0.05, 0.1, 0.2)
 Texts = tuple[list[str], list[str]]
 
 
