@@ -74,11 +74,11 @@ def save_curve(results: "Results", path: Path | str) -> Path:
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
+    from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
+
     lines: dict[str, list[CurvePoint]] = {}
     for point in compute_curve(results.tasks):
         lines.setdefault(point.line, []).append(point)
-    from lightning_lm.scaling.plots.canvas import INK, new_figure, plain
-
     figure = new_figure(7.0, 4.5)
     axes = figure.add_subplot()
     plain(axes, "Accuracy against generated tokens")

@@ -107,10 +107,10 @@ def search_tasks(
         ngram: Words of an n-gram.
         min_words: Fewest words of an item that is looked for.
     """
-    names = [(task, item.id) for task, items in tasks.items() for item in items]
-    texts = (_text(item) for items in tasks.values() for item in items)
     from lightning_lm.curation import EvaluationIndex
 
+    names = [(task, item.id) for task, items in tasks.items() for item in items]
+    texts = (_text(item) for items in tasks.values() for item in items)
     index = EvaluationIndex(texts, ngram=ngram, min_words=min_words)
     overlaps: dict[str, dict[str, float]] = {task: {} for task in tasks}
     number = 0

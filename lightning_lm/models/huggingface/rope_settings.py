@@ -25,10 +25,11 @@ def read_rope(config: _Settings, *, kind_of_layer: str | None = None, partial: b
     """
     settings: _Settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if kind_of_layer is not None and config.get("rope_parameters"):
-        if not isinstance(settings.get(kind_of_layer), Mapping):
+        flat = any(value is not None and not isinstance(value, Mapping) for value in settings.values())
+        if flat or not isinstance(settings.get(kind_of_layer), Mapping):
             raise ConfigurationError(
-                f"rope_parameters {dict(settings)} name no settings of {kind_of_layer}; this family has one object for "
-                "each kind of layers."
+                f"rope_parameters is {dict(settings)}, and this family needs one object for each kind of layers. Write "
+                "'rope_parameters': {'full_attention': {...}, 'sliding_attention': {...}} into config.json."
             )
         settings = settings[kind_of_layer]
     kind = settings.get("rope_type", settings.get("type", "default"))

@@ -64,10 +64,7 @@ def _rope_settings(data: Settings, kind: str, base: float) -> dict[str, Any]:
     base = data.get("rope_theta" if kind == "full_attention" else "rope_local_base_freq") or base
     new = data.get("rope_parameters")
     if new:
-        flat = sorted(name for name, value in new.items() if value is not None and not isinstance(value, dict))
-        if flat:
-            raise ConfigurationError(f"rope_parameters of Gemma 3 has one object for each kind of layers, not {flat}.")
-        return {**data, "rope_parameters": {kind: {"rope_theta": base, **(new.get(kind) or {})}}}
+        return {**data, "rope_parameters": {**new, kind: {"rope_theta": base, **(new.get(kind) or {})}}}
     return {**data, "rope_theta": base, "rope_scaling": data.get("rope_scaling") if kind[0] == "f" else None}
 
 
