@@ -17,6 +17,7 @@ from lightning_lm.models import (
     TransformerConfig,
     parameter_roles,
 )
+from lightning_lm.models.huggingface.config_json import config_to_huggingface
 from lightning_lm.modules import CrossEntropy, MultiToken, PretrainModule
 from lightning_lm.optim import SGD, Constant
 from lightning_lm.types import IGNORE_INDEX
@@ -163,3 +164,9 @@ def test_a_model_without_heads_and_a_prefix_are_refused():
         MultiToken()(plain, packed())
     with pytest.raises(ConfigurationError, match="prefix"):
         MultiToken()(model_of(SequentialHeads()), {**packed(), "prefix_lengths": torch.tensor([2, 2])})
+
+
+def test_no_family_of_transformers_has_these_heads():
+    config = MultiTokenConfig(vocab_size=50, d_model=16, num_layers=1)
+    with pytest.raises(ConfigurationError, match="llama: it describes a TransformerConfig, not a MultiTokenConfig"):
+        config_to_huggingface(config)

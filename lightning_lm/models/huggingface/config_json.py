@@ -79,7 +79,7 @@ def config_to_huggingface(config: OurConfig, *, family: str | None = None) -> di
 def _written(config: OurConfig, name: str) -> dict[str, Any]:
     """Write a config as a family, and read it back to see that nothing is lost."""
     family = FAMILIES[name]
-    if not isinstance(config, family.describes):
+    if type(config) is not family.describes:
         raise ConfigurationError(f"it describes a {family.describes.__name__}, not a {type(config).__name__}")
     settings = {"architectures": [family.architecture], "model_type": name, **family.write(config)}
     wanted, got = _function(config), _function(family.config(settings))
